@@ -1,0 +1,212 @@
+"""Configuration: params.yaml, validated at the edge.
+
+One frozen model per section of params.yaml; an unknown key, a wrong type or a value out of range
+is one clear error that names the key. Reads: params.yaml. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class ConfigError(ValueError):
+    """params.yaml or an override is wrong; the message names the key and what was expected."""
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Columns(Section):
+    """Names of the contract's columns in the user's own file."""
+
+    user_id: str
+    item_id: str
+    timestamp: str
+    action: str | None
+    session_id: str | None
+    title: str | None
+    categories: str | None
+
+
+class Data(Section):
+    """Where the raw log lies and how it is read."""
+
+    path: Path
+    format: Literal["movielens-1m", "movielens-100k", "complete-journey", "table"]
+    interactions: str | None
+    items: str | None
+    users: str | None
+    columns: Columns
+    category_separator: str = Field(min_length=1)
+
+
+class Validate(Section):
+    """Limits of the data contract."""
+
+    max_bad_share: float = Field(ge=0, le=1)
+    min_timestamp: int
+    max_timestamp_ahead_s: int = Field(ge=0)
+    max_volume_change: float = Field(gt=0)
+    max_age_days: float | None = Field(gt=0)
+    chunk_rows: int = Field(ge=1000)
+
+
+class Sessionize(Section):
+    """Sessions, vocabulary, splits and labels."""
+
+    engine: Literal["duckdb", "spark"]
+    gap_s: int = Field(gt=0)
+    min_user_events: int = Field(ge=1)
+    min_item_events: int = Field(ge=1)
+    split: Literal["leave-one-out", "global-time"]
+    validation_share: float = Field(gt=0, lt=0.5)
+    test_share: float = Field(gt=0, lt=0.5)
+    positive_from: float | None
+    positive_actions: tuple[str, ...] | None
+
+
+class Model(Section):
+    """Shape of the network; every switch is an ablation row."""
+
+    dim: int = Field(ge=4)
+    max_history: int = Field(ge=2)
+    num_blocks: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
+    position_bias: bool
+    time_bias: bool
+    side_features: bool
+    sessions: bool
+    intra_blocks: int = Field(ge=1)
+    inter_blocks: int = Field(ge=1)
+    preference: bool
+    history_rows: Literal["causal", "preference"]
+    num_anchors: int = Field(ge=1)
+    sigma: float = Field(gt=0)
+    recent_window: int = Field(ge=1)
+    tile: int = Field(ge=8)
+
+
+class Pretrain(Section):
+    """Stage 1: session-based masked item modeling."""
+
+    epochs: int = Field(ge=0)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    mim_blocks: int = Field(ge=1)
+    mask_share: float = Field(gt=0, lt=1)
+    session_mask_share: float = Field(ge=0, le=1)
+    batch_tokens: int = Field(ge=64)
+    warmup_steps: int = Field(ge=0)
+    clip_norm: float = Field(gt=0)
+    checkpoint_steps: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
+class Finetune(Section):
+    """Stage 2: retrieval and ranking."""
+
+    encoder: Literal["hpgr", "hstu"]
+    epochs: int = Field(ge=1)
+    patience: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    inherited_scale: float = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    loss: Literal["full", "sampled"]
+    num_negatives: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    ranking_weight: float = Field(ge=0)
+    num_candidates: int = Field(ge=1)
+    batch_tokens: int = Field(ge=64)
+    warmup_steps: int = Field(ge=0)
+    clip_norm: float = Field(gt=0)
+    checkpoint_steps: int = Field(ge=1)
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "float32", "bfloat16"]
+    seed: int = Field(ge=0)
+
+
+class Evaluate(Section):
+    """Protocols, cutoffs and the report."""
+
+    cutoffs: tuple[int, ...] = Field(min_length=1)
+    catalogue_chunk: int = Field(ge=1)
+    remove_history: bool
+    retrieve: int = Field(ge=1)
+    bootstrap_samples: int = Field(ge=1)
+    report_users: int = Field(ge=0)
+    seed: int = Field(ge=0)
+
+
+class Register(Section):
+    """Names in MLflow."""
+
+    model_name: str = Field(min_length=1)
+    experiment: str = Field(min_length=1)
+
+
+class Config(Section):
+    """The whole of params.yaml with its profile applied."""
+
+    profile: str
+    data: Data
+    validate_: Validate = Field(alias="validate")
+    sessionize: Sessionize
+    model: Model
+    pretrain: Pretrain
+    finetune: Finetune
+    evaluate: Evaluate
+    register_: Register = Field(alias="register")
+
+
+def load_config(path: Path = PARAMS_FILE) -> Config:
+    """Read `path`, apply the profile it names and validate.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} not found: run hpgr in the project's root folder") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections, found {type(raw).__name__}")
+    return resolve(raw, source=str(path))
+
+
+def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
+    """Apply `raw`'s profile to its sections and validate the result; see `load_config`."""
+    sections = {k: v for k, v in raw.items() if k != "profiles"}
+    profiles = raw.get("profiles") or {}
+    name = sections.get("profile")
+    if name not in profiles:
+        raise ConfigError(
+            f"{source}: profile is {name!r}, expected one of {', '.join(sorted(profiles))}"
+        )
+    for dotted, value in (profiles[name] or {}).items():
+        section, _, key = dotted.partition(".")
+        target = sections.get(section)
+        if not isinstance(target, dict) or key not in target:
+            raise ConfigError(f"{source}: profiles.{name} sets {dotted!r}, which is no parameter")
+        sections[section] = {**target, key: value}
+    try:
+        return Config.model_validate(sections)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})"
+            if e["type"] != "extra_forbidden"
+            else f"  {'.'.join(map(str, e['loc']))}: unknown key; remove it or correct its name"
+            for e in error.errors()
+        ]
+        raise ConfigError(f"{source} is wrong in {len(lines)} places:\n" + "\n".join(lines)) from None

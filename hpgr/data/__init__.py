@@ -1,0 +1,1 @@
+"""The log: fetch, validate, cut into sessions, read in batches."""

@@ -1,0 +1,142 @@
+"""The sessionized log as flat, memory-mapped arrays: what training and evaluation read.
+
+Written by the sessionize stage below `artifacts/sessions/arrays/`, one `.npy` file an array, rows
+sorted by user and, within a user, by (timestamp, source row). Notation: E events, U users,
+V rows of the item table, C category values.
+
+| array            | dtype | shape | meaning                                                |
+|------------------|-------|-------|--------------------------------------------------------|
+| user_offsets     | int64 | U + 1 | events of user u are rows user_offsets[u] .. [u + 1]   |
+| item             | int32 | E     | dense item id; 0 is padding, 1 is an unknown item      |
+| timestamp        | int64 | E     | seconds since 1970, UTC                                |
+| action           | int16 | E     | dense action id; 0 is none or unknown                  |
+| label            | int8  | E     | 1 positive, 0 negative                                 |
+| session          | int32 | E     | session number within the user, from 0                 |
+| split            | int8  | E     | 0 train, 1 validation, 2 test                          |
+| category_offsets | int64 | V + 1 | category values of item v: category[offsets[v]:[v+1]]  |
+| category         | int32 | C     | dense category id, from 1; 0 is padding                |
+
+`meta.json` beside the arrays holds the counts and the vocabularies' sizes. Imports numpy only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+PADDING, UNKNOWN, FIRST_ITEM = 0, 1, 2
+TRAIN, VALIDATION, TEST = 0, 1, 2
+DTYPES = {
+    "user_offsets": np.int64,
+    "item": np.int32,
+    "timestamp": np.int64,
+    "action": np.int16,
+    "label": np.int8,
+    "session": np.int32,
+    "split": np.int8,
+    "category_offsets": np.int64,
+    "category": np.int32,
+}
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Counts and settings of one sessionized log; `num_*` include the reserved ids."""
+
+    num_users: int
+    num_items: int
+    num_actions: int
+    num_categories: int
+    num_events: int
+    split: str
+    gap_s: int
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """The arrays above, memory-mapped read-only."""
+
+    meta: Meta
+    user_offsets: np.ndarray
+    item: np.ndarray
+    timestamp: np.ndarray
+    action: np.ndarray
+    label: np.ndarray
+    session: np.ndarray
+    split: np.ndarray
+    category_offsets: np.ndarray
+    category: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path) -> EventLog:
+        """Map the arrays below `folder` (`artifacts/sessions/arrays`).
+
+        Raises:
+            FileNotFoundError: an array is missing; run the sessionize stage.
+            ValueError: an array has another dtype or length than the contract says.
+        """
+        meta = Meta(**json.loads((folder / "meta.json").read_text(encoding="utf-8")))
+        arrays = {}
+        for name, dtype in DTYPES.items():
+            array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            if array.dtype != dtype:
+                raise ValueError(f"{folder / name}.npy: expected {np.dtype(dtype)}, found {array.dtype}")
+            arrays[name] = array
+        for name in ("item", "timestamp", "action", "label", "session", "split"):
+            if len(arrays[name]) != meta.num_events:
+                raise ValueError(
+                    f"{folder / name}.npy: expected {meta.num_events} rows, found {len(arrays[name])}"
+                )
+        return cls(meta=meta, **arrays)
+
+    def user_of_event(self) -> np.ndarray:
+        """User index of every event, int64 [E]."""
+        return np.repeat(np.arange(self.meta.num_users), np.diff(self.user_offsets))
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Jagged histories of Q queries, each with the time at which it asks.
+
+    `offsets` int64 [Q + 1] delimits the rows of `item`, `action`, `timestamp` and `session`;
+    `request_time` int64 [Q] is not earlier than any event of its history.
+    """
+
+    offsets: np.ndarray
+    item: np.ndarray
+    action: np.ndarray
+    timestamp: np.ndarray
+    session: np.ndarray
+    request_time: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.request_time)
+
+
+def histories(
+    log: EventLog, user: np.ndarray, end: np.ndarray, request_time: np.ndarray, max_history: int
+) -> Histories:
+    """The last `max_history` events of each `user` before row `end` of the log (exclusive).
+
+    Args:
+        log: the sessionized log.
+        user: user index of each query, [Q].
+        end: first row of the log that a query may not see, [Q].
+        request_time: seconds, [Q].
+        max_history: events kept, the newest.
+    """
+    start = np.maximum(log.user_offsets[user], end - max_history)
+    length = end - start
+    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+    rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - start, length)
+    return Histories(
+        offsets=offsets,
+        item=log.item[rows],
+        action=log.action[rows],
+        timestamp=log.timestamp[rows],
+        session=log.session[rows],
+        request_time=np.asarray(request_time, dtype=np.int64),
+    )

@@ -1,0 +1,1 @@
+"""The networks: HPGR, HSTU and the attention both share."""

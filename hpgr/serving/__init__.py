@@ -1,0 +1,1 @@
+"""From a history and a request time to recommended items."""
