@@ -109,6 +109,8 @@ class Pretrain(Section):
     warmup_steps: int = Field(ge=0)
     clip_norm: float = Field(gt=0)
     checkpoint_steps: int = Field(ge=1)
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "float32", "bfloat16"]
     seed: int = Field(ge=0)
 
 
@@ -119,7 +121,12 @@ class Finetune(Section):
     epochs: int = Field(ge=1)
     patience: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    inherit: bool
     inherited_scale: float = Field(ge=0)
+    decay: bool
+    random_windows: bool
+    monitor: Literal["validation_ndcg@10", "validation_hr@10", "validation_auc"]
+    validation_queries: int = Field(ge=1)
     weight_decay: float = Field(ge=0)
     loss: Literal["full", "sampled"]
     num_negatives: int = Field(ge=1)
@@ -144,6 +151,14 @@ class Evaluate(Section):
     retrieve: int = Field(ge=1)
     bootstrap_samples: int = Field(ge=1)
     report_users: int = Field(ge=0)
+    calibration_bins: int = Field(ge=1)
+    tuning_queries: int = Field(ge=1)
+    history_decays: tuple[float, ...] = Field(min_length=1)
+    transition_events: int = Field(ge=1)
+    ease_ridge: float = Field(gt=0)
+    ease_max_items: int = Field(ge=0)
+    recency_half_life_days: float = Field(gt=0)
+    prior_events: float = Field(gt=0)
     seed: int = Field(ge=0)
 
 
@@ -209,4 +224,6 @@ def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
             else f"  {'.'.join(map(str, e['loc']))}: unknown key; remove it or correct its name"
             for e in error.errors()
         ]
-        raise ConfigError(f"{source} is wrong in {len(lines)} places:\n" + "\n".join(lines)) from None
+        raise ConfigError(
+            f"{source} is wrong in {len(lines)} places:\n" + "\n".join(lines)
+        ) from None

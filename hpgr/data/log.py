@@ -83,7 +83,9 @@ class EventLog:
         for name, dtype in DTYPES.items():
             array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             if array.dtype != dtype:
-                raise ValueError(f"{folder / name}.npy: expected {np.dtype(dtype)}, found {array.dtype}")
+                raise ValueError(
+                    f"{folder / name}.npy: expected {np.dtype(dtype)}, found {array.dtype}"
+                )
             arrays[name] = array
         for name in ("item", "timestamp", "action", "label", "session", "split"):
             if len(arrays[name]) != meta.num_events:

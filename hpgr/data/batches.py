@@ -1,0 +1,151 @@
+"""Training batches: jagged windows of the memory-mapped log, in an order that is a pure function.
+
+The batches of an epoch depend on (seed, epoch) alone, so a run resumes in mid-epoch from one
+integer. No padding: a batch is as many users as fit a token budget. Reads the arrays of
+`hpgr/data/log.py`; only the rows of the batch at hand are ever copied. Imports numpy only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpgr.data.log import TRAIN, EventLog, Histories
+
+
+@dataclass(frozen=True)
+class CandidateRows:
+    """Candidates of a batch: jagged by `offsets` int64 [B + 1], C in all.
+
+    `visible` counts the oldest events of the history that happened strictly before `time`.
+    """
+
+    offsets: np.ndarray
+    item: np.ndarray
+    visible: np.ndarray
+    time: np.ndarray
+    label: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Histories of B users, the item that follows each of their T events, and candidates."""
+
+    histories: Histories
+    target: np.ndarray
+    candidates: CandidateRows | None
+
+
+class TrainingWindows:
+    """Windows over each user's training events, batched by token budget.
+
+    A user with more than `max_history` + 1 training events gives its newest window, or, with
+    `random_windows`, in every other epoch one that ends at random.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        *,
+        max_history: int,
+        batch_tokens: int,
+        num_candidates: int,
+        random_windows: bool,
+        seed: int,
+    ) -> None:
+        """`num_candidates` is per user; 0 gives batches without candidates.
+
+        Raises:
+            ValueError: no user has two training events.
+        """
+        self.log, self.max_history, self.seed = log, max_history, seed
+        self.batch_tokens, self.num_candidates = batch_tokens, num_candidates
+        self.random_windows = random_windows
+        start = np.asarray(log.user_offsets[:-1])
+        train_before = np.concatenate([[0], np.cumsum(np.asarray(log.split) == TRAIN)])
+        # Training events come first within a user in every split, so they are one run of rows.
+        count = train_before[log.user_offsets[1:]] - train_before[start]
+        users = np.flatnonzero(count >= 2)
+        if not len(users):
+            raise ValueError(
+                "no user has two training events: nothing to learn an order from; "
+                "lower sessionize.min_item_events or bring a longer log"
+            )
+        self.start, self.end = start[users], (start + count)[users]
+        self.length = np.minimum(self.end - self.start - 1, max_history)
+        self.tokens_per_epoch = int(self.length.sum())
+        self.batches_per_epoch = -(-self.tokens_per_epoch // batch_tokens)
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """Window numbers of each batch of `epoch`."""
+        order = self._random(epoch, 0).permutation(len(self.start))
+        before = np.cumsum(self.length[order]) - self.length[order]
+        number = before // self.batch_tokens
+        return np.split(order, np.flatnonzero(np.diff(number)) + 1)
+
+    def batch(self, windows: np.ndarray, epoch: int, index: int) -> Batch:
+        """Batch number `index` of `epoch`, made of `windows` (one entry of `plan`)."""
+        random = self._random(epoch, index + 1)
+        length = self.length[windows]
+        last = self.end[windows] - 1  # row of the final target
+        spare = last - length - self.start[windows]
+        if self.random_windows:
+            moved = random.integers(0, 2, len(windows)) * random.integers(0, spare + 1)
+            last = last - moved
+        first = last - length
+        offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - first, length)
+        log = self.log
+        histories = Histories(
+            offsets=offsets,
+            item=log.item[rows],
+            action=log.action[rows],
+            timestamp=log.timestamp[rows],
+            session=log.session[rows],
+            request_time=log.timestamp[last],
+        )
+        candidates = None
+        if self.num_candidates:
+            candidates = self._candidates(histories, first, length, random)
+        return Batch(histories, log.item[rows + 1], candidates)
+
+    def _candidates(
+        self,
+        histories: Histories,
+        first: np.ndarray,
+        length: np.ndarray,
+        random: np.random.Generator,
+    ) -> CandidateRows:
+        """Labelled events drawn from each window, its final target included."""
+        log, num = self.log, self.num_candidates
+        drawn = np.sort((random.random((len(first), num)) * (length + 1)[:, None]).astype(np.int64))
+        rows = (first[:, None] + drawn).ravel()
+        time = log.timestamp[rows]
+        return CandidateRows(
+            offsets=np.arange(len(first) + 1) * num,
+            item=log.item[rows],
+            visible=events_before(histories, np.repeat(np.arange(len(first)), num), time),
+            time=time,
+            label=log.label[rows],
+        )
+
+    def _random(self, epoch: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, stream])
+
+
+def events_before(histories: Histories, query: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """How many events of history `query` [C] happened strictly before `time` [C]; int64 [C].
+
+    Events at the very moment of the request are not visible: a tie must not leak.
+    """
+    offsets, stamps = histories.offsets, np.asarray(histories.timestamp)
+    low, high = offsets[query], offsets[query + 1]
+    while np.any(low < high):
+        middle = (low + high) // 2
+        before = stamps[np.minimum(middle, len(stamps) - 1)] < time
+        low, high = (
+            np.where((low < high) & before, middle + 1, low),
+            np.where((low < high) & ~before, middle, high),
+        )
+    return low - offsets[query]

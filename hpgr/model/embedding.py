@@ -1,0 +1,98 @@
+"""Embedding layer: items with side features, actions, and a time-aware position.
+
+Shape legend: T rows, V items, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpgr.model.tiles import NUM_TIME_BUCKETS, time_bucket
+
+INITIAL_STD = 0.02
+
+
+def _table(rows: int, dim: int) -> nn.Embedding:
+    table = nn.Embedding(rows, dim)
+    nn.init.normal_(table.weight, std=INITIAL_STD)
+    return table
+
+
+class ItemEmbedding(nn.Module):
+    """Item vectors: the item's own row plus the mean of its categories' rows.
+
+    Row 0 of the item table is padding, row 1 stands for every unknown item, and one row behind the
+    catalogue is the mask token of stage 1. An item never seen in training still has its
+    categories, so it is not a stranger.
+    """
+
+    category_offsets: Tensor
+    category: Tensor
+
+    def __init__(
+        self,
+        num_items: int,
+        num_categories: int,
+        dim: int,
+        *,
+        category_offsets: Tensor,
+        category: Tensor,
+        side_features: bool,
+    ) -> None:
+        """Categories in CSR form: those of item v are category[category_offsets[v]:[v + 1]]."""
+        super().__init__()
+        self.num_items = num_items
+        self.item = _table(num_items + 1, dim)
+        self.category_table = None
+        if side_features and len(category):
+            self.category_table = nn.EmbeddingBag(num_categories, dim, mode="mean")
+            nn.init.normal_(self.category_table.weight, std=INITIAL_STD)
+        # Features of the catalogue travel with the weights: no other file is needed to serve.
+        self.register_buffer("category_offsets", category_offsets.to(torch.int64))
+        self.register_buffer("category", category.to(torch.int64))
+
+    @property
+    def mask_token(self) -> int:
+        """Item id of [M]."""
+        return self.num_items
+
+    def table(self) -> Tensor:
+        """Vectors of the whole catalogue and the mask token, [V + 1, D]."""
+        if self.category_table is None:
+            return self.item.weight
+        features = self.category_table(self.category, self.category_offsets[:-1])
+        return self.item.weight + functional.pad(features, (0, 0, 0, 1))
+
+
+class TimeAwarePosition(nn.Module):
+    """Where an event stands: its place in the window, the time since the event before it and,
+    unless switched off, the time until the user's next event (the request, at the end).
+
+    The last one is known when a recommendation is asked for; it is HSTU's convention that a row is
+    told the time of its target, and it is only ever a time, never an item.
+    """
+
+    def __init__(self, num_positions: int, dim: int, *, request_time: bool) -> None:
+        super().__init__()
+        self.position = _table(num_positions, dim)
+        self.since_previous = _table(NUM_TIME_BUCKETS, dim)
+        self.until_next = _table(NUM_TIME_BUCKETS, dim) if request_time else None
+
+    def forward(
+        self, position: Tensor, time: Tensor, previous_time: Tensor, next_time: Tensor
+    ) -> Tensor:
+        """Vectors [T, D] of places int64 [T] and times in seconds, int64 [T]."""
+        place = self.position(position.clamp_max(self.position.num_embeddings - 1))
+        place = place + self.since_previous(time_bucket(time - previous_time))
+        if self.until_next is not None:
+            place = place + self.until_next(time_bucket(next_time - time))
+        return place
+
+
+def scaled(vectors: Tensor) -> Tensor:
+    """Item vectors as network input: times sqrt(D), as in HSTU."""
+    return vectors * math.sqrt(vectors.shape[-1])

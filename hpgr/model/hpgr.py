@@ -1,0 +1,297 @@
+"""HPGR: hierarchical and preference-aware generative recommender (arXiv 2603.00980).
+
+One trunk, bottom to top: embedding layer, time-aware position, session enhancement module with
+gated fusion. Stage 1 puts a bidirectional Transformer and a masked-item head on it; stage 2 puts
+HSTU blocks with preference-guided sparse attention on the inherited trunk and two heads:
+
+- retrieval: the state of a history row, matched by cosine with every item of the catalogue;
+- ranking: pCTR of candidates, all in one pass, each seeing only events before its request time.
+
+In every block a query (a candidate; in the last block also each history row, whose output is the
+retrieval state) reads the history through its Gaussian mask. History rows below the last block are
+causal as in HSTU, or masked as well (`history_rows: preference`), so that cost grows as their
+number. With `sessions` and `preference` off and no side features this is HSTU with HPGR's heads.
+
+Shape legend: B users, T history rows, P sessions, C candidates, V items, D width, A anchors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpgr.model.catalogue import Catalogue
+from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, scaled
+from hpgr.model.hstu import HSTUBlock
+from hpgr.model.packed import Candidates, Packed
+from hpgr.model.preference import PreferenceMask, PreferenceSignals
+from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
+from hpgr.model.tiles import Tiles, build_tiles
+
+if TYPE_CHECKING:
+    from hpgr.config import Model
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What the trunk computed for one batch: fused rows [T, D], SEM outputs, catalogue vectors."""
+
+    fused: Tensor
+    sessions: Tensor | None
+    table: Tensor
+
+
+class HPGRTrunk(nn.Module):
+    """The part that stage 1 trains and stage 2 inherits."""
+
+    def __init__(self, settings: Model, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.tile, self.gap_s = settings.tile, catalogue.gap_s
+        self.dropout = settings.dropout
+        num_positions = settings.max_history + 1  # one more for a candidate behind a full window
+        self.items = ItemEmbedding(
+            catalogue.num_items,
+            catalogue.num_categories,
+            settings.dim,
+            category_offsets=catalogue.category_offsets,
+            category=catalogue.category,
+            side_features=settings.side_features,
+        )
+        self.action = None
+        if settings.side_features and catalogue.num_actions > 1:
+            self.action = nn.Embedding(catalogue.num_actions + 1, settings.dim)
+            nn.init.normal_(self.action.weight, std=0.02)
+        self.place = TimeAwarePosition(num_positions, settings.dim, request_time=settings.time_bias)
+        self.sessions = None
+        if settings.sessions:
+            self.sessions = SessionEncoder(
+                settings.dim,
+                settings.num_heads,
+                intra_blocks=settings.intra_blocks,
+                inter_blocks=settings.inter_blocks,
+                num_positions=num_positions,
+                dropout=settings.dropout,
+            )
+
+    def forward(self, packed: Packed, *, causal: bool, masked: Tensor | None = None) -> Trunk:
+        """Fused representation of every history row.
+
+        Args:
+            packed: the histories.
+            causal: False only in pretraining.
+            masked: bool [T], rows whose item and action are hidden *before* anything reads them.
+        """
+        table = self.items.table()
+        item, action = packed.item, packed.action
+        if masked is not None:
+            item = torch.where(masked, self.items.mask_token, item)
+            action = torch.where(masked, 0, action)
+        x = scaled(functional.embedding(item, table))
+        if self.action is not None:
+            x = x + self.action(action)
+        x = x + self.place(packed.position, packed.time, packed.previous_time, packed.next_time)
+        x = functional.dropout(x, self.dropout, self.training)
+        if self.sessions is None or not len(x):
+            return Trunk(x, None, table)
+        fused, outputs = self.sessions(x, packed, tile=self.tile, causal=causal)
+        return Trunk(fused, outputs, table)
+
+    def candidates(self, trunk: Trunk, packed: Packed, candidates: Candidates) -> Tensor:
+        """Fused representation [C, D] of candidates, placed by their time among the history."""
+        x = scaled(functional.embedding(candidates.item, trunk.table))
+        visible = candidates.last - candidates.first
+        newest = (candidates.last - 1).clamp_min(0)
+        if len(packed.item):
+            last_time = torch.where(visible > 0, packed.time[newest], candidates.time)
+        else:
+            last_time = candidates.time
+        # A candidate has no next event: its own time is both, so "until next" is bucket 0.
+        x = x + self.place(visible, candidates.time, last_time, candidates.time)
+        x = functional.dropout(x, self.dropout, self.training)
+        if self.sessions is None or trunk.sessions is None:
+            return x
+        same = candidates.time - last_time <= self.gap_s
+        return self.sessions.fuse_candidates(
+            x, trunk.sessions, packed, candidates.first, candidates.last, same
+        )
+
+
+class MaskedItemModel(nn.Module):
+    """Stage 1: the trunk, a plain bidirectional Transformer and the masked-item state."""
+
+    def __init__(self, settings: Model, catalogue: Catalogue, *, mim_blocks: int) -> None:
+        super().__init__()
+        self.trunk = HPGRTrunk(settings, catalogue)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                settings.dim,
+                settings.num_heads,
+                num_positions=settings.max_history + 1,
+                dropout=settings.dropout,
+            )
+            for _ in range(mim_blocks)
+        )
+
+    def forward(self, packed: Packed, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """States [T, D] of all rows and the catalogue's vectors [V, D]; masked bool [T]."""
+        trunk = self.trunk(packed, causal=False, masked=masked)
+        tiles = build_tiles(packed.first, packed.user_end, len(packed.item), size=self.trunk.tile)
+        x = trunk.fused
+        for block in self.blocks:
+            x = block(x, tiles)
+        return x, trunk.table[: self.trunk.items.num_items]
+
+
+class HPGR(nn.Module):
+    """Stage 2: preference-aware retrieval and ranking on the inherited trunk."""
+
+    def __init__(self, settings: Model, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.trunk = HPGRTrunk(settings, catalogue)
+        self.tile = settings.tile
+        self.history_rows = settings.history_rows
+        self.time_bias = settings.time_bias
+        self.blocks = nn.ModuleList(
+            HSTUBlock(
+                settings.dim,
+                settings.num_heads,
+                head_dim=settings.dim // settings.num_heads,
+                num_positions=settings.max_history + 1,
+                dropout=settings.dropout,
+                position_bias=settings.position_bias,
+                time_bias=settings.time_bias,
+            )
+            for _ in range(settings.num_blocks)
+        )
+        self.signals = None
+        if settings.preference:
+            self.signals = PreferenceSignals(
+                settings.dim,
+                num_anchors=settings.num_anchors,
+                sigma=settings.sigma,
+                recent_window=settings.recent_window,
+            )
+        self.click = nn.Sequential(
+            nn.Linear(2 * settings.dim, settings.dim), nn.SiLU(), nn.Linear(settings.dim, 1)
+        )
+
+    def forward(
+        self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, PreferenceMask | None]:
+        """States and scores of one batch.
+
+        Args:
+            packed: the histories.
+            candidates: of the ranking task, or None.
+            newest_only: give the retrieval state of each history's newest row alone, for the
+                histories that have one; the last block then computes nothing else.
+
+        Returns:
+            retrieval states [T, D]; catalogue vectors [V, D]; pCTR logits [C] or None; the mask of
+            the retrieval states' preference signals or None.
+        """
+        trunk = self.trunk(packed, causal=True)
+        below = self._history_tiles(trunk, packed)
+        asking = packed.newest if newest_only else None
+        last_tiles, last_weight, mask = self._query_tiles(trunk, packed, asking, below)
+        x = trunk.fused
+        c = self.trunk.candidates(trunk, packed, candidates) if candidates is not None else None
+        c_input = c
+        reader = self._reader(trunk, packed, candidates, c) if candidates is not None else None
+        length = (packed.position + 1)[:, None]
+        for block in self.blocks:
+            u, v, q, k = block.project(x)
+            if c is not None and candidates is not None and reader is not None:
+                cu, _, cq, _ = block.project(c)
+                seen = (candidates.last - candidates.first).clamp_min(1)[:, None]
+                c = block.attend(c, cu, cq, k, v, reader[0], seen, reader[1])
+            tiles, weight = below
+            if block is self.blocks[-1]:
+                tiles, weight = last_tiles, last_weight
+                if asking is not None:
+                    x, u, q, length = x[asking], u[asking], q[asking], length[asking]
+            x = block.attend(x, u, q, k, v, tiles, length, weight)
+        logits = None
+        if c is not None and c_input is not None:
+            logits = self.click(torch.cat([c, c_input], dim=-1)).squeeze(-1)
+        return x, trunk.table[: self.trunk.items.num_items], logits, mask
+
+    def _history_tiles(self, trunk: Trunk, packed: Packed) -> tuple[Tiles, Tensor | None]:
+        """What history rows read below the last block."""
+        if self.signals is not None and self.history_rows == "preference" and len(packed.item):
+            mask = self._mask(trunk, packed, None)
+            return mask.tiles, mask.weight
+        return self._causal_tiles(packed, None), None
+
+    def _query_tiles(
+        self,
+        trunk: Trunk,
+        packed: Packed,
+        asking: Tensor | None,
+        below: tuple[Tiles, Tensor | None],
+    ) -> tuple[Tiles, Tensor | None, PreferenceMask | None]:
+        """What the rows `asking` (None: all) read in the last block."""
+        if self.signals is not None and len(packed.item):
+            mask = self._mask(trunk, packed, asking)
+            return mask.tiles, mask.weight, mask
+        tiles = below[0] if asking is None else self._causal_tiles(packed, asking)
+        return tiles, None, None
+
+    def _causal_tiles(self, packed: Packed, asking: Tensor | None) -> Tiles:
+        return build_tiles(
+            _of(packed.first, asking),
+            _of(packed.row_end, asking),
+            len(packed.item),
+            size=self.tile,
+            query_time=_of(packed.next_time, asking),
+            key_time=packed.time,
+            query_position=asking,
+        )
+
+    def _mask(self, trunk: Trunk, packed: Packed, asking: Tensor | None) -> PreferenceMask:
+        assert self.signals is not None
+        return self.signals(
+            _of(trunk.fused, asking),
+            trunk.fused,
+            _of(packed.first, asking),
+            _of(packed.row_end, asking),
+            size=self.tile,
+            query_time=_of(packed.next_time, asking),
+            key_time=packed.time,
+            query_position=asking,
+        )
+
+    def _reader(
+        self, trunk: Trunk, packed: Packed, candidates: Candidates, c: Tensor | None
+    ) -> tuple[Tiles, Tensor | None]:
+        """Tiles and weights through which the candidates read the history."""
+        if self.signals is not None and c is not None and len(packed.item):
+            mask = self.signals(
+                c,
+                trunk.fused,
+                candidates.first,
+                candidates.last,
+                size=self.tile,
+                query_time=candidates.time,
+                key_time=packed.time,
+                query_position=candidates.last,
+            )
+            return mask.tiles, mask.weight
+        tiles = build_tiles(
+            candidates.first,
+            candidates.last,
+            len(packed.item),
+            size=self.tile,
+            query_time=candidates.time,
+            key_time=packed.time,
+            query_position=candidates.last,
+        )
+        return tiles, None
+
+
+def _of(rows: Tensor, asking: Tensor | None) -> Tensor:
+    return rows if asking is None else rows[asking]

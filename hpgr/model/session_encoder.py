@@ -1,0 +1,162 @@
+"""Session enhancement module: from events to sessions and back, and the fusion with the items.
+
+An intra-session Transformer reads the events of one session; attention pooling makes one token of
+it; an inter-session Transformer reads the tokens; the result returns to the events through a gate.
+
+What an event may see is the caller's choice of ranges, and it is where leaks are born:
+- pretraining looks both ways (it reads training events only, masked before they come here);
+- everything else is causal: an event sees earlier events of its own session and the tokens of
+  *closed* earlier sessions. A session's token never reaches an event of that session.
+
+Shape legend: T rows, P sessions, C candidates, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpgr.model.attention import softmax_attention
+from hpgr.model.packed import Packed
+from hpgr.model.tiles import Tiles, build_tiles
+
+FEED_FORWARD = 2  # width of the hidden layer, in multiples of D
+MAX_SCORE = 20.0  # of the pooling attention, so that exp needs no maximum
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm Transformer block; q and k are normalised, so scores are bounded by `scale`."""
+
+    def __init__(self, dim: int, num_heads: int, *, num_positions: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.output = nn.Linear(dim, dim)
+        self.scale = nn.Parameter(torch.full((num_heads, 1), 4.0))
+        self.position_bias = nn.Parameter(torch.zeros(num_positions))
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, FEED_FORWARD * dim),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(FEED_FORWARD * dim, dim),
+        )
+
+    def forward(self, x: Tensor, tiles: Tiles) -> Tensor:
+        """[T, D] -> [T, D]; each row attends to what `tiles` shows it."""
+        q, k, v = self.qkv(self.norm(x)).view(len(x), 3, self.num_heads, -1).unbind(1)
+        q = functional.normalize(q, dim=-1) * self.scale.clamp(0.0, MAX_SCORE)
+        k = functional.normalize(k, dim=-1)
+        read = softmax_attention(q, k, v, tiles, self.position_bias).flatten(1)
+        x = x + functional.dropout(self.output(read), self.dropout, self.training)
+        mixed = self.feed_forward(x)
+        return x + functional.dropout(mixed, self.dropout, self.training)
+
+
+class SessionEncoder(nn.Module):
+    """The module, with gated fusion: x + gate(x, s) * s."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        intra_blocks: int,
+        inter_blocks: int,
+        num_positions: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+
+        def stack(count: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                TransformerBlock(dim, num_heads, num_positions=num_positions, dropout=dropout)
+                for _ in range(count)
+            )
+
+        self.intra = stack(intra_blocks)
+        self.inter = stack(inter_blocks)
+        self.pool = nn.Linear(dim, 1)
+        self.from_intra = nn.Linear(dim, dim)
+        self.from_inter = nn.Linear(dim, dim)
+        self.gate = nn.Linear(2 * dim, dim)
+
+    def forward(
+        self, x: Tensor, packed: Packed, *, tile: int, causal: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Fuse every event with what it may know of the sessions.
+
+        Args:
+            x: embedded events, [T, D].
+            packed: their ranges.
+            tile: tile side.
+            causal: False only in pretraining.
+
+        Returns:
+            fused events [T, D], and [T + P, D]: intra-session outputs, then inter-session outputs,
+            for `context_of_candidates`.
+        """
+        end = packed.row_end if causal else packed.session_end
+        tiles = build_tiles(packed.session_first, end, len(x), size=tile)
+        intra = x
+        for block in self.intra:
+            intra = block(intra, tiles)
+        inter = self._pool(intra, packed)
+        session_row = torch.arange(packed.num_sessions, device=x.device)
+        first_row = torch.zeros_like(session_row).scatter_(0, packed.session, packed.user_session)
+        if causal:
+            session_last = session_row + 1
+        else:
+            count = torch.bincount(first_row, minlength=packed.num_sessions)
+            session_last = first_row + count[first_row]
+        session_tiles = build_tiles(first_row, session_last, packed.num_sessions, size=tile)
+        for block in self.inter:
+            inter = block(inter, session_tiles)
+        known = packed.session - 1 if causal else packed.session
+        has_session = known >= packed.user_session
+        from_sessions = self.from_inter(inter[known.clamp_min(0)]) * has_session[:, None]
+        return self._fuse(x, self.from_intra(intra) + from_sessions), torch.cat([intra, inter])
+
+    def fuse_candidates(
+        self, x: Tensor, outputs: Tensor, packed: Packed, first: Tensor, last: Tensor, same: Tensor
+    ) -> Tensor:
+        """Fuse candidates with the sessions before their request time.
+
+        Args:
+            x: embedded candidates, [C, D].
+            outputs: second result of a causal `forward`.
+            packed: the histories.
+            first: first visible row, int64 [C].
+            last: one past the last visible row, int64 [C].
+            same: bool [C], whether the session of the last visible event is still open. If it is,
+                the candidate sees that session as far as it has come and the closed ones before
+                it; if not, that session is closed and its token is visible as well.
+        """
+        num_rows = len(packed.item)
+        if not num_rows:
+            return x
+        some = last > first
+        row = (last - 1).clamp_min(0)
+        session = packed.session[row] - same.long()
+        closed = some & (session >= packed.user_session[row])
+        # The token of a session cut at the request time is its event's running state, not the
+        # token of the whole session: pooled tokens may hold events after the request.
+        complete = packed.session_end[row] <= last
+        closed &= same | complete
+        opened = self.from_intra(outputs[row]) * (some & (same | ~complete))[:, None]
+        before = self.from_inter(outputs[num_rows + session.clamp_min(0)]) * closed[:, None]
+        return self._fuse(x, opened + before)
+
+    def _pool(self, intra: Tensor, packed: Packed) -> Tensor:
+        """Attention pooling: one token [P, D] of each session's rows."""
+        score = self.pool(intra).clamp(-MAX_SCORE, MAX_SCORE).exp()
+        shape = (packed.num_sessions, intra.shape[1])
+        total = score.new_zeros(packed.num_sessions, 1).index_add(0, packed.session, score)
+        summed = intra.new_zeros(shape).index_add(0, packed.session, score * intra)
+        return summed / total
+
+    def _fuse(self, x: Tensor, session: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate(torch.cat([x, session], dim=-1)))
+        return x + gate * session

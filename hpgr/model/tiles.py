@@ -1,0 +1,132 @@
+"""Which queries see which keys: visible ranges over packed rows, covered by a list of tiles.
+
+Sequences of many users lie one after the other in packed rows, without padding. Query i sees the
+contiguous key rows `first[i] .. last[i] - 1`; causal history, closed sessions, whole sessions and a
+candidate's past are all such ranges. The score matrix is cut into tiles of S x S; only tiles that
+hold something visible are ever computed, so users, windows and sparse masks cost what they show.
+
+Shape legend: Q queries, K keys, N tiles, S tokens per tile side, A anchors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NUM_TIME_BUCKETS = 129
+HIDDEN = 255  # bucket of a pair that is not visible; its bias drives SiLU and exp to zero
+TIME_BUCKET_WIDTH = 0.301
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tile list of one attention pattern, shared by every block that uses it.
+
+    `query_block` and `key_block` int64 [N], sorted by query block; `bucket` uint8 [N, S, S] is the
+    time bucket of each pair, or HIDDEN; `distance` int64 [N, S, S] is query position minus key
+    position, or None where it follows from the block numbers alone.
+    """
+
+    size: int
+    num_queries: int
+    num_keys: int
+    query_block: Tensor
+    key_block: Tensor
+    bucket: Tensor
+    distance: Tensor | None
+    first: Tensor  # [Q]
+    last: Tensor  # [Q]
+
+    @property
+    def visible(self) -> Tensor:
+        """Number of keys each query sees, int64 [Q]."""
+        return self.last - self.first
+
+
+def time_bucket(seconds: Tensor) -> Tensor:
+    """HSTU's logarithmic bucket of a time difference, 0..128.
+
+    floor(ln(max(1, |d|)) / 0.301), clamped: the official research code's formula.
+    """
+    scaled = seconds.abs().clamp_min(1).to(torch.float32).log_() / TIME_BUCKET_WIDTH
+    return scaled.to(torch.int64).clamp_(0, NUM_TIME_BUCKETS - 1)
+
+
+def blocks(rows: Tensor, size: int, fill: int = 0) -> Tensor:
+    """[R, ...] -> [ceil(R / size), size, ...], the last block filled up with `fill`."""
+    count = -(-rows.shape[0] // size)
+    spare = count * size - rows.shape[0]
+    if spare:
+        rows = torch.cat([rows, rows.new_full((spare, *rows.shape[1:]), fill)])
+    return rows.view(count, size, *rows.shape[1:])
+
+
+def build_tiles(
+    first: Tensor,
+    last: Tensor,
+    num_keys: int,
+    *,
+    size: int,
+    query_time: Tensor | None = None,
+    key_time: Tensor | None = None,
+    query_position: Tensor | None = None,
+    pairs: tuple[Tensor, Tensor] | None = None,
+) -> Tiles:
+    """Cover the visible ranges with tiles.
+
+    Args:
+        first: first visible key row of each query, int64 [Q], non-decreasing.
+        last: one past the last visible key row, int64 [Q]; a query with first == last sees nothing.
+        num_keys: K.
+        size: S.
+        query_time: seconds, int64 [Q], for the time bias; None gives every visible pair bucket 0.
+        key_time: seconds, int64 [K]; required with `query_time`.
+        query_position: row of each query in key coordinates, int64 [Q]; None where queries and keys
+            are the same rows.
+        pairs: query and key block of the tiles to compute, int64 [N] each, sorted by query block;
+            None for every tile that holds a visible pair.
+    """
+    query_block, key_block = pairs if pairs is not None else cover(first, last, num_keys, size)
+    key_row = torch.arange(-(-num_keys // size) * size, device=first.device).view(-1, size)
+    row_first, row_last = blocks(first, size), blocks(last, size)
+    columns = key_row[key_block][:, None, :]
+    seen = (columns >= row_first[query_block][:, :, None]) & (
+        columns < row_last[query_block][:, :, None]
+    )
+    if query_time is None or key_time is None:
+        bucket = torch.zeros(seen.shape, dtype=torch.uint8, device=seen.device)
+    else:
+        elapsed = (
+            blocks(query_time, size)[query_block][:, :, None]
+            - blocks(key_time, size)[key_block][:, None, :]
+        )
+        bucket = time_bucket(elapsed).to(torch.uint8)
+    bucket.masked_fill_(~seen, HIDDEN)
+    distance = None
+    if query_position is not None:
+        distance = (blocks(query_position, size)[query_block][:, :, None] - columns).clamp_min_(0)
+    return Tiles(
+        size=size,
+        num_queries=first.shape[0],
+        num_keys=num_keys,
+        query_block=query_block,
+        key_block=key_block,
+        bucket=bucket,
+        distance=distance,
+        first=first,
+        last=last,
+    )
+
+
+def cover(first: Tensor, last: Tensor, num_keys: int, size: int) -> tuple[Tensor, Tensor]:
+    """Query and key block of every tile that holds a visible pair, sorted by query block."""
+    empty = first >= last
+    low = blocks(torch.where(empty, num_keys, first), size, fill=num_keys).amin(1) // size
+    high = -(-blocks(torch.where(empty, 0, last), size).amax(1) // size)
+    count = (high - low).clamp_min_(0)
+    query_block = torch.repeat_interleave(torch.arange(len(count), device=first.device), count)
+    start = torch.cumsum(count, 0) - count
+    key_block = torch.arange(len(query_block), device=first.device) - (start - low)[query_block]
+    return query_block, key_block

@@ -1,0 +1,162 @@
+"""Stage 2: retrieval and ranking with HPGR on the inherited trunk, or with the HSTU baseline.
+
+The trunk of stage 1 is inherited and slowed, not frozen. The loss is next-item softmax over the
+catalogue plus a weighted pCTR cross-entropy of sampled candidates; early stopping on validation.
+Reads: artifacts/sessions/arrays, artifacts/pretrain. Writes: artifacts/finetune.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpgr.data.batches import Batch, TrainingWindows
+from hpgr.data.log import FIRST_ITEM, EventLog
+from hpgr.model.catalogue import Catalogue
+from hpgr.model.hpgr import HPGR
+from hpgr.model.packed import pack, place_candidates
+from hpgr.model.scoring import build
+from hpgr.training.checkpoint import SCRATCH, load_tensors, run_key
+from hpgr.training.device import Device, choose_device
+from hpgr.training.loop import Schedule, train
+from hpgr.training.losses import full_softmax, normalised, sampled_softmax
+from hpgr.training.outputs import finish, write_outputs
+from hpgr.training.pretrain import ARRAYS
+from hpgr.training.pretrain import OUTPUT as PRETRAINED
+from hpgr.training.validation import Validation
+
+if TYPE_CHECKING:
+    from hpgr.config import Config
+
+OUTPUT = Path("artifacts/finetune")
+
+
+def finetune(cfg: Config) -> None:
+    """Run stage 2 as params.yaml says."""
+    settings = cfg.finetune
+    log = EventLog.open(ARRAYS)
+    device = choose_device(settings.device, settings.precision)
+    torch.manual_seed(settings.seed)
+    ranking = settings.ranking_weight > 0
+    windows = TrainingWindows(
+        log,
+        max_history=cfg.model.max_history,
+        batch_tokens=settings.batch_tokens,
+        num_candidates=settings.num_candidates if ranking else 0,
+        random_windows=settings.random_windows,
+        seed=settings.seed,
+    )
+    catalogue = Catalogue.of(log)
+    model = build(settings.encoder, cfg.model, catalogue, ranking=ranking)
+    inputs = list(ARRAYS.iterdir())
+    if isinstance(model, HPGR) and settings.inherit:
+        inherited, _ = load_tensors(PRETRAINED / "model.safetensors")
+        model.trunk.load_state_dict(inherited)
+        inputs.append(PRETRAINED / "model.safetensors")
+    model.to(device.device)
+    key = run_key(
+        {"stage": "finetune", "model": cfg.model.model_dump(), "own": settings.model_dump()}, inputs
+    )
+    scratch = SCRATCH / f"finetune-{key}"
+    validation = Validation(
+        log,
+        max_history=cfg.model.max_history,
+        num_queries=settings.validation_queries,
+        ranking=ranking,
+        seed=settings.seed,
+    )
+    outcome = train(
+        model,
+        _optimizer(model, cfg),
+        windows,
+        loss=_Objective(cfg, catalogue, device).loss,
+        validate=lambda trained: validation(trained, device.device),
+        device=device,
+        schedule=Schedule(
+            epochs=settings.epochs,
+            patience=settings.patience,
+            warmup_steps=settings.warmup_steps,
+            decay=settings.decay,
+            clip_norm=settings.clip_norm,
+            checkpoint_steps=settings.checkpoint_steps,
+            monitor=settings.monitor if len(validation.rows) else "loss",
+        ),
+        scratch=scratch,
+        name="finetune",
+    )
+    if device.rank == 0:
+        config = {
+            "encoder": settings.encoder,
+            "ranking": ranking,
+            "model": cfg.model.model_dump(),
+            "finetune": settings.model_dump(),
+            "catalogue": {
+                "num_items": catalogue.num_items,
+                "num_actions": catalogue.num_actions,
+                "num_categories": catalogue.num_categories,
+                "gap_s": catalogue.gap_s,
+            },
+        }
+        write_outputs(OUTPUT, outcome.best_weights, json.loads(json.dumps(config)), outcome, device)
+    finish(scratch, device)
+
+
+def _optimizer(model: nn.Module, cfg: Config) -> torch.optim.Optimizer:
+    """AdamW as HSTU uses it; what stage 1 trained learns `inherited_scale` times as fast."""
+    settings = cfg.finetune
+    inherited = (
+        set(model.trunk.parameters()) if isinstance(model, HPGR) and settings.inherit else set()
+    )
+    rate = settings.learning_rate
+    groups = [
+        {"params": [p for p in model.parameters() if p not in inherited], "lr": rate},
+        {"params": list(inherited), "lr": rate * settings.inherited_scale},
+    ]
+    # Sets have no order; parameters do, and the optimizer's state is stored by number.
+    if isinstance(model, HPGR):
+        groups[1]["params"] = [p for p in model.trunk.parameters() if p in inherited]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        betas=(0.9, 0.98),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+class _Objective:
+    """The losses of stage 2 for one batch."""
+
+    def __init__(self, cfg: Config, catalogue: Catalogue, device: Device) -> None:
+        self.settings, self.catalogue, self.device = cfg.finetune, catalogue, device
+
+    def loss(self, model: nn.Module, batch: Batch, epoch: int, index: int) -> dict[str, Tensor]:
+        """`loss` and its parts `retrieval_loss` and `ranking_loss`."""
+        settings, place = self.settings, self.device.device
+        packed = pack(batch.histories, place)
+        rows = batch.candidates
+        candidates = None
+        if rows is not None:
+            candidates = place_candidates(
+                batch.histories, rows.offsets, rows.item, rows.visible, rows.time, place
+            )
+        states, items, logits, _ = model(packed, candidates)
+        target = torch.from_numpy(batch.target).to(place, torch.int64)
+        states, items = normalised(states, items, settings.temperature)
+        if settings.loss == "full":
+            retrieval = full_softmax(states, items, target, first_item=FIRST_ITEM)
+        else:
+            shape = (len(target), settings.num_negatives)
+            negatives = torch.randint(FIRST_ITEM, self.catalogue.num_items, shape, device=place)
+            retrieval = sampled_softmax(states, items, target, negatives)
+        losses = {"loss": retrieval, "retrieval_loss": retrieval}
+        if rows is not None and logits is not None:
+            label = torch.from_numpy(rows.label).to(place, torch.float32)
+            ranking = functional.binary_cross_entropy_with_logits(logits.float(), label)
+            losses["ranking_loss"] = ranking
+            losses["loss"] = retrieval + settings.ranking_weight * ranking
+        return losses

@@ -1,0 +1,83 @@
+"""Scores on the validation split, for early stopping. Nothing here ever opens the test split.
+
+Retrieval: HR@10 and NDCG@10 of the user's validation event, items of the history removed.
+Ranking: AUC of the validation events' labels, each seeing only what happened strictly before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpgr.data.batches import events_before
+from hpgr.data.log import VALIDATION, EventLog, histories
+from hpgr.model.scoring import Scorer
+
+CUTOFF = 10
+QUERIES_AT_A_TIME = 512
+
+
+class Validation:
+    """A fixed, seeded sample of validation events and the scores of a model on them."""
+
+    def __init__(
+        self, log: EventLog, *, max_history: int, num_queries: int, ranking: bool, seed: int
+    ) -> None:
+        self.log, self.max_history, self.ranking = log, max_history, ranking
+        user = log.user_of_event()
+        rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
+        rows = rows[rows > log.user_offsets[user[rows]]]  # an event without history asks nothing
+        if len(rows) > num_queries:
+            rows = np.sort(np.random.default_rng(seed).choice(rows, num_queries, replace=False))
+        self.rows, self.user = rows, user[rows]
+
+    def __call__(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Named scores of `model`; an empty validation split gives none."""
+        if not len(self.rows):
+            return {}
+        scorer = Scorer(model, device, self.max_history)
+        scores = self._retrieval(scorer)
+        if self.ranking:
+            scores["validation_auc"] = self._ranking(scorer)
+        return scores
+
+    def _retrieval(self, scorer: Scorer) -> dict[str, float]:
+        log, hits, gains = self.log, 0.0, 0.0
+        for low in range(0, len(self.rows), QUERIES_AT_A_TIME):
+            part = slice(low, low + QUERIES_AT_A_TIME)
+            rows, users = self.rows[part], self.user[part]
+            past = histories(log, users, rows, log.timestamp[rows], self.max_history)
+            scores = scorer.retrieve(past)
+            target = log.item[rows]
+            query = np.repeat(np.arange(len(rows)), np.diff(past.offsets))
+            wanted = scores[np.arange(len(rows)), target].copy()
+            scores[query, past.item] = -np.inf
+            rank = (scores > wanted[:, None]).sum(1)
+            hits += float((rank < CUTOFF).sum())
+            gains += float((1 / np.log2(rank[rank < CUTOFF] + 2)).sum())
+        count = len(self.rows)
+        return {f"validation_hr@{CUTOFF}": hits / count, f"validation_ndcg@{CUTOFF}": gains / count}
+
+    def _ranking(self, scorer: Scorer) -> float:
+        log, rows = self.log, self.rows
+        time = np.asarray(log.timestamp[rows])
+        past = histories(log, self.user, rows, time, self.max_history)
+        # Events at the very moment of the request are not visible to a candidate.
+        visible = events_before(past, np.arange(len(rows)), time)
+        end = rows - (np.diff(past.offsets) - visible)
+        past = histories(log, self.user, end, time, self.max_history)
+        score = scorer.rank(past, np.arange(len(rows) + 1), np.asarray(log.item[rows]))
+        return area_under_curve(np.asarray(log.label[rows]), score)
+
+
+def area_under_curve(label: np.ndarray, score: np.ndarray) -> float:
+    """AUC by mean ranks (ties count half); 0.5 where only one class is present."""
+    _, inverse, count = np.unique(score, return_inverse=True, return_counts=True)
+    mean_rank = (np.cumsum(count) - (count - 1) / 2)[inverse]
+    positive = label > 0
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if not num_positive or not num_negative:
+        return 0.5
+    above = mean_rank[positive].sum() - num_positive * (num_positive + 1) / 2
+    return float(above / (num_positive * num_negative))
