@@ -99,7 +99,8 @@ def test_normalised_states_equal_meta(reference, outputs):
 
 
 def test_scores_equal_rectools(reference, outputs):
-    scores = functional.normalize(outputs["block.1"], dim=-1) @ functional.normalize(
-        outputs["items"], dim=-1
-    ).T
+    scores = (
+        functional.normalize(outputs["block.1"], dim=-1)
+        @ functional.normalize(outputs["items"], dim=-1).T
+    )
     torch.testing.assert_close(scores, reference[0]["rectools.scores"], **TOLERANCE)

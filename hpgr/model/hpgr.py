@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.model.catalogue import Catalogue
+from hpgr.model.dropout import dropout
 from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, scaled
 from hpgr.model.hstu import HSTUBlock
 from hpgr.model.packed import Candidates, Packed
@@ -94,7 +95,7 @@ class HPGRTrunk(nn.Module):
         if self.action is not None:
             x = x + self.action(action)
         x = x + self.place(packed.position, packed.time, packed.previous_time, packed.next_time)
-        x = functional.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         if self.sessions is None or not len(x):
             return Trunk(x, None, table)
         fused, outputs = self.sessions(x, packed, tile=self.tile, causal=causal)
@@ -111,7 +112,7 @@ class HPGRTrunk(nn.Module):
             last_time = candidates.time
         # A candidate has no next event: its own time is both, so "until next" is bucket 0.
         x = x + self.place(visible, candidates.time, last_time, candidates.time)
-        x = functional.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         if self.sessions is None or trunk.sessions is None:
             return x
         same = candidates.time - last_time <= self.gap_s

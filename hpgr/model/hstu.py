@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from hpgr.model.attention import tile_attention
 from hpgr.model.catalogue import Catalogue
+from hpgr.model.dropout import dropout
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.tiles import NUM_TIME_BUCKETS, Tiles, build_tiles
 
@@ -94,7 +95,7 @@ class HSTUBlock(nn.Module):
             weight=weight,
         ).flatten(1)
         read = functional.layer_norm(summed / length, summed.shape[-1:], eps=EPSILON)
-        return x + self.output(functional.dropout(u * read, self.dropout, self.training))
+        return x + self.output(dropout(u * read, self.dropout, self.training))
 
 
 class HSTU(nn.Module):
@@ -143,7 +144,7 @@ class HSTU(nn.Module):
         x = self._embed(packed.item, packed.position)
         if self.action is not None:
             x = x + self.action(packed.action)
-        x = functional.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         tiles = build_tiles(
             packed.first,
             packed.row_end,
@@ -155,9 +156,7 @@ class HSTU(nn.Module):
         c = None
         if candidates is not None:
             visible = candidates.last - candidates.first
-            c = functional.dropout(
-                self._embed(candidates.item, visible), self.dropout, self.training
-            )
+            c = dropout(self._embed(candidates.item, visible), self.dropout, self.training)
             candidate_tiles = build_tiles(
                 candidates.first,
                 candidates.last,

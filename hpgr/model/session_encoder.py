@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.model.attention import softmax_attention
+from hpgr.model.dropout import dropout
 from hpgr.model.packed import Packed
 from hpgr.model.tiles import Tiles, build_tiles
 
@@ -50,9 +51,9 @@ class TransformerBlock(nn.Module):
         q = functional.normalize(q, dim=-1) * self.scale.clamp(0.0, MAX_SCORE)
         k = functional.normalize(k, dim=-1)
         read = softmax_attention(q, k, v, tiles, self.position_bias).flatten(1)
-        x = x + functional.dropout(self.output(read), self.dropout, self.training)
+        x = x + dropout(self.output(read), self.dropout, self.training)
         mixed = self.feed_forward(x)
-        return x + functional.dropout(mixed, self.dropout, self.training)
+        return x + dropout(mixed, self.dropout, self.training)
 
 
 class SessionEncoder(nn.Module):

@@ -12,27 +12,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROWS_AT_A_TIME = 1024
+ROWS_AT_A_TIME = 512
 
 
-class _FullSoftmax(torch.autograd.Function):
+class _CosineSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states, items, target, first_item):  # type: ignore[override]
-        wide = items.float()
+    def forward(ctx, states, items, target):  # type: ignore[override]
+        rows_all, table = states.float(), items.float()
         loss = torch.zeros((), device=states.device)
-        grad_states = torch.empty_like(states, dtype=torch.float32)
-        grad_items = torch.zeros_like(wide)
+        grad_states = torch.empty_like(rows_all)
+        grad_items = torch.zeros_like(table)
         for low in range(0, len(states), ROWS_AT_A_TIME):
             part = slice(low, low + ROWS_AT_A_TIME)
-            rows, wanted = states[part].float(), target[part, None]
-            logits = rows @ wide.T
-            logits[:, :first_item] = -torch.inf
-            norm = logits.logsumexp(dim=1, keepdim=True)
-            loss += (norm - logits.gather(1, wanted)).sum()
-            probability = logits.sub_(norm).exp_()
-            probability.scatter_add_(1, wanted, probability.new_full(wanted.shape, -1.0))
-            grad_states[part] = probability @ wide
-            grad_items.addmm_(probability.T, rows)
+            rows, wanted = rows_all[part], table[target[part]]
+            weight = (rows @ table.T).exp_()
+            total = weight.sum(dim=1, keepdim=True)
+            loss += (total.log().squeeze(1) - (rows * wanted).sum(1)).sum()
+            # The softmax is never divided out: its denominator moves to the D-wide factors.
+            grad_states[part] = (weight @ table) / total - wanted
+            grad_items.addmm_(weight.T, rows / total)
+        grad_items.index_add_(0, target, rows_all, alpha=-1)
         count = max(1, len(states))
         ctx.save_for_backward(grad_states.div_(count), grad_items.div_(count))
         ctx.dtypes = states.dtype, items.dtype
@@ -41,24 +40,20 @@ class _FullSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
         grad_states, grad_items = ctx.saved_tensors
-        return (
-            (grad_states * grad).to(ctx.dtypes[0]),
-            (grad_items * grad).to(ctx.dtypes[1]),
-            None,
-            None,
-        )
+        return (grad_states * grad).to(ctx.dtypes[0]), (grad_items * grad).to(ctx.dtypes[1]), None
 
 
 def full_softmax(states: Tensor, items: Tensor, target: Tensor, *, first_item: int) -> Tensor:
     """Mean cross-entropy of `target` under softmax(states @ items.T) over the catalogue.
 
     Args:
-        states: [T, D].
-        items: [V, D].
+        states: [T, D], rows of length at most 80: scores are exponentiated without subtracting a
+            maximum, which `normalised` makes safe.
+        items: [V, D], rows of length at most 1.
         target: item ids, int64 [T].
         first_item: items below this id (padding, unknown) are never predicted.
     """
-    return _FullSoftmax.apply(states, items, target, first_item)
+    return _CosineSoftmax.apply(states, items[first_item:], target - first_item)
 
 
 def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
