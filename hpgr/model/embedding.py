@@ -69,11 +69,11 @@ class ItemEmbedding(nn.Module):
 
 
 class TimeAwarePosition(nn.Module):
-    """Where an event stands: its place in the window, the time since the event before it and,
-    unless switched off, the time until the user's next event (the request, at the end).
+    """Where an event stands: its place, the time since the event before it and until the next.
 
-    The last one is known when a recommendation is asked for; it is HSTU's convention that a row is
-    told the time of its target, and it is only ever a time, never an item.
+    The last one (until the request, at the end) can be switched off. It is known when a
+    recommendation is asked for; it is HSTU's convention that a row is told the time of its target,
+    and it is only ever a time, never an item.
     """
 
     def __init__(self, num_positions: int, dim: int, *, request_time: bool) -> None:

@@ -106,7 +106,12 @@ class PreferenceSignals(nn.Module):
         Args:
             query: fused representations of the queries, [Q, D].
             key: fused representations of the history items, [K, D].
-            first, last, size, query_time, key_time, query_position: as in `build_tiles`.
+            first: as in `build_tiles`, like all that follow.
+            last: one past the last visible key.
+            size: tile side.
+            query_time: seconds.
+            key_time: seconds.
+            query_position: row of each query among the keys.
         """
         query_signal = functional.normalize(self.query(query), dim=-1)
         key_signal = functional.normalize(self.key(key), dim=-1)

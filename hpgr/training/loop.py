@@ -125,8 +125,8 @@ def train(
             wrapped.train()
             bar = tqdm(
                 range(state["index"], len(mine)), initial=state["index"], total=len(mine),
-                desc=f"{name} {epoch + 1}/{schedule.epochs}", mininterval=5, disable=device.rank > 0,
-                unit="step",
+                desc=f"{name} {epoch + 1}/{schedule.epochs}", unit="step", mininterval=5,
+                disable=device.rank > 0,
             )  # fmt: skip
             for index in bar:
                 batch = windows.batch(mine[index], epoch, index * device.world + device.rank)

@@ -50,9 +50,11 @@ class Validation:
             past = histories(log, users, rows, log.timestamp[rows], self.max_history)
             scores = scorer.retrieve(past)
             target = log.item[rows]
-            query = np.repeat(np.arange(len(rows)), np.diff(past.offsets))
             wanted = scores[np.arange(len(rows)), target].copy()
-            scores[query, past.item] = -np.inf
+            # Everything the user had before goes, also what is too old for the window.
+            whole = histories(log, users, rows, log.timestamp[rows], len(log.item))
+            query = np.repeat(np.arange(len(rows)), np.diff(whole.offsets))
+            scores[query, whole.item] = -np.inf
             rank = (scores > wanted[:, None]).sum(1)
             hits += float((rank < CUTOFF).sum())
             gains += float((1 / np.log2(rank[rank < CUTOFF] + 2)).sum())

@@ -1,0 +1,20 @@
+"""Fixtures that several test files share."""
+
+import pytest
+from evaluation_log import random_log, write_arrays
+
+
+@pytest.fixture
+def small_log():
+    """Forty users with training, validation and test events."""
+    return random_log(0)
+
+
+@pytest.fixture(scope="session")
+def arrays_writer():
+    """Write a random log the way the sessionize stage does: (folder, num_users, seed)."""
+
+    def write(folder, *, num_users, seed):
+        write_arrays(random_log(seed, num_users=num_users), folder)
+
+    return write
