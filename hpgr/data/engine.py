@@ -1,0 +1,108 @@
+"""The engine that runs an Ibis expression: DuckDB in this process, or Spark.
+
+Reads and writes Parquet at the paths it is given. Spark runs on the cluster that its own
+configuration names (SPARK_CONF_DIR, SPARK_REMOTE), else in local mode; on a cluster the working
+folder has to lie on storage that every executor sees.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from hpgr.runtime import UserError
+
+if TYPE_CHECKING:
+    from ibis.expr.types import Table
+
+BATCH_ROWS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An Ibis backend and a folder for what it sets aside."""
+
+    backend: Any
+    scratch: Path
+
+    def read(self, path: Path) -> Table:
+        """Lazy table over a Parquet file, or over the folder of parts that Spark writes."""
+        return self.backend.read_parquet(path.absolute())
+
+    def store(self, table: Table, name: str) -> Path:
+        """Run `table` and write it below the scratch folder; returns where."""
+        path = self.scratch / f"{name}.parquet"
+        self.backend.to_parquet(table, path.absolute())
+        return path
+
+
+@contextmanager
+def open_engine(name: Literal["duckdb", "spark"], parent: Path) -> Iterator[Engine]:
+    """Open an engine with a scratch folder below `parent`; both go when the block ends.
+
+    Raises:
+        UserError: Spark is asked for, and pyspark or Java is absent.
+    """
+    import ibis
+
+    scratch = Path(tempfile.mkdtemp(prefix=".sessionize.", dir=parent))
+    try:
+        if name == "duckdb":
+            # Without this a log beyond memory would spill into the working directory.
+            backend = ibis.duckdb.connect(temp_directory=str(scratch / "spill"))
+            try:
+                yield Engine(backend, scratch)
+            finally:
+                backend.disconnect()
+        else:
+            with _spark() as session:
+                yield Engine(ibis.pyspark.connect(session), scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _spark() -> Iterator[Any]:
+    """A Spark session: the cluster that Spark's own configuration names, else local mode."""
+    try:
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+    except ImportError:
+        raise UserError(
+            "sessionize.engine is spark, but pyspark is not installed: "
+            "install the extra (pip install 'hpgr[spark]') or set engine: duckdb"
+        ) from None
+    active = SparkSession.getActiveSession()
+    try:
+        session = active or SparkSession.builder.appName("hpgr sessionize").getOrCreate()
+    except PySparkException as error:
+        raise UserError(
+            f"sessionize.engine is spark, but Spark does not start ({error}): "
+            "it needs Java 17 (JAVA_HOME), or set engine: duckdb"
+        ) from error
+    try:
+        yield session
+    finally:
+        if active is None:
+            session.stop()
+
+
+def stored(path: Path) -> ds.Dataset:
+    """What an engine stored, one file or a folder of parts, in the order it was written."""
+    return ds.dataset(sorted(path.glob("part-*.parquet")) if path.is_dir() else path)
+
+
+def single_file(source: Path, target: Path) -> None:
+    """Copy what an engine stored into one Parquet file, with the same bytes on every run."""
+    parts = stored(source)
+    with pq.ParquetWriter(target, parts.schema, compression="zstd") as writer:
+        for batch in parts.to_batches(batch_size=BATCH_ROWS):
+            writer.write_batch(batch)

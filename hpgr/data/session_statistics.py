@@ -1,0 +1,160 @@
+"""Statistics of a sessionized log and its sensitivity to the session gap, from the flat arrays.
+
+Reads the memory-mapped arrays in blocks, so memory stays flat however long the log is. Writes
+nothing; the sessionize stage stores the results as `stats.json` and `gaps.csv`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hpgr.data.log import TEST, TRAIN, VALIDATION, EventLog
+
+BLOCK_ROWS = 1 << 22
+MINUTE, HOUR, DAY = 60, 3600, 86400
+# Upper edges of the gap histogram: 0 (equal times), then round durations on a logarithmic axis.
+GAP_EDGES_S = (
+    *(0, 1, 2, 5, 10, 20, 30, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, 15 * MINUTE),
+    *(30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 12 * HOUR, DAY, 2 * DAY, 4 * DAY, 7 * DAY),
+    *(14 * DAY, 30 * DAY, 90 * DAY, 180 * DAY, 365 * DAY, 1000 * DAY, 3000 * DAY, 10000 * DAY),
+)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all events of a log; S sessions, U users, V rows of the item table.
+
+    Attributes:
+        gap_edges: upper edges of the gap bins, seconds.
+        gaps: gaps between neighbours of one user by bin, [edges + 1]; the last bin is open.
+        session_lengths: events of each session, [S].
+        sessions_per_user: [U].
+        train_events: training events of each item, [V].
+        events: events by split, [3].
+        positives: events with label 1 by split, [3].
+        users: users with an event in the split, [3].
+        item_seen: whether an item has an event in the split, [3, V].
+        cold_events: events by split whose item has no training event, [3].
+        span: first and last timestamp, seconds.
+    """
+
+    gap_edges: np.ndarray
+    gaps: np.ndarray
+    session_lengths: np.ndarray
+    sessions_per_user: np.ndarray
+    train_events: np.ndarray
+    events: np.ndarray
+    positives: np.ndarray
+    users: np.ndarray
+    item_seen: np.ndarray
+    cold_events: np.ndarray
+    span: tuple[int, int]
+
+
+def totals(log: EventLog) -> Totals:
+    """Sum over the log in blocks of rows."""
+    num_events, num_users, num_items = log.meta.num_events, log.meta.num_users, log.meta.num_items
+    edges = np.array(sorted({*GAP_EDGES_S, log.meta.gap_s}))
+    gaps = np.zeros(len(edges) + 1, dtype=np.int64)
+    per_item = np.zeros((3, num_items), dtype=np.int64)
+    positives = np.zeros(3, dtype=np.int64)
+    user_seen = np.zeros((3, num_users), dtype=bool)
+    sessions_per_user = np.zeros(num_users, dtype=np.int64)
+    starts = []
+    span = (np.iinfo(np.int64).max, np.iinfo(np.int64).min)
+    for begin in range(0, num_events, BLOCK_ROWS):
+        rows = np.arange(begin, min(begin + BLOCK_ROWS, num_events))
+        user = np.searchsorted(log.user_offsets, rows, side="right") - 1
+        opens = log.user_offsets[user] == rows
+        before = np.maximum(rows - 1, 0)
+        since = (log.timestamp[rows] - log.timestamp[before])[~opens]
+        gaps += np.bincount(np.searchsorted(edges, since), minlength=len(gaps))
+        start = opens | (log.session[rows] != log.session[before])
+        starts.append(rows[start])
+        sessions_per_user += np.bincount(user[start], minlength=num_users)
+        split, item = log.split[rows], log.item[rows]
+        for part in (TRAIN, VALIDATION, TEST):
+            chosen = split == part
+            per_item[part] += np.bincount(item[chosen], minlength=num_items)
+            positives[part] += int(log.label[rows][chosen].sum(dtype=np.int64))
+            user_seen[part, user[chosen]] = True
+        times = log.timestamp[rows]
+        span = (min(span[0], int(times.min())), max(span[1], int(times.max())))
+    return Totals(
+        gap_edges=edges,
+        gaps=gaps,
+        session_lengths=np.diff(np.concatenate([*starts, [num_events]])),
+        sessions_per_user=sessions_per_user,
+        train_events=per_item[TRAIN],
+        events=per_item.sum(axis=1),
+        positives=positives,
+        users=user_seen.sum(axis=1),
+        item_seen=per_item > 0,
+        cold_events=per_item[:, per_item[TRAIN] == 0].sum(axis=1),
+        span=span,
+    )
+
+
+def statistics(log: EventLog, sums: Totals) -> dict[str, Any]:
+    """What `stats.json` says; plain numbers and no wall clock, so a repeat is byte-identical."""
+    per_user = np.diff(log.user_offsets)
+    neighbours = int(sums.gaps.sum())
+    cold = sums.item_seen & ~sums.item_seen[TRAIN]
+    splits = {}
+    for name, part in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
+        events = int(sums.events[part])
+        splits[name] = {
+            "events": events,
+            "users": int(sums.users[part]),
+            "items": int(sums.item_seen[part].sum()),
+            "positive_share": _share(int(sums.positives[part]), events),
+            "cold_items": int(cold[part].sum()),
+            "cold_events": int(sums.cold_events[part]),
+        }
+    return {
+        "users": log.meta.num_users,
+        "items": int(sums.item_seen.any(axis=0).sum()),
+        "events": log.meta.num_events,
+        "actions": log.meta.num_actions - 1,
+        "categories": log.meta.num_categories - 1,
+        "first_timestamp": sums.span[0],
+        "last_timestamp": sums.span[1],
+        "events_per_user": {
+            "min": int(per_user.min()),
+            "median": float(np.median(per_user)),
+            "p90": float(np.quantile(per_user, 0.9)),
+            "max": int(per_user.max()),
+        },
+        "sessions": {
+            "gap_s": log.meta.gap_s,
+            "number": len(sums.session_lengths),
+            "events_mean": round(float(sums.session_lengths.mean()), 4),
+            "events_median": float(np.median(sums.session_lengths)),
+            "per_user_mean": round(float(sums.sessions_per_user.mean()), 4),
+            "per_user_median": float(np.median(sums.sessions_per_user)),
+            "users_with_several": int((sums.sessions_per_user > 1).sum()),
+        },
+        "same_timestamp_share": _share(int(sums.gaps[0]), neighbours),
+        "split": log.meta.split,
+        "splits": splits,
+    }
+
+
+def gap_table(sums: Totals, num_users: int) -> list[tuple[int, int, int]]:
+    """Rows of `gaps.csv`: upper edge of the bin in seconds, gaps in the bin, sessions if cut there.
+
+    The third column is the sensitivity of the session cut: with that edge as the gap limit every
+    longer gap starts a session. A log that brings its own session ids is cut by those instead.
+    Edges beyond the longest gap are left out.
+    """
+    longer = sums.gaps.sum() - np.cumsum(sums.gaps)
+    rows = zip(sums.gap_edges, sums.gaps, longer, strict=False)  # the open bin has no edge
+    table = [(int(edge), int(count), int(rest) + num_users) for edge, count, rest in rows]
+    return table[: np.count_nonzero(longer) + 1]
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 6) if whole else 0.0

@@ -1,0 +1,297 @@
+"""The sessionize stage: validated log in, sessions, vocabulary, splits and flat arrays out.
+
+Run: `hpgr sessionize`. Reads `artifacts/validated/{events,items}.parquet` and the section
+`sessionize` of params.yaml; writes `artifacts/sessions/` (docs/artifacts.md) as a whole or not at
+all. The expression is `hpgr.data.sessions`; the engine holds the log, Python sees record batches.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hpgr.config import Config, Sessionize
+from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
+from hpgr.data.log import DTYPES, FIRST_ITEM, EventLog, Meta
+from hpgr.data.session_statistics import Totals, gap_table, statistics, totals
+from hpgr.runtime import UserError, atomic_folder, write_json
+
+if TYPE_CHECKING:
+    from ibis.expr.types import Table
+
+    from hpgr.data.sessions import TimeCuts
+
+VALIDATED = Path("artifacts/validated")
+SESSIONS = Path("artifacts/sessions")
+MAX_ACTIONS = 250  # each is a row of an embedding table: an action is a kind, not a measurement
+ITEMS_SCHEMA = pa.schema(
+    {"item_id": pa.string(), "title": pa.string(), "categories": pa.list_(pa.string())}
+)
+logger = logging.getLogger(__name__)
+
+
+def sessionize(cfg: Config) -> None:
+    """Cut sessions, number users and items, split, and write `artifacts/sessions/`.
+
+    Raises:
+        UserError: the validated log is missing or not as agreed; the filters leave no event; a
+            part of the split is empty; actions are measurements rather than kinds; Spark is asked
+            for and cannot start.
+    """
+    settings = cfg.sessionize
+    _check_inputs()
+    with atomic_folder(SESSIONS) as out:
+        with open_engine(settings.engine, out.parent) as engine:
+            item_ids, dropped = _tables(engine, settings, out)
+        items, categories = _item_table(item_ids)
+        pq.write_table(categories, out / "categories.parquet")
+        log = _arrays(out, items, categories, settings)
+        sums = totals(log)
+        _judge(sums, settings, out)
+        items = items.append_column("train_events", pa.array(sums.train_events[FIRST_ITEM:]))
+        pq.write_table(items.drop_columns("category_ids"), out / "items.parquet")
+        write_json(out / "stats.json", {**statistics(log, sums), "dropped": dropped})
+        with (out / "gaps.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["gap_s", "gaps", "sessions"])
+            writer.writerows(gap_table(sums, log.meta.num_users))
+
+
+def _check_inputs() -> None:
+    from hpgr.data.sessions import EVENTS_SCHEMA
+
+    for name, columns in (("events", [*EVENTS_SCHEMA]), ("items", ITEMS_SCHEMA.names)):
+        path = VALIDATED / f"{name}.parquet"
+        if not path.is_file():
+            raise UserError(f"{path} not found: run `hpgr validate` first")
+        found = pq.read_schema(path).names
+        if absent := [column for column in columns if column not in found]:
+            raise UserError(
+                f"{path}: no column {', '.join(absent)} (found {', '.join(found)}): "
+                "run `hpgr validate` again"
+            )
+
+
+def _tables(engine: Engine, settings: Sessionize, out: Path) -> tuple[pa.Table, dict[str, int]]:
+    """Write events, users and actions; returns `item`, `item_id`, and what the k-core dropped."""
+    from hpgr.data import sessions
+
+    events = engine.read(VALIDATED / "events.parquet")
+    events = events.select(
+        **{name: events[name].cast(kind) for name, kind in sessions.EVENTS_SCHEMA.items()}
+    )
+    before = events.agg(
+        events=events.count(), users=events.user_id.nunique(), items=events.item_id.nunique()
+    )
+    before = before.to_pyarrow().to_pylist()[0]
+    kept, num_events = _core(engine, events, before["events"], settings)
+    if num_events == 0:
+        raise UserError(
+            f"no event is left of {before['events']} in {VALIDATED / 'events.parquet'}: too few "
+            f"users have {settings.min_user_events} events with items that have "
+            f"{settings.min_item_events}; lower sessionize.min_user_events or min_item_events"
+        )
+    paths = {
+        key: engine.store(sessions.vocabulary(events, kept, key).order_by(name), key)
+        for key, (name, _) in sessions.FIRST_ID.items()
+    }
+    single_file(paths["user_id"], out / "users.parquet")
+    actions = _actions(paths["action"], settings, out)
+    labels = engine.scratch / "labels.parquet"
+    pq.write_table(actions, labels)
+    log = sessions.sessionized(
+        kept,
+        engine.read(paths["user_id"]),
+        engine.read(paths["item_id"]),
+        engine.read(labels),
+        gap_s=settings.gap_s,
+        split=settings.split,
+        cuts=_cuts(kept, num_events, settings),
+    )
+    single_file(engine.store(log, "log"), out / "events.parquet")
+    dropped = {
+        "events": before["events"] - num_events,
+        "users": before["users"] - stored(paths["user_id"]).count_rows(),
+        "items": before["items"] - stored(paths["item_id"]).count_rows(),
+    }
+    return stored(paths["item_id"]).to_table(), dropped
+
+
+def _core(
+    engine: Engine, events: Table, num_events: int, settings: Sessionize
+) -> tuple[Table, int]:
+    """The k-core and its number of events: stored rounds until no row drops."""
+    from hpgr.data.sessions import core_round
+
+    least = settings.min_user_events, settings.min_item_events
+    if max(least) == 1:
+        return events, num_events
+    # Every round but the last drops a row, so the loop ends.
+    for number in itertools.count():
+        path = engine.store(core_round(events, *least), f"core-{number}")
+        events, before, num_events = engine.read(path), num_events, stored(path).count_rows()
+        # A single filter is done after one round: dropping users changes no other user's count.
+        if num_events == before or min(least) == 1:
+            break
+    return events, num_events
+
+
+def _cuts(kept: Table, num_events: int, settings: Sessionize) -> TimeCuts | None:
+    """Borders of the global-time split.
+
+    The last `test_share` of the events in time order is test, `validation_share` before it
+    validation. Events that share the time of the last one before a border stay on its early side,
+    so that no second is on both sides.
+    """
+    from hpgr.data.sessions import TimeCuts, time_cuts
+
+    if settings.split != "global-time":
+        return None
+    train_and_validation = num_events - round(num_events * settings.test_share)
+    train = train_and_validation - round(num_events * settings.validation_share)
+    row = time_cuts(kept, train, train_and_validation).to_pyarrow().to_pylist()[0]
+    return TimeCuts(**row)
+
+
+def _actions(vocabulary: Path, settings: Sessionize, out: Path) -> pa.Table:
+    """Write actions.parquet; returns `action`, `action_id`, `label`, with a row for no action."""
+    found = stored(vocabulary)
+    if found.count_rows() > MAX_ACTIONS:
+        examples = ", ".join(found.head(5)["action"].to_pylist())
+        raise UserError(
+            f"{VALIDATED / 'events.parquet'}: {found.count_rows()} distinct actions ({examples}, "
+            f"...), expected at most {MAX_ACTIONS} kinds: bin a continuous measure into a few "
+            "steps before it enters the log, or set data.columns.action to null"
+        )
+    table = found.to_table()
+    names = table["action"].to_pylist()
+    ids = table["action_id"].cast(pa.int16())
+    pq.write_table(pa.table({"action": ids, "name": table["action"]}), out / "actions.parquet")
+    labels = [int(is_positive(name, settings)) for name in [*names, None]]
+    return pa.table(
+        {
+            "action": pa.array([*names, None], pa.string()),
+            "action_id": pa.array([*ids.to_pylist(), 0], pa.int16()),
+            "label": pa.array(labels, pa.int8()),
+        }
+    )
+
+
+def is_positive(action: str | None, settings: Sessionize) -> bool:
+    """Whether an event with this action is a positive example; every event is if nothing is set."""
+    if settings.positive_from is None and settings.positive_actions is None:
+        return True
+    if action is None:
+        return False
+    if action in (settings.positive_actions or ()):
+        return True
+    try:
+        return settings.positive_from is not None and float(action) >= settings.positive_from
+    except ValueError:
+        return False
+
+
+def _item_table(item_ids: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Items and categories: title falls back to the id, categories are numbered as they appear.
+
+    Returns `item`, `item_id`, `title`, `categories`, `category_ids` in the order of items, and
+    `category`, `name`. A category counts once an item; empty ones count not at all.
+    """
+    source = pq.read_table(VALIDATED / "items.parquet", columns=ITEMS_SCHEMA.names)
+    source = source.select(ITEMS_SCHEMA.names).cast(ITEMS_SCHEMA)
+    row = pc.index_in(item_ids["item_id"], value_set=source["item_id"])
+    found = source.take(row.combine_chunks())
+    title = pc.coalesce(found["title"], item_ids["item_id"])
+    listed = found["categories"].combine_chunks()
+    pairs = pa.table(
+        {"owner": pc.list_parent_indices(listed), "name": pc.list_flatten(listed)}
+    ).filter((pc.field("name") != "") & pc.field("name").is_valid())
+    # Single-threaded grouping keeps the order of first appearance.
+    pairs = pairs.group_by(["owner", "name"], use_threads=False).aggregate([])
+    names = pc.unique(pairs["name"])
+    ids = pc.add(pc.index_in(pairs["name"], value_set=names), 1).cast(pa.int32())
+    lengths = np.bincount(pairs["owner"].to_numpy(), minlength=len(item_ids))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    items = item_ids.select(["item", "item_id"]).append_column("title", title)
+    for name, values in (("categories", pairs["name"]), ("category_ids", ids)):
+        lists = pa.ListArray.from_arrays(offsets, values.combine_chunks())
+        items = items.append_column(name, lists)
+    categories = pa.table(
+        {"category": pa.array(range(1, len(names) + 1), pa.int32()), "name": names}
+    )
+    return items, categories
+
+
+def _arrays(out: Path, items: pa.Table, categories: pa.Table, settings: Sessionize) -> EventLog:
+    """Write `arrays/` from the sorted events.parquet, batch by batch, and map them."""
+    folder = out / "arrays"
+    folder.mkdir()
+    source = pq.ParquetFile(out / "events.parquet")
+    meta = Meta(
+        num_users=pq.read_metadata(out / "users.parquet").num_rows,
+        num_items=len(items) + FIRST_ITEM,
+        num_actions=pq.read_metadata(out / "actions.parquet").num_rows + 1,
+        num_categories=len(categories) + 1,
+        num_events=source.metadata.num_rows,
+        split=settings.split,
+        gap_s=settings.gap_s,
+    )
+    names = ["item", "timestamp", "action", "label", "session", "split"]
+    columns = {
+        name: np.lib.format.open_memmap(
+            folder / f"{name}.npy", mode="w+", dtype=DTYPES[name], shape=(meta.num_events,)
+        )
+        for name in names
+    }
+    per_user = np.zeros(meta.num_users, dtype=np.int64)
+    row, last_user = 0, 0
+    for batch in source.iter_batches(BATCH_ROWS, columns=["user", *names]):
+        user = batch["user"].to_numpy()
+        assert (np.diff(user, prepend=last_user) >= 0).all(), "events.parquet is not sorted by user"
+        last_user = user[-1]
+        per_user += np.bincount(user, minlength=meta.num_users)
+        for name, column in columns.items():
+            column[row : row + len(batch)] = batch[name].to_numpy()
+        row += len(batch)
+    for column in columns.values():
+        column.flush()
+    category = items["category_ids"].combine_chunks()
+    per_item = np.concatenate([np.zeros(FIRST_ITEM, np.int64), category.value_lengths().to_numpy()])
+    small = {
+        "user_offsets": np.concatenate([[0], np.cumsum(per_user)]),
+        "category_offsets": np.concatenate([[0], np.cumsum(per_item)]),
+        "category": category.flatten().to_numpy(),
+    }
+    for name, values in small.items():
+        np.save(folder / f"{name}.npy", values.astype(DTYPES[name]), allow_pickle=False)
+    write_json(folder / "meta.json", asdict(meta))
+    return EventLog.open(folder)
+
+
+def _judge(sums: Totals, settings: Sessionize, out: Path) -> None:
+    """Refuse a split with an empty part; warn where no event is positive."""
+    for name, count in zip(("train", "validation", "test"), sums.events, strict=True):
+        if count == 0:
+            raise UserError(
+                f"the {settings.split} split leaves no {name} event among {sums.events.sum()}: "
+                "raise sessionize.min_user_events to 3 or more for leave-one-out, raise the shares "
+                "for global-time, or bring a longer log"
+            )
+    if not sums.positives.any():
+        found = pq.read_table(out / "actions.parquet")["name"].to_pylist()[:10]
+        logger.warning(
+            "no event is positive: sessionize.positive_from is %s and positive_actions is %s, "
+            "but the actions of the log are %s",
+            settings.positive_from,
+            settings.positive_actions,
+            found or "absent",
+        )

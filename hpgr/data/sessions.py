@@ -1,0 +1,159 @@
+"""The sessionized log as one Ibis expression, the same on every engine.
+
+Pure functions from lazy tables to lazy tables: k-core, vocabulary by first appearance, session
+cut, split and label. They read and write nothing; `hpgr.data.sessionize` runs them on DuckDB or
+Spark. Input is `validated/events.parquet` (docs/artifacts.md).
+
+Three habits make the rows equal on both engines: every tie is broken by `row`, the row number of
+the source; every output column is cast, because engines disagree on the type of a window sum; and
+no list is built in the engine, rows stay flat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import ibis
+
+from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, VALIDATION
+
+if TYPE_CHECKING:
+    from ibis.expr.types import IntegerColumn, Table
+
+EVENTS_SCHEMA = {
+    "user_id": "string",
+    "item_id": "string",
+    "timestamp": "int64",
+    "action": "string",
+    "session_id": "string",
+    "row": "int64",
+}
+FIRST_ID = {"user_id": ("user", 0), "item_id": ("item", FIRST_ITEM), "action": ("action_id", 1)}
+
+
+@dataclass(frozen=True)
+class TimeCuts:
+    """Last second (inclusive) of training and of validation under the global-time split."""
+
+    train_until: int
+    validation_until: int
+
+
+def core_round(events: Table, min_user_events: int, min_item_events: int) -> Table:
+    """Drop users, then items, with fewer events than asked.
+
+    Repeated until no row drops this gives the k-core, which does not depend on the order of the
+    rounds: the largest part of the log in which every user and every item has enough events.
+    """
+    for key, least in (("user_id", min_user_events), ("item_id", min_item_events)):
+        if least > 1:
+            counts = events.group_by(key).agg(n=events.count())
+            events = events.semi_join(counts.filter(counts.n >= least), key)
+    return events
+
+
+def vocabulary(events: Table, kept: Table, key: str) -> Table:
+    """Dense ids of the values of `key` that `kept` holds, in order of first appearance.
+
+    First appearance is taken in the whole log, before the k-core: an event that is appended later
+    cannot change it, so ids do not move when a log grows at its end. (Only a value that the k-core
+    had dropped and that later events bring back is inserted at its old place.)
+
+    Args:
+        events: the whole log.
+        kept: the part of it that survived the k-core.
+        key: a key of `FIRST_ID`, which names the id column and the first id.
+    """
+    name, first_id = FIRST_ID[key]
+    known = events.filter(events[key].notnull())
+    times = known.group_by(key).agg(timestamp=known.timestamp.min())
+    seen = known.inner_join(times, [key, "timestamp"])
+    seen = seen.group_by(key).agg(timestamp=seen.timestamp.min(), row=seen.row.min())
+    seen = seen.semi_join(kept, key)
+    order = ibis.row_number().over(ibis.window(order_by=[seen.timestamp, seen.row]))
+    return seen.select((order + first_id).cast("int32").name(name), key)
+
+
+def time_cuts(events: Table, train_rank: int, validation_rank: int) -> Table:
+    """One row with the fields of `TimeCuts`: the times of two 1-based ranks of the time order.
+
+    Counted over distinct times, so no engine has to number the whole log in one partition.
+    """
+    counts = events.group_by("timestamp").agg(n=events.count())
+    so_far = ibis.window(order_by=counts.timestamp, preceding=None, following=0)
+    t = counts.select("timestamp", last_rank=counts.n.sum().over(so_far).cast("int64"))
+    return t.agg(
+        train_until=t.timestamp.min(where=t.last_rank >= train_rank),
+        validation_until=t.timestamp.min(where=t.last_rank >= validation_rank),
+    )
+
+
+def sessionized(
+    events: Table,
+    users: Table,
+    items: Table,
+    actions: Table,
+    *,
+    gap_s: int,
+    split: Literal["leave-one-out", "global-time"],
+    cuts: TimeCuts | None,
+) -> Table:
+    """`sessions/events.parquet`, sorted by user and (timestamp, row).
+
+    Args:
+        events: the log after the k-core.
+        users: `user_id`, `user`.
+        items: `item_id`, `item`.
+        actions: `action`, `action_id`, `label`; one row has a null `action`, for events without.
+        gap_s: inactivity longer than this starts a session, seconds.
+        split: which events are held out.
+        cuts: borders of the global-time split; None for leave-one-out.
+    """
+    t = events.inner_join(users, "user_id").inner_join(items, "item_id")
+    t = t.left_join(actions, t.action.identical_to(actions.action))
+    by_user = ibis.window(group_by="user", order_by=["timestamp", "row"])
+    t = t.mutate(
+        position=ibis.row_number().over(by_user),
+        since_previous=t.timestamp - t.timestamp.lag().over(by_user),
+        previous_session_id=t.session_id.lag().over(by_user),
+        length=t.count().over(ibis.window(group_by="user")),
+    )
+    t = t.mutate(starts=_starts(t, gap_s).cast("int64"))
+    so_far = ibis.window(
+        group_by="user", order_by=["timestamp", "row"], preceding=None, following=0
+    )
+    columns = {
+        "user": t.user.cast("int32"),
+        "item": t.item.cast("int32"),
+        "timestamp": t.timestamp.cast("int64"),
+        "action": t.action_id.cast("int16"),
+        "label": t.label.cast("int8"),
+        "session": t.starts.sum().over(so_far).cast("int32"),
+        "position": t.position.cast("int32"),
+        "split": _split(t, split, cuts).cast("int8"),
+    }
+    # (user, position) is a total order: position already breaks ties of time by row.
+    return t.select(**columns).order_by("user", "position")
+
+
+def _starts(t: Table, gap_s: int) -> IntegerColumn:
+    """Whether an event opens a session: by the log's own session id where one is known."""
+    own = t.session_id.notnull() | t.previous_session_id.notnull()
+    changed = ~t.session_id.identical_to(t.previous_session_id)
+    return (t.position > 0) & ibis.ifelse(own, changed, t.since_previous > gap_s)
+
+
+def _split(t: Table, split: str, cuts: TimeCuts | None) -> IntegerColumn:
+    # Typed literals: Ibis takes a bare one for int8 and then leaves out the cast to int8, while
+    # DuckDB makes it an int32.
+    train, validation, test = (ibis.literal(part, "int64") for part in (TRAIN, VALIDATION, TEST))
+    if split == "leave-one-out":
+        behind = t.length - 1 - t.position
+        return ibis.cases((behind == 0, test), (behind == 1, validation), else_=train)
+    assert cuts is not None, "the global-time split needs its borders"
+    return ibis.cases(
+        (t.timestamp > cuts.validation_until, test),
+        (t.timestamp > cuts.train_until, validation),
+        else_=train,
+    )
