@@ -1,0 +1,172 @@
+"""Is the difference real, and where does it come from: bootstrap over users, and slices of queries.
+
+Users are resampled, not queries, because the queries of one user resemble each other. All models
+are judged on the same resamples, so differences are paired. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from hpgr.data.log import TRAIN, EventLog
+from hpgr.evaluation.baselines import train_counts
+
+CELLS = 1 << 23  # user counts held at a time, 64 MiB
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % bootstrap interval; `p` is two-sided against zero."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def resamples(num_users: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each user was drawn, in blocks [b, num_users] that sum up to `samples` rows."""
+    rng = np.random.default_rng(seed)
+    block = max(1, CELLS // max(1, num_users))
+    for start in range(0, samples, block):
+        size = min(block, samples - start)
+        drawn = rng.integers(num_users, size=(size, num_users))
+        drawn += np.arange(size)[:, None] * num_users
+        counts = np.bincount(drawn.ravel(), minlength=size * num_users)
+        yield counts.reshape(size, num_users).astype(np.float64)
+
+
+def bootstrap_means(
+    user: np.ndarray, values: np.ndarray, weight: np.ndarray, *, samples: int, seed: int
+) -> np.ndarray:
+    """Weighted means of `values` in every resample of the users, float64 [samples, M].
+
+    Args:
+        user: user of every row, [Q].
+        values: one column a model and metric, [Q, M].
+        weight: of every row, [Q].
+        samples: number of resamples.
+        seed: of the generator; equal seeds and users give equal resamples.
+    """
+    _, index = np.unique(user, return_inverse=True)
+    num_users = int(index.max()) + 1
+    total = np.bincount(index, weights=weight)
+    sums = np.stack(
+        [np.bincount(index, weights=weight * column) for column in values.T.astype(np.float64)],
+        axis=1,
+    )
+    return np.concatenate(
+        [(drawn @ sums) / (drawn @ total)[:, None] for drawn in resamples(num_users, samples, seed)]
+    )
+
+
+def bootstrap_auc(
+    user: np.ndarray, label: np.ndarray, scores: np.ndarray, *, samples: int, seed: int
+) -> np.ndarray:
+    """AUC over all candidates in every resample of the users, float64 [samples, M].
+
+    A candidate counts as often as its user was drawn. Resamples without both classes are NaN.
+
+    Args:
+        user: user of every candidate, [C].
+        label: 0 or 1, [C].
+        scores: one column a model, [C, M].
+        samples: number of resamples.
+        seed: as in `bootstrap_means`.
+    """
+    _, index = np.unique(user, return_inverse=True)
+    num_users = int(index.max()) + 1
+    tables = []
+    for score in scores.T:
+        values, place = np.unique(score, return_inverse=True)
+        # Candidates of each user at each distinct score, lowest score first, by class.
+        tables.append(
+            [
+                sparse.csr_matrix(
+                    (np.ones(len(index))[chosen], (index[chosen], place[chosen])),
+                    shape=(num_users, len(values)),
+                )
+                for chosen in (label == 1, label != 1)
+            ]
+        )
+    rows = max(1, CELLS // max(1, len(label)))
+    result = []
+    for block in resamples(num_users, samples, seed):
+        for start in range(0, len(block), rows):
+            drawn = block[start : start + rows]
+            result.append(np.stack([_auc_rows(drawn @ p, drawn @ n) for p, n in tables], axis=1))
+    return np.concatenate(result)
+
+
+def _auc_rows(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """AUC of each row of counts at ascending scores, [b, D] twice; NaN where a class is missing."""
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    area = (positives * below).sum(axis=1)
+    return np.divide(area, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def estimate(value: float, replicates: np.ndarray) -> Estimate:
+    """`value` with the percentile interval of its bootstrap `replicates`, [samples].
+
+    p counts the replicates on the far side of zero, doubled, and the observed value as one more
+    replicate, so that it never is zero; identical systems give 1.
+    """
+    replicates = replicates[~np.isnan(replicates)]
+    if not len(replicates):
+        return Estimate(value, value, value, 1.0)
+    low, high = np.quantile(replicates, [0.025, 0.975])
+    side = min((replicates <= 0).sum(), (replicates >= 0).sum())
+    p = min(1.0, 2.0 * (side + 1) / (len(replicates) + 1))
+    return Estimate(float(value), float(low), float(high), float(p))
+
+
+def popularity_classes(log: EventLog) -> np.ndarray:
+    """Class of every item, int8 [num_items]: 0 head, 1 mid, 2 tail, 3 cold (no training event).
+
+    Head are the most popular items that together hold a third of the training events, mid those
+    that hold the next third.
+    """
+    count = train_counts(log)
+    order = np.argsort(-count, kind="stable")
+    before = np.cumsum(count[order]) - count[order]
+    classes = np.empty(len(count), dtype=np.int8)
+    classes[order] = np.minimum(2, before * 3 // max(1, count.sum()))
+    classes[count == 0] = 3
+    return classes
+
+
+def slices(log: EventLog, user: np.ndarray, row: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks [Q] over queries, by name; a query is in one slice of every family.
+
+    Families: activity of the user (terciles of training events among the users asked), popularity
+    of the hidden item, and its place in the session.
+
+    Args:
+        log: the sessionized log.
+        user: user of every query, [Q].
+        row: log row of the hidden event, [Q].
+    """
+    train = np.concatenate([[0], np.cumsum(log.split == TRAIN)])
+    events = (train[log.user_offsets[1:]] - train[log.user_offsets[:-1]])[user]
+    asked = np.unique(user)
+    per_user = train[log.user_offsets[asked + 1]] - train[log.user_offsets[asked]]
+    low, high = np.quantile(per_user, [1 / 3, 2 / 3]).astype(np.int64)
+    classes = popularity_classes(log)[log.item[row]]
+    previous = np.maximum(row - 1, 0)
+    opens = (row == log.user_offsets[user]) | (log.session[row] != log.session[previous])
+    return {
+        f"user: up to {low} training events": events <= low,
+        f"user: {low + 1} to {high}": (events > low) & (events <= high),
+        f"user: more than {high}": events > high,
+        "item: head": classes == 0,
+        "item: mid": classes == 1,
+        "item: tail": classes == 2,
+        "item: cold (never in training)": classes == 3,
+        "place: first of its session": opens,
+        "place: later in the session": ~opens,
+    }

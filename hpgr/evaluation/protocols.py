@@ -1,0 +1,139 @@
+"""What is asked of a model: the queries of R1, R2 and K1, built from the split of the log.
+
+R1 and R2 name one hidden item a query, K1 groups labelled candidates into queries. A query sees the
+rows of its user before `end` and nothing else; how far before is `max_history`'s business.
+Reads the arrays of `hpgr.data.log`. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpgr.data.log import EventLog, Histories, histories
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Q retrieval queries, sorted by user and time.
+
+    `user`, `row`, `end`, `target` and `request_time` are int64 [Q]: whose query, the log row that
+    holds the hidden event, the first row the query may not see, the hidden item, and when it asks.
+    """
+
+    user: np.ndarray
+    row: np.ndarray
+    end: np.ndarray
+    target: np.ndarray
+    request_time: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, index: np.ndarray | slice) -> Queries:
+        """The queries at `index`."""
+        return Queries(
+            self.user[index],
+            self.row[index],
+            self.end[index],
+            self.target[index],
+            self.request_time[index],
+        )
+
+    def histories(self, log: EventLog, max_history: int) -> Histories:
+        """What the queries may see, the newest `max_history` events each."""
+        return histories(log, self.user, self.end, self.request_time, max_history)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """K1: Q queries with C labelled candidates; those of query q are `offsets[q] : offsets[q + 1]`.
+
+    `user`, `end` and `request_time` are int64 [Q], `offsets` int64 [Q + 1]; `row`, `item` int64 [C]
+    and `label` int8 [C] describe the candidates.
+    """
+
+    user: np.ndarray
+    end: np.ndarray
+    request_time: np.ndarray
+    offsets: np.ndarray
+    row: np.ndarray
+    item: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def candidate_user(self) -> np.ndarray:
+        """User of every candidate, int64 [C]."""
+        return np.repeat(self.user, np.diff(self.offsets))
+
+    def take(self, start: int, stop: int) -> Candidates:
+        """Queries `start` to `stop` (exclusive) with their candidates."""
+        first, last = self.offsets[start], self.offsets[stop]
+        return Candidates(
+            self.user[start:stop],
+            self.end[start:stop],
+            self.request_time[start:stop],
+            self.offsets[start : stop + 1] - first,
+            self.row[first:last],
+            self.item[first:last],
+            self.label[first:last],
+        )
+
+    def histories(self, log: EventLog, max_history: int) -> Histories:
+        """What the queries may see, the newest `max_history` events each."""
+        return histories(log, self.user, self.end, self.request_time, max_history)
+
+
+def next_item(log: EventLog, split: int) -> Queries:
+    """Every event of `split` with an earlier event of its user, given all earlier ones (R1, R2).
+
+    With the leave-one-out split that is R1: one query a user, and the validation item is part of
+    the test query's history. With the global-time split it is R2: the earlier events of the test
+    period are history too. The request time is the hidden event's timestamp: the model is told
+    when it is asked. Events that share a timestamp stand in the order of the source file.
+    """
+    user_of_event = log.user_of_event()
+    row = np.flatnonzero(log.split == split)
+    user = user_of_event[row]
+    seen = row > log.user_offsets[user]
+    row, user = row[seen], user[seen]
+    return Queries(
+        user=user,
+        row=row,
+        end=row,
+        target=log.item[row].astype(np.int64),
+        request_time=log.timestamp[row].astype(np.int64),
+    )
+
+
+def labelled(log: EventLog, split: int) -> Candidates:
+    """The events of `split` with their labels, those of one user and second as one query (K1).
+
+    The history holds the events strictly before the request time, so events that share a
+    timestamp see the same history and never each other: their order in the file is no order in
+    time, and a model that could see it would read the answers of the same second. A user's first
+    events are asked with an empty history.
+    """
+    row = np.flatnonzero(log.split == split)
+    user = log.user_of_event()[row]
+    time = log.timestamp[row].astype(np.int64)
+    new = np.ones(len(row), dtype=bool)
+    new[1:] = (np.diff(user) != 0) | (np.diff(time) != 0)
+    first = np.flatnonzero(new)
+    # A split's boundary can fall inside a second: step back over equal timestamps before it.
+    starts = np.ones(log.meta.num_events, dtype=bool)
+    starts[1:] = np.diff(log.timestamp) != 0
+    starts[log.user_offsets[:-1][np.diff(log.user_offsets) > 0]] = True
+    second_start = np.maximum.accumulate(np.where(starts, np.arange(log.meta.num_events), 0))
+    return Candidates(
+        user=user[first],
+        end=second_start[row[first]],
+        request_time=time[first],
+        offsets=np.append(first, len(row)).astype(np.int64),
+        row=row,
+        item=log.item[row].astype(np.int64),
+        label=np.asarray(log.label[row]),
+    )

@@ -1,0 +1,235 @@
+"""One self-contained HTML page about an evaluation: no script, no font, no image from elsewhere.
+
+Reads what `tables` and `examples` computed and the training curves. Writes `report.html` and, below
+`figures/`, the same figures as PNG files.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from hpgr.evaluation import figures
+from hpgr.evaluation.examples import Example
+from hpgr.evaluation.tables import Tables, label, metric_label
+
+PROTOCOLS = {
+    "R1": (
+        "Next item, leave-one-out",
+        "The last event of every user is hidden and the whole catalogue is ranked for it, given "
+        "all earlier events (the validation event too). The field's public protocol; it is not "
+        "leak-free over users, because training events of others may be later than the request.",
+    ),
+    "R2": (
+        "Next item, global time split",
+        "Every event of the last stretch of time is hidden in turn, except a user's very first, "
+        "and the whole catalogue is ranked for it given all earlier events of its user. The "
+        "models were trained on what came before.",
+    ),
+    "K1": (
+        "Ranking of labelled candidates, global time split",
+        "Every event of the last stretch of time is a candidate with its label. Its history holds "
+        "the events strictly before its second; candidates of one user and second are scored "
+        "together.",
+    ),
+}
+MEANINGS = {
+    "hr": "share of queries whose hidden item is among the first k places",
+    "ndcg": "the same, but a hit counts 1 / log2(place + 1): higher places are worth more",
+    "mrr": "mean of 1 / place of the hidden item",
+    "coverage": "share of the catalogue that was recommended to at least one query",
+    "head_share": "share of the recommended places taken by the most popular items, "
+    "those that together hold a third of the training events",
+    "auc": "chance that a liked candidate scores above a disliked one; a coin reaches .5",
+    "gauc": "AUC inside each user who has both kinds, averaged by their number of candidates",
+    "log_loss": "surprise at the labels in nats; lower is better",
+    "calibration_error": "mean distance of predicted and observed share of likes; lower is better",
+}
+LOWER_IS_BETTER = ("log_loss", "calibration_error")
+DESCRIPTIVE = ("coverage", "head_share")  # no winner: more is not better
+
+
+def write(
+    folder: Path,
+    *,
+    dataset: str,
+    tables: Sequence[Tables],
+    networks: Sequence[str],
+    curves: dict[str, pd.DataFrame],
+    cards: Sequence[Example],
+    notes: Sequence[str],
+) -> None:
+    """Write `figures/*.png` and `report.html` below `folder`.
+
+    Args:
+        folder: an existing folder.
+        dataset: name of the log.
+        tables: one a protocol.
+        networks: names of the trained models among the rows.
+        curves: training curves by stage.
+        cards: users to show.
+        notes: sentences about the run: choices, omissions.
+    """
+    (folder / "figures").mkdir()
+    sections = [_section(folder, table, networks) for table in tables]
+    stages = []
+    for stage, curve in curves.items():
+        if (figure := figures.training_curves(curve)) is not None:
+            stages.append((stage, _embed(folder, f"training_{stage}", figure)))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hpgr.evaluation", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["label"] = label
+    environment.filters["metric"] = metric_label
+    environment.filters["number"] = _number
+    html = environment.get_template("report.html.j2").render(
+        dataset=dataset,
+        main=tables[0].main,
+        sections=sections,
+        stages=stages,
+        cards=cards,
+        notes=notes,
+    )
+    (folder / "report.html").write_text(html, encoding="utf-8")
+
+
+def _section(folder: Path, table: Tables, networks: Sequence[str]) -> dict[str, Any]:
+    name, explained = PROTOCOLS[table.protocol]
+    models = list(table.metrics)
+    names = [m for m in dict.fromkeys(m for row in table.metrics.values() for m in row)]
+    interval = {
+        (row.model, row.metric): (row.low, row.high)
+        for row in table.plots["intervals"].itertuples()
+    }
+    best = {m: _best(table, m) for m in names if m.split("@")[0] not in DESCRIPTIVE}
+    palette = figures.colours(models, table.main, list(networks))
+    headline = ["auc", "gauc"] if table.protocol == "K1" else [names[0], _first(names, "ndcg")]
+    headline = [m for m in headline if m in names]
+    differences = table.plots["differences"]
+    images: dict[str, str] = {}
+
+    def draw(key: str, figure: Any) -> None:
+        images[key] = _embed(folder, f"{table.protocol}_{key}", figure)
+
+    if len(differences):
+        draw("differences", figures.difference_bars(differences, headline))
+    if "hr_at_k" in table.plots:
+        draw("hr_at_k", figures.hit_rate_curve(table.plots["hr_at_k"], palette))
+        draw("popularity", figures.popularity_bars(table.plots["popularity"]))
+    if "calibration" in table.plots:
+        draw("calibration", figures.calibration_curve(table.plots["calibration"], palette))
+    return {
+        "protocol": table.protocol,
+        "name": name,
+        "explained": explained,
+        "counts": {k.replace("_", " "): f"{v:,}" for k, v in table.counts.items()},
+        "models": models,
+        "main": table.main,
+        "metrics": names,
+        "values": table.metrics,
+        "interval": interval,
+        "best": best,
+        "meanings": {
+            metric_label(m.split("@")[0]) + ("@k" if "@" in m else ""): MEANINGS[m.split("@")[0]]
+            for m in names
+        },
+        "headline": headline,
+        "verdict": verdict(table, headline[0], networks),
+        "differences": _difference_rows(differences, headline),
+        "slices": _slice_rows(table),
+        "images": images,
+    }
+
+
+def verdict(table: Tables, metric: str, networks: Sequence[str]) -> str:
+    """The result in one sentence: the judged model against the best model that only counts."""
+    simple = [
+        m
+        for m in table.metrics
+        if m not in networks and m.removesuffix("_then_rank") not in networks
+    ]
+    rival = max(simple, key=lambda m: table.metrics[m][metric])
+    found = table.plots["differences"]
+    row = found[(found["against"] == rival) & (found["metric"] == metric)].iloc[0]
+    if row["low"] > 0:
+        outcome = "beats"
+    elif row["high"] < 0:
+        outcome = "does not reach"
+    else:
+        outcome = "is not told apart from"
+    return (
+        f"{label(table.main)} {outcome} the best counting model, {label(rival)}: "
+        f"{metric_label(metric)} {table.metrics[table.main][metric]:.4f} against "
+        f"{table.metrics[rival][metric]:.4f}, difference {_signed(row['difference'])} "
+        f"(95 % interval {_signed(row['low'])} to {_signed(row['high'])}, p {_p(row['p'])})."
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def _p(p: float) -> str:
+    return "below 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _first(names: Sequence[str], prefix: str) -> str:
+    return next((n for n in names if n.startswith(prefix)), names[0])
+
+
+def _best(table: Tables, metric: str) -> float:
+    values = [row[metric] for row in table.metrics.values() if metric in row]
+    return min(values) if metric in LOWER_IS_BETTER else max(values)
+
+
+def _difference_rows(differences: pd.DataFrame, headline: list[str]) -> dict[str, dict[str, Any]]:
+    """By the model compared with, then by metric: difference, low, high and p as text."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in differences[differences["metric"].isin(headline)].itertuples():
+        rows.setdefault(str(row.against), {})[str(row.metric)] = {
+            "difference": _signed(row.difference),
+            "interval": f"{_signed(row.low)} to {_signed(row.high)}",
+            "p": _p(row.p),
+        }
+    return rows
+
+
+def _slice_rows(table: Tables) -> list[dict[str, Any]]:
+    """Rows of the slice table: name, queries, and per model its hit rate with a shade 0..1."""
+    if "slices" not in table.plots:
+        return []
+    frame = table.plots["slices"]
+    metric = next(c for c in frame.columns if c.startswith("hr@"))
+    rows = []
+    for name, part in frame.groupby("slice", sort=False):
+        values = dict(zip(part["model"], part[metric], strict=True))
+        top = max(values.values()) or 1.0
+        rows.append(
+            {
+                "slice": name,
+                "queries": int(part["queries"].iloc[0]),
+                "values": values,
+                "shade": {m: v / top for m, v in values.items()},
+                "best": max(values.values()),
+            }
+        )
+    return rows
+
+
+def _embed(folder: Path, name: str, figure: Any) -> str:
+    target = folder / "figures" / f"{name}.png"
+    figures.save(figure, target)
+    return "data:image/png;base64," + base64.b64encode(target.read_bytes()).decode("ascii")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

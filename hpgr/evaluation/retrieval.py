@@ -1,0 +1,208 @@
+"""R1 and R2: every model ranks the whole catalogue for the same queries.
+
+Queries go through in blocks, each block through every model, so that memory holds one block of
+scores whatever the number of queries. Reads the arrays of `hpgr.data.log`. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from hpgr.config import Evaluate
+from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog, Histories
+from hpgr.evaluation.baselines import Retriever, counting_models
+from hpgr.evaluation.metrics import ranks_of, removed_pairs, retrieval_metrics, top_items
+from hpgr.evaluation.protocols import Queries, next_item
+
+CELLS = 1 << 22  # scores of one block, 16 MiB in float32
+MAX_BLOCK = 1024  # queries
+
+Pairs = tuple[np.ndarray, np.ndarray]
+
+
+class Network(Protocol):
+    """What evaluation asks of a trained model; `hpgr.model.scoring.Scorer` is one."""
+
+    def retrieve(self, histories: Histories) -> np.ndarray:
+        """Scores of the catalogue, float32 [Q, num_items]."""
+
+    def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Probability (pCTR) of the jagged candidates of each query, float32 [C]."""
+
+    def explain(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the anchors in each history, -1 for none, and their weights, [Q, K]."""
+
+
+class FromNetwork:
+    """A network seen as a retriever."""
+
+    def __init__(self, network: Network):
+        self.network = network
+
+    def scores(self, histories: Histories) -> np.ndarray:
+        """float32 [Q, num_items]."""
+        return self.network.retrieve(histories)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one model did: `ranks` int64 [Q] of the hidden items, `top` int64 [Q, K] best items."""
+
+    ranks: np.ndarray
+    top: np.ndarray
+
+
+def blocks(num_queries: int, num_items: int) -> Iterator[slice]:
+    """Slices of queries whose scores fit the memory set aside."""
+    size = max(1, min(MAX_BLOCK, CELLS // max(1, num_items)))
+    for start in range(0, num_queries, size):
+        yield slice(start, min(start + size, num_queries))
+
+
+def seen_pairs(log: EventLog, queries: Queries, settings: Evaluate) -> Pairs | None:
+    """Query and item of everything the user met before, unless `remove_history` is off.
+
+    All earlier events count, also those beyond what the model reads.
+    """
+    if not settings.remove_history:
+        return None
+    seen = queries.histories(log, log.meta.num_events)
+    return removed_pairs(seen.offsets, seen.item, queries.target)
+
+
+def run(
+    log: EventLog,
+    queries: Queries,
+    retrievers: Mapping[str, Retriever],
+    settings: Evaluate,
+    *,
+    max_history: int,
+    title: str,
+    end_to_end: Mapping[str, Network],
+) -> dict[str, Outcome]:
+    """Ranks and best items of every model on `queries`.
+
+    Args:
+        log: the sessionized log.
+        queries: who asks and what is hidden.
+        retrievers: models by name.
+        settings: cutoffs, chunk and `remove_history`.
+        max_history: newest events a model reads.
+        title: of the progress bar.
+        end_to_end: networks among `retrievers` that also get a row "NAME_then_rank", in which
+            their `retrieve` best items are ordered by pCTR.
+    """
+    parts: dict[str, list[Outcome]] = {}
+    with tqdm(total=len(queries), desc=title, unit="query", mininterval=2.0) as bar:
+        for block in blocks(len(queries), log.meta.num_items):
+            asked = queries.take(block)
+            histories = asked.histories(log, max_history)
+            removed = seen_pairs(log, asked, settings)
+            for name, retriever in retrievers.items():
+                scores = retriever.scores(histories)
+                ranks = ranks_of(
+                    scores, asked.target, removed, catalogue_chunk=settings.catalogue_chunk
+                )
+                top = top_items(scores, removed, settings.cutoffs[0])
+                parts.setdefault(name, []).append(Outcome(ranks, top))
+                if name in end_to_end:
+                    best = top_items(scores, removed, settings.retrieve)
+                    ranks, best = reorder(end_to_end[name], histories, best, asked.target, ranks)
+                    parts.setdefault(f"{name}_then_rank", []).append(
+                        Outcome(ranks, best[:, : settings.cutoffs[0]])
+                    )
+            bar.update(len(asked))
+    return {
+        name: Outcome(
+            np.concatenate([p.ranks for p in part]), np.concatenate([p.top for p in part])
+        )
+        for name, part in parts.items()
+    }
+
+
+def reorder(
+    network: Network,
+    histories: Histories,
+    retrieved: np.ndarray,
+    target: np.ndarray,
+    ranks: np.ndarray,
+) -> Pairs:
+    """Order the `retrieved` items by pCTR; a target that was not retrieved keeps its place below.
+
+    Args:
+        network: scores the candidates.
+        histories: of the queries.
+        retrieved: items, best first, -1 where fewer are left, [Q, N].
+        target: hidden items, [Q].
+        ranks: of the targets in retrieval, [Q].
+
+    Returns:
+        New ranks [Q] (ties as in `metrics.ranks_of`) and the reordered items [Q, N].
+    """
+    filled = retrieved >= 0
+    count = filled.sum(axis=1)
+    offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+    probability = np.full(retrieved.shape, -np.inf, dtype=np.float32)
+    probability[filled] = network.rank(histories, offsets, retrieved[filled])
+    order = np.argsort(-probability, axis=1, kind="stable")
+    is_target = (retrieved == target[:, None]) & (target[:, None] >= FIRST_ITEM)
+    reference = np.where(is_target, probability, -np.inf).max(axis=1, keepdims=True)
+    better = (probability > reference).sum(axis=1)
+    tied = (probability == reference).sum(axis=1) - 1
+    inside = 1 + better + (tied + 1) // 2
+    below = np.maximum(ranks, count + 1)
+    new_ranks = np.where(is_target.any(axis=1), inside, below)
+    return new_ranks, np.take_along_axis(retrieved, order, axis=1)
+
+
+def tuned_baselines(
+    log: EventLog, settings: Evaluate, *, max_history: int
+) -> tuple[dict[str, Retriever], list[str]]:
+    """The counting models, their free parameter chosen on a sample of validation queries.
+
+    Returns:
+        The models by name, and what was chosen or left out, one sentence each.
+    """
+    variants, notes = counting_models(log, settings)
+    queries = next_item(log, VALIDATION)
+    if len(queries) > settings.tuning_queries:
+        rng = np.random.default_rng(settings.seed)
+        picked = rng.choice(len(queries), settings.tuning_queries, replace=False)
+        queries = queries.take(np.sort(picked))
+    k = settings.cutoffs[0]
+    open_choices = {
+        f"{name} {i}": model
+        for name, models in variants.items()
+        if len(models) > 1
+        for i, model in enumerate(models)
+    }
+    outcomes = run(
+        log,
+        queries,
+        open_choices,
+        settings,
+        max_history=max_history,
+        title="baselines on validation",
+        end_to_end={},
+    )
+    chosen: dict[str, Retriever] = {}
+    for name, models in variants.items():
+        best = 0
+        if len(models) > 1 and len(queries):
+            gains = [
+                retrieval_metrics(outcomes[f"{name} {i}"].ranks, [k])[f"ndcg@{k}"].mean()
+                for i in range(len(models))
+            ]
+            best = int(np.argmax(gains))
+            notes.append(
+                f"{name}: decay {settings.history_decays[best]:g} of "
+                f"{', '.join(f'{d:g}' for d in settings.history_decays)} was best on "
+                f"{len(queries):,} validation queries (NDCG@{k} {gains[best]:.4f})."
+            )
+        chosen[name] = models[best]
+    return chosen, notes

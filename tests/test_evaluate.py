@@ -1,0 +1,213 @@
+"""The evaluate stage from inputs on disk to outputs, with a network whose truth is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from evaluation_log import make_log, random_log, write_arrays
+
+from hpgr.config import load_config
+from hpgr.data.log import FIRST_ITEM, TEST
+from hpgr.evaluation import evaluate, protocols, ranking, retrieval
+from hpgr.runtime import UserError
+
+CONFIG = load_config(Path(__file__).parents[1] / "params.yaml")
+CONFIG = CONFIG.model_copy(
+    update={
+        "evaluate": CONFIG.evaluate.model_copy(
+            update={"bootstrap_samples": 50, "report_users": 2, "cutoffs": (3, 10), "retrieve": 5}
+        )
+    }
+)
+
+
+class Knowing:
+    """Knows the item that follows at each request time; likes items divisible by three."""
+
+    def __init__(self, log):
+        self.num_items = log.meta.num_items
+        self.answers: dict[int, list[int]] = {}
+        queries = protocols.next_item(log, TEST)
+        for time, item in zip(queries.request_time, queries.target, strict=True):
+            self.answers.setdefault(int(time), []).append(int(item))
+
+    def retrieve(self, histories):
+        scores = np.zeros((len(histories), self.num_items), dtype=np.float32)
+        scores[:, :FIRST_ITEM] = -np.inf
+        for q, time in enumerate(histories.request_time.tolist()):
+            scores[q, self.answers.get(time, [])] = 1.0
+        return scores
+
+    def rank(self, histories, offsets, candidates):
+        return np.where(candidates % 3 == 0, 0.9, 0.1).astype(np.float32)
+
+    def explain(self, histories):
+        newest = np.diff(histories.offsets) - 1
+        none = np.full(len(newest), -1)
+        return np.stack([newest, none], axis=1), np.ones((len(newest), 2), dtype=np.float32)
+
+
+def prepare(log, monkeypatch, tmp_path, *, ranking_head=True, second=None):
+    """Inputs of the stage below `tmp_path`, which becomes the working folder."""
+    monkeypatch.chdir(tmp_path)
+    write_arrays(log, evaluate.SESSIONS / "arrays")
+    items = np.arange(FIRST_ITEM, log.meta.num_items)
+    pd.DataFrame(
+        {
+            "item": items,
+            "item_id": [f"i{i}" for i in items],
+            "title": [None if i == FIRST_ITEM else f"<Title> & {i}" for i in items],
+        }
+    ).to_parquet(evaluate.SESSIONS / "items.parquet")
+    users = np.arange(log.meta.num_users)
+    pd.DataFrame({"user": users, "user_id": [f"u{u}" for u in users]}).to_parquet(
+        evaluate.SESSIONS / "users.parquet"
+    )
+    pd.DataFrame({"action": [1, 2], "name": ["no", "yes"]}).to_parquet(
+        evaluate.SESSIONS / "actions.parquet"
+    )
+    for folder, encoder in zip(evaluate.TRAINED, ["hpgr", second], strict=True):
+        if encoder:
+            folder.mkdir(parents=True)
+            config = {"encoder": encoder, "ranking": ranking_head}
+            (folder / "config.json").write_text(json.dumps(config))
+    pd.DataFrame({"step": [1, 2], "epoch": [0, 1], "loss": [2.0, 1.0]}).to_csv(
+        evaluate.TRAINED[0] / "curves.csv", index=False
+    )
+    monkeypatch.setattr(evaluate, "load_network", lambda folder, device: Knowing(log))
+
+
+def metrics():
+    return json.loads((evaluate.TARGET / "metrics.json").read_text())
+
+
+def test_leave_one_out_writes_every_declared_output(monkeypatch, tmp_path):
+    log = random_log(0)
+    prepare(log, monkeypatch, tmp_path, second="hstu")
+    evaluate.evaluate(CONFIG)
+    written = {str(p.relative_to(evaluate.TARGET)) for p in evaluate.TARGET.rglob("*.*")}
+    assert written >= {
+        "metrics.json",
+        "queries.parquet",
+        "report.html",
+        "plots/hr_at_k.csv",
+        "plots/slices.csv",
+        "plots/intervals.csv",
+        "plots/differences.csv",
+        "plots/popularity.csv",
+        "figures/R1_hr_at_k.png",
+        "figures/training_finetune.png",
+    }
+    assert list(metrics()["R1"]) == [
+        *("hpgr", "hpgr_then_rank", "hstu", "hstu_then_rank"),
+        *("popularity", "recency", "transitions", "ease", "counts"),
+    ]
+
+
+def test_metrics_equal_the_means_of_the_ranks_in_the_query_table(monkeypatch, tmp_path):
+    prepare(random_log(1), monkeypatch, tmp_path)
+    evaluate.evaluate(CONFIG)
+    table = pd.read_parquet(evaluate.TARGET / "queries.parquet")
+    for model, row in metrics()["R1"].items():
+        if model != "counts":
+            assert row["hr@10"] == pytest.approx((table[f"rank_{model}"] <= 10).mean(), abs=1e-6)
+
+
+def test_global_time_judges_retrieval_and_ranking(monkeypatch, tmp_path):
+    log = random_log(2, split="global-time")
+    prepare(log, monkeypatch, tmp_path)
+    evaluate.evaluate(CONFIG)
+    found = metrics()
+    assert list(found) == ["R2", "K1"]
+    # random_log draws likes by divisibility, and so does the network.
+    assert found["K1"]["hpgr"]["auc"] > 0.7
+    assert found["K1"]["counts"]["candidates"] == (log.split == TEST).sum()
+    assert (evaluate.TARGET / "candidates.parquet").is_file()
+
+
+def test_a_network_without_ranking_head_gets_no_ranking_rows(monkeypatch, tmp_path):
+    prepare(random_log(2, split="global-time"), monkeypatch, tmp_path, ranking_head=False)
+    evaluate.evaluate(CONFIG)
+    assert list(metrics()) == ["R2"]
+    assert "K1 is left out" in (evaluate.TARGET / "report.html").read_text()
+
+
+def test_same_inputs_give_the_same_bytes(monkeypatch, tmp_path):
+    prepare(random_log(0), monkeypatch, tmp_path)
+    evaluate.evaluate(CONFIG)
+    first = (evaluate.TARGET / "report.html").read_bytes()
+    evaluate.evaluate(CONFIG)
+    assert (evaluate.TARGET / "report.html").read_bytes() == first
+
+
+def test_missing_sessions_are_one_clear_error(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="hpgr sessionize"):
+        evaluate.evaluate(CONFIG)
+
+
+def test_missing_model_is_one_clear_error(monkeypatch, tmp_path):
+    prepare(random_log(0), monkeypatch, tmp_path)
+    (evaluate.TRAINED[0] / "config.json").unlink()
+    with pytest.raises(UserError, match="hpgr finetune"):
+        evaluate.evaluate(CONFIG)
+
+
+def test_an_empty_test_split_is_one_clear_error(monkeypatch, tmp_path):
+    log = make_log([[(2, 1, 1), (3, 2, 1)]], held_out=[[0, 0]])
+    prepare(log, monkeypatch, tmp_path)
+    with pytest.raises(UserError, match="test split"):
+        evaluate.evaluate(CONFIG)
+
+
+def test_blocks_change_no_rank(monkeypatch):
+    log = random_log(4, split="global-time")
+    queries = protocols.next_item(log, TEST)
+    network = Knowing(log)
+    draw = {"max_history": 200, "title": "", "end_to_end": {"n": network}}
+    models = {"n": retrieval.FromNetwork(network)}
+    whole = retrieval.run(log, queries, models, CONFIG.evaluate, **draw)
+    monkeypatch.setattr(retrieval, "MAX_BLOCK", 3)
+    parts = retrieval.run(log, queries, models, CONFIG.evaluate, **draw)
+    for name in ("n", "n_then_rank"):
+        assert (whole[name].ranks == parts[name].ranks).all()
+        assert (whole[name].top == parts[name].top).all()
+
+
+def test_reordering_ranks_the_retrieved_by_probability_and_the_rest_below():
+    class Fixed:
+        def rank(self, histories, offsets, candidates):
+            return np.array([0.1, 0.9, 0.5, 0.5, 0.5, 0.2], dtype=np.float32)
+
+    retrieved = np.array([[4, 5, 6], [7, 8, 9]])
+    ranks, items = retrieval.reorder(Fixed(), None, retrieved, np.array([4, 3]), np.array([1, 2]))
+    # The first target was on top and has the lowest probability; the second, tied with a retrieved
+    # item in retrieval, was not retrieved.
+    assert ranks.tolist() == [3, 4]
+    assert items.tolist() == [[5, 6, 4], [7, 8, 9]]
+
+
+def test_reordering_charges_half_for_tied_probabilities():
+    class Constant:
+        def rank(self, histories, offsets, candidates):
+            return np.full(len(candidates), 0.5, dtype=np.float32)
+
+    ranks, _ = retrieval.reorder(
+        Constant(), None, np.arange(2, 23)[None, :], np.array([2]), np.array([1])
+    )
+    assert ranks.tolist() == [11]
+
+
+@pytest.mark.parametrize("value", [np.nan, 1.5])
+def test_what_is_no_probability_is_refused(value):
+    log = random_log(0, split="global-time")
+    asked = protocols.labelled(log, TEST)
+
+    class Broken:
+        def rank(self, histories, offsets, candidates):
+            return np.full(len(candidates), value, dtype=np.float32)
+
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        ranking.score(Broken(), log, asked, max_history=200, title="broken")
