@@ -1,0 +1,252 @@
+"""The table contract: names of the columns, and the rules that every row and batch must keep.
+
+The rules are plain data: `expectations.py` has Great Expectations check them, `validate.py`
+quarantines by them, `doctor.py` explains them line by line. So a rule is written once, here.
+Imports neither Great Expectations nor anything that reads files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hpgr.config import Validate
+
+USER, ITEM, TIMESTAMP, ACTION, SESSION = "user_id", "item_id", "timestamp", "action", "session_id"
+EVENT_COLUMNS = (USER, ITEM, TIMESTAMP, ACTION, SESSION)
+REQUIRED = (USER, ITEM, TIMESTAMP)
+TITLE, CATEGORIES = "title", "categories"
+ROW = "row"  # number of the row in its source file, from 0
+RAGGED = "ragged"  # what is wrong with the number of a line's fields; missing where it is right
+
+# What programs write for "no value". An id spelled like one of these is taken for a hole.
+MISSING_WORDS = ("", "nan", "NaN", "NAN", "null", "NULL", "None", "<NA>")
+
+WHOLE_NUMBER = r"^-?\d+(?:\.0*)?$"
+# 10^11 seconds is the year 5138, 10^11 milliseconds is 1973: no real log is on the wrong side.
+MILLISECONDS_FROM = 10**11
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One expectation with the words that tell a person what it wants.
+
+    `name` is the reason in the quarantine; `column` the contract's column it speaks of; `check`
+    and `arguments` the Great Expectations type and its arguments; `gate` whether a breach of a
+    batch rule fails the stage.
+    """
+
+    name: str
+    column: str
+    expected: str
+    cure: str
+    check: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    gate: bool = True
+
+
+FIELDS_RULE = Rule(
+    name="wrong number of fields",
+    column=RAGGED,
+    expected="as many fields as every line has",
+    cure="quote values that hold the separator, and remove stray line breaks",
+    check="expect_column_values_to_be_null",
+    arguments={"column": RAGGED},
+)
+
+
+def row_rules(limits: Validate) -> tuple[Rule, ...]:
+    """What every event must keep; the columns they look at are made by `prepare`."""
+    not_null = "expect_column_values_to_not_be_null"
+    between = "expect_column_values_to_be_between"
+    ids = [
+        Rule(
+            name=f"{column} is missing",
+            column=column,
+            expected="a value" if column == TIMESTAMP else "an id, any text or number",
+            cure="fill it in, or drop the row",
+            check=not_null,
+            arguments={"column": column},
+        )
+        for column in REQUIRED
+    ]
+    return (
+        FIELDS_RULE,
+        *ids,
+        Rule(
+            name="timestamp is not a whole number",
+            column=TIMESTAMP,
+            expected="whole seconds since 1970-01-01 UTC, such as 978300760",
+            cure="convert dates and fractions to whole epoch seconds",
+            check="expect_column_values_to_match_regex",
+            arguments={"column": TIMESTAMP, "regex": WHOLE_NUMBER},
+        ),
+        Rule(
+            name="timestamp is in milliseconds or finer",
+            column=TIMESTAMP,
+            expected=f"seconds, below {MILLISECONDS_FROM:,}",
+            cure="divide by 1000 (milliseconds) or by 1000000 (microseconds)",
+            check=between,
+            arguments={"column": "seconds", "max_value": MILLISECONDS_FROM - 1},
+        ),
+        Rule(
+            name="timestamp is too early",
+            column=TIMESTAMP,
+            expected=f"at least {limits.min_timestamp} (validate.min_timestamp)",
+            cure="correct the unit or the clock, or lower validate.min_timestamp",
+            check=between,
+            arguments={"column": "seconds", "min_value": limits.min_timestamp},
+        ),
+        Rule(
+            name="timestamp is in the future",
+            column=TIMESTAMP,
+            expected=f"at most now + {limits.max_timestamp_ahead_s} s",
+            cure="correct the clock or the time zone, or raise validate.max_timestamp_ahead_s",
+            check=between,
+            arguments={"column": "ahead_s", "max_value": limits.max_timestamp_ahead_s},
+        ),
+        Rule(
+            name="exact duplicate",
+            column=ROW,
+            expected="user, item, timestamp and action together only once",
+            cure="drop the copies",
+            check="expect_column_values_to_be_in_set",
+            arguments={"column": "is_copy", "value_set": [False]},
+        ),
+        Rule(
+            name="item is not in the items table",
+            column=ITEM,
+            expected="an id that the items file lists",
+            cure="add the item to the items file, or set data.items to null",
+            check="expect_column_values_to_be_in_set",
+            arguments={"column": "item_known", "value_set": [True]},
+        ),
+    )
+
+
+def batch_rules(limits: Validate) -> tuple[Rule, ...]:
+    """What the batch as a whole must keep: one row of numbers, made by `validate.py`."""
+    between = "expect_column_values_to_be_between"
+    change = limits.max_volume_change
+    rules = [
+        Rule(
+            name="no row is accepted",
+            column="rows_accepted",
+            expected="at least 1 accepted row",
+            cure="see the reasons in the quarantine",
+            check=between,
+            arguments={"column": "rows_accepted", "min_value": 1},
+        ),
+        Rule(
+            name="share of quarantined rows",
+            column="quarantined_share",
+            expected=f"at most {limits.max_bad_share} (validate.max_bad_share)",
+            cure="mend the rows (hpgr doctor FILE lists them), or raise the limit",
+            check=between,
+            arguments={"column": "quarantined_share", "max_value": limits.max_bad_share},
+        ),
+        Rule(
+            name="rows against the last accepted batch",
+            column="volume_change",
+            expected=f"a change of at most {change} either way (validate.max_volume_change)",
+            cure="look for a lost or doubled part of the log, or raise the limit",
+            check=between,
+            arguments={"column": "volume_change", "min_value": -change, "max_value": change},
+        ),
+        Rule(
+            name="newest event against the last accepted batch",
+            column="seconds_behind",
+            expected="not older than the newest event accepted before",
+            cure="look for an old copy of the log",
+            check=between,
+            arguments={"column": "seconds_behind", "max_value": 0},
+        ),
+        Rule(
+            name="users without a row in the users table",
+            column="users_without_features",
+            expected="none",
+            cure="nothing needs to be done: their features are taken as unknown",
+            check=between,
+            arguments={"column": "users_without_features", "max_value": 0},
+            gate=False,
+        ),
+    ]
+    if limits.max_age_days is not None:
+        rules.append(
+            Rule(
+                name="age of the newest event",
+                column="days_old",
+                expected=f"at most {limits.max_age_days} days (validate.max_age_days)",
+                cure="fetch newer events, or set the limit to null for historic data",
+                check=between,
+                arguments={"column": "days_old", "max_value": limits.max_age_days},
+            )
+        )
+    return tuple(rules)
+
+
+def table_rules(key: str) -> tuple[Rule, ...]:
+    """What a table of items or users must keep; `key` is its id column."""
+    return (
+        Rule(
+            name=f"{key} is missing",
+            column=key,
+            expected="an id in every row",
+            cure="fill it in, or drop the row",
+            check="expect_column_values_to_not_be_null",
+            arguments={"column": key},
+        ),
+        Rule(
+            name=f"{key} occurs more than once",
+            column=key,
+            expected="one row for each id",
+            cure="merge or drop the repeated rows",
+            check="expect_column_values_to_be_unique",
+            arguments={"column": key},
+        ),
+    )
+
+
+def prepare(
+    chunk: pd.DataFrame, *, now: int, copies: np.ndarray, known_items: pd.Index | None
+) -> pd.DataFrame:
+    """`chunk` with the columns that the row rules look at.
+
+    Args:
+        chunk: raw events as strings, with `row`; see `formats.py`.
+        now: seconds since 1970. Times enter as a distance from it, so that neither the rules nor
+            their results depend on the day of the run unless a row does.
+        copies: sorted row numbers that repeat an earlier row, int64.
+        known_items: ids of the items table; None where there is none.
+    """
+    text = chunk[TIMESTAMP].where(chunk[TIMESTAMP].str.fullmatch(WHOLE_NUMBER).fillna(False))
+    seconds = pd.to_numeric(text).astype("float64")
+    place = np.searchsorted(copies, chunk[ROW])
+    is_copy = np.append(copies, -1)[place] == chunk[ROW]
+    # No value is no finding: without an items table nothing is checked, and a missing id is the
+    # not-null rule's matter.
+    known = None
+    if known_items is not None:
+        known = chunk[ITEM].isin(known_items).where(chunk[ITEM].notna())
+    return chunk.assign(
+        seconds=seconds,
+        ahead_s=(seconds - now).where(seconds < MILLISECONDS_FROM),
+        is_copy=is_copy,
+        item_known=known,
+    )
+
+
+def join_reasons(found: dict[str, np.ndarray], rules: Sequence[Rule], length: int) -> np.ndarray:
+    """Reasons of each of `length` rows, joined with "; " in the order of `rules`; "" if none.
+
+    `found` gives the positions of the rows that break each rule.
+    """
+    reasons = np.full(length, "", dtype=object)
+    for rule in rules:
+        rows = found.get(rule.name, np.array([], dtype=np.int64))
+        reasons[rows] = [f"{r}; {rule.name}" if r else rule.name for r in reasons[rows]]
+    return reasons
