@@ -84,7 +84,8 @@ def train(
         optimizer: over its parameters; each group's `lr` is the peak rate.
         windows: the training data.
         loss: (model, batch, epoch, index) -> named losses; `loss` is the one to minimise.
-        validate: model -> named scores; called after every epoch, on rank 0's process alone.
+        validate: model -> named scores, after every epoch; every process computes the same, so all
+            agree on when to stop.
         device: where and in which precision.
         schedule: epochs, patience, rates.
         scratch: folder of checkpoint and best weights; emptied by the caller when all is written.
