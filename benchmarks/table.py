@@ -1,0 +1,124 @@
+"""The README's tables, from the committed results: python benchmarks/table.py [--write]
+
+Reads benchmarks/results/*.json. Prints Markdown; with --write it replaces what stands between the
+markers in README.md. A model with several seeds shows mean and spread, with one seed a single run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from hpgr.runtime import read_json, write_text
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKERS = ("<!-- table -->", "<!-- end of table -->")
+COLUMNS = {
+    "R1": {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@50": "HR@50", "hr@200": "HR@200"},
+    "R2": {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@50": "HR@50", "hr@200": "HR@200"},
+    "K1": {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss", "ece": "calibration error"},
+}
+TITLES = {
+    "R1": "Next item, leave-one-out (R1), test, whole catalogue",
+    "R2": "Next item, global time split (R2), test, whole catalogue",
+    "K1": "Ranking, global time split (K1), test, label rating >= 4",
+}
+NAMES = {
+    "hpgr": "**HPGR**",
+    "hstu": "HSTU",
+    "transitions": "transitions, decayed",
+    "ease": "EASE, recency-weighted",
+    "popularity": "popularity",
+    "recency": "recent popularity",
+    "item_plus_user_mean": "item plus user mean",
+    "item_mean": "item mean",
+    "user_mean": "user mean",
+}
+LOWER_IS_BETTER = ("log_loss", "ece")
+
+
+def main() -> None:
+    """Print the tables or write them into the README."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true")
+    text = tables()
+    if parser.parse_args().write:
+        readme = ROOT / "README.md"
+        before, _, rest = readme.read_text(encoding="utf-8").partition(MARKERS[0])
+        after = rest.partition(MARKERS[1])[2]
+        write_text(readme, f"{before}{MARKERS[0]}\n{text}{MARKERS[1]}{after}")
+    else:
+        print(text, end="")
+
+
+def tables() -> str:
+    """All tables, one after the other."""
+    results = [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
+    parts = []
+    for protocol, columns in COLUMNS.items():
+        own = [r for r in results if r["protocol"] == protocol]
+        if own:
+            parts.append(table(protocol, columns, own))
+    return "\n".join(parts)
+
+
+def table(protocol: str, columns: dict[str, str], results: list[dict[str, Any]]) -> str:
+    """One protocol: trained models with their cost, then what was scored on the same queries."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    cost = {}
+    for result in results:
+        rows.setdefault(result["model"], []).append(result["metrics"])
+        cost[result["model"]] = (
+            f"{result['num_params'] / 1000:.0f} k",
+            f"{result['best_epoch']} / {result['epochs']}",
+        )
+        for other, metrics in result["same_queries"].items():
+            # Counting models have no seed: the same queries give the same figures in every run.
+            rows.setdefault(other, [metrics])
+    key = next(iter(columns))
+    order = sorted(rows, key=lambda name: rows[name][0].get(key, 0.0))
+    best = {
+        c: (min if c in LOWER_IS_BETTER else max)(m[0][c] for m in rows.values() if c in m[0])
+        for c in columns
+    }
+    lines = [
+        f"{TITLES[protocol]}:\n",
+        f"| model | {' | '.join(columns.values())} | parameters | best epoch |",
+        "|---|" + "---|" * (len(columns) + 2),
+    ]
+    for name in order:
+        cells = [cell([m.get(c) for m in rows[name]], best[c]) for c in columns]
+        lines.append(
+            f"| {' | '.join([NAMES.get(name, name), *cells, *cost.get(name, ('', ''))])} |"
+        )
+    seeds = {
+        len([r for r in results if r["model"] == name]) for name in {r["model"] for r in results}
+    }
+    first = results[0]
+    note = "one seed each: a note, not yet a result" if seeds == {1} else f"seeds: {sorted(seeds)}"
+    lines.append(
+        f"\n{note}; {first['machine']}; {first['date']}; `{first['command']}` and its like; "
+        "every file in [benchmarks/results](benchmarks/results).\n"
+    )
+    return "\n".join(lines)
+
+
+def cell(values: list[float | None], best: float) -> str:
+    """Mean, with the spread where there are several seeds; the best mean in bold."""
+    found = [v for v in values if v is not None]
+    if not found:
+        return ""
+    mean = statistics.fmean(found)
+    text = f"{mean:.4f}".removeprefix("0")
+    if mean == best:
+        text = f"**{text}**"
+    return f"{text} ± {statistics.stdev(found):.4f}" if len(found) > 1 else text
+
+
+if __name__ == "__main__":
+    main()
