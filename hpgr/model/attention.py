@@ -101,7 +101,7 @@ class _TileAttention(torch.autograd.Function):
             scores += _pair_bias(position_bias, toeplitz, table, tiles, part)[:, None]
             active = scores.exp() if exponential else functional.silu(scores)
             grad_active = g_part @ v_part.transpose(-1, -2)
-            if weight is not None:
+            if weight is not None and grad_weight is not None:
                 grad_weight[part] = (active * grad_active).sum(1)
                 grad_active *= weight[part, None]
                 weighted = active * weight[part, None]
@@ -128,7 +128,7 @@ class _TileAttention(torch.autograd.Function):
                     pair.flatten(),
                     minlength=len(position_bias),
                 ).to(accumulate)
-        if toeplitz is not None:
+        if offsets is not None:
             grad_position = torch.bincount(
                 offsets.flatten(), grad_position.flatten(), minlength=len(position_bias)
             )

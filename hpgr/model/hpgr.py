@@ -18,7 +18,7 @@ Shape legend: B users, T history rows, P sessions, C candidates, V items, D widt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -204,13 +204,14 @@ class HPGR(nn.Module):
         c_input = c
         reader = self._reader(trunk, packed, candidates, c) if candidates is not None else None
         length = (packed.position + 1)[:, None]
-        for block in self.blocks:
+        for module in self.blocks:
+            block = cast(HSTUBlock, module)
             u, v, q, k = block.project(x)
             if c is not None and candidates is not None and reader is not None:
                 cu, _, cq, _ = block.project(c)
                 seen = (candidates.last - candidates.first).clamp_min(1)[:, None]
                 c = block.attend(c, cu, cq, k, v, reader[0], seen, reader[1])
-            tiles, weight = below
+            tiles, weight, _ = below
             if block is self.blocks[-1]:
                 tiles, weight = last_tiles, last_weight
                 if asking is not None:
@@ -221,26 +222,30 @@ class HPGR(nn.Module):
             logits = self.click(torch.cat([c, c_input], dim=-1)).squeeze(-1)
         return x, trunk.table[: self.trunk.items.num_items], logits, mask
 
-    def _history_tiles(self, trunk: Trunk, packed: Packed) -> tuple[Tiles, Tensor | None]:
+    def _history_tiles(
+        self, trunk: Trunk, packed: Packed
+    ) -> tuple[Tiles, Tensor | None, PreferenceMask | None]:
         """What history rows read below the last block."""
         if self.signals is not None and self.history_rows == "preference" and len(packed.item):
             mask = self._mask(trunk, packed, None)
-            return mask.tiles, mask.weight
-        return self._causal_tiles(packed, None), None
+            return mask.tiles, mask.weight, mask
+        return self._causal_tiles(packed, None), None, None
 
     def _query_tiles(
         self,
         trunk: Trunk,
         packed: Packed,
         asking: Tensor | None,
-        below: tuple[Tiles, Tensor | None],
+        below: tuple[Tiles, Tensor | None, PreferenceMask | None],
     ) -> tuple[Tiles, Tensor | None, PreferenceMask | None]:
         """What the rows `asking` (None: all) read in the last block."""
-        if self.signals is not None and len(packed.item):
-            mask = self._mask(trunk, packed, asking)
-            return mask.tiles, mask.weight, mask
-        tiles = below[0] if asking is None else self._causal_tiles(packed, asking)
-        return tiles, None, None
+        if self.signals is None or not len(packed.item):
+            tiles = below[0] if asking is None else self._causal_tiles(packed, asking)
+            return tiles, None, None
+        if asking is None and below[2] is not None:
+            return below  # the same queries already have their mask
+        mask = self._mask(trunk, packed, asking)
+        return mask.tiles, mask.weight, mask
 
     def _causal_tiles(self, packed: Packed, asking: Tensor | None) -> Tiles:
         return build_tiles(

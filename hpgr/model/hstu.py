@@ -10,7 +10,7 @@ Shape legend: T rows, D width, H heads, d width of a head.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -166,7 +166,8 @@ class HSTU(nn.Module):
                 key_time=packed.time,
                 query_position=candidates.last,
             )
-        for block in self.blocks:
+        for module in self.blocks:
+            block = cast(HSTUBlock, module)
             u, v, q, k = block.project(x)
             if c is not None:
                 cu, _, cq, _ = block.project(c)

@@ -124,6 +124,7 @@ class PreferenceSignals(nn.Module):
 
         reach = int(REACH * self.sigma)
         grid = _touched(anchor, first, last, len(key), size, reach, self.recent_window)
+        pairs = grid.nonzero()
         tiles = build_tiles(
             first,
             last,
@@ -132,7 +133,7 @@ class PreferenceSignals(nn.Module):
             query_time=query_time,
             key_time=key_time,
             query_position=query_position,
-            pairs=grid.nonzero(as_tuple=True),
+            pairs=(pairs[:, 0], pairs[:, 1]),
         )
         weight = self._bells(anchor, peak, grid, first, last, reach, size)
         key_row = tiles.key_block[:, None, None] * size + torch.arange(size, device=first.device)

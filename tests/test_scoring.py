@@ -1,0 +1,114 @@
+"""The scorer: the same answer alone as in a batch, from disk as from memory, with no past at all."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_leaks import catalogue, random_histories, settings, trained_looking
+
+import hpgr.model.scoring
+from hpgr.data.log import Histories
+from hpgr.model.scoring import Scorer, build
+
+CPU = torch.device("cpu")
+
+
+def one(histories, query):
+    part = slice(histories.offsets[query], histories.offsets[query + 1])
+    return Histories(
+        np.array([0, part.stop - part.start]),
+        histories.item[part],
+        histories.action[part],
+        histories.timestamp[part],
+        histories.session[part],
+        histories.request_time[query : query + 1],
+    )
+
+
+@pytest.fixture(params=["hpgr", "hstu"])
+def scorer(request, monkeypatch):
+    monkeypatch.setattr(hpgr.model.scoring, "TOKENS_AT_A_TIME", 25)
+    model = build(request.param, settings(), catalogue(), ranking=True)
+    return Scorer(trained_looking(model), CPU, 40)
+
+
+def test_a_query_alone_scores_as_in_a_batch(scorer):
+    histories = random_histories([12, 1, 20, 5], seed=1)
+    offsets, items = np.array([0, 2, 2, 5, 6]), np.array([3, 4, 5, 6, 7, 8])
+    together = scorer.retrieve(histories)
+    ranked = scorer.rank(histories, offsets, items)
+    for query in range(4):
+        alone = one(histories, query)
+        np.testing.assert_allclose(scorer.retrieve(alone)[0], together[query], atol=1e-5)
+        part = slice(offsets[query], offsets[query + 1])
+        got = scorer.rank(alone, np.array([0, part.stop - part.start]), items[part])
+        np.testing.assert_allclose(got, ranked[part], atol=1e-5)
+
+
+def test_reserved_items_are_never_retrieved(scorer):
+    scores = scorer.retrieve(random_histories([5], seed=2))
+    assert np.isneginf(scores[:, :2]).all() and np.isfinite(scores[:, 2:]).all()
+
+
+def test_empty_histories_are_ranked_and_retrieve_nothing_in_particular(scorer):
+    full = random_histories([6, 4], seed=3)
+    mixed = Histories(
+        np.array([0, 0, 6, 6, 10]), full.item, full.action, full.timestamp, full.session,
+        np.array([10**9, full.request_time[0], 10**9, full.request_time[1]]),
+    )  # fmt: skip
+    scores = scorer.retrieve(mixed)
+    np.testing.assert_allclose(scores[[1, 3]], scorer.retrieve(full), atol=1e-5)
+    assert (scores[[0, 2], 2:] == 0).all()
+    probability = scorer.rank(mixed, np.arange(5), np.array([2, 3, 4, 5]))
+    assert ((probability > 0) & (probability < 1)).all()
+    alone = scorer.rank(full, np.arange(3), np.array([3, 5]))
+    np.testing.assert_allclose(probability[[1, 3]], alone, atol=1e-5)
+    only_empty = Histories(
+        np.array([0, 0]), *(np.zeros(0, dtype=np.int64) for _ in range(4)), np.array([10**9])
+    )
+    assert scorer.rank(only_empty, np.array([0, 1]), np.array([2])) == pytest.approx(probability[0])
+
+
+def test_anchors_are_positions_of_the_own_history():
+    model = build("hpgr", settings(num_anchors=3), catalogue(), ranking=True)
+    scorer = Scorer(trained_looking(model), CPU, 40)
+    histories = random_histories([12, 2, 20], seed=4)
+    position, weight = scorer.explain(histories)
+    assert position.shape == weight.shape == (3, 3)
+    for query, length in enumerate([12, 2, 20]):
+        picked = position[query][position[query] >= 0]
+        assert len(picked) == min(3, length) and (picked < length).all()
+        assert len(set(picked)) == len(picked)
+    assert (weight[position < 0] == 0).all()
+
+
+def test_a_network_without_signals_explains_nothing():
+    model = build("hstu", settings(), catalogue(), ranking=True)
+    position, weight = Scorer(model, CPU, 40).explain(random_histories([3], seed=5))
+    assert position.shape == weight.shape == (1, 0)
+
+
+@pytest.mark.parametrize("encoder", ["hpgr", "hstu"])
+def test_loading_brings_back_the_same_scores(tmp_path, encoder):
+    sizes = catalogue()
+    model = trained_looking(build(encoder, settings(), sizes, ranking=True))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    config = {
+        "encoder": encoder,
+        "ranking": True,
+        "model": vars(settings()),
+        "catalogue": {
+            k: getattr(sizes, k) for k in ("num_items", "num_actions", "num_categories", "gap_s")
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    histories = random_histories([8, 3], seed=6)
+    loaded = Scorer.load(tmp_path)
+    expected = Scorer(model, CPU, 40)
+    np.testing.assert_array_equal(loaded.retrieve(histories), expected.retrieve(histories))
+    np.testing.assert_array_equal(
+        loaded.rank(histories, np.array([0, 1, 2]), np.array([5, 6])),
+        expected.rank(histories, np.array([0, 1, 2]), np.array([5, 6])),
+    )
