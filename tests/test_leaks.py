@@ -4,6 +4,7 @@ Every test changes the future and demands that the past does not move, for the w
 all its parts on (session tokens, preference signals, session features of candidates).
 """
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,12 +49,8 @@ def random_histories(lengths, seed):
     total = sum(lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     gaps = random.choice([0, 5, 600, 86400], total)
-    time = np.concatenate(
-        [10**9 + np.cumsum(gaps[a:b]) for a, b in zip(offsets, offsets[1:], strict=False)]
-    )
-    session = np.concatenate(
-        [np.cumsum(gaps[a:b] > 1800) for a, b in zip(offsets, offsets[1:], strict=False)]
-    )
+    time = np.concatenate([10**9 + np.cumsum(gaps[a:b]) for a, b in pairwise(offsets)])
+    session = np.concatenate([np.cumsum(gaps[a:b] > 1800) for a, b in pairwise(offsets)])
     return Histories(
         offsets=offsets,
         item=random.integers(2, NUM_ITEMS, total),

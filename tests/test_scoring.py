@@ -1,4 +1,4 @@
-"""The scorer: the same answer alone as in a batch, from disk as from memory, with no past at all."""
+"""The scorer: the same answer alone as in a batch, from disk as from memory, without a past."""
 
 import json
 

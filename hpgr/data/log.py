@@ -88,9 +88,10 @@ class EventLog:
                 )
             arrays[name] = array
         for name in ("item", "timestamp", "action", "label", "session", "split"):
-            if len(arrays[name]) != meta.num_events:
+            found = len(arrays[name])
+            if found != meta.num_events:
                 raise ValueError(
-                    f"{folder / name}.npy: expected {meta.num_events} rows, found {len(arrays[name])}"
+                    f"{folder / name}.npy: expected {meta.num_events} rows, found {found}"
                 )
         return cls(meta=meta, **arrays)
 

@@ -94,6 +94,6 @@ def _keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        trim_threshold, mmap_threshold, most = -1, -3, 2**30
-        mallopt(trim_threshold, 2 * most - 1)
-        mallopt(mmap_threshold, most)
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**26)  # larger blocks are rare, and would fragment the heap

@@ -1,0 +1,66 @@
+# Two commands matter: `make run` and `make test`. Both set everything up on a machine that has
+# Python 3.11, make and git, and repeat at once when all is in place.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+BIN := $(CURDIR)/.venv/bin
+
+# DVC's stages are `hpgr STAGE`: they must be this environment's.
+export PATH := $(BIN):$(PATH)
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+# Telemetry off from the first import on (the same list as hpgr.runtime.TELEMETRY_OFF).
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+export GX_ANALYTICS_ENABLED := false
+
+.PHONY: help
+help:  ## what there is to call
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.PHONY: run
+run: .venv/ready  ## set up, fetch the log, train, register, recommend; PROFILE=full trains to the end
+	hpgr fetch
+	python -m flows.train $(if $(PROFILE),--profile $(PROFILE))
+	hpgr result
+
+.PHONY: test
+test: .venv/ready-dev lint  ## set up, check style, types and layers, run every test
+	python -m pytest
+
+.PHONY: lint
+lint: .venv/ready-dev  ## style, format, types, layers
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+.PHONY: lock
+lock: .venv/ready-dev  ## write what is installed to requirements.lock (platform pins are kept)
+	python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > .venv/installed.txt
+	{ sed -n '/^#/p' requirements.lock; \
+	  { cat .venv/installed.txt; \
+	    sed -nE '/^(cuda|nvidia|triton|mkdocs|setuptools)/p' requirements.lock; } \
+	  | sort -fu -t= -k1,1; } > .venv/requirements.lock
+	mv .venv/requirements.lock requirements.lock
+
+# A stamp per set of extras: pip runs again only when what it would install may have changed.
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/ready: pyproject.toml requirements.lock | .venv/bin/python
+	python -m pip install --constraint requirements.lock --editable .
+	touch $@
+
+.venv/ready-dev: pyproject.toml requirements.lock | .venv/bin/python
+	python -m pip install --constraint requirements.lock --editable '.[dev,spark]'
+	touch $@ .venv/ready
+
+.PHONY: clean
+clean:  ## remove stage outputs and caches; keeps .venv, data/ and the registry
+	rm -rf artifacts checkpoints .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,181 @@
+"""The command line: `hpgr STAGE` for DVC, and what a person asks between runs.
+
+    hpgr validate | sessionize | pretrain | finetune | evaluate | register
+    hpgr fetch NAME, hpgr doctor, hpgr params, hpgr recommend, hpgr result
+
+A stage takes no arguments: it reads params.yaml and the artifacts of the stages before it
+(docs/artifacts.md). Every mistake of the user is one message on stderr and exit code 2. A stage's
+modules are imported when it is called, so that the command line itself starts at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+import yaml
+
+from hpgr.config import ConfigError, load_config
+from hpgr.registry.resources import recorded
+from hpgr.registry.stages import ARTIFACTS, STAGES
+from hpgr.runtime import TELEMETRY_OFF, UserError
+
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+app = typer.Typer(
+    help="HPGR: train, judge and ship a session-aware generative recommender.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> NoReturn:
+    """Entry point of `hpgr`: telemetry off, then the command; see the module's docstring."""
+    os.environ.update(TELEMETRY_OFF)
+    try:
+        app()
+    except (ConfigError, UserError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def run_stage(name: str) -> None:
+    """Run stage `name` with params.yaml as it stands; its resources are recorded beside it."""
+    _enter_stage()
+    stage, cfg = STAGES[name], load_config()
+    try:
+        # Under torchrun the first process writes the outputs, and what they cost.
+        first = os.environ.get("RANK", "0") == "0"
+        with recorded(stage.output) if first else nullcontext():
+            getattr(import_module(stage.module), name)(cfg)
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename))
+        if missing.parts[:1] != ARTIFACTS.parts:
+            raise
+        raise UserError(
+            f"{missing} not found: run the stages before {name} first; `dvc repro` runs them all"
+        ) from error
+
+
+def _enter_stage() -> None:
+    """What every stage's process needs: live output, a clean end on SIGTERM and with its parent."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        # A killed DVC must not leave a stage that goes on writing the outputs of the next run.
+        # Not for a stage started by hand, which may outlive its shell.
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _add_stage(name: str, summary: str) -> None:
+    def command() -> None:
+        run_stage(name)
+
+    app.command(name, help=summary, rich_help_panel="Stages")(command)
+
+
+for _name, _stage in STAGES.items():
+    _add_stage(_name, _stage.summary)
+
+
+@app.command(rich_help_panel="Stages")
+def register() -> None:
+    """Put the model into MLflow's registry, with its lineage; the same model only once."""
+    from hpgr.registry.register import register
+
+    register(load_config())
+
+
+@app.command()
+def fetch(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="ml-1m, ml-100k or complete-journey; default: the log of data.path"),
+    ] = None,
+    root: Annotated[Path, typer.Option(help="folder that gets the data set's folder")] = Path(
+        "data"
+    ),
+) -> None:
+    """Download a public log, checksums checked, into data/NAME."""
+    from hpgr.data.sources import DATASETS, fetch
+
+    if name is None:
+        path = load_config().data.path
+        if path.name not in DATASETS:
+            print(f"{path} is a log of your own (data.path in params.yaml): nothing to fetch")
+            return
+        name, root = path.name, path.parent
+    fetch(name, root)
+
+
+@app.command()
+def doctor(
+    path: Annotated[
+        Path | None, typer.Argument(help="file or folder; default: data.path of params.yaml")
+    ] = None,
+) -> None:
+    """Say what is wrong with a log, line by line, before anything runs."""
+    from hpgr.data.doctor import doctor
+
+    cfg = load_config()
+    problems = doctor(path or cfg.data.path, cfg)
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print("nothing is wrong with it")
+    if any(problem.serious for problem in problems):
+        raise typer.Exit(1)
+
+
+@app.command()
+def params() -> None:
+    """Print the parameters in force: params.yaml with its profile applied."""
+    cfg = load_config()
+    print(yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False), end="")
+
+
+@app.command()
+def recommend(
+    user: Annotated[str | None, typer.Option(help="id of a user of the log")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="titles or item ids, oldest first, commas between them")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="time of the request, ISO 8601 (UTC) or seconds since 1970"),
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, help="items to print")] = 10,
+    source: Annotated[
+        str, typer.Option(help="champion (of the registry) | artifacts (of the last run)")
+    ] = "champion",
+) -> None:
+    """Recommend titles to a user of the log, or for a history given here.
+
+    Without --at, a user asks one second after the last event; a history is read as one session,
+    a minute between events, that ended a minute ago.
+    """
+    from hpgr.serving.answer import recommend
+
+    recommend(load_config(), user=user, history=history, at=at, k=k, source=source)
+
+
+@app.command()
+def result() -> None:
+    """Print the last run's table, some recommendations and, as last line, one JSON object."""
+    from hpgr.serving.answer import result
+
+    result(load_config())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The bundle: everything that scoring needs, in one folder that can leave this machine.
+
+    BUNDLE/model/       model.safetensors, config.json (of the finetune stage)
+    BUNDLE/items.parquet, actions.parquet   the vocabulary: outside ids to inside ids, titles
+    BUNDLE/serving.json `Serving` below
+
+Reads `artifacts/finetune` and `artifacts/sessions`. The registry ships a bundle with every model
+version; `hpgr.serving.recommender` reads it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hpgr.config import Config
+from hpgr.registry.stages import STAGES
+from hpgr.runtime import UserError, read_json, sha256_file, write_json
+
+FINETUNE, SESSIONS = STAGES["finetune"].output, STAGES["sessionize"].output
+MODEL_FILES = ("model.safetensors", "config.json")
+TABLES = ("items.parquet", "actions.parquet")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a request is answered, as the model was trained and judged."""
+
+    gap_s: int
+    max_history: int
+    retrieve: int
+    remove_history: bool
+    ranked: bool  # whether the ranking head was trained
+
+
+def write_bundle(cfg: Config, target: Path) -> Path:
+    """Write the bundle of the current artifacts into the empty or new folder `target`.
+
+    Raises:
+        UserError: a stage's output is missing.
+    """
+    (target / "model").mkdir(parents=True)
+    for source, goal in _files().items():
+        if not source.is_file():
+            raise UserError(f"{source} not found: run `dvc repro` (or the stage that writes it)")
+        shutil.copyfile(source, target / goal)
+    serving = Serving(
+        gap_s=read_json(SESSIONS / "arrays" / "meta.json")["gap_s"],
+        max_history=cfg.model.max_history,
+        retrieve=cfg.evaluate.retrieve,
+        remove_history=cfg.evaluate.remove_history,
+        ranked=read_json(FINETUNE / "config.json")["ranking"],
+    )
+    write_json(target / "serving.json", asdict(serving))
+    return target
+
+
+def content_hashes(bundle: Path) -> dict[str, str]:
+    """sha256 of every file of a bundle by its path inside, sorted."""
+    files = sorted(path for path in bundle.rglob("*") if path.is_file())
+    return {path.relative_to(bundle).as_posix(): sha256_file(path) for path in files}
+
+
+def _files() -> dict[Path, Path]:
+    model = {FINETUNE / name: Path("model") / name for name in MODEL_FILES}
+    return model | {SESSIONS / name: Path(name) for name in TABLES}

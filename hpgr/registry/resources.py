@@ -1,0 +1,93 @@
+"""What a stage costs: its processes sampled while it runs, kept beside its outputs.
+
+Writes `resources.csv` into the stage's output folder, one row a sample: `time` (seconds since
+1970), `cpu_percent` (100 is one core), `memory_mb` (resident, with children), `gpu_memory_mb`
+(reserved by torch in this process). A stage that fails leaves none.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from hpgr.runtime import atomic_path
+
+COLUMNS = ("time", "cpu_percent", "memory_mb", "gpu_memory_mb")
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+MEGABYTE = 1 << 20
+
+
+@contextmanager
+def recorded(output: Path) -> Iterator[None]:
+    """Sample this process and its children during the block, then write `resources.csv`.
+
+    The pause between samples grows by a tenth each time, so that a stage of seconds gets a curve
+    and one of hours a short file.
+    """
+    samples: list[tuple[float, float, float, float]] = []
+    done = threading.Event()
+    sampler = threading.Thread(target=_sample, args=(samples, done), daemon=True)
+    sampler.start()
+    try:
+        yield
+    finally:
+        done.set()
+        sampler.join()
+    with atomic_path(output / "resources.csv") as temporary, temporary.open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([round(value, 3) for value in sample] for sample in samples)
+
+
+def _sample(samples: list[tuple[float, float, float, float]], done: threading.Event) -> None:
+    process = psutil.Process()
+    pause = FIRST_PAUSE_S
+    clock, cpu = time.monotonic(), _cpu_seconds(process)
+    while True:
+        ended = done.wait(pause)
+        pause = min(pause * 1.1, LONGEST_PAUSE_S)
+        now, used = time.monotonic(), _cpu_seconds(process)
+        percent = 100 * max(used - cpu, 0.0) / max(now - clock, 1e-9)
+        clock, cpu = now, used
+        samples.append((time.time(), percent, _memory(process), _gpu_memory()))
+        if ended:
+            return
+
+
+def _tree(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    total = 0.0
+    for member in _tree(process):
+        try:
+            times = member.cpu_times()
+        except psutil.NoSuchProcess:  # a child that ended between the listing and here
+            continue
+        total += times.user + times.system
+    return total
+
+
+def _memory(process: psutil.Process) -> float:
+    total = 0
+    for member in _tree(process):
+        try:
+            total += member.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total / MEGABYTE
+
+
+def _gpu_memory() -> float:
+    torch = sys.modules.get("torch")  # only where the stage itself uses it
+    if torch is None or not getattr(torch, "cuda", None) or not torch.cuda.is_initialized():
+        return 0.0
+    return torch.cuda.memory_reserved() / MEGABYTE

@@ -1,0 +1,83 @@
+"""What the last evaluation says, for pages and programs: tables and the headline figures.
+
+Reads `artifacts/evaluation/metrics.json`: protocol -> model -> metric -> value, the judged model
+first, and `counts` beside the models. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from hpgr.registry.stages import STAGES
+from hpgr.runtime import UserError, read_json
+
+METRICS = STAGES["evaluate"].output / "metrics.json"
+Rows = dict[str, dict[str, float]]
+
+
+def protocols() -> dict[str, Rows]:
+    """Protocol -> model -> metric -> value of the last evaluation.
+
+    Raises:
+        UserError: there was none.
+    """
+    if not METRICS.is_file():
+        raise UserError(f"{METRICS} not found: run `dvc repro` (or `hpgr evaluate`) first")
+    found = read_json(METRICS)
+    return {
+        name: {model: row for model, row in rows.items() if model != "counts"}
+        for name, rows in found.items()
+    }
+
+
+def headline() -> dict[str, dict[str, float]]:
+    """Protocol -> metric -> value of the judged model."""
+    return {name: next(iter(rows.values())) for name, rows in protocols().items()}
+
+
+def markdown_tables() -> str:
+    """Every protocol's table in Markdown."""
+    parts = []
+    for name, rows in protocols().items():
+        columns = _columns(rows)
+        lines = [
+            f"### {name}",
+            "",
+            "| model | " + " | ".join(columns) + " |",
+            "|---|" + "---:|" * len(columns),
+        ]
+        for model, row in rows.items():
+            lines.append(f"| {model} | " + " | ".join(_cells(row, columns)) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def terminal_tables() -> list[Table]:
+    """Every protocol's table for the terminal, the judged model in bold."""
+    tables = []
+    for name, rows in protocols().items():
+        table = Table(title=name)
+        table.add_column("model", no_wrap=True)
+        columns = _headline_columns(rows)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for number, (model, row) in enumerate(rows.items()):
+            table.add_row(model, *_cells(row, columns), style="bold" if number == 0 else None)
+        tables.append(table)
+    return tables
+
+
+def _columns(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(metric for row in rows.values() for metric in row))
+
+
+def _headline_columns(rows: Rows) -> list[str]:
+    """Those that fit 80 columns: not the deeper NDCG, not what is only context."""
+    columns = _columns(rows)
+    gains = [column for column in columns if column.startswith("ndcg")]
+    left_out = {*gains[1:], *(c for c in columns if c.startswith(("coverage", "head_share")))}
+    return [column for column in columns if column not in left_out]
+
+
+def _cells(row: dict[str, float], columns: list[str]) -> list[str]:
+    return [f"{row[column]:.4f}" if column in row else "–" for column in columns]

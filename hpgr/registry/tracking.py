@@ -1,0 +1,183 @@
+"""Runs in MLflow: one parent run for the pipeline, one nested run for each stage.
+
+A stage's run holds its section of the parameters, its metrics and curves, what it cost, the DVC
+hashes of its inputs and outputs, and its report. It is written after the stages have run, from
+their artifacts: a stage that DVC skipped or restored is logged like one that ran.
+Reads `artifacts/`. Writes the store that MLFLOW_TRACKING_URI names, or else `mlflow/store/`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpgr.config import Config
+from hpgr.registry.lineage import run_tags, stage_tags
+from hpgr.registry.stages import STAGES
+from hpgr.registry.summary import headline
+from hpgr.runtime import read_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+STORE = Path("mlflow/store")
+BATCH = 1000  # metrics that one request to MLflow may carry
+NEEDS_MODEL = ("pretrain", "finetune", "evaluate")
+SYSTEM_METRICS = {  # MLflow shows names below system/ on a page of their own
+    "cpu_percent": "system/cpu_utilization_percentage",
+    "memory_mb": "system/system_memory_usage_megabytes",
+    "gpu_memory_mb": "system/gpu_0_memory_usage_megabytes",
+}
+
+
+def own_uri() -> str:
+    """The project's own SQLite store, as an absolute URI: a relative one follows the process."""
+    return f"sqlite:///{(STORE / 'mlflow.db').resolve()}"
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI if set, else the own store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_uri()
+
+
+def connect() -> MlflowClient:
+    """MLflow's client on `tracking_uri`, which becomes the process's store."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a small file
+    import mlflow
+
+    STORE.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(tracking_uri())
+    return mlflow.MlflowClient()
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Id of the experiment, made if need be; the own store keeps its artifacts beside it."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    own = tracking_uri() == own_uri()
+    location = (STORE / "artifacts").resolve().as_uri() if own else None
+    return client.create_experiment(name, artifact_location=location)
+
+
+def log_pipeline(client: MlflowClient, cfg: Config, experiment: str) -> str:
+    """Log the parent run and its stages from the artifacts; returns the parent's run id.
+
+    The parent is left running: the caller adds the model to it and ends it.
+    """
+    parent = client.create_run(experiment, run_name=f"train-{cfg.profile}", tags=run_tags())
+    run_id: str = parent.info.run_id
+    _log_params(client, run_id, {"profile": cfg.profile, "data": _section(cfg, "data")})
+    now = int(time.time() * 1000)
+    _log_metrics(client, run_id, _metrics(headline(), now))
+    report = STAGES["evaluate"].output / "report.html"
+    if report.is_file():
+        client.log_artifact(run_id, str(report))
+    for stage in STAGES:
+        _log_stage(client, cfg, stage, experiment, run_id)
+    return run_id
+
+
+def _log_stage(client: MlflowClient, cfg: Config, stage: str, experiment: str, parent: str) -> None:
+    output = STAGES[stage].output
+    resources = list(_rows(output / "resources.csv"))
+    began = int(resources[0]["time"] * 1000) if resources else None
+    ended = int(resources[-1]["time"] * 1000) if resources else int(time.time() * 1000)
+    tags = {"mlflow.parentRunId": parent, **stage_tags(stage)}
+    run = client.create_run(experiment, start_time=began, run_name=stage, tags=tags)
+    run_id = run.info.run_id
+    params = {stage: _section(cfg, stage)}
+    if stage in NEEDS_MODEL:
+        params["model"] = _section(cfg, "model")
+    _log_params(client, run_id, params)
+    if (output / "metrics.json").is_file():
+        _log_metrics(client, run_id, _metrics(read_json(output / "metrics.json"), ended))
+    _log_metrics(client, run_id, _curves(output / "curves.csv", ended))
+    _log_metrics(client, run_id, _system(resources))
+    for pattern in ("*.json", "report.html", "figures"):
+        for path in sorted(output.glob(pattern)):
+            log = client.log_artifacts if path.is_dir() else client.log_artifact
+            log(run_id, str(path), "figures" if path.is_dir() else None)
+    client.set_terminated(run_id, end_time=ended)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots; other values, lists among them, stay."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow accepts: hr@10 becomes hr_at_10, any other sign an underscore."""
+    name = name.replace("@", "_at_")
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+def _section(cfg: Config, name: str) -> dict[str, Any]:
+    return cfg.model_dump(mode="json", by_alias=True)[name]
+
+
+def _log_params(client: MlflowClient, run_id: str, params: dict[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    entries = [Param(key, str(value)) for key, value in flatten(params).items()]
+    client.log_batch(run_id, params=entries)
+
+
+def _log_metrics(client: MlflowClient, run_id: str, metrics: Iterator[Metric]) -> None:
+    while batch := list(islice(metrics, BATCH)):
+        client.log_batch(run_id, metrics=batch)
+
+
+def _metrics(values: Any, timestamp: int) -> Iterator[Metric]:
+    from mlflow.entities import Metric
+
+    for name, value in flatten(values).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield Metric(metric_name(name), float(value), timestamp, 0)
+
+
+def _curves(source: Path, timestamp: int) -> Iterator[Metric]:
+    """Every numeric column of curves.csv against its `step` column, or its row number."""
+    from mlflow.entities import Metric
+
+    for number, row in enumerate(_rows(source)):
+        step = int(row.pop("step", number))
+        for name, value in row.items():
+            yield Metric(metric_name(name), value, timestamp, step)
+
+
+def _system(samples: list[dict[str, float]]) -> Iterator[Metric]:
+    from mlflow.entities import Metric
+
+    for number, sample in enumerate(samples):
+        for column, name in SYSTEM_METRICS.items():
+            yield Metric(name, sample[column], int(sample["time"] * 1000), number)
+
+
+def _rows(source: Path) -> Iterator[dict[str, float]]:
+    """Rows of a CSV file, numbers only: a cell that is empty, text or NaN is left out."""
+    if not source.is_file():
+        return
+    with source.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            numbers: dict[str, float] = {}
+            for name, cell in row.items():
+                try:
+                    number = float(cell)
+                except (TypeError, ValueError):
+                    continue
+                if math.isfinite(number):
+                    numbers[name] = number
+            yield numbers

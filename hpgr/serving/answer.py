@@ -1,0 +1,130 @@
+"""Answers on the terminal: `hpgr recommend` and `hpgr result`.
+
+Reads the champion of the registry or the artifacts, and the sessionized log. Writes to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from hpgr.config import Config
+from hpgr.registry.bundle import write_bundle
+from hpgr.registry.register import CHAMPION
+from hpgr.registry.stages import ARTIFACTS
+from hpgr.registry.summary import headline, terminal_tables
+from hpgr.registry.tracking import connect
+from hpgr.runtime import UserError, read_json
+from hpgr.serving.history import SESSIONS, of_user, typed
+from hpgr.serving.recommender import Answer, Recommender, Request
+
+SOURCES = ("champion", "artifacts")
+SHOWN_EVENTS = 5  # newest events printed above an answer
+SHOWN_USERS = 2  # of the log, in `hpgr result`
+SHOWN_ITEMS = 5
+
+
+def recommend(
+    cfg: Config, *, user: str | None, history: str | None, at: str | None, k: int, source: str
+) -> None:
+    """Print the `k` best items for a user of the log or for a typed history.
+
+    Raises:
+        UserError: neither or both are given; the user, an item or the model is unknown.
+    """
+    if (user is None) == (history is None):
+        raise UserError("say who asks: either --user ID or --history 'title or id, ...'")
+    if source not in SOURCES:
+        raise UserError(f"--source {source!r}: expected {' or '.join(SOURCES)}")
+    recommender = champion(cfg) if source == "champion" else from_artifacts(cfg)
+    request = typed(history, at, recommender) if history is not None else of_user(str(user), at)
+    show(recommender, request, k=k, title=f"user {user}" if user is not None else "this history")
+
+
+def result(cfg: Config) -> None:
+    """Print the tables of the last evaluation, some recommendations and one line of JSON.
+
+    Raises:
+        UserError: nothing was evaluated or registered yet.
+    """
+    source = ARTIFACTS / "registered.json"
+    if not source.is_file():
+        raise UserError(f"{source} not found: run `make run`, or `hpgr register` after `dvc repro`")
+    registered = read_json(source)
+    console = Console()
+    for table in terminal_tables():
+        console.print(table)
+    recommender = from_artifacts(cfg)
+    users = pq.read_table(SESSIONS / "users.parquet")["user_id"].slice(0, SHOWN_USERS).to_pylist()
+    for user in users:
+        show(recommender, of_user(user, None), k=SHOWN_ITEMS, title=f"user {user}")
+    line = {
+        "profile": cfg.profile,
+        "dataset": cfg.data.path.name,
+        "metrics": headline(),
+        "model": registered["name"],
+        "version": registered["version"],
+        "alias": registered["alias"],
+    }
+    print(json.dumps(line), flush=True)
+
+
+def champion(cfg: Config) -> Recommender:
+    """The recommender of the registry's champion.
+
+    Raises:
+        UserError: the registry has none.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client, name = connect(), cfg.register_.model_name
+    try:
+        version = client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        raise UserError(
+            f"the registry has no {name}@{CHAMPION} ({error.message}): run `make run` or "
+            "`hpgr register`, or use the last run's model with --source artifacts"
+        ) from error
+    model = mlflow.pyfunc.load_model(f"models:/{name}/{version.version}")
+    return model.unwrap_python_model().recommender
+
+
+def from_artifacts(cfg: Config) -> Recommender:
+    """The recommender of the last run's artifacts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return Recommender.load(write_bundle(cfg, Path(scratch) / "bundle"), device="auto")
+
+
+def show(recommender: Recommender, request: Request, *, k: int, title: str) -> None:
+    """Print the newest events of the request, the answer and what drove it."""
+    (answer,) = recommender.recommend([request], k=k)
+    console = Console()
+    names = dict(recommender.names.values())
+    recent = [names.get(i, i) for i in request.item_ids[-SHOWN_EVENTS:]]
+    asked = datetime.fromtimestamp(int(request.request_time or 0), UTC)
+    console.print(
+        f"\n[bold]{title}[/bold], {len(request.item_ids)} events, asking at "
+        f"{asked:%Y-%m-%d %H:%M} UTC; last: {'; '.join(recent)}",
+        highlight=False,
+    )
+    console.print(_table(answer))
+    if answer.drivers:
+        picked = "; ".join(f"{d.title} ({d.weight:.0%})" for d in answer.drivers[:SHOWN_EVENTS])
+        console.print(f"driven by: {picked}", highlight=False)
+
+
+def _table(answer: Answer) -> Table:
+    table = Table()
+    for column in ("", "title", "id", "score", "similarity"):
+        table.add_column(column, justify="left" if column in ("title", "id") else "right")
+    for rank, item in enumerate(answer.items, start=1):
+        score = "–" if item.score is None else f"{item.score:.3f}"
+        table.add_row(str(rank), item.title, item.item_id, score, f"{item.similarity:.3f}")
+    return table

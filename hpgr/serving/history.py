@@ -1,0 +1,124 @@
+"""A request put together by hand: a user of the log, or a history typed as titles and ids.
+
+Reads the tables of `artifacts/sessions/`. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+from datetime import UTC, datetime
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hpgr.registry.stages import STAGES
+from hpgr.runtime import UserError
+from hpgr.serving.recommender import Recommender, Request
+
+SESSIONS = STAGES["sessionize"].output
+YEAR = re.compile(r"\s*\(\d{4}\)$")
+SPACING_S = 60  # between the events of a typed history, which has no times
+
+
+def of_user(user_id: str, at: str | None) -> Request:
+    """All events of a user before `at`; without it one second after the last one.
+
+    Raises:
+        UserError: the log has no such user, or no event of the user before `at`.
+    """
+    for name in ("users", "events", "items", "actions"):
+        if not (SESSIONS / f"{name}.parquet").is_file():
+            raise UserError(f"{SESSIONS / name}.parquet not found: run `hpgr sessionize` first")
+    users = pq.read_table(SESSIONS / "users.parquet", filters=[("user_id", "=", user_id)])
+    if not users.num_rows:
+        some = pq.read_table(SESSIONS / "users.parquet")["user_id"].slice(0, 5).to_pylist()
+        raise UserError(f"the log has no user {user_id!r}; some that it has: {', '.join(some)}")
+    user = users["user"][0].as_py()
+    events = pq.read_table(SESSIONS / "events.parquet", filters=[("user", "=", user)])
+    events = events.sort_by("position")
+    asked = seconds(at) if at is not None else pc.max(events["timestamp"]).as_py() + 1
+    events = events.filter(pc.less(events["timestamp"], asked))
+    if not events.num_rows:
+        raise UserError(f"user {user_id} has no event before {asked}; pass a later --at")
+    items = pq.read_table(SESSIONS / "items.parquet", columns=["item", "item_id"])
+    actions = pq.read_table(SESSIONS / "actions.parquet", columns=["action", "name"])
+    item = dict(zip(items["item"].to_pylist(), items["item_id"].to_pylist(), strict=True))
+    action = dict(zip(actions["action"].to_pylist(), actions["name"].to_pylist(), strict=True))
+    return Request(
+        request_time=asked,
+        item_ids=[item[i] for i in events["item"].to_pylist()],
+        timestamps=events["timestamp"].to_pylist(),
+        actions=[action.get(a) for a in events["action"].to_pylist()],
+        session_ids=[str(s) for s in events["session"].to_pylist()],
+    )
+
+
+def typed(text: str, at: str | None, recommender: Recommender) -> Request:
+    """A history typed as titles or ids, oldest first, read as one session that just ended.
+
+    Raises:
+        UserError: an entry is no item; the message offers the closest titles.
+    """
+    item_ids = find_items(text, {i: title for i, title in recommender.names.values()})
+    asked = seconds(at) if at is not None else int(time.time())
+    first = asked - SPACING_S * len(item_ids)
+    return Request(asked, item_ids, [first + SPACING_S * i for i in range(len(item_ids))])
+
+
+def find_items(text: str, titles: dict[str, str]) -> list[str]:
+    """Item ids of the entries of `text`, which commas part; a title may hold commas itself.
+
+    An entry is an id, a title, or a title without its year where that is unambiguous. The longest
+    run of comma-parted pieces that is one of these is taken first.
+
+    Args:
+        text: the entries.
+        titles: item id to title.
+
+    Raises:
+        UserError: a piece is no item, or a title without year fits several.
+    """
+    known: dict[str, list[str]] = {}
+    for item_id, title in titles.items():
+        for form in {title.casefold(), YEAR.sub("", title).casefold()}:
+            known.setdefault(form, []).append(item_id)
+    pieces = [piece.strip() for piece in text.split(",")]
+    found: list[str] = []
+    place = 0
+    while place < len(pieces):
+        for end in range(len(pieces), place, -1):
+            entry = ", ".join(pieces[place:end])
+            matches = [entry] if entry in titles else known.get(entry.casefold(), [])
+            if len(matches) > 1:
+                options = "; ".join(f"{titles[i]} (id {i})" for i in matches)
+                raise UserError(f"{entry!r} fits several items: {options}")
+            if matches:
+                found += matches
+                place = end
+                break
+        else:
+            close = difflib.get_close_matches(pieces[place].casefold(), known, n=3)
+            offer = "; ".join(titles[known[form][0]] for form in close) or "none"
+            raise UserError(
+                f"{pieces[place]!r} is neither an item id nor a title. Closest titles: {offer}"
+            )
+    return found
+
+
+def seconds(text: str) -> int:
+    """Seconds since 1970 of an ISO 8601 time (UTC where it names no zone) or of such a number.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if text.isdigit():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(
+            f"--at {text!r}: expected seconds since 1970 or a time such as 2003-02-28T12:00"
+        ) from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

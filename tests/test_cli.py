@@ -1,0 +1,163 @@
+"""The command line as a user meets it: real processes, one message for each mistake."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+HPGR = (sys.executable, "-m", "hpgr.cli")
+
+
+def hpgr(*arguments, cwd, **environment):
+    return subprocess.run(
+        [*HPGR, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    return tmp_path
+
+
+def test_params_prints_the_values_in_force(project):
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("profile: quick", "profile: smoke"))
+    printed = yaml.safe_load(hpgr("params", cwd=project).stdout)
+    wanted = yaml.safe_load(text)["profiles"]["smoke"]
+    assert {key: printed[key.split(".")[0]][key.split(".")[1]] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["sessionize"], "artifacts/validated/events.parquet not found: run `hpgr validate` first"),
+        (["pretrain"], "artifacts/sessions/arrays/meta.json not found: run the stages before"),
+        (["evaluate"], "run `hpgr sessionize` first"),
+        (["register"], "artifacts/evaluation/metrics.json not found"),
+        (["result"], "artifacts/registered.json not found"),
+        (["recommend"], "say who asks"),
+        (["recommend", "--user", "1"], "the registry has no hpgr@champion"),
+        (["recommend", "--user", "1", "--source", "artifacts"], "artifacts/finetune/"),
+        (["recommend", "--user", "1", "--source", "moon"], "expected champion or artifacts"),
+        (["fetch", "no-such-log"], "unknown data set 'no-such-log'"),
+    ],
+)
+def test_a_mistake_is_one_message_and_code_2(project, arguments, told):
+    done = hpgr(*arguments, cwd=project, MLFLOW_TRACKING_URI="")
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.startswith("error: ") or "error: " in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_fetch_leaves_a_log_of_your_own_alone(project):
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("path: data/ml-1m ", "path: data/mine "))
+    done = hpgr("fetch", cwd=project)
+    assert done.returncode == 0
+    assert "nothing to fetch" in done.stdout
+    assert not (project / "data").exists()
+
+
+def test_outside_the_project_the_message_says_where_to_run(tmp_path):
+    done = hpgr("validate", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "params.yaml not found: run hpgr in the project's root folder" in done.stderr
+
+
+def test_an_unknown_key_is_named(project):
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("  gap_s: 1800", "  gap: 1800"))
+    done = hpgr("params", cwd=project)
+    assert done.returncode == 2
+    assert "sessionize.gap: unknown key" in done.stderr
+
+
+SLOW_STAGE = """
+import os, sys, time
+from pathlib import Path
+import hpgr.cli
+from hpgr.registry.stages import STAGES, Stage
+
+class Slow:
+    @staticmethod
+    def validate(cfg):
+        Path("started").write_text(str(os.getpid()))
+        try:
+            time.sleep(60)
+        finally:
+            Path("cleaned").touch()
+
+sys.modules["slow"] = Slow
+STAGES["validate"] = Stage("slow", Path("out"), "")
+hpgr.cli.run_stage("validate")
+"""
+
+
+def wait_for(path: Path, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def test_sigterm_ends_a_stage_cleanly(project):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_STAGE], cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    wait_for(project / "started")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert (project / "cleaned").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_stage_of_dvc_dies_with_dvc(project):
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])",
+            SLOW_STAGE,
+        ],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DVC_STAGE": "validate"},
+    )
+    wait_for(project / "started")
+    parent.kill()
+    parent.wait()
+    wait_for(project / "cleaned")
+
+
+def test_a_stage_records_what_it_cost(project):
+    code = SLOW_STAGE.replace("time.sleep(60)", "time.sleep(0.1)")
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    header, *rows = (project / "out" / "resources.csv").read_text().splitlines()
+    assert header == "time,cpu_percent,memory_mb,gpu_memory_mb"
+    assert len(rows) == 1
+    moment, _, memory, _ = map(float, rows[0].split(","))
+    assert abs(moment - time.time()) < 60
+    assert 10 < memory < 10_000
+
+
+def test_the_module_and_the_installed_command_are_one(project):
+    command = Path(sys.executable).parent / "hpgr"
+    done = subprocess.run([command, "params"], cwd=project, capture_output=True, check=True)
+    assert done.stdout.decode() == hpgr("params", cwd=project).stdout

@@ -1,0 +1,185 @@
+"""The bridge between Prefect and DVC, on a small DVC project of its own with real `dvc` runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.logging import disable_run_logger
+
+from flows.stages import (
+    RAN,
+    RESTORED,
+    SKIPPED,
+    StageFailed,
+    check_data,
+    failure_message,
+    run_stage,
+    stage_order,
+)
+from flows.train import set_params
+from hpgr.config import ConfigError, load_config
+from hpgr.runtime import TELEMETRY_OFF
+
+ROOT = Path(__file__).parents[1]
+# Named so that neither the file's order nor the alphabet is the graph's order.
+STAGES = {
+    "stages": {
+        "last": {
+            "cmd": "cp middle.txt last.txt",
+            "deps": ["middle.txt"],
+            "outs": ["last.txt"],
+        },
+        "middle": {
+            "cmd": f"{sys.executable} middle.py",
+            "deps": ["first.txt", "middle.py"],
+            "outs": ["middle.txt"],
+        },
+        "a-first": {
+            "cmd": "echo hello; cp data/log.txt first.txt",
+            "deps": ["data"],
+            "outs": ["first.txt"],
+        },
+    }
+}
+MIDDLE = "from pathlib import Path\nPath('middle.txt').write_text('{}')\n"
+
+
+def run(*command, cwd):
+    environment = {**os.environ, **TELEMETRY_OFF}
+    subprocess.run(command, cwd=cwd, check=True, capture_output=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A DVC project whose data.dvc pins data/."""
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "data").mkdir()
+    (folder / "data" / "log.txt").write_text("events")
+    (folder / "middle.py").write_text(MIDDLE.format(1))
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(STAGES, sort_keys=False))
+    run("git", "init", "-q", ".", cwd=folder)
+    dvc = (sys.executable, "-m", "dvc")
+    run(*dvc, "init", "-q", cwd=folder)
+    run(*dvc, "add", "-q", "data", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def project(template, tmp_path, monkeypatch):
+    copy = tmp_path / "project"
+    run("cp", "-r", str(template), str(copy), cwd=tmp_path)
+    monkeypatch.chdir(copy)
+    with disable_run_logger():
+        yield copy
+
+
+def run_all():
+    return {stage: run_stage.fn(stage) for stage in stage_order()}
+
+
+def test_the_order_is_the_graphs(project):
+    assert stage_order() == ["a-first", "middle", "last"]
+
+
+def test_a_stage_runs_then_is_skipped_then_comes_from_the_cache(project):
+    assert set(run_all().values()) == {RAN}
+    assert set(run_all().values()) == {SKIPPED}
+    (project / "middle.py").write_text(MIDDLE.format(2))
+    assert run_all() == {"a-first": SKIPPED, "middle": RAN, "last": RAN}
+    (project / "middle.py").write_text(MIDDLE.format(1))
+    assert run_all() == {"a-first": SKIPPED, "middle": RESTORED, "last": RESTORED}
+    assert (project / "last.txt").read_text() == "1"
+
+
+def test_a_failed_stage_tells_its_own_message_and_stops_there(project):
+    (project / "middle.py").write_text(
+        "import sys\nprint('work')\nsys.exit('error: the log is empty\\nfetch one first')"
+    )
+    run_stage.fn("a-first")
+    with pytest.raises(StageFailed) as failure:
+        run_stage.fn("middle")
+    assert str(failure.value) == "stage middle failed: the log is empty\nfetch one first"
+
+
+def test_without_a_message_the_last_line_speaks():
+    lines = ["Traceback (most recent call last):", "  File x", "ZeroDivisionError: by zero"]
+    closing = "ERROR: failed to reproduce 'middle': failed to run: middle, exited with 1"
+    assert failure_message([*lines, closing]) == "ZeroDivisionError: by zero"
+
+
+def test_data_as_pinned_passes(project):
+    check_data.fn()
+
+
+def test_fetched_data_that_dvc_has_not_cached_pass_and_are_cached(project):
+    run("rm", "-r", str(project / ".dvc" / "cache"), cwd=project)
+    check_data.fn()
+    cached = [path for path in (project / ".dvc" / "cache").rglob("*") if path.is_file()]
+    assert len(cached) == 2  # the folder's list and its one file
+
+
+@pytest.mark.parametrize("keep_cache", [True, False])
+def test_changed_data_fail_and_data_dvc_stays(project, keep_cache):
+    pin = (project / "data.dvc").read_text()
+    if not keep_cache:
+        run("rm", "-r", str(project / ".dvc" / "cache"), cwd=project)
+    (project / "data" / "log.txt").write_text("other events")
+    with pytest.raises(StageFailed, match=r"data/ is not what data\.dvc pins"):
+        check_data.fn()
+    assert (project / "data.dvc").read_text() == pin
+
+
+def test_missing_data_fail(project):
+    run("rm", "-r", str(project / "data"), cwd=project)
+    with pytest.raises(StageFailed, match="deleted"):
+        check_data.fn()
+
+
+@pytest.fixture
+def params(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text())
+    return path
+
+
+def test_overrides_change_their_lines_and_no_other(params):
+    before = params.read_text().splitlines()
+    changed = set_params({"profile": "smoke", "sessionize.gap_s": 900}, params)
+    assert changed == {"profile": "smoke", "sessionize.gap_s": 900}
+    after = params.read_text().splitlines()
+    different = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert [line.split("#")[0].strip() for line in different] == ["profile: smoke", "gap_s: 900"]
+    assert all("#" in line for line in different)  # comments survive
+    assert load_config(params).sessionize.gap_s == 900
+
+
+def test_an_override_wins_over_the_profile_it_comes_with(params):
+    set_params({"pretrain.epochs": 7, "profile": "smoke"}, params)
+    assert load_config(params).pretrain.epochs == 7
+    set_params({"profile": "full"}, params)
+    assert load_config(params).pretrain.epochs != 7
+
+
+def test_an_override_that_changes_nothing_leaves_the_file_alone(params):
+    before = params.stat().st_mtime_ns
+    assert set_params({"profile": load_config(params).profile}, params) == {}
+    assert params.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"sessionize.gap": 1}, "no parameter 'sessionize.gap'"),
+        ({"model": 3}, "model"),
+        ({"sessionize.gap_s": -1}, "greater than 0"),
+        ({"profile": "huge"}, "expected one of"),
+    ],
+)
+def test_a_wrong_override_is_refused_and_nothing_written(params, values, told):
+    before = params.read_text()
+    with pytest.raises(ConfigError, match=told):
+        set_params(values, params)
+    assert params.read_text() == before

@@ -1,0 +1,134 @@
+"""The recommender around a fake network whose scores a reader can work out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpgr.data.log import UNKNOWN, Histories
+from hpgr.registry.bundle import Serving
+from hpgr.runtime import UserError
+from hpgr.serving.recommender import Recommender, Request, newest
+
+ITEMS = [(2, "a", "Alpha"), (3, "b", "Beta"), (4, "c", "Gamma"), (5, "d", "Delta")]
+ACTIONS = {"1": 1, "5": 2}
+SERVING = Serving(gap_s=100, max_history=3, retrieve=3, remove_history=True, ranked=True)
+
+
+class FakeScorer:
+    """Item i has similarity i and probability 1 / i; the first history event is the only anchor."""
+
+    def __init__(self):
+        self.seen: Histories | None = None
+
+    def retrieve(self, histories):
+        self.seen = histories
+        return np.tile(np.arange(6, dtype=np.float32), (len(histories), 1))
+
+    def rank(self, histories, offsets, candidates):
+        assert offsets[-1] == len(candidates)
+        return (1 / candidates).astype(np.float32)
+
+    def explain(self, histories):
+        q = len(histories)
+        return np.tile([0, -1], (q, 1)), np.tile(np.float32([0.5, 0.0]), (q, 1))
+
+
+def recommender(**changes) -> Recommender:
+    return Recommender(FakeScorer(), ITEMS, ACTIONS, replace(SERVING, **changes))
+
+
+def request(*events, at=1000, **columns) -> Request:
+    return Request(at, [e[0] for e in events], [e[1] for e in events], **columns)
+
+
+def test_retrieves_by_similarity_then_orders_by_probability():
+    # Retrieved: d (5), c (4), b (3). By probability 1/i: b, c, d.
+    (answer,) = recommender(remove_history=False).recommend([request(("a", 10))], k=2)
+    assert [(i.item_id, i.title) for i in answer.items] == [("b", "Beta"), ("c", "Gamma")]
+    assert answer.items[0].score == pytest.approx(1 / 3)
+    assert answer.items[0].similarity == 3
+
+
+def test_an_untrained_ranking_head_has_no_say():
+    (answer,) = recommender(ranked=False).recommend([request(("a", 10))], k=2)
+    assert [(i.item_id, i.score) for i in answer.items] == [("d", None), ("c", None)]
+
+
+def test_items_beyond_the_networks_reach_are_removed_too():
+    events = [("d", 1), ("a", 2), ("a", 3), ("a", 4)]  # d is older than max_history
+    (answer,) = recommender().recommend([request(*events)], k=4)
+    assert [i.item_id for i in answer.items] == ["b", "c"]
+
+
+def test_drivers_are_the_items_at_the_anchors():
+    (answer,) = recommender().recommend([request(("b", 1), ("a", 2))], k=1)
+    assert [(d.title, d.weight) for d in answer.drivers] == [("Beta", 1.0)]
+
+
+def test_events_are_sorted_by_time_and_ties_keep_their_order():
+    service = recommender()
+    service.recommend([request(("c", 30), ("b", 20), ("a", 20), actions=["5", "1", None])], k=1)
+    assert service.scorer.seen.item.tolist() == [3, 2, 4]
+    assert service.scorer.seen.action.tolist() == [1, 0, 2]
+    assert service.scorer.seen.timestamp.tolist() == [20, 20, 30]
+
+
+def test_unknown_items_and_actions_get_the_unknown_ids():
+    service = recommender()
+    service.recommend([request(("new", 1), ("a", 2), actions=["new", "1"])], k=1)
+    assert service.scorer.seen.item.tolist() == [UNKNOWN, 2]
+    assert service.scorer.seen.action.tolist() == [0, 1]
+
+
+def test_a_session_ends_after_the_gap_and_not_at_it():
+    service = recommender()
+    service.recommend([request(("a", 0), ("b", 100), ("c", 201))], k=1)
+    assert service.scorer.seen.session.tolist() == [0, 0, 1]
+
+
+def test_the_callers_sessions_come_before_the_gap():
+    service = recommender()
+    events = [("a", 0), ("b", 1), ("c", 500)]
+    service.recommend([request(*events, session_ids=["x", "y", "y"])], k=1)
+    assert service.scorer.seen.session.tolist() == [0, 1, 1]
+
+
+def test_a_batch_answers_like_single_requests():
+    asked = [request(("a", 1), ("b", 2)), request(("c", 5)), request(("d", 1), ("a", 900))]
+    service = recommender()
+    alone = [service.recommend([one], k=3)[0] for one in asked]
+    assert service.recommend(asked, k=3) == alone
+
+
+def test_an_event_in_the_second_of_the_request_is_history():
+    (answer,) = recommender().recommend([request(("a", 1000), at=1000)], k=1)
+    assert answer.items
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (request(("a", 1), at=None), "request 0 has no request time"),
+        (request(("a", 1001), at=1000), r"event 0 \(item a\) has time 1001, after"),
+        (request(at=1000), "no events"),
+        (request(("a", 1), at=1_700_000_000_000), "milliseconds"),
+        (request(("a", 1), actions=["1", "5"]), "1 item_ids but 2 actions"),
+    ],
+)
+def test_bad_requests_are_refused_with_the_reason(bad, told):
+    with pytest.raises(UserError, match=told):
+        recommender().recommend([bad], k=1)
+
+
+@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5), count=st.integers(1, 6))
+def test_newest_keeps_the_tail_of_every_history(lengths, count):
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    values = np.arange(offsets[-1])
+    whole = Histories(offsets, values, values, values, values, np.zeros(len(lengths)))
+    cut = newest(whole, count)
+    for q in range(len(lengths)):
+        expected = values[offsets[q] : offsets[q + 1]][-count:]
+        assert cut.item[cut.offsets[q] : cut.offsets[q + 1]].tolist() == expected.tolist()

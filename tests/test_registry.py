@@ -1,0 +1,249 @@
+"""Registration in a store of its own, with a small untrained network in place of a trained one."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from evaluation_log import random_log, write_arrays
+from safetensors.torch import save_file
+
+from hpgr.config import load_config
+from hpgr.data.log import FIRST_ITEM
+from hpgr.model.catalogue import Catalogue
+from hpgr.model.scoring import build
+from hpgr.registry import lineage, tracking
+from hpgr.registry.bundle import content_hashes, write_bundle
+from hpgr.registry.register import content_key, register
+from hpgr.registry.resources import COLUMNS
+from hpgr.runtime import UserError, write_json
+from hpgr.serving.recommender import Recommender, Request
+
+ROOT = Path(__file__).parents[1]
+METRICS = {"R1": {"hpgr": {"hr@10": 0.5, "mrr": 0.25}, "counts": {"queries": 40}}}
+
+
+def write_network(folder, log, cfg):
+    """What the finetune stage leaves, untrained."""
+    catalogue = Catalogue.of(log)
+    model = build("hpgr", cfg.model, catalogue, ranking=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors"
+    )
+    sizes = {
+        k: v for k, v in asdict(log.meta).items() if k in ("num_items", "num_actions", "gap_s")
+    }
+    write_json(
+        folder / "config.json",
+        {
+            "encoder": "hpgr",
+            "ranking": True,
+            "model": cfg.model.model_dump(),
+            "catalogue": {**sizes, "num_categories": log.meta.num_categories},
+        },
+    )
+    write_json(folder / "metrics.json", {"best_epoch": 1, "device": "cpu"})
+    (folder / "curves.csv").write_text("epoch,step,loss,note\n1,10,2.5,\n2,20,1.5,x\n")
+    rows = ["1000.5,50,100,0", "1001,75,120,0"]
+    (folder / "resources.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+
+
+def write_tables(folder, log):
+    """The sessionize stage's tables that serving and registration read."""
+    ids = range(FIRST_ITEM, log.meta.num_items)
+    titles = [f"Title {i}" for i in ids]
+    items = {"item": pa.array(ids, pa.int32()), "item_id": [f"id{i}" for i in ids], "title": titles}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    actions = {"action": pa.array([1, 2], pa.int16()), "name": ["1", "5"]}
+    pq.write_table(pa.table(actions), folder / "actions.parquet")
+    pq.write_table(pa.table({"item": np.asarray(log.item)}), folder / "events.parquet")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project folder with the artifacts of every stage, and nothing registered."""
+    folder = tmp_path_factory.mktemp("project")
+    text = (ROOT / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("profile: quick", "profile: smoke"))
+    shutil.copy(ROOT / "requirements.lock", folder)
+    (folder / "mlflow").mkdir()
+    shutil.copy(ROOT / "mlflow" / "model_card.md.j2", folder / "mlflow")
+    (folder / "data.dvc").write_text("outs:\n- md5: abc.dir\n  hash: md5\n  path: data\n")
+    lock = {"deps": [{"path": "data/x", "hash": "md5", "md5": "d1"}], "outs": []}
+    (folder / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"validate": lock}}))
+    log = random_log(0)
+    sessions = folder / "artifacts" / "sessions"
+    write_arrays(log, sessions / "arrays")
+    write_tables(sessions, log)
+    write_network(folder / "artifacts" / "finetune", log, load_config(folder / "params.yaml"))
+    write_json(folder / "artifacts" / "evaluation" / "metrics.json", METRICS)
+    (folder / "artifacts" / "evaluation" / "report.html").write_text("<html>report</html>")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(project, monkeypatch):
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture(scope="module")
+def registered(project):
+    """The first registration of the project's model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return register(load_config())
+
+
+@pytest.fixture
+def client(registered):
+    return tracking.connect()
+
+
+def test_the_first_version_is_champion(registered, client):
+    assert (registered["version"], registered["alias"], registered["new"]) == (1, "champion", True)
+    assert client.get_model_version_by_alias("hpgr", "champion").run_id == registered["run_id"]
+    assert json.loads(Path("artifacts/registered.json").read_text())["key"] == registered["key"]
+
+
+def test_the_same_model_and_data_make_no_second_version(registered, client):
+    again = register(load_config())
+    assert again == {**registered, "new": False}
+    assert len(client.search_model_versions("name='hpgr'")) == 1
+
+
+def test_the_parent_run_carries_headline_lineage_and_card(registered, client):
+    run = client.get_run(registered["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["R1.hr_at_10"] == 0.5
+    assert run.data.tags["dvc.data"] == "abc.dir"
+    assert len(run.data.tags["environment.lock"]) == 64
+    names = {entry.path for entry in client.list_artifacts(registered["run_id"])}
+    assert {"report.html", "model_card.md"} <= names
+    card = client.get_model_version("hpgr", "1").description
+    assert "| hpgr | 0.5000 | 0.2500 |" in card
+    assert registered["key"] in card
+
+
+def test_every_stage_has_a_nested_run_with_its_parameters(registered, client):
+    experiment = client.get_experiment_by_name("hpgr").experiment_id
+    nested = {
+        run.info.run_name: run
+        for run in client.search_runs([experiment])
+        if run.data.tags.get("mlflow.parentRunId") == registered["run_id"]
+    }
+    assert set(nested) == {"validate", "sessionize", "pretrain", "finetune", "evaluate"}
+    assert nested["sessionize"].data.params["sessionize.gap_s"] == "1800"
+    assert nested["finetune"].data.params["model.dim"] == "16"
+    assert nested["validate"].data.tags["dvc.deps.data/x"] == "d1"
+    assert nested["finetune"].data.tags["dvc.lock"] == "absent"
+
+
+def test_curves_and_resources_become_series(registered, client):
+    experiment = client.get_experiment_by_name("hpgr").experiment_id
+    (run,) = client.search_runs([experiment], "tags.`mlflow.runName` = 'finetune'")
+    loss = client.get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in loss] == [(10, 2.5), (20, 1.5)]
+    cpu = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert [(m.timestamp, m.value) for m in cpu] == [(1000500, 50.0), (1001000, 75.0)]
+    assert "note" not in run.data.metrics
+    assert run.info.start_time == 1000500
+
+
+def test_artifacts_lie_in_the_own_store(registered, client):
+    location = client.get_run(registered["run_id"]).info.artifact_uri
+    assert location.startswith(Path("mlflow/store/artifacts").resolve().as_uri())
+    assert not Path("mlruns").exists()
+
+
+def test_the_served_version_answers_like_the_artifacts(registered, client, tmp_path):
+    events = {"item_ids": ["id3", "id4"], "timestamps": [100, 200], "actions": ["5", "1"]}
+    model = mlflow.pyfunc.load_model("models:/hpgr@champion")
+    frame = pd.DataFrame([{"request_time": 300, **events}])
+    served = model.predict(frame, params={"k": 5})
+    bundle = write_bundle(load_config(), tmp_path / "bundle")
+    (answer,) = Recommender.load(bundle, device="cpu").recommend([Request(300, **events)], k=5)
+    assert served["item_id"].tolist() == [item.item_id for item in answer.items]
+    np.testing.assert_allclose(served["score"], [item.score for item in answer.items])
+    assert served["rank"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_the_served_version_refuses_events_after_the_request(registered, client):
+    model = mlflow.pyfunc.load_model("models:/hpgr@champion")
+    frame = pd.DataFrame([{"request_time": 50, "item_ids": ["id3"], "timestamps": [100]}])
+    with pytest.raises(UserError, match="after the request time"):
+        model.predict(frame)
+
+
+def test_the_version_holds_no_pickle(registered, client):
+    folder = Path(mlflow.artifacts.download_artifacts("models:/hpgr@champion"))
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".joblib"}
+    assert (folder / "artifacts" / "bundle" / "items.parquet").is_file()
+
+
+def test_the_key_follows_weights_vocabulary_and_rules(project, tmp_path):
+    cfg = load_config()
+    bundle = write_bundle(cfg, tmp_path / "one")
+    key = content_key(bundle)
+    assert content_key(write_bundle(cfg, tmp_path / "two")) == key
+    for name in content_hashes(bundle):
+        changed = tmp_path / name.replace("/", "-")
+        shutil.copytree(bundle, changed)
+        (changed / name).write_bytes((changed / name).read_bytes() + b" ")
+        assert content_key(changed) != key, name
+
+
+def test_a_changed_model_becomes_the_challenger(registered, client, project):
+    source = project / "artifacts" / "sessions" / "actions.parquet"
+    before = source.read_bytes()
+    table = pa.table({"action": pa.array([1, 2], pa.int16()), "name": ["1", "4"]})
+    pq.write_table(table, source)
+    try:
+        second = register(load_config())
+        assert (second["version"], second["alias"], second["new"]) == (2, "challenger", True)
+        assert client.get_model_version_by_alias("hpgr", "champion").version == 1
+    finally:
+        source.write_bytes(before)
+    assert register(load_config())["alias"] == "champion"
+
+
+def test_without_an_evaluation_nothing_is_registered(tmp_path, monkeypatch):
+    shutil.copy("params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"metrics\.json not found"):
+        register(load_config())
+    assert not Path("mlflow").exists()
+
+
+def test_a_configured_tracking_server_is_honoured(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking.tracking_uri() == "http://127.0.0.1:1"
+
+
+def test_lineage_says_absent_where_nothing_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert set(lineage.run_tags().values()) == {"absent"}
+
+
+def test_nested_values_are_flattened_by_dots():
+    nested = {"a": {"b": 1, "c": {"d": [1]}}, "e": None}
+    assert tracking.flatten(nested) == {"a.b": 1, "a.c.d": [1], "e": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("hr@10", "hr_at_10"), ("a b/c.d-e", "a b/c.d-e"), ("α%", "α_")]
+)
+def test_metric_names_are_made_acceptable(name, expected):
+    assert tracking.metric_name(name) == expected
