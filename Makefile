@@ -41,12 +41,11 @@ lint: .venv/ready-dev  ## style, format, types, layers
 	lint-imports
 
 .PHONY: lock
-lock: .venv/ready-dev  ## write what is installed to requirements.lock (platform pins are kept)
+lock: .venv/ready-dev  ## write what is installed to requirements.lock; pins for other machines stay
 	python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > .venv/installed.txt
 	{ sed -n '/^#/p' requirements.lock; \
-	  { cat .venv/installed.txt; \
-	    sed -nE '/^(cuda|nvidia|triton|mkdocs|setuptools)/p' requirements.lock; } \
-	  | sort -fu -t= -k1,1; } > .venv/requirements.lock
+	  { cat .venv/installed.txt; sed '/^#/d' requirements.lock; } | LC_ALL=C sort -fu -t= -k1,1; \
+	} > .venv/requirements.lock
 	mv .venv/requirements.lock requirements.lock
 
 # A stamp per set of extras: pip runs again only when what it would install may have changed.

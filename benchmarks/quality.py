@@ -1,14 +1,15 @@
 """Train and judge one model on ML-1M and record the result: one file a run.
 
-    python benchmarks/quality.py --profile full --seed 0      HPGR, protocol R1
-    python benchmarks/quality.py --profile hstu --seed 0      HSTU, protocol R1
-    python benchmarks/quality.py --profile ranking            HPGR, protocols R2 and K1
-    python benchmarks/quality.py --profile hstu-ranking       HSTU, protocols R2 and K1
+    python benchmarks/quality.py --profile hstu                            HSTU, protocol R1
+    python benchmarks/quality.py --profile full --beside hstu              HPGR, protocol R1
+    python benchmarks/quality.py --profile hstu-ranking                    HSTU, R2 and K1
+    python benchmarks/quality.py --profile ranking --beside hstu-ranking   HPGR, R2 and K1
 
 A run lives in a folder of its own below build/quality/ and resumes from its checkpoint. Reads
 artifacts/validated (run `hpgr fetch ml-1m` and `hpgr validate` first) and params.yaml. Writes
 benchmarks/results/PROTOCOL-ml-1m-MODEL-SEED.json: the metrics on test, and what made them. The
-simple baselines of the same queries stand in the same file.
+simple baselines of the same queries stand in the same file; `--beside` names the profile of a run
+that is there already, whose HSTU then stands in the same report, with paired differences.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--profile", required=True, help="of params.yaml")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--beside", help="profile of a finished HSTU run with the same seed")
     parser.add_argument("--name", help="of the model in the results; default: its encoder")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args()
@@ -88,6 +90,11 @@ def prepare(arguments: argparse.Namespace) -> Path:
     validated = folder / "artifacts" / "validated"
     if not validated.exists():
         validated.symlink_to(ROOT / "artifacts" / "validated")
+    if arguments.beside:
+        other = folder.parent / f"{arguments.beside}-{arguments.seed}" / "artifacts" / "finetune"
+        link = folder / "artifacts" / "finetune_hstu"
+        link.unlink(missing_ok=True)
+        link.symlink_to(other.resolve(strict=True))
     yaml = YAML()
     params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["profile"] = arguments.profile
