@@ -63,7 +63,7 @@ def outputs(reference):
         }
     model.load_state_dict(weights, strict=False)
     missing = set(dict(model.named_parameters())) - set(weights)
-    assert missing == {"click.weight", "click.bias"}
+    assert all(name.startswith("click.") for name in missing)  # the ranking head is not theirs
     assert model.padded_length == n
     seen = []
     for block in model.blocks:

@@ -30,6 +30,7 @@ from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, scaled
 from hpgr.model.hstu import HSTUBlock
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.preference import PreferenceMask, PreferenceSignals
+from hpgr.model.ranking_head import RankingHead
 from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
 from hpgr.model.tiles import Tiles, build_tiles
 
@@ -176,9 +177,7 @@ class HPGR(nn.Module):
                 sigma=settings.sigma,
                 recent_window=settings.recent_window,
             )
-        self.click = nn.Sequential(
-            nn.Linear(2 * settings.dim, settings.dim), nn.SiLU(), nn.Linear(settings.dim, 1)
-        )
+        self.click = RankingHead(settings.dim, catalogue.num_items, catalogue.num_actions)
 
     def forward(
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
@@ -218,8 +217,8 @@ class HPGR(nn.Module):
                     x, u, q, length = x[asking], u[asking], q[asking], length[asking]
             x = block.attend(x, u, q, k, v, tiles, length, weight)
         logits = None
-        if c is not None and c_input is not None:
-            logits = self.click(torch.cat([c, c_input], dim=-1)).squeeze(-1)
+        if c is not None and c_input is not None and candidates is not None:
+            logits = self.click(c, c_input, packed, candidates)
         return x, trunk.table[: self.trunk.items.num_items], logits, mask
 
     def _history_tiles(

@@ -20,6 +20,7 @@ from hpgr.model.attention import tile_attention
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.packed import Candidates, Packed
+from hpgr.model.ranking_head import RankingHead
 from hpgr.model.tiles import NUM_TIME_BUCKETS, Tiles, build_tiles
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class HSTU(nn.Module):
             )
             for _ in range(settings.num_blocks)
         )
-        self.click = nn.Linear(settings.dim, 1)
+        self.click = RankingHead(settings.dim, catalogue.num_items, catalogue.num_actions)
 
     def forward(
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
@@ -157,6 +158,7 @@ class HSTU(nn.Module):
         if candidates is not None:
             visible = candidates.last - candidates.first
             c = dropout(self._embed(candidates.item, visible), self.dropout, self.training)
+            c_input = c
             candidate_tiles = build_tiles(
                 candidates.first,
                 candidates.last,
@@ -173,7 +175,9 @@ class HSTU(nn.Module):
                 cu, _, cq, _ = block.project(c)
                 c = block.attend(c, cu, cq, k, v, candidate_tiles, self.padded_length)
             x = block.attend(x, u, q, k, v, tiles, self.padded_length)
-        logits = self.click(c).squeeze(-1) if c is not None else None
+        logits = None
+        if c is not None and candidates is not None:
+            logits = self.click(c, c_input, packed, candidates)
         return x[packed.newest] if newest_only else x, self.item.weight, logits, None
 
     def _embed(self, item: Tensor, position: Tensor) -> Tensor:

@@ -1,0 +1,53 @@
+"""The ranking head: a deep part over the network's states and a wide part that only counts.
+
+    logit = MLP([state; input]) + bias of the item + mean value of what the user did so far
+
+The wide part is ours. It gives the network what a counting model has from its first step: how the
+item is liked, and how freely this user likes. A log's newest users have no training events, so the
+second comes from the history at hand, all of it that the candidate may see, shrunk towards zero as
+a smoothed mean is.
+
+Shape legend: T history rows, C candidates, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpgr.model.packed import Candidates, Packed
+
+PRIOR_EVENTS = 5.0  # start of the learned prior
+
+
+class RankingHead(nn.Module):
+    """pCTR logits of candidates."""
+
+    def __init__(self, dim: int, num_items: int, num_actions: int) -> None:
+        super().__init__()
+        self.deep = nn.Sequential(nn.Linear(2 * dim, dim), nn.SiLU(), nn.Linear(dim, 1))
+        self.item_bias = nn.Parameter(torch.zeros(num_items))
+        self.action_value = nn.Parameter(torch.zeros(num_actions))
+        self.prior = nn.Parameter(torch.tensor(math.log(math.expm1(PRIOR_EVENTS))))
+        self.scale = math.sqrt(dim)  # so that scalars move as fast as vectors do
+
+    def forward(
+        self, state: Tensor, entered: Tensor, packed: Packed, candidates: Candidates
+    ) -> Tensor:
+        """Logits [C].
+
+        Args:
+            state: of the candidates behind the last block, [C, D].
+            entered: their input to the first block, [C, D].
+            packed: the histories.
+            candidates: who sees which rows.
+        """
+        value = functional.pad(self.action_value[packed.action], (1, 0)).cumsum(0)
+        summed = value[candidates.last] - value[candidates.first]
+        count = (candidates.last - candidates.first).to(summed.dtype)
+        mean = summed / (count + functional.softplus(self.prior))
+        wide = self.scale * (self.item_bias[candidates.item] + mean)
+        return self.deep(torch.cat([state, entered], dim=-1)).squeeze(-1) + wide
