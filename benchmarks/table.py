@@ -28,6 +28,7 @@ TITLES = {
 }
 NAMES = {
     "hpgr": "**HPGR**",
+    "hpgr_then_rank": "HPGR, top 50 reordered by pCTR",
     "hstu": "HSTU",
     "transitions": "transitions, decayed",
     "ease": "EASE, recency-weighted",
@@ -77,6 +78,7 @@ def table(protocol: str, columns: dict[str, str], results: list[dict[str, Any]])
             f"{result['num_params'] / 1000:.0f} k",
             f"{result['best_epoch']} / {result['epochs']}",
         )
+    for result in results:
         for other, metrics in result["same_queries"].items():
             # Counting models have no seed: the same queries give the same figures in every run.
             rows.setdefault(other, [metrics])

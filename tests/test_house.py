@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -55,18 +54,13 @@ def test_layers_and_other_import_contracts_hold():
     assert done.returncode == 0, done.stdout
 
 
-def test_the_command_line_starts_light_and_fast():
+def test_the_command_line_starts_light():
     probe = "import hpgr.cli, sys; print(*sys.modules)"
-    best = float("inf")
-    for _ in range(3):  # the best of three: a busy machine must not decide
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT
-        )
-        best = min(best, time.perf_counter() - start)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     heavy = {"torch", "great_expectations", "mlflow", "ibis", "pandas", "matplotlib", "prefect"}
     assert not heavy & set(done.stdout.split())
-    assert best < 1.0
 
 
 def test_mlflow_is_the_installed_package_not_our_folder():
