@@ -40,6 +40,9 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Entry point of `hpgr`: telemetry off, then the command; see the module's docstring."""
     os.environ.update(TELEMETRY_OFF)
+    # Threads that wait must sleep, not spin: on a busy machine two spinning processes starve each
+    # other, and a training step took ten times as long. Read when torch loads OpenMP.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (ConfigError, UserError) as error:

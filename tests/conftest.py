@@ -1,7 +1,11 @@
 """Fixtures that several test files share."""
 
-import pytest
-from evaluation_log import random_log, write_arrays
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; see hpgr.cli
+
+import pytest  # noqa: E402
+from evaluation_log import random_log, write_arrays  # noqa: E402
 
 
 @pytest.fixture
