@@ -4,8 +4,8 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; see hpgr.cli
 
-import pytest  # noqa: E402
-from evaluation_log import random_log, write_arrays  # noqa: E402
+import pytest
+from evaluation_log import random_log, write_arrays
 
 
 @pytest.fixture
