@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from hpgr.model.packed import Candidates, Packed
 
-PRIOR_EVENTS = 5.0  # start of the learned prior
+PRIOR_EVENTS = 5.0  # of an item's mean; start of the learned prior of a user's
 
 
 class RankingHead(nn.Module):
@@ -32,7 +32,19 @@ class RankingHead(nn.Module):
         self.item_bias = nn.Parameter(torch.zeros(num_items))
         self.action_value = nn.Parameter(torch.zeros(num_actions))
         self.prior = nn.Parameter(torch.tensor(math.log(math.expm1(PRIOR_EVENTS))))
-        self.scale = math.sqrt(dim)  # so that scalars move as fast as vectors do
+        self.scale = math.sqrt(dim)  # so that the user's scalars move as fast as vectors do
+
+    @torch.no_grad()
+    def start_from(self, events: Tensor, positive: Tensor) -> None:
+        """Set each item's bias to the smoothed log odds of its training events.
+
+        Args:
+            events: number of training events of each item, [V].
+            positive: how many of them were positive, [V].
+        """
+        common = (positive.sum() / events.sum().clamp_min(1)).clamp(1e-6, 1 - 1e-6)
+        rate = (positive + PRIOR_EVENTS * common) / (events + PRIOR_EVENTS)
+        self.item_bias.copy_(torch.logit(rate.clamp(1e-6, 1 - 1e-6)))
 
     def forward(
         self, state: Tensor, entered: Tensor, packed: Packed, candidates: Candidates
@@ -49,5 +61,5 @@ class RankingHead(nn.Module):
         summed = value[candidates.last] - value[candidates.first]
         count = (candidates.last - candidates.first).to(summed.dtype)
         mean = summed / (count + functional.softplus(self.prior))
-        wide = self.scale * (self.item_bias[candidates.item] + mean)
+        wide = self.item_bias[candidates.item] + self.scale * mean
         return self.deep(torch.cat([state, entered], dim=-1)).squeeze(-1) + wide

@@ -27,7 +27,7 @@ from hpgr.model.preference import PreferenceMask
 TOKENS_AT_A_TIME = 16384
 
 
-def build(encoder: str, settings: Any, catalogue: Catalogue, *, ranking: bool) -> nn.Module:
+def build(encoder: str, settings: Any, catalogue: Catalogue, *, ranking: bool) -> HPGR | HSTU:
     """The network named `encoder` (hpgr or hstu), with fresh weights."""
     if encoder == "hpgr":
         return HPGR(settings, catalogue)

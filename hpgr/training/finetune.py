@@ -11,14 +11,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.data.batches import Batch, TrainingWindows
-from hpgr.data.log import FIRST_ITEM, EventLog
+from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import HPGR
+from hpgr.model.hstu import HSTU
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.scoring import build
 from hpgr.training.checkpoint import SCRATCH, load_tensors, run_key
@@ -58,6 +60,8 @@ def finetune(cfg: Config) -> None:
         inherited, _ = load_tensors(PRETRAINED / "model.safetensors")
         model.trunk.load_state_dict(inherited)
         inputs.append(PRETRAINED / "model.safetensors")
+    if ranking:
+        _start_from_item_rates(model, log)
     model.to(device.device)
     key = run_key(
         {"stage": "finetune", "model": cfg.model.model_dump(), "own": settings.model_dump()}, inputs
@@ -104,6 +108,16 @@ def finetune(cfg: Config) -> None:
         }
         write_outputs(OUTPUT, outcome.best_weights, json.loads(json.dumps(config)), outcome, device)
     finish(scratch, device)
+
+
+def _start_from_item_rates(model: HPGR | HSTU, log: EventLog) -> None:
+    """Start the ranking head where counting ends: at how each item is liked in training."""
+    rows = np.asarray(log.split) == TRAIN
+    label = np.asarray(log.label[rows], dtype=np.float32)
+    num_items = log.meta.num_items
+    events = np.bincount(log.item[rows], minlength=num_items)
+    positive = np.bincount(log.item[rows], weights=label, minlength=num_items)
+    model.click.start_from(torch.from_numpy(events).float(), torch.from_numpy(positive).float())
 
 
 def _optimizer(model: nn.Module, cfg: Config) -> torch.optim.Optimizer:

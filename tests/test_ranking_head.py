@@ -1,0 +1,52 @@
+"""The wide part of the ranking head against the smoothed means it stands for."""
+
+import numpy as np
+import torch
+from test_leaks import random_histories
+
+from hpgr.data.batches import events_before
+from hpgr.model.packed import pack, place_candidates
+from hpgr.model.ranking_head import PRIOR_EVENTS, RankingHead
+
+CPU = torch.device("cpu")
+
+
+def head():
+    made = RankingHead(4, num_items=50, num_actions=6)
+    with torch.no_grad():
+        made.deep[-1].weight.zero_()
+        made.deep[-1].bias.zero_()
+    return made
+
+
+def test_the_items_part_is_the_smoothed_log_odds_of_training():
+    events, positive = torch.zeros(50), torch.zeros(50)
+    events[[2, 3]], positive[[2, 3]] = torch.tensor([100.0, 2.0]), torch.tensor([80.0, 0.0])
+    made = head()
+    made.start_from(events, positive)
+    rates = torch.sigmoid(made.item_bias)
+    common = 80 / 102
+    assert np.isclose(rates[2].item(), (80 + PRIOR_EVENTS * common) / (100 + PRIOR_EVENTS))
+    assert np.isclose(rates[3].item(), PRIOR_EVENTS * common / (2 + PRIOR_EVENTS))
+    assert np.isclose(rates[4].item(), common)
+
+
+def test_the_users_part_is_the_shrunk_mean_of_the_visible_actions():
+    made = head()
+    with torch.no_grad():
+        made.action_value.copy_(torch.randn(6, generator=torch.Generator().manual_seed(0)))
+    histories = random_histories([20, 7], seed=1)
+    user, row = np.array([0, 0, 1, 1]), np.array([0, 15, 20, 25])
+    time = histories.timestamp[row]
+    visible = events_before(histories, user, time)
+    placed = place_candidates(
+        histories, np.array([0, 2, 4]), np.array([2, 3, 4, 5]), visible, time, CPU
+    )
+    states = torch.randn(4, 4)
+    logits = made(states, states, pack(histories, CPU), placed)
+    values = made.action_value.detach().numpy()
+    for number, (u, count) in enumerate(zip(user, visible, strict=True)):
+        low = histories.offsets[u]
+        seen = values[histories.action[low : low + count]]
+        expected = made.scale * seen.sum() / (count + PRIOR_EVENTS)
+        assert np.isclose(logits[number].item(), expected, atol=1e-5)
