@@ -65,7 +65,8 @@ def test_the_command_line_starts_light():
 
 def test_mlflow_is_the_installed_package_not_our_folder():
     assert "site-packages" in Path(mlflow.__file__).parts
-    assert not list((ROOT / "mlflow").rglob("*.py"))
+    # Registered models below mlflow/store/ carry code of their own; git ignores them.
+    assert not [file for file in tracked() if file.startswith("mlflow/") and file.endswith(".py")]
 
 
 @pytest.mark.parametrize("stage", STAGES)
