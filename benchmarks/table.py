@@ -19,7 +19,7 @@ MARKERS = ("<!-- table -->", "<!-- end of table -->")
 COLUMNS = {
     "R1": {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@50": "HR@50", "hr@200": "HR@200"},
     "R2": {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@50": "HR@50", "hr@200": "HR@200"},
-    "K1": {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss", "ece": "calibration error"},
+    "K1": {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss", "calibration_error": "calibration error"},
 }
 TITLES = {
     "R1": "Next item, leave-one-out (R1), test, whole catalogue",
@@ -38,7 +38,7 @@ NAMES = {
     "item_mean": "item mean",
     "user_mean": "user mean",
 }
-LOWER_IS_BETTER = ("log_loss", "ece")
+LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
 def main() -> None:
