@@ -19,7 +19,12 @@ MARKERS = ("<!-- table -->", "<!-- end of table -->")
 COLUMNS = {
     "R1": {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@50": "HR@50", "hr@200": "HR@200"},
     "R2": {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@50": "HR@50", "hr@200": "HR@200"},
-    "K1": {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss", "calibration_error": "calibration error"},
+    "K1": {
+        "auc": "AUC",
+        "gauc": "GAUC",
+        "log_loss": "log loss",
+        "calibration_error": "calibration error",
+    },
 }
 TITLES = {
     "R1": "Next item, leave-one-out (R1), test, whole catalogue",
