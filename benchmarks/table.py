@@ -34,6 +34,7 @@ TITLES = {
 NAMES = {
     "hpgr": "**HPGR**",
     "hpgr_then_rank": "HPGR, top 50 reordered by pCTR",
+    "hpgr-quick": "HPGR, `make run`",
     "hstu": "HSTU",
     "transitions": "transitions, decayed",
     "ease": "EASE, recency-weighted",
