@@ -128,7 +128,7 @@ class _MaskedItems:
         )
 
     def loss(self, model: nn.Module, batch: Batch, epoch: int, index: int) -> dict[str, Tensor]:
-        """Cross-entropy over the catalogue at the masked rows, and how often the item is first."""
+        """`loss`: cross-entropy over the catalogue at the masked rows."""
         random = np.random.default_rng([self.settings.seed, epoch, index, self.device.rank])
         hidden = mask_events(
             batch.histories,
