@@ -57,7 +57,7 @@ lock: .venv/ready-dev  ## write what is installed to requirements.lock; pins for
 	touch $@
 
 .venv/ready-dev: pyproject.toml requirements.lock | .venv/bin/python
-	python -m pip install --constraint requirements.lock --editable '.[dev,spark]'
+	python -m pip install --constraint requirements.lock --editable '.[dev,spark,team]'
 	touch $@ .venv/ready
 
 .PHONY: clean

@@ -7,7 +7,7 @@ is one clear error that names the key. Reads: params.yaml. Writes: nothing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -100,6 +100,7 @@ class Pretrain(Section):
     """Stage 1: session-based masked item modeling."""
 
     epochs: int = Field(ge=0)
+    warm_epochs: int = Field(ge=0)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     mim_blocks: int = Field(ge=1)
@@ -119,6 +120,7 @@ class Finetune(Section):
 
     encoder: Literal["hpgr", "hstu"]
     epochs: int = Field(ge=1)
+    warm_epochs: int = Field(ge=1)
     patience: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     inherit: bool
@@ -169,6 +171,60 @@ class Register(Section):
     experiment: str = Field(min_length=1)
 
 
+class Gate(Section):
+    """When a challenger may take the champion's place."""
+
+    metric: str = Field(pattern=r"^((hr|ndcg)@[1-9]\d*|auc)$")
+    margin: float = Field(ge=0)
+    significance: float = Field(gt=0, le=1)
+    guards: dict[str, Annotated[float, Field(ge=0, le=1)]]
+    max_slice_fall: float = Field(ge=0, le=1)
+    min_slice_queries: int = Field(ge=1)
+    promotes: bool
+
+
+class Serve(Section):
+    """The HTTP server."""
+
+    host: str = Field(min_length=1)
+    port: int = Field(ge=1, le=65535)
+    k: int = Field(ge=1)
+    max_k: int = Field(ge=1)
+    max_events: int = Field(ge=1)
+    max_requests: int = Field(ge=1)
+    reload_s: float = Field(gt=0)
+
+
+class Recommend(Section):
+    """Batch scoring of all users."""
+
+    k: int = Field(ge=1)
+    at: str | int | None
+    chunk_users: int = Field(ge=1)
+    allow: Path | None
+    deny: Path | None
+
+
+class Refresh(Section):
+    """What a batch of new events may look like beside the last accepted one."""
+
+    max_volume_change: float = Field(gt=1)
+    max_item_drift: float = Field(ge=0, le=1)
+    max_action_drift: float = Field(ge=0, le=1)
+    max_unknown_items: float = Field(ge=0, le=1)
+
+
+class Monitor(Section):
+    """Thresholds of the monitoring page."""
+
+    max_age_days: float = Field(gt=0)
+    max_item_drift: float = Field(ge=0, le=1)
+    max_action_drift: float = Field(ge=0, le=1)
+    max_unknown_items: float = Field(ge=0, le=1)
+    max_quarantined: float = Field(ge=0, le=1)
+    max_metric_fall: float = Field(ge=0, le=1)
+
+
 class Config(Section):
     """The whole of params.yaml with its profile applied."""
 
@@ -181,6 +237,11 @@ class Config(Section):
     finetune: Finetune
     evaluate: Evaluate
     register_: Register = Field(alias="register")
+    gate: Gate
+    serve: Serve
+    recommend: Recommend
+    refresh: Refresh
+    monitor: Monitor
 
 
 def load_config(path: Path = PARAMS_FILE) -> Config:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from prefect.logging import disable_run_logger
 
+from flows.params import set_params
 from flows.stages import (
     RAN,
     RESTORED,
@@ -19,7 +20,6 @@ from flows.stages import (
     run_stage,
     stage_order,
 )
-from flows.train import set_params
 from hpgr.config import ConfigError, load_config
 from hpgr.runtime import TELEMETRY_OFF
 

@@ -1,0 +1,50 @@
+"""A flow started as a command: `python -m flows.NAME`, with or without a Prefect server.
+
+Reads and writes nothing of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, NoReturn
+
+from prefect import Flow
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from ruamel.yaml import YAML
+
+from flows.stages import StageFailed
+from hpgr.config import ConfigError
+from hpgr.runtime import UserError
+
+
+def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
+    """Run `flow` and leave the process; a mistake of the user ends with its message and code 2."""
+    # Ctrl-C reaches the temporary server too: what the run then still wants to tell it is lost,
+    # and should not be tried again for minutes.
+    patience = {} if PREFECT_API_URL.value() else {PREFECT_CLIENT_MAX_RETRIES: 1}
+    try:
+        with temporary_settings(patience):
+            flow(**parameters)
+    except (ConfigError, UserError, StageFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Give the command `--set SECTION.KEY=VALUE`, any number of times; see `read_overrides`."""
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE"
+    )
+
+
+def read_overrides(parser: argparse.ArgumentParser, entries: list[str]) -> dict[str, Any]:
+    """`section.key` to value, each value read as YAML."""
+    found = {}
+    for entry in entries:
+        dotted, separator, value = entry.partition("=")
+        if not separator:
+            parser.error(f"--set {entry!r}: expected SECTION.KEY=VALUE")
+        found[dotted] = YAML(typ="safe").load(value)
+    return found
