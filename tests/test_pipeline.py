@@ -53,13 +53,14 @@ HPGR = (sys.executable, "-m", "hpgr.cli")
 DVC = (sys.executable, "-m", "dvc")
 
 
-def run(folder, *command, check=True):
+def run(folder, *command, check=True, **variables):
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))},
         **TELEMETRY_OFF,
         "PYTHONPATH": str(folder),  # before the installed package, which is this working tree
         "PREFECT_HOME": str(folder / ".prefect"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **variables,
     }
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=False, env=environment
@@ -120,6 +121,24 @@ def test_a_second_repro_runs_nothing(trained, clone):
 
 def test_a_second_registration_makes_no_second_version(trained, clone):
     assert "already there: hpgr version 1" in run(clone, *HPGR, "register").stdout
+
+
+def test_a_version_leads_back_to_its_rows_in_another_clone(trained, clone, tmp_path):
+    """Commit, pins and remote are enough: the log and every output come back, byte by byte."""
+    remote, other = tmp_path / "remote", tmp_path / "other"
+    run(clone, *DVC, "remote", "add", "--local", "--default", "shared", str(remote))
+    run(clone, *DVC, "push", "-q")
+    run(tmp_path, "git", "clone", "-q", str(clone), str(other))
+    run(other, *DVC, "remote", "add", "--local", "--default", "shared", str(remote))
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{clone}/mlflow/store/mlflow.db"}
+    assert "git checkout" in run(other, *HPGR, "lineage", "1", **store).stdout
+    run(other, *HPGR, "lineage", "1", "--restore", **store)
+    run(other, *DVC, "pull", "-q")
+    for name in ("data/ml-100k/u.data", "artifacts/sessions/events.parquet",
+                 "artifacts/finetune/model.safetensors"):  # fmt: skip
+        assert (other / name).read_bytes() == (clone / name).read_bytes(), name
+    assert json.loads(run(other, *DVC, "status", "--json").stdout) == {}
+    run(clone, *DVC, "remote", "remove", "--local", "shared")
 
 
 def test_a_changed_report_reruns_evaluation_alone(trained, clone):
@@ -192,3 +211,17 @@ def test_served_answers_equal_the_offline_evaluation(trained, clone, monkeypatch
         assert (target in found) == (rank <= depth)
         if target in found:
             assert found.index(target) + 1 == rank
+
+
+def test_a_second_training_is_judged_and_either_verdict_is_a_normal_end(trained, clone):
+    again = run(clone, sys.executable, "-m", "flows.train", "--set", "finetune.seed=1")
+    assert re.findall(r"stage (\w+): ran", again.stdout + again.stderr) == ["finetune", "evaluate"]
+    verdict = json.loads((clone / "artifacts/gate/verdict.json").read_text())
+    assert (verdict["version"], verdict["champion"]) == (2, 1)
+    assert verdict["metrics"]["ndcg@10"]["queries"] == 943
+    evaluated = json.loads((clone / "artifacts/evaluation/metrics.json").read_text())["R1"]["hpgr"]
+    assert verdict["metrics"]["hr@10"]["challenger"] == pytest.approx(evaluated["hr@10"], abs=1e-6)
+    served = 2 if verdict["verdict"] == "accepted" else 1
+    assert run(clone, *HPGR, "promote", str(served), "--why", "x").stdout.startswith(
+        f"version {served} is champion already"
+    )
