@@ -13,14 +13,15 @@ from dataclasses import asdict
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.launch import launch
+from flows.pages import publish_verdict
 from hpgr.config import load_config
 from hpgr.registry import promote as moves
 from hpgr.registry.gate import ACCEPTED
-from hpgr.registry.judge import as_markdown, judge
+from hpgr.registry.judge import judge
 
 
 @flow(name="promote", persist_result=False)
@@ -47,14 +48,7 @@ def judge_model(version: int) -> dict[str, Any]:
     verdict = judge(load_config(), version)
     told = "; ".join(verdict["reasons"])
     get_run_logger().info("gate: version %s %s: %s", version, verdict["verdict"], told)
-    create_table_artifact(
-        key="gate",
-        table=[
-            {**check, "passed": "yes" if check["passed"] else "NO"} for check in verdict["checks"]
-        ]
-        or [{"rule": "nothing to judge", "found": told}],
-        description=as_markdown(verdict).splitlines()[0],
-    )
+    publish_verdict(verdict)
     return verdict
 
 

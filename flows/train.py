@@ -12,30 +12,27 @@ import argparse
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.launch import add_overrides, launch, read_overrides
+from flows.pages import publish
 from flows.params import set_params
 from flows.promote import judge_and_promote
 from flows.stages import as_task, check_data, stage_order
 from hpgr.config import PARAMS_FILE, load_config
 from hpgr.registry.register import register
-from hpgr.registry.stages import STAGES
-from hpgr.registry.summary import markdown_tables
 
 
 @flow(name="train", persist_result=False)
 def train(profile: str | None = None, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run every stage, register the model and let the gate judge it.
 
-    Returns:
-        What registered.json holds, and the gate's `verdict`.
-
-
     Args:
         profile: a name below `profiles` in params.yaml; None leaves the file's own.
         overrides: `section.key` to value, on top of params.yaml.
+
+    Returns:
+        What registered.json holds, and the gate's `verdict`.
     """
     changed = set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
     get_run_logger().info(
@@ -58,26 +55,6 @@ def pipeline() -> dict[str, Any]:
 def register_model() -> dict[str, Any]:
     """Register the artifacts' model in MLflow; a model that is there already is left as it is."""
     return register(load_config())
-
-
-def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[str, Any]) -> None:
-    """Put the table of metrics, what each stage did and the report's place on the run's page."""
-    evaluation = STAGES["evaluate"].output
-    stages = "".join(f"| {stage} | {outcome} |\n" for stage, outcome in outcomes.items())
-    create_markdown_artifact(
-        key="result",
-        markdown=(
-            f"{markdown_tables()}\n\n**{registered['name']}** version {registered['version']}, "
-            f"alias `{registered['alias']}`\n\n| stage | |\n|---|---|\n{stages}"
-        ),
-        description="HPGR beside the baselines, model version, what each stage did",
-    )
-    create_link_artifact(
-        key="report",
-        link=(evaluation / "report.html").resolve().as_uri(),
-        link_text="evaluation report",
-        description="self-contained HTML on the machine that ran the flow",
-    )
 
 
 def main() -> None:

@@ -1,0 +1,84 @@
+"""What a run leaves on its Prefect page: tables, links to MLflow, a figure.
+
+Reads the artifacts and the registry's addresses. Writes Prefect artifacts.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+
+from hpgr.registry.judge import as_markdown
+from hpgr.registry.stages import STAGES
+from hpgr.registry.summary import markdown_tables
+from hpgr.registry.tracking import connect, tracking_uri
+
+EVALUATION = STAGES["evaluate"].output
+FIGURE_BYTES = 500_000  # larger ones do not belong into a database row
+
+
+def mlflow_address() -> str:
+    """Where MLflow's pages are: the tracking server, or that of `make up` over the own store."""
+    parts = urlsplit(tracking_uri())
+    if parts.scheme not in ("http", "https"):
+        return f"http://127.0.0.1:{os.environ.get('HPGR_MLFLOW_PORT', '5000')}"
+    place = parts.netloc.rpartition("@")[2]  # a page shows no password
+    return f"{parts.scheme}://{place}{parts.path}".rstrip("/")
+
+
+def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[str, Any]) -> None:
+    """The result of train and refresh: metrics, verdict, stages, report, the first figure."""
+    name, version, run = registered["name"], registered["version"], registered["run_id"]
+    base = mlflow_address()
+    experiment = connect().get_run(run).info.experiment_id
+    report = f"{base}/#/experiments/{experiment}/runs/{run}/artifacts/report.html"
+    card = f"{base}/#/models/{name}/versions/{version}"
+    stages = "".join(f"| {stage} | {outcome} |\n" for stage, outcome in outcomes.items())
+    create_markdown_artifact(
+        key="result",
+        markdown=(
+            f"{markdown_tables()}\n\n[{name} version {version}]({card}), "
+            f"[evaluation report]({report})\n\n### Gate\n\n{as_markdown(verdict)}\n\n"
+            f"### Stages\n\n| stage | |\n|---|---|\n{stages}"
+        ),
+        description="HPGR beside the baselines, the gate's verdict, what each stage did",
+    )
+    create_link_artifact(
+        key="report",
+        link=report,
+        link_text="evaluation report in MLflow",
+        description=f"the same file: {(EVALUATION / 'report.html').resolve()}",
+    )
+    for figure in sorted((EVALUATION / "figures").glob("*.png"))[:1]:
+        publish_figure(figure, key="figure")
+
+
+def publish_figure(path: Path, *, key: str) -> None:
+    """A PNG file as an image on the page, carried in the artifact itself."""
+    data = path.read_bytes()
+    if len(data) <= FIGURE_BYTES:
+        create_image_artifact(
+            key=key,
+            image_url=f"data:image/png;base64,{base64.b64encode(data).decode()}",
+            description=path.stem.replace("_", " "),
+        )
+
+
+def publish_verdict(verdict: dict[str, Any]) -> None:
+    """The gate's checks as a table."""
+    rows = [{**check, "passed": "yes" if check["passed"] else "NO"} for check in verdict["checks"]]
+    create_table_artifact(
+        key="gate",
+        table=rows or [{"rule": "nothing to judge", "found": "; ".join(verdict["reasons"])}],
+        description=as_markdown(verdict).splitlines()[0],
+    )
