@@ -1,7 +1,7 @@
 """The command line: `hpgr STAGE` for DVC, and what a person asks between runs.
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
-    hpgr fetch NAME, hpgr doctor, hpgr params, hpgr recommend, hpgr result
+    hpgr fetch NAME, hpgr doctor, hpgr params, hpgr base, hpgr recommend, hpgr result
 
 A stage takes no arguments: it reads params.yaml and the artifacts of the stages before it
 (docs/artifacts.md). Every mistake of the user is one message on stderr and exit code 2. A stage's
@@ -145,6 +145,24 @@ def params() -> None:
     """Print the parameters in force: params.yaml with its profile applied."""
     cfg = load_config()
     print(yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False), end="")
+
+
+@app.command()
+def base(
+    version: Annotated[
+        int | None, typer.Argument(min=1, help="registered version; default: the champion")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="train from nothing")] = False,
+) -> None:
+    """Have training start from a registered model, or from nothing."""
+    from hpgr.registry.base import clear_base, fill_base
+
+    if clear and version is not None:
+        raise UserError(f"say either a version ({version}) or --clear")
+    if clear:
+        clear_base()
+    else:
+        fill_base(load_config(), version)
 
 
 @app.command()
