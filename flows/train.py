@@ -1,4 +1,4 @@
-"""The main flow: every stage in DVC's order, then registration.
+"""The main flow: every stage in DVC's order, then registration and the gate.
 
     python -m flows.train [--profile full] [--set section.key=value ...]    without a server
     prefect deployment run 'train/local' --param profile=full               with server and worker
@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.launch import add_overrides, launch, read_overrides
 from flows.params import set_params
+from flows.promote import judge_and_promote
 from flows.stages import as_task, check_data, stage_order
 from hpgr.config import PARAMS_FILE, load_config
 from hpgr.registry.base import clear_base
@@ -27,7 +28,11 @@ from hpgr.registry.summary import markdown_tables
 
 @flow(name="train", persist_result=False)
 def train(profile: str | None = None, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run every stage, then register the model; returns what registered.json holds.
+    """Run every stage, register the model and let the gate judge it.
+
+    Returns:
+        What registered.json holds, and the gate's `verdict`.
+
 
     Args:
         profile: a name below `profiles` in params.yaml; None leaves the file's own.
@@ -48,12 +53,13 @@ def start_from_nothing() -> None:
 
 
 def pipeline() -> dict[str, Any]:
-    """The part that train and refresh share: stages, registration, the run's page."""
+    """The part that train and refresh share: stages, registration, gate, the run's page."""
     check_data()
     outcomes = {stage: as_task(stage)(stage) for stage in stage_order()}
     registered = register_model()
-    publish(outcomes, registered)
-    return registered
+    verdict = judge_and_promote(registered["version"])
+    publish(outcomes, registered, verdict)
+    return {**registered, "verdict": verdict["verdict"]}
 
 
 @task(name="register", task_run_name="register", cache_policy=NO_CACHE)
@@ -62,7 +68,7 @@ def register_model() -> dict[str, Any]:
     return register(load_config())
 
 
-def publish(outcomes: dict[str, str], registered: dict[str, Any]) -> None:
+def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[str, Any]) -> None:
     """Put the table of metrics, what each stage did and the report's place on the run's page."""
     evaluation = STAGES["evaluate"].output
     stages = "".join(f"| {stage} | {outcome} |\n" for stage, outcome in outcomes.items())

@@ -1,7 +1,8 @@
 """The command line: `hpgr STAGE` for DVC, and what a person asks between runs.
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
-    hpgr fetch NAME, hpgr doctor, hpgr params, hpgr base, hpgr recommend, hpgr result
+    hpgr gate, hpgr promote, hpgr lineage VERSION, hpgr base, hpgr monitor
+    hpgr fetch NAME, hpgr doctor, hpgr params, hpgr recommend, hpgr result
 
 A stage takes no arguments: it reads params.yaml and the artifacts of the stages before it
 (docs/artifacts.md). Every mistake of the user is one message on stderr and exit code 2. A stage's
@@ -91,12 +92,80 @@ for _name, _stage in STAGES.items():
     _add_stage(_name, _stage.summary)
 
 
-@app.command(rich_help_panel="Stages")
+@app.command(rich_help_panel="Registry")
 def register() -> None:
     """Put the model into MLflow's registry, with its lineage; the same model only once."""
     from hpgr.registry.register import register
 
     register(load_config())
+
+
+@app.command(rich_help_panel="Registry")
+def gate(
+    version: Annotated[
+        int | None, typer.Argument(help="registered version; default: the challenger")
+    ] = None,
+) -> None:
+    """Judge a version against the champion on the same test queries; a refusal is exit code 0."""
+    from hpgr.registry.judge import as_markdown, judge
+
+    print(as_markdown(judge(load_config(), version)))
+
+
+@app.command(rich_help_panel="Registry")
+def promote(
+    version: Annotated[
+        int | None, typer.Argument(help="registered version; default: the challenger")
+    ] = None,
+    why: Annotated[str, typer.Option(help="the reason, kept with the move")] = "",
+    roll_back: Annotated[
+        bool, typer.Option("--roll-back", help="make the previous champion champion again")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="promote what the gate has not accepted")
+    ] = False,
+) -> None:
+    """Make a version the champion, or go back to the one before."""
+    from hpgr.registry import promote as moves
+
+    cfg = load_config()
+    print(moves.told(moves.move(cfg, version, why=why, back=roll_back, force=force)))
+
+
+@app.command(rich_help_panel="Registry")
+def lineage(
+    version: Annotated[int, typer.Argument(help="registered version")],
+    restore: Annotated[
+        bool, typer.Option("--restore", help="write params.yaml, data.dvc and dvc.lock as then")
+    ] = False,
+) -> None:
+    """Walk back from a version to its commit, parameters and rows, and bring them back."""
+    from hpgr.registry.trace import restore as bring_back
+    from hpgr.registry.trace import trace
+
+    cfg = load_config()
+    if restore:
+        bring_back(cfg, version)
+    else:
+        print(trace(cfg, version))
+
+
+@app.command(rich_help_panel="Registry")
+def base(
+    version: Annotated[
+        int | None, typer.Argument(min=1, help="registered version; default: the champion")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="train from nothing")] = False,
+) -> None:
+    """Have training start from a registered model, or from nothing."""
+    from hpgr.registry.base import clear_base, fill_base
+
+    if clear and version is not None:
+        raise UserError(f"say either a version ({version}) or --clear")
+    if clear:
+        clear_base()
+    else:
+        fill_base(load_config(), version)
 
 
 @app.command()
@@ -145,24 +214,6 @@ def params() -> None:
     """Print the parameters in force: params.yaml with its profile applied."""
     cfg = load_config()
     print(yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False), end="")
-
-
-@app.command()
-def base(
-    version: Annotated[
-        int | None, typer.Argument(min=1, help="registered version; default: the champion")
-    ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="train from nothing")] = False,
-) -> None:
-    """Have training start from a registered model, or from nothing."""
-    from hpgr.registry.base import clear_base, fill_base
-
-    if clear and version is not None:
-        raise UserError(f"say either a version ({version}) or --clear")
-    if clear:
-        clear_base()
-    else:
-        fill_base(load_config(), version)
 
 
 @app.command()

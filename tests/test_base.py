@@ -5,8 +5,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from evaluation_log import random_log, write_arrays
-from test_registry import METRICS, write_network, write_tables
+from evaluation_log import random_log
+from registry_project import ROOT, make_project, write_network
 from typer.testing import CliRunner
 
 from hpgr.cli import app
@@ -18,7 +18,6 @@ from hpgr.registry.register import register
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError, read_json, write_json
 
-ROOT = Path(__file__).parents[1]
 FILES = {
     "model/model.safetensors", "model/config.json",
     "items.parquet", "actions.parquet", "categories.parquet",
@@ -40,25 +39,15 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A project with two registered versions; the first is the champion."""
-    folder = tmp_path_factory.mktemp("project")
-    text = (ROOT / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("profile: quick", "profile: smoke"))
-    shutil.copy(ROOT / "requirements.lock", folder)
-    (folder / "mlflow").mkdir()
-    shutil.copy(ROOT / "mlflow" / "model_card.md.j2", folder / "mlflow")
+    folder = make_project(tmp_path_factory.mktemp("project"))
     (folder / "base").mkdir()
     shutil.copy(ROOT / "base" / ".gitignore", folder / "base")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        cfg, log = load_config(), random_log(0)
-        write_arrays(log, Path("artifacts/sessions/arrays"))
-        write_tables(Path("artifacts/sessions"), log)
-        write_json(Path("artifacts/evaluation/metrics.json"), METRICS)
-        for _ in range(2):  # the weights are random: another model each time
-            write_network(Path("artifacts/finetune"), log, cfg)
-            register(cfg)
-        clear_base()
+        register(load_config())
+        write_network(Path("artifacts/finetune"), random_log(0), load_config(), seed=1)
+        register(load_config())
     yield folder
     mlflow.set_tracking_uri(None)
 
@@ -148,7 +137,7 @@ def test_no_champion_is_told(cfg):
 def test_an_unknown_version_leaves_the_base_as_it_was(cfg):
     fill_base(cfg)
     before = files()
-    with pytest.raises(UserError, match="no hpgr version 9"):
+    with pytest.raises(UserError, match="no version 9 of hpgr"):
         fill_base(cfg, 9)
     assert files() == before
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from hpgr.config import Config
 from hpgr.data.base import BASE, is_filled
 from hpgr.registry.bundle import content_hashes
-from hpgr.registry.register import CHAMPION, KEY_TAG
+from hpgr.registry.register import KEY_TAG
 from hpgr.registry.tracking import connect
+from hpgr.registry.versions import CHAMPION, aliases, get_version
 from hpgr.runtime import UserError, read_json, write_json
 
 if TYPE_CHECKING:
@@ -76,19 +77,14 @@ def clear_base() -> None:
 
 
 def _find(cfg: Config, version: int | None) -> ModelVersion:
-    from mlflow.exceptions import MlflowException
-
     client, name = connect(), cfg.register_.model_name
-    try:
-        if version is None:
-            return client.get_model_version_by_alias(name, CHAMPION)
-        return client.get_model_version(name, str(version))
-    except MlflowException as error:
-        wanted = f"{name}@{CHAMPION}" if version is None else f"{name} version {version}"
+    if version is None:
+        version = aliases(client, name).get(CHAMPION)
+    if version is None:
         raise UserError(
-            f"the registry has no {wanted} ({error.message}): register one with the flow `train` "
-            "or `hpgr register`; the versions are in MLflow's Models tab"
-        ) from error
+            f"the registry has no {name}@{CHAMPION} to start from: the flow `train` makes one"
+        )
+    return get_version(client, name, version)
 
 
 def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:

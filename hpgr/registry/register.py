@@ -4,7 +4,8 @@ Not a DVC stage: it changes the world outside the workspace, which DVC's run cac
 Reads all artifacts. Writes the MLflow store and `artifacts/registered.json`: `name`, `version`,
 `alias`, `run_id`, `key`, `new` (False if this very model was there already).
 
-The first version of a name becomes `champion`; every later one is the `challenger`.
+The first version of a name becomes `champion`; every later one is the `challenger`, which the gate
+judges (`hpgr.registry.judge`).
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hpgr.config import Config
 from hpgr.registry.bundle import content_hashes, write_bundle
+from hpgr.registry.judge import SPLIT_TAG
+from hpgr.registry.promote import record_first
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.summary import headline, markdown_tables
+from hpgr.registry.trace import keep
 from hpgr.registry.tracking import connect, experiment_id, log_pipeline
+from hpgr.registry.versions import CHALLENGER, CHAMPION, aliases
 from hpgr.runtime import read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CHAMPION, CHALLENGER = "champion", "challenger"
 KEY_TAG = "content_key"
 CARD = Path("mlflow/model_card.md.j2")
 LOCK = Path("requirements.lock")
@@ -53,7 +57,7 @@ def register(cfg: Config) -> dict[str, Any]:
     registered = {
         "name": name,
         "version": version,
-        "alias": _alias(client, name, version),
+        "alias": _alias(client, cfg, version),
         "run_id": run_id,
         "key": key,
         "new": found is None,
@@ -96,6 +100,7 @@ def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> t
         )
         card = _card(cfg, client.get_run(run_id).data.tags, key)
         client.log_text(run_id, card, "model_card.md")
+        keep(client, run_id)
         try:
             client.create_registered_model(name, description="Session-aware recommender (HPGR)")
         except MlflowException as error:
@@ -106,20 +111,24 @@ def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> t
             name,
             source=model.model_uri,
             run_id=run_id,
-            tags={KEY_TAG: key},
+            tags={KEY_TAG: key, SPLIT_TAG: _meta()["split"]},
             description=card,
             model_id=model.model_id,
         )
     return int(version.version), run_id
 
 
-def _alias(client: MlflowClient, name: str, version: int) -> str:
+def _alias(client: MlflowClient, cfg: Config, version: int) -> str:
     """Give the version its alias: the champion stays, the newest registered is challenger."""
-    aliases = {a: int(v) for a, v in client.get_registered_model(name).aliases.items()}
-    alias = CHAMPION if aliases.get(CHAMPION, version) == version else CHALLENGER
-    if aliases.get(alias) != version:
-        client.set_registered_model_alias(name, alias, str(version))
-    return alias
+    name = cfg.register_.model_name
+    called = aliases(client, name)
+    if CHAMPION not in called:
+        record_first(client, cfg, version)
+    elif called[CHAMPION] != version:
+        if called.get(CHALLENGER) != version:
+            client.set_registered_model_alias(name, CHALLENGER, str(version))
+        return CHALLENGER
+    return CHAMPION
 
 
 def _signature() -> Any:
@@ -178,5 +187,10 @@ def _card(cfg: Config, tags: dict[str, str], key: str) -> str:
         tags=tags,
         key=key,
         tables=markdown_tables(),
-        stats=read_json(STAGES["sessionize"].output / "arrays" / "meta.json"),
+        stats=_meta(),
     )
+
+
+def _meta() -> dict[str, Any]:
+    """Counts and settings of the sessionized log."""
+    return read_json(STAGES["sessionize"].output / "arrays" / "meta.json")

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from hpgr.config import Config
 from hpgr.registry.bundle import write_bundle
-from hpgr.registry.register import CHAMPION
 from hpgr.registry.stages import ARTIFACTS
 from hpgr.registry.summary import headline, terminal_tables
 from hpgr.registry.tracking import connect
+from hpgr.registry.versions import CHAMPION
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.history import SESSIONS, of_user, typed
 from hpgr.serving.recommender import Answer, Recommender, Request

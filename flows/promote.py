@@ -1,0 +1,97 @@
+"""The gate and the moves of the champion on Prefect's pages.
+
+    python -m flows.promote [VERSION] --why TEXT [--force] [--roll-back]
+    prefect deployment run 'promote/local' --param why=TEXT [--param roll_back=true]
+
+Reads and writes the registry; the verdict also goes to `artifacts/gate/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.launch import launch
+from hpgr.config import load_config
+from hpgr.registry import promote as moves
+from hpgr.registry.gate import ACCEPTED
+from hpgr.registry.judge import as_markdown, judge
+
+
+@flow(name="promote", persist_result=False)
+def promote(
+    version: int | None = None, why: str = "", roll_back: bool = False, force: bool = False
+) -> dict[str, Any]:
+    """Make a version the champion, or the previous champion again; returns the move.
+
+    Args:
+        version: registered version; None is the challenger.
+        why: the reason, kept with the move.
+        roll_back: go back to the previous champion instead.
+        force: promote what the gate has not accepted.
+    """
+    return move_champion(version, why, roll_back, force)
+
+
+@task(name="gate", task_run_name="gate", cache_policy=NO_CACHE)
+def judge_model(version: int) -> dict[str, Any]:
+    """Judge a registered version and put the verdict's table on the run's page.
+
+    A refused challenger is an answer, not a failure.
+    """
+    verdict = judge(load_config(), version)
+    told = "; ".join(verdict["reasons"])
+    get_run_logger().info("gate: version %s %s: %s", version, verdict["verdict"], told)
+    create_table_artifact(
+        key="gate",
+        table=[
+            {**check, "passed": "yes" if check["passed"] else "NO"} for check in verdict["checks"]
+        ]
+        or [{"rule": "nothing to judge", "found": told}],
+        description=as_markdown(verdict).splitlines()[0],
+    )
+    return verdict
+
+
+@task(name="promote", task_run_name="promote", cache_policy=NO_CACHE)
+def move_champion(version: int | None, why: str, roll_back: bool, force: bool) -> dict[str, Any]:
+    """Move the alias and put who, when and why on the run's page."""
+    moved = moves.move(load_config(), version, why=why, back=roll_back, force=force)
+    get_run_logger().info(moves.told(moved))
+    rows = "".join(f"| {key} | {value} |\n" for key, value in asdict(moved).items())
+    create_markdown_artifact(
+        key="champion",
+        markdown=f"{moves.told(moved)}\n\n| | |\n|---|---|\n{rows}",
+        description="who serves now, and why",
+    )
+    return asdict(moved)
+
+
+def judge_and_promote(version: int) -> dict[str, Any]:
+    """The gate after a registration; promotes what it accepts where `gate.promotes` says so."""
+    verdict = judge_model(version)
+    if verdict["verdict"] == ACCEPTED and load_config().gate.promotes:
+        move_champion(version, f"accepted by the gate: {verdict['reasons'][0]}", False, False)
+    return verdict
+
+
+def main() -> None:
+    """Entry point of `python -m flows.promote`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.promote", description="Move the champion"
+    )
+    parser.add_argument("version", type=int, nargs="?", help="default: the challenger")
+    parser.add_argument("--why", default="", help="the reason, kept with the move")
+    parser.add_argument("--force", action="store_true", help="whatever the gate said")
+    parser.add_argument("--roll-back", action="store_true", help="the previous champion again")
+    arguments = parser.parse_args()
+    launch(promote, **vars(arguments))
+
+
+if __name__ == "__main__":
+    main()

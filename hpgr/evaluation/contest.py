@@ -1,0 +1,230 @@
+"""Challenger against champion on the same test queries: the figures that the gate decides on.
+
+Both networks answer for today's log, whatever log they were trained on: a network with another
+vocabulary is wrapped so that it reads and answers in the log's ids. An item that it has never seen
+is the unknown item in a history and cannot be retrieved. R1 or R2 as the split says, K1 besides
+where both rank and the split is global-time. Reads the arrays of `hpgr.data.log`. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpgr.config import Evaluate
+from hpgr.data.log import FIRST_ITEM, TEST, EventLog, Histories
+from hpgr.evaluation import compare, metrics, protocols, ranking, retrieval
+from hpgr.evaluation.retrieval import FromNetwork, Network
+
+LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error"})
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A network and how the log's ids are called in its vocabulary.
+
+    `item` int64 [num_items] and `action` int64 [num_actions] give its own id for every id of the
+    log, the unknown id where it has none.
+    """
+
+    network: Network
+    item: np.ndarray
+    action: np.ndarray
+    max_history: int
+    ranks: bool  # whether its ranking head was trained
+
+
+class Translated:
+    """A contestant's network that reads and answers in the log's ids."""
+
+    def __init__(self, contestant: Contestant) -> None:
+        self.own = contestant
+        self.known = np.flatnonzero(contestant.item >= FIRST_ITEM)
+
+    def retrieve(self, histories: Histories) -> np.ndarray:
+        """float32 [Q, num_items]; -inf for items that the network does not know."""
+        own = self.own.network.retrieve(self._in_own_ids(histories))
+        scores = np.full((len(histories), len(self.own.item)), -np.inf, dtype=np.float32)
+        scores[:, self.known] = own[:, self.own.item[self.known]]
+        return scores
+
+    def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Probability of every candidate, float32 [C]; unknown items are judged as unknown."""
+        own = self._in_own_ids(histories)
+        return self.own.network.rank(own, offsets, self.own.item[candidates])
+
+    def explain(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and weights as the network gives them; positions need no translation."""
+        return self.own.network.explain(self._in_own_ids(histories))
+
+    def _in_own_ids(self, histories: Histories) -> Histories:
+        return Histories(
+            offsets=histories.offsets,
+            item=self.own.item[histories.item].astype(np.int32),
+            action=self.own.action[histories.action].astype(np.int16),
+            timestamp=histories.timestamp,
+            session=histories.session,
+            request_time=histories.request_time,
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of both; `low`, `high` and `p` are the paired bootstrap's, of the difference."""
+
+    champion: float
+    challenger: float
+    low: float
+    high: float
+    p: float
+    queries: int
+
+    @property
+    def relative(self) -> float:
+        """Relative change of the figure; infinite where the champion has zero and this has not."""
+        if self.champion == self.challenger:
+            return 0.0
+        difference = self.challenger - self.champion
+        return difference / abs(self.champion) if self.champion else float(np.inf * difference)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Every figure of both: by metric over all queries, and the deciding one by slice."""
+
+    protocols: tuple[str, ...]
+    metrics: dict[str, Change]
+    slices: dict[str, Change]
+
+
+def contest(
+    log: EventLog,
+    champion: Contestant,
+    challenger: Contestant,
+    settings: Evaluate,
+    *,
+    deciding: str,
+) -> Contest:
+    """Score both on the test queries of `log`.
+
+    Args:
+        log: the sessionized log, in whose ids both are asked.
+        champion: what serves today.
+        challenger: what would take its place.
+        settings: cutoffs, removal of what was seen, bootstrap.
+        deciding: metric whose slices are compared.
+    """
+    pair = {"champion": champion, "challenger": challenger}
+    queries = protocols.next_item(log, TEST)
+    outcomes = {
+        name: retrieval.run(
+            log,
+            queries,
+            {name: FromNetwork(Translated(own))},
+            settings,
+            max_history=own.max_history,
+            title=name,
+            end_to_end={},
+        )[name]
+        for name, own in pair.items()
+    }
+    per_query = {
+        name: metrics.retrieval_metrics(outcome.ranks, settings.cutoffs)
+        for name, outcome in outcomes.items()
+    }
+    masks = compare.slices(log, queries.user, queries.row)
+    found = _means(queries.user, per_query, settings)
+    sliced = {
+        name: _means(
+            queries.user[mask],
+            {n: {deciding: q[deciding][mask]} for n, q in per_query.items()},
+            settings,
+        )[deciding]
+        for name, mask in masks.items()
+        if deciding in per_query["champion"] and mask.any()
+    }
+    shown = {n: metrics.coverage(o.top, log.meta.num_items) for n, o in outcomes.items()}
+    found[f"coverage@{settings.cutoffs[0]}"] = _alone(shown, len(queries))
+    named: tuple[str, ...] = ("R1" if log.meta.split == "leave-one-out" else "R2",)
+    if named == ("R2",) and champion.ranks and challenger.ranks:
+        candidates = protocols.labelled(log, TEST)
+        if 0 < candidates.label.sum() < len(candidates.label):
+            named = ("R2", "K1")
+            ranked, by_slice = _ranking(log, candidates, pair, settings, deciding)
+            found |= ranked
+            sliced |= by_slice
+    return Contest(named, found, sliced)
+
+
+def _ranking(
+    log: EventLog,
+    candidates: protocols.Candidates,
+    pair: Mapping[str, Contestant],
+    settings: Evaluate,
+    deciding: str,
+) -> tuple[dict[str, Change], dict[str, Change]]:
+    """K1: the metrics over all candidates, and AUC by slice where it decides."""
+    user, label = candidates.candidate_user(), candidates.label
+    probability = {
+        name: ranking.score(
+            Translated(own), log, candidates, max_history=own.max_history, title=f"{name}, K1"
+        )
+        for name, own in pair.items()
+    }
+    scores = np.stack(list(probability.values()), axis=1).astype(np.float64)
+    draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
+
+    def areas(mask: np.ndarray) -> Change:
+        values = [metrics.auc(label[mask], column) or 0.0 for column in scores[mask].T]
+        replicates = compare.bootstrap_auc(user[mask], label[mask], scores[mask], **draw)
+        return _change(values, replicates[:, 1] - replicates[:, 0], int(mask.sum()))
+
+    losses = {n: {"log_loss": metrics.log_loss(label, p)} for n, p in probability.items()}
+    found = {"auc": areas(np.ones(len(label), bool)), **_means(user, losses, settings)}
+    slices: dict[str, Change] = {}
+    if deciding == "auc":
+        for name, mask in compare.slices(log, user, candidates.row).items():
+            if 0 < label[mask].sum() < mask.sum():
+                slices[name] = areas(mask)
+    return found, slices
+
+
+def _means(
+    user: np.ndarray, per_query: Mapping[str, Mapping[str, np.ndarray]], settings: Evaluate
+) -> dict[str, Change]:
+    """Change of the mean of every metric; `per_query` is champion, then challenger."""
+    names = list(per_query["champion"])
+    columns = [per_query[who][name] for name in names for who in ("champion", "challenger")]
+    values = np.stack(columns, axis=1)
+    replicates = compare.bootstrap_means(
+        user,
+        values,
+        np.ones(len(user)),
+        samples=settings.bootstrap_samples,
+        seed=settings.seed,
+    )
+    means = values.mean(axis=0)
+    return {
+        name: _change(
+            means[2 * i : 2 * i + 2].tolist(),
+            replicates[:, 2 * i + 1] - replicates[:, 2 * i],
+            len(user),
+        )
+        for i, name in enumerate(names)
+    }
+
+
+def _change(values: list[float], differences: np.ndarray, queries: int) -> Change:
+    champion, challenger = values
+    found = compare.estimate(challenger - champion, differences)
+    return Change(champion, challenger, found.low, found.high, found.p, queries)
+
+
+def _alone(values: Mapping[str, float], queries: int) -> Change:
+    """A figure of the whole answer, which has no queries to resample."""
+    difference = values["challenger"] - values["champion"]
+    return Change(
+        values["champion"], values["challenger"], difference, difference, float("nan"), queries
+    )

@@ -1,0 +1,119 @@
+"""May the challenger take the champion's place: a pure decision with its reasons.
+
+The rules are the section `gate` of params.yaml, the figures a `Contest`. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hpgr.config import Gate
+from hpgr.evaluation.contest import LOWER_IS_BETTER, Change, Contest
+from hpgr.runtime import UserError
+
+ACCEPTED, REFUSED = "accepted", "refused"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule: what was found, what it had to be."""
+
+    rule: str
+    passed: bool
+    found: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Accepted only if every check passed."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def word(self) -> str:
+        """`accepted` or `refused`."""
+        return ACCEPTED if self.accepted else REFUSED
+
+    @property
+    def reasons(self) -> list[str]:
+        """The checks that failed or, where none did, the gain that decided; one sentence each."""
+        told = [check for check in self.checks if not check.passed] or list(self.checks[:1])
+        return [f"{check.rule}: {check.found}, expected {check.expected}" for check in told]
+
+
+def decide(contest: Contest, rules: Gate) -> Verdict:
+    """Apply the rules to the figures.
+
+    Raises:
+        UserError: a rule names a metric that the contest does not have.
+    """
+    deciding = _metric(contest, rules.metric, "gate.metric")
+    gain = deciding.relative
+    checks = [
+        Check(
+            f"{rules.metric} gains",
+            gain > rules.margin,
+            _told(deciding),
+            f"more than {rules.margin:+.1%}",
+        )
+    ]
+    if rules.significance < 1:
+        checks.append(
+            Check(
+                f"{rules.metric} gains beyond chance",
+                deciding.p < rules.significance,
+                f"p = {deciding.p:.4f} over {deciding.queries:,} queries",
+                f"p < {rules.significance:g} (paired bootstrap over users)",
+            )
+        )
+    for name, limit in rules.guards.items():
+        change = _metric(contest, name, f"gate.guards.{name}")
+        checks.append(
+            Check(f"{name} holds", _fall(name, change) <= limit, _told(change), _most(name, limit))
+        )
+    for name, change in contest.slices.items():
+        if change.queries >= rules.min_slice_queries:
+            checks.append(
+                Check(
+                    f"{rules.metric} holds for {name}",
+                    _fall(rules.metric, change) <= rules.max_slice_fall,
+                    f"{_told(change)}, {change.queries:,} queries",
+                    _most(rules.metric, rules.max_slice_fall),
+                )
+            )
+    return Verdict(tuple(checks))
+
+
+def _metric(contest: Contest, name: str, key: str) -> Change:
+    if name not in contest.metrics:
+        cure = (
+            "auc needs sessionize.split: global-time and two models trained with a ranking loss"
+            if name == "auc"
+            else "name one of these, or add its cutoff to evaluate.cutoffs"
+        )
+        raise UserError(
+            f"{key} names {name!r}, but under {' and '.join(contest.protocols)} there are "
+            f"{', '.join(contest.metrics)}: {cure}"
+        )
+    return contest.metrics[name]
+
+
+def _fall(name: str, change: Change) -> float:
+    """How much worse, relative; negative where it got better."""
+    worse = change.relative if name in LOWER_IS_BETTER else -change.relative
+    return 0.0 if math.isnan(worse) else worse
+
+
+def _told(change: Change) -> str:
+    return f"{change.champion:.4f} to {change.challenger:.4f} ({change.relative:+.1%})"
+
+
+def _most(name: str, limit: float) -> str:
+    return f"at most {limit:.1%} {'higher' if name in LOWER_IS_BETTER else 'lower'}"

@@ -1,0 +1,227 @@
+"""The gate at work: a registered challenger against the champion, the verdict written down.
+
+    hpgr gate
+
+Both are loaded from the registry and scored on the test queries of `artifacts/sessions`, the log
+that the challenger was trained on. Writes `artifacts/gate/verdict.json` and `verdict.html`, the
+same two to the version's run, and the version's tags `gate.*` and description. Judging the same
+two by the same rules on the same log again repeats the verdict that is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hpgr.config import Config
+from hpgr.data.log import UNKNOWN, EventLog
+from hpgr.evaluation.contest import Change, Contest, Contestant, contest
+from hpgr.evaluation.evaluate import load_network, open_log
+from hpgr.registry.gate import Check, Verdict, decide
+from hpgr.registry.stages import ARTIFACTS, STAGES
+from hpgr.registry.tracking import connect
+from hpgr.registry.versions import CHALLENGER, CHAMPION, aliases, bundle_of, get_version
+from hpgr.runtime import UserError, atomic_folder, read_json, sha256_file, write_json, write_text
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+SESSIONS = STAGES["sessionize"].output
+OUTPUT = ARTIFACTS / "gate"
+IS_CHAMPION = "champion"  # nothing to judge
+VERDICT_TAG, KEY_TAG, SPLIT_TAG, ROLLED_BACK_TAG = (
+    "gate.verdict",
+    "gate.key",
+    "split",
+    "rolled_back",
+)
+HEADING = "\n\n## Gate\n"
+
+
+def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
+    """Judge `version`, by default the challenger; returns what verdict.json holds.
+
+    Keys: name, version, champion, verdict (accepted | refused | champion), reasons, checks,
+    metrics, slices, judged_at. Without another champion there is nothing to judge.
+
+    Raises:
+        UserError: nothing is registered, the version is unknown, or a rule names no metric.
+    """
+    client, name = connect(), cfg.register_.model_name
+    called = aliases(client, name)
+    if version is None:
+        version = called.get(CHALLENGER, called.get(CHAMPION))
+    if version is None:
+        raise UserError(f"the registry has no version of {name}: run `make run` first")
+    found, champion = get_version(client, name, version), called.get(CHAMPION)
+    facts = {"name": name, "version": version, "champion": champion}
+    if champion in (None, version):
+        told = f"version {version} is the champion: there is nothing to compare it with"
+        verdict = {**facts, "verdict": IS_CHAMPION, "reasons": [told], "checks": []}
+        return _write(verdict | {"metrics": {}, "slices": {}, "judged_at": _now()})
+    assert champion is not None
+    key = _key(cfg, champion, version)
+    if found.tags.get(KEY_TAG) == key:
+        return _write(_stored(client, found))
+    figures, decided = _decide(cfg, client, name, champion, found)
+    verdict = {
+        **facts,
+        "verdict": decided.word,
+        "reasons": decided.reasons,
+        "checks": [asdict(check) for check in decided.checks],
+        "metrics": {n: _plain(c) for n, c in figures.metrics.items()},
+        "slices": {n: _plain(c) for n, c in figures.slices.items()},
+        "judged_at": _now(),
+    }
+    _write(verdict)
+    _publish(client, found, verdict, key)
+    return verdict
+
+
+def as_markdown(verdict: dict[str, Any]) -> str:
+    """The verdict as a heading and a table of its checks."""
+    lines = [f"**version {verdict['version']}: {verdict['verdict']}**", ""]
+    if verdict["champion"] not in (None, verdict["version"]):
+        lines[0] += f" against version {verdict['champion']}, the champion then"
+    if not verdict["checks"]:
+        return "\n".join([*lines, *verdict["reasons"]])
+    lines += ["| rule | found | expected | |", "|---|---|---|---|"]
+    for check in verdict["checks"]:
+        passed = "passed" if check["passed"] else "**failed**"
+        lines.append(f"| {check['rule']} | {check['found']} | {check['expected']} | {passed} |")
+    return "\n".join(lines)
+
+
+def _decide(
+    cfg: Config, client: MlflowClient, name: str, champion: int, challenger: ModelVersion
+) -> tuple[Contest, Verdict]:
+    log = open_log()
+    with bundle_of(name, champion) as old, bundle_of(name, int(challenger.version)) as new:
+        device = cfg.finetune.device
+        figures = contest(
+            log,
+            contestant(old, log, device),
+            contestant(new, log, device),
+            cfg.evaluate,
+            deciding=cfg.gate.metric,
+        )
+    facts = _facts(log, get_version(client, name, champion), challenger)
+    return figures, Verdict((*decide(figures, cfg.gate).checks, *facts))
+
+
+def _facts(log: EventLog, champion: ModelVersion, challenger: ModelVersion) -> list[Check]:
+    """What no metric shows; only what went wrong is listed."""
+    found = []
+    split = champion.tags.get(SPLIT_TAG, log.meta.split)
+    if split != log.meta.split:
+        found.append(
+            Check(
+                "the champion has not trained on today's test events",
+                False,
+                f"it was trained under the {split} split",
+                f"{log.meta.split}; compare under one split, or promote by hand with --force",
+            )
+        )
+    if ROLLED_BACK_TAG in challenger.tags:
+        found.append(
+            Check(
+                "the version was not rolled back",
+                False,
+                f"rolled back: {challenger.tags[ROLLED_BACK_TAG]}",
+                "a version that served well; promote by hand with --force",
+            )
+        )
+    return found
+
+
+def contestant(bundle: Path, log: EventLog, device: str) -> Contestant:
+    """The bundle's network, with the ids that it uses for what today's log knows."""
+    serving, config = read_json(bundle / "serving.json"), read_json(bundle / "model/config.json")
+    return Contestant(
+        network=load_network(bundle / "model", device),
+        item=_own_ids("items", "item", "item_id", bundle, log.meta.num_items, UNKNOWN),
+        action=_own_ids("actions", "action", "name", bundle, log.meta.num_actions, 0),
+        max_history=serving["max_history"],
+        ranks=config["ranking"],
+    )
+
+
+def _own_ids(
+    table: str, inside: str, outside: str, bundle: Path, size: int, unknown: int
+) -> np.ndarray:
+    """The bundle's id of every id of the log, int64 [size]; reserved ids stay what they are."""
+    own, ours = (
+        pq.read_table(folder / f"{table}.parquet", columns=[inside, outside])
+        for folder in (bundle, SESSIONS)
+    )
+    known = dict(zip(own[outside].to_pylist(), own[inside].to_pylist(), strict=True))
+    ids = np.full(size, unknown, dtype=np.int64)
+    ids[: size - len(ours)] = np.arange(size - len(ours))
+    ids[ours[inside].to_numpy()] = [known.get(n, unknown) for n in ours[outside].to_pylist()]
+    return ids
+
+
+def _key(cfg: Config, champion: int, version: int) -> str:
+    """Hash of everything the verdict depends on."""
+    rules = [cfg.gate.model_dump(mode="json"), cfg.evaluate.model_dump(mode="json")]
+    parts = [champion, version, rules, sha256_file(SESSIONS / "events.parquet")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(change: Change) -> dict[str, float | int | None]:
+    """A change as JSON holds it: what is no number becomes null."""
+    fields = asdict(change) | {"relative": change.relative}
+    return {k: v if np.isfinite(v) else None for k, v in fields.items()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write(verdict: dict[str, Any]) -> dict[str, Any]:
+    """Both files below artifacts/gate, as a whole."""
+    environment = Environment(
+        loader=PackageLoader("hpgr", "registry"), undefined=StrictUndefined, autoescape=True
+    )
+    page = environment.get_template("verdict.html.j2").render(**verdict)
+    with atomic_folder(OUTPUT) as folder:
+        write_json(folder / "verdict.json", verdict)
+        write_text(folder / "verdict.html", page)
+    return verdict
+
+
+def _stored(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
+    import mlflow
+
+    text = mlflow.artifacts.load_text(f"runs:/{version.run_id}/gate/verdict.json")
+    return json.loads(text)
+
+
+def _publish(
+    client: MlflowClient, version: ModelVersion, verdict: dict[str, Any], key: str
+) -> None:
+    """Files to the version's run, verdict to its description and tags; the key last, as done."""
+    for path in sorted(OUTPUT.iterdir()):
+        client.log_artifact(str(version.run_id), str(path), "gate")
+    card = (version.description or "").split(HEADING)[0]
+    client.update_model_version(
+        version.name, version.version, card + HEADING + as_markdown(verdict)
+    )
+    tags = {
+        VERDICT_TAG: verdict["verdict"],
+        "gate.champion": verdict["champion"],
+        "gate.reasons": "; ".join(verdict["reasons"]),
+        "gate.judged_at": verdict["judged_at"],
+        KEY_TAG: key,
+    }
+    for tag, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, tag, str(value))

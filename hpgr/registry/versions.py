@@ -1,0 +1,60 @@
+"""Versions of the model in the registry: which there are, what they are called, their bundles.
+
+Reads the store that MLFLOW_TRACKING_URI names, or else `mlflow/store/`. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpgr.runtime import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+
+def aliases(client: MlflowClient, name: str) -> dict[str, int]:
+    """Alias to version; empty if nothing is registered."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return {a: int(v) for a, v in client.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
+
+
+def get_version(client: MlflowClient, name: str, version: int) -> ModelVersion:
+    """One version.
+
+    Raises:
+        UserError: the registry has no such version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(name, str(version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        found = sorted(int(v.version) for v in client.search_model_versions(f"name='{name}'"))
+        there = f"it has {', '.join(map(str, found))}" if found else "it is empty: run `make run`"
+        raise UserError(f"the registry has no version {version} of {name}; {there}") from None
+
+
+@contextmanager
+def bundle_of(name: str, version: int) -> Iterator[Path]:
+    """The version's bundle (`hpgr.registry.bundle`) in a folder that lasts as long as the block."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=scratch)
+        yield Path(folder) / "artifacts" / "bundle"

@@ -1,0 +1,83 @@
+"""A project with a small untrained network in place of a trained one, ready to be registered."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from evaluation_log import random_log, write_arrays
+from safetensors.torch import save_file
+
+from hpgr.config import load_config
+from hpgr.data.log import FIRST_ITEM
+from hpgr.model.catalogue import Catalogue
+from hpgr.model.scoring import build
+from hpgr.registry.resources import COLUMNS
+from hpgr.runtime import write_json
+
+ROOT = Path(__file__).parents[1]
+METRICS = {"R1": {"hpgr": {"hr@10": 0.5, "mrr": 0.25}, "counts": {"queries": 40}}}
+
+
+def write_network(folder, log, cfg, *, seed=0):
+    """What the finetune stage leaves, untrained."""
+    torch.manual_seed(seed)
+    catalogue = Catalogue.of(log)
+    model = build("hpgr", cfg.model, catalogue, ranking=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors"
+    )
+    sizes = {
+        k: v for k, v in asdict(log.meta).items() if k in ("num_items", "num_actions", "gap_s")
+    }
+    write_json(
+        folder / "config.json",
+        {
+            "encoder": "hpgr",
+            "ranking": True,
+            "model": cfg.model.model_dump(),
+            "catalogue": {**sizes, "num_categories": log.meta.num_categories},
+        },
+    )
+    write_json(folder / "metrics.json", {"best_epoch": 1, "device": "cpu"})
+    (folder / "curves.csv").write_text("epoch,step,loss,note\n1,10,2.5,\n2,20,1.5,x\n")
+    rows = ["1000.5,50,100,0", "1001,75,120,0"]
+    (folder / "resources.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+
+
+def write_tables(folder, log):
+    """The sessionize stage's tables that serving and registration read."""
+    ids = range(FIRST_ITEM, log.meta.num_items)
+    titles = [f"Title {i}" for i in ids]
+    items = {"item": pa.array(ids, pa.int32()), "item_id": [f"id{i}" for i in ids], "title": titles}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    actions = {"action": pa.array([1, 2], pa.int16()), "name": ["1", "5"]}
+    pq.write_table(pa.table(actions), folder / "actions.parquet")
+    categories = {"category": pa.array([], pa.int32()), "name": pa.array([], pa.string())}
+    pq.write_table(pa.table(categories), folder / "categories.parquet")
+    pq.write_table(pa.table({"item": np.asarray(log.item)}), folder / "events.parquet")
+
+
+def make_project(folder):
+    """A project folder with the artifacts of every stage, and nothing registered."""
+    text = (ROOT / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("profile: quick", "profile: smoke"))
+    shutil.copy(ROOT / "requirements.lock", folder)
+    (folder / "mlflow").mkdir()
+    shutil.copy(ROOT / "mlflow" / "model_card.md.j2", folder / "mlflow")
+    (folder / "data.dvc").write_text("outs:\n- md5: abc.dir\n  hash: md5\n  path: data\n")
+    lock = {"deps": [{"path": "data/x", "hash": "md5", "md5": "d1"}], "outs": []}
+    (folder / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"validate": lock}}))
+    log = random_log(0)
+    sessions = folder / "artifacts" / "sessions"
+    write_arrays(log, sessions / "arrays")
+    write_tables(sessions, log)
+    write_network(folder / "artifacts" / "finetune", log, load_config(folder / "params.yaml"))
+    write_json(folder / "artifacts" / "evaluation" / "metrics.json", METRICS)
+    (folder / "artifacts" / "evaluation" / "report.html").write_text("<html>report</html>")
+    return folder

@@ -1,0 +1,139 @@
+"""Two models on the same queries, in whatever vocabulary they were trained."""
+
+import numpy as np
+import pytest
+from evaluation_log import random_log
+from sklearn.metrics import roc_auc_score
+
+from hpgr.config import load_config
+from hpgr.data.log import FIRST_ITEM, TEST, UNKNOWN, Histories
+from hpgr.evaluation import protocols
+from hpgr.evaluation.contest import Contestant, Translated, contest
+
+SETTINGS = load_config().evaluate.model_copy(update={"cutoffs": (3, 5), "bootstrap_samples": 200})
+REACH = 10
+
+
+class Follower:
+    """Likes the items near the newest one; a network of `num_items` items, with its own ids."""
+
+    def __init__(self, num_items, noise):
+        self.num_items, self.noise = num_items, noise
+
+    def retrieve(self, histories):
+        newest = histories.item[histories.offsets[1:] - 1]
+        distance = np.abs(np.arange(self.num_items)[None, :] - newest[:, None])
+        wobble = np.cos(np.arange(self.num_items) * 7.0) * self.noise
+        return (-distance + wobble[None, :]).astype(np.float32)
+
+    def rank(self, histories, offsets, candidates):
+        return ((candidates * 37 % 101) / 101 * min(self.noise, 1.0)).astype(np.float32)
+
+    def explain(self, histories):
+        return np.zeros((len(histories), 1), np.int64), np.ones((len(histories), 1), np.float32)
+
+
+def same_ids(log, network):
+    return Contestant(
+        network, np.arange(log.meta.num_items), np.arange(log.meta.num_actions), REACH, True
+    )
+
+
+def brute_force_ndcg(log, network, k):
+    """Mean NDCG@k of a network in the log's ids, query by query."""
+    gains = []
+    for user in range(log.meta.num_users):
+        rows = np.arange(*log.user_offsets[user : user + 2])
+        for row in rows[log.split[rows] == TEST]:
+            before = rows[(rows < row)]
+            if not len(before):
+                continue
+            part = before[-REACH:]
+            asked = Histories(
+                np.array([0, len(part)]), log.item[part], log.action[part], log.timestamp[part],
+                log.session[part], log.timestamp[[row]],
+            )  # fmt: skip
+            scores = network.retrieve(asked)[0].astype(float)
+            target = log.item[row]
+            others = set(range(FIRST_ITEM, log.meta.num_items)) - set(log.item[before]) - {target}
+            better = sum(scores[i] > scores[target] for i in others)
+            tied = sum(scores[i] == scores[target] for i in others)
+            rank = 1 + better + (tied + 1) // 2
+            gains.append(1 / np.log2(rank + 1) if rank <= k else 0.0)
+    return np.mean(gains)
+
+
+@pytest.mark.parametrize("split", ["leave-one-out", "global-time"])
+def test_both_are_judged_on_the_same_queries(split):
+    log = random_log(3, split=split)
+    first, second = Follower(log.meta.num_items, 0.0), Follower(log.meta.num_items, 2.0)
+    found = contest(log, same_ids(log, first), same_ids(log, second), SETTINGS, deciding="ndcg@3")
+    change = found.metrics["ndcg@3"]
+    assert change.champion == pytest.approx(brute_force_ndcg(log, first, 3))
+    assert change.challenger == pytest.approx(brute_force_ndcg(log, second, 3))
+    assert change.low <= change.challenger - change.champion <= change.high
+
+
+def test_a_model_against_itself_changes_nothing():
+    log = random_log(4)
+    network = same_ids(log, Follower(log.meta.num_items, 1.0))
+    found = contest(log, network, network, SETTINGS, deciding="ndcg@3")
+    assert {change.relative for change in found.metrics.values()} == {0.0}
+    assert found.metrics["ndcg@3"].p == 1.0
+
+
+def test_ranking_is_judged_under_the_global_time_split_only():
+    log = random_log(5, split="global-time")
+    pair = [same_ids(log, Follower(log.meta.num_items, noise)) for noise in (0.5, 1.0)]
+    found = contest(log, *pair, SETTINGS, deciding="auc")
+    rows = np.flatnonzero(log.split == TEST)
+    expected = roc_auc_score(log.label[rows], log.item[rows] * 37 % 101)
+    assert found.protocols == ("R2", "K1")
+    assert found.metrics["auc"].champion == pytest.approx(expected)
+    assert set(found.slices) and all(
+        "user" in n or "item" in n or "place" in n for n in found.slices
+    )
+    one = random_log(5)
+    assert "auc" not in contest(one, *pair, SETTINGS, deciding="ndcg@3").metrics
+
+
+def test_slices_part_the_queries():
+    log = random_log(6)
+    network = same_ids(log, Follower(log.meta.num_items, 1.0))
+    found = contest(log, network, network, SETTINGS, deciding="ndcg@3")
+    users = [change.queries for name, change in found.slices.items() if name.startswith("user")]
+    assert sum(users) == len(protocols.next_item(log, TEST))
+
+
+def test_another_vocabulary_gives_the_same_answers():
+    """A network whose ids are the log's, reversed, scores each item as before."""
+    log = random_log(7)
+    num_items = log.meta.num_items
+    queries = protocols.next_item(log, TEST)
+    asked = queries.histories(log, REACH)
+    reverse = np.arange(num_items)
+    reverse[FIRST_ITEM:] = np.arange(num_items - 1, FIRST_ITEM - 1, -1)
+
+    class Reversed(Follower):
+        def retrieve(self, histories):
+            names = Histories(**{**histories.__dict__, "item": reverse[histories.item]})
+            return super().retrieve(names)[:, reverse]
+
+    plain = Follower(num_items, 1.0)
+    other = Contestant(Reversed(num_items, 1.0), reverse, np.arange(3), REACH, True)
+    np.testing.assert_array_equal(
+        Translated(other).retrieve(asked)[:, FIRST_ITEM:], plain.retrieve(asked)[:, FIRST_ITEM:]
+    )
+
+
+def test_an_item_that_a_model_does_not_know_cannot_be_retrieved():
+    log = random_log(8)
+    known = np.arange(log.meta.num_items)
+    known[-5:] = UNKNOWN
+    small = Contestant(Follower(log.meta.num_items - 5, 0.0), known, np.arange(3), REACH, True)
+    asked = protocols.next_item(log, TEST).histories(log, REACH)
+    scores = Translated(small).retrieve(asked)
+    assert np.isneginf(scores[:, -5:]).all()
+    assert np.isfinite(scores[:, FIRST_ITEM:-5]).all()
+    seen = Translated(small)._in_own_ids(asked)
+    assert set(seen.item) <= set(range(log.meta.num_items - 5))

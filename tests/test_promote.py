@@ -1,0 +1,268 @@
+"""The gate and the champion's moves in a store of their own: judged, promoted, rolled back."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from evaluation_log import random_log
+from registry_project import make_project, write_network
+
+from hpgr.config import load_config
+from hpgr.data.log import EventLog
+from hpgr.registry import promote as moves
+from hpgr.registry import tracking
+from hpgr.registry.judge import as_markdown, contestant, judge
+from hpgr.registry.register import register
+from hpgr.registry.trace import restore, trace
+from hpgr.registry.versions import aliases, bundle_of, get_version
+from hpgr.runtime import UserError
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A committed project with three versions: 1 champion, 3 challenger."""
+    folder = make_project(tmp_path_factory.mktemp("project"))
+    (folder / ".gitignore").write_text("artifacts/\nmlflow/store/\n")
+    (folder / "model.py").write_text("WIDTH = 16\n")
+    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "start"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for seed in range(3):
+            write_network(folder / "artifacts/finetune", random_log(0), load_config(), seed=seed)
+            if seed == 2:
+                (folder / "model.py").write_text("WIDTH = 32\n")
+            register(load_config())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(project, monkeypatch):
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def client():
+    return tracking.connect()
+
+
+@pytest.fixture
+def start(client):
+    """Aliases as after registration, whatever a test moved."""
+
+    def reset():
+        for alias in ("previous", "challenger", "champion"):
+            if alias in aliases(client, "hpgr"):
+                client.delete_registered_model_alias("hpgr", alias)
+        client.set_registered_model_alias("hpgr", "champion", "1")
+        client.set_registered_model_alias("hpgr", "challenger", "3")
+
+    reset()
+    return reset
+
+
+def config(**gate):
+    cfg = load_config()
+    return cfg.model_copy(update={"gate": cfg.gate.model_copy(update=gate)})
+
+
+GENEROUS = {"metric": "hr@10", "significance": 1.0, "max_slice_fall": 1.0, "guards": {}}
+
+
+def last_move(client):
+    experiment = client.get_experiment_by_name("hpgr").experiment_id
+    runs = client.search_runs([experiment], "tags.`move.alias` = 'champion'")
+    return max(runs, key=lambda run: run.info.start_time)
+
+
+def test_the_first_version_is_champion_by_registration_and_that_is_recorded(client, start):
+    experiment = client.get_experiment_by_name("hpgr").experiment_id
+    (first,) = client.search_runs([experiment], "tags.`move.kind` = 'register'")
+    assert (first.data.tags["move.from"], first.data.tags["move.to"]) == ("none", "1")
+    assert first.info.status == "FINISHED"
+
+
+def test_a_verdict_is_file_tags_and_description(client, start):
+    verdict = judge(config(**GENEROUS))
+    assert (verdict["version"], verdict["champion"]) == (3, 1)
+    version = client.get_model_version("hpgr", "3")
+    assert version.tags["gate.verdict"] == verdict["verdict"]
+    assert version.tags["gate.champion"] == "1"
+    assert as_markdown(verdict) in version.description
+    assert version.description.count("## Gate") == 1
+    assert json.loads(Path("artifacts/gate/verdict.json").read_text()) == verdict
+    stored = {entry.path for entry in client.list_artifacts(version.run_id, "gate")}
+    assert stored == {"gate/verdict.html", "gate/verdict.json"}
+
+
+def test_both_are_scored_on_the_same_queries(start):
+    verdict = judge(config(**GENEROUS))
+    assert {figure["queries"] for figure in verdict["metrics"].values()} == {40}
+
+
+def test_the_same_question_gets_the_same_answer_without_scoring_again(start, monkeypatch):
+    first = judge(config(**GENEROUS))
+    monkeypatch.setattr("hpgr.registry.judge.contest", None)
+    assert judge(config(**GENEROUS)) == first
+
+
+def test_other_rules_are_another_question(client, start):
+    judge(config(**GENEROUS))
+    verdict = judge(config(**{**GENEROUS, "margin": 1000.0}))
+    assert verdict["verdict"] == "refused"
+    description = client.get_model_version("hpgr", "3").description
+    assert description.count("## Gate") == 1
+    assert "**failed**" in description
+
+
+def test_the_champion_is_not_judged(start):
+    verdict = judge(config(), 1)
+    assert verdict["verdict"] == "champion"
+    assert "nothing to compare" in as_markdown(verdict)
+
+
+def test_a_champion_of_another_split_is_no_comparison(client, start):
+    client.set_model_version_tag("hpgr", "1", "split", "global-time")
+    try:
+        verdict = judge(config(**{**GENEROUS, "margin": 0.001}))
+        assert verdict["verdict"] == "refused"
+        assert any("global-time" in reason for reason in verdict["reasons"])
+    finally:
+        client.set_model_version_tag("hpgr", "1", "split", "leave-one-out")
+
+
+def test_a_refused_version_needs_force(client, start):
+    judge(config(**{**GENEROUS, "margin": 1000.0}))
+    with pytest.raises(UserError, match=r"the gate refused version 3: hr@10 gains"):
+        moves.promote(config(), why="I like it")
+    assert aliases(client, "hpgr")["champion"] == 1
+    moves.promote(config(), why="I like it", force=True)
+    assert aliases(client, "hpgr") == {"champion": 3, "previous": 1}
+
+
+def test_a_version_that_was_never_judged_needs_force(start):
+    with pytest.raises(UserError, match="never judged"):
+        moves.promote(config(), 2, why="try it")
+
+
+def test_an_accepted_version_is_promoted_and_the_move_recorded(client, start):
+    client.set_model_version_tag("hpgr", "3", "gate.verdict", "accepted")
+    move = moves.promote(config(), why="better")
+    assert aliases(client, "hpgr") == {"champion": 3, "previous": 1}
+    run = last_move(client)
+    assert run.info.status == "FINISHED"
+    found = {key: run.data.tags[f"move.{key}"] for key in ("from", "to", "why", "by", "at")}
+    assert found == {"from": "1", "to": "3", "why": "better", "by": move.by, "at": move.at}
+    assert client.get_model_version("hpgr", "3").tags["champion.why"] == "better"
+
+
+def test_promoting_the_champion_changes_nothing(client, start):
+    before = last_move(client).info.run_id
+    assert moves.promote(config(), 1, why="").kind == "none"
+    assert last_move(client).info.run_id == before
+
+
+def test_the_way_back_and_no_further(client, start):
+    moves.promote(config(), 3, why="try", force=True)
+    moves.roll_back(config(), why="clicks fell")
+    assert aliases(client, "hpgr") == {"champion": 1, "previous": 3}
+    assert "clicks fell" in client.get_model_version("hpgr", "3").tags["rolled_back"]
+    with pytest.raises(UserError, match=r"previous is version 3, which was rolled back"):
+        moves.roll_back(config(), why="again")
+    client.set_registered_model_alias("hpgr", "challenger", "3")
+    verdict = judge(config(**{**GENEROUS, "margin": 0.002}))
+    assert any("rolled back" in reason for reason in verdict["reasons"])
+    moves.promote(config(), 3, why="the clicks were the season's", force=True)
+    assert "rolled_back" not in client.get_model_version("hpgr", "3").tags
+
+
+def test_without_a_previous_champion_there_is_no_way_back(start):
+    with pytest.raises(UserError, match="no previous champion"):
+        moves.roll_back(config(), why="x")
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_move_without_a_reason_is_refused(client, start, back):
+    client.set_registered_model_alias("hpgr", "previous", "2")
+    with pytest.raises(UserError, match="say why"):
+        moves.move(config(), None, why=" ", back=back, force=True)
+
+
+def test_a_roll_back_names_no_version(start):
+    with pytest.raises(UserError, match="promote it"):
+        moves.move(config(), 2, why="x", back=True, force=False)
+
+
+def test_an_interrupted_move_shows_and_keeps_a_champion(client, start, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(moves, "_point", die)
+    with pytest.raises(KeyboardInterrupt):
+        moves.promote(config(), 3, why="try", force=True)
+    assert last_move(client).info.status == "FAILED"
+    assert aliases(client, "hpgr")["champion"] == 1
+
+
+def test_an_unknown_version_is_told_with_those_that_exist(client, start):
+    with pytest.raises(UserError, match=r"no version 9 of hpgr; it has 1, 2, 3"):
+        get_version(client, "hpgr", 9)
+
+
+def test_a_bundle_in_another_vocabulary_is_read_by_outside_ids(start, tmp_path):
+    """The same items in reversed order: every id of the log finds its own."""
+    log = EventLog.open(Path("artifacts/sessions/arrays"))
+    with bundle_of("hpgr", 1) as bundle:
+        items = pq.read_table(bundle / "items.parquet")
+        names = items["item_id"].to_pylist()
+        reverse = items.set_column(1, "item_id", [names[::-1]])
+        pq.write_table(reverse, bundle / "items.parquet")
+        found = contestant(bundle, log, "cpu")
+    np.testing.assert_array_equal(found.item, [0, 1, *range(log.meta.num_items - 1, 1, -1)])
+
+
+def test_lineage_tells_where_a_version_comes_from(client, start):
+    told = trace(config(), 3)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert f"git checkout {commit}" in told
+    assert "dvc.data          abc.dir" in told
+    assert "profile smoke: model.dim=16" in told
+    assert "dvc pull" in told
+
+
+def test_lineage_restores_files_and_code_as_they_were(project, start, tmp_path, monkeypatch):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(project), str(clone)], check=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow/store/mlflow.db")
+    monkeypatch.chdir(clone)
+    (clone / "params.yaml").write_text((clone / "params.yaml").read_text() + "# mine\n")
+    restore(load_config(), 3)
+    assert (clone / "model.py").read_text() == "WIDTH = 32\n"
+    for name in ("params.yaml", "data.dvc", "dvc.lock"):
+        assert (clone / name).read_text() == (project / name).read_text()
+    restore(load_config(), 3)  # a second time changes nothing
+    assert (clone / "model.py").read_text() == "WIDTH = 32\n"
+
+
+def test_lineage_at_another_commit_says_which(project, start, tmp_path, monkeypatch):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(project), str(clone)], check=True)
+    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    subprocess.run(
+        ["git", *author, "commit", "-qm", "next", "--allow-empty"], cwd=clone, check=True
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow/store/mlflow.db")
+    monkeypatch.chdir(clone)
+    with pytest.raises(UserError, match=r"was made at commit \w{40}.*git checkout"):
+        restore(load_config(), 3)
