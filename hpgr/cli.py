@@ -1,7 +1,7 @@
 """The command line: `hpgr STAGE` for DVC, and what a person asks between runs.
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
-    hpgr fetch NAME, hpgr doctor, hpgr params, hpgr recommend, hpgr result
+    hpgr fetch NAME, hpgr doctor, hpgr incoming PATH, hpgr params, hpgr recommend, hpgr result
 
 A stage takes no arguments: it reads params.yaml and the artifacts of the stages before it
 (docs/artifacts.md). Every mistake of the user is one message on stderr and exit code 2. A stage's
@@ -138,6 +138,21 @@ def doctor(
         print("nothing is wrong with it")
     if any(problem.serious for problem in problems):
         raise typer.Exit(1)
+
+
+@app.command()
+def incoming(path: Annotated[Path, typer.Argument(help="file or folder of new events")]) -> None:
+    """Say whether a batch of new events would be taken in; nothing is written."""
+    from hpgr.data.incoming import examine
+
+    verdict = examine(load_config(), path, evidence=False)
+    if verdict.taken:
+        print(f"{path} is in the log already: {verdict.taken}")
+        return
+    print(verdict.figures())
+    if verdict.reasons:
+        raise UserError(verdict.refusal())
+    print(f"it would be taken in: python -m flows.refresh {path}")
 
 
 @app.command()
