@@ -1,7 +1,7 @@
 """The command line: `hpgr STAGE` for DVC, and what a person asks between runs.
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
-    hpgr fetch NAME, hpgr doctor, hpgr incoming PATH, hpgr params, hpgr recommend, hpgr result
+    hpgr fetch NAME, hpgr doctor, hpgr params, hpgr recommend, hpgr result
 
 A stage takes no arguments: it reads params.yaml and the artifacts of the stages before it
 (docs/artifacts.md). Every mistake of the user is one message on stderr and exit code 2. A stage's
