@@ -92,6 +92,15 @@ def check_data() -> None:
     logger.info("data/ is what %s pins", DATA)
 
 
+def pin_data() -> None:
+    """Have data.dvc pin data/ as it is.
+
+    Raises:
+        StageFailed: DVC could not.
+    """
+    _dvc_output("add", "data")
+
+
 @task(cache_policy=NO_CACHE)
 def run_stage(stage: str) -> str:
     """Reproduce one stage; returns `ran`, `skipped` or `restored`.

@@ -210,6 +210,21 @@ def doctor(
 
 
 @app.command()
+def incoming(path: Annotated[Path, typer.Argument(help="file or folder of new events")]) -> None:
+    """Say whether a batch of new events would be taken in; nothing is written."""
+    from hpgr.data.incoming import examine
+
+    verdict = examine(load_config(), path, evidence=False)
+    if verdict.taken:
+        print(f"{path} is in the log already: {verdict.taken}")
+        return
+    print(verdict.figures())
+    if verdict.reasons:
+        raise UserError(verdict.refusal())
+    print(f"it would be taken in: python -m flows.refresh {path}")
+
+
+@app.command()
 def params() -> None:
     """Print the parameters in force: params.yaml with its profile applied."""
     cfg = load_config()

@@ -206,8 +206,9 @@ class Recommend(Section):
 
 
 class Refresh(Section):
-    """What a batch of new events may look like beside the last accepted one."""
+    """What a batch of new events may look like beside the newest events of the log."""
 
+    reference_events: int = Field(ge=1)
     max_volume_change: float = Field(gt=1)
     max_item_drift: float = Field(ge=0, le=1)
     max_action_drift: float = Field(ge=0, le=1)

@@ -13,78 +13,46 @@ events or the quarantine. The same input gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from hpgr.config import Config
 from hpgr.data.contract import (
-    ACTION,
     CATEGORIES,
-    EVENT_COLUMNS,
     ITEM,
     ROW,
-    TIMESTAMP,
     TITLE,
     USER,
     batch_rules,
-    join_reasons,
-    prepare,
-    row_rules,
-    table_rules,
 )
-from hpgr.data.expectations import Expectations, Tally, failures
+from hpgr.data.expectations import Expectations, failures
+from hpgr.data.findings import digest_of, facts_of, hashes, summary_of, write_reports
 from hpgr.data.formats import RawLog, read_raw
+from hpgr.data.screening import (
+    as_table,
+    bad_rows,
+    breach,
+    check_rows,
+    check_tables,
+    publish,
+)
 from hpgr.data.staging import copies, open_duckdb, stage
-from hpgr.data.validation_report import render
-from hpgr.runtime import UserError, atomic_folder, read_json, sha256_file, write_json, write_text
+from hpgr.runtime import UserError, read_json, write_json
 
 VALIDATED = Path("artifacts/validated")
 REJECTED = Path("artifacts/rejected")
 ACCEPTED = Path("artifacts/accepted/summary.json")
 
-EVENTS_SCHEMA = pa.schema(
-    [(name, pa.int64() if name == TIMESTAMP else pa.string()) for name in EVENT_COLUMNS]
-    + [(ROW, pa.int64())]
-)
-QUARANTINE_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in EVENT_COLUMNS] + [(ROW, pa.int64()), ("reason", pa.string())]
-)
 ITEMS_SCHEMA = pa.schema(
     [(ITEM, pa.string()), (TITLE, pa.string()), (CATEGORIES, pa.list_(pa.string()))]
 )
-EXAMPLES_PER_REASON = 5
-HISTOGRAM_BINS = 60
-ACTIONS_SHOWN = 12
-
-
-@dataclass
-class Counts:
-    """What passing the rows through the rules found."""
-
-    rows: int = 0
-    quarantined: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-    @property
-    def accepted(self) -> int:
-        """Rows that went on."""
-        return self.rows - self.quarantined
 
 
 def validate(cfg: Config) -> None:
@@ -94,7 +62,7 @@ def validate(cfg: Config) -> None:
         UserError: the raw folder cannot be read, or the batch breaks a limit of `cfg.validate_`.
     """
     raw = read_raw(cfg.data, cfg.validate_.chunk_rows)
-    inputs = {path.name: sha256_file(path) for path in raw.files}
+    inputs = hashes(raw.files, cfg.data.path)
     source = f"{cfg.data.format} {raw.files[0].as_posix()}"
     previous = _last_accepted(source, inputs)
     expectations = Expectations()
@@ -104,85 +72,49 @@ def validate(cfg: Config) -> None:
         out.mkdir()
         staged = Path(scratch) / "staged.parquet"
         stage(raw.events, staged)
-        _check_tables(raw, expectations)
-        counts = _check_rows(cfg, staged, raw.items, expectations, out)
+        check_tables(raw, expectations)
+        counts = check_rows(
+            cfg.validate_,
+            staged,
+            copies(staged),
+            files=[part.events.relative_to(cfg.data.path).as_posix() for part in raw.parts],
+            items=raw.items,
+            expectations=expectations,
+            out=out,
+        )
         _write_tables(raw, out)
-        facts = _facts(out, scratch)
-        if raw.users is None:
-            facts["users_without_features"] = None
-        summary = _summary(cfg, inputs, counts, facts, previous)
+        facts = facts_of(out / "events.parquet")
+        summary = {
+            **summary_of(cfg.data.path, cfg.data.format, inputs, counts, facts),
+            "users_without_features": None if raw.users is None else _users_without_features(out),
+            "last_accepted": previous,
+            "volume_change": (
+                None if previous is None else counts.accepted / max(previous["accepted"], 1) - 1
+            ),
+        }
         _check_batch(cfg, summary, expectations)
         broken = failures(expectations, rows="events")
-        _write_reports(out, summary, counts, facts, expectations, broken)
-        _publish(out, REJECTED if broken else VALIDATED, keep_tables=not broken)
+        write_reports(out, summary, counts, facts, expectations, broken)
+        publish(out, REJECTED if broken else VALIDATED, keep_tables=not broken)
     if broken:
-        raise UserError(_refusal(cfg, counts, broken, expectations.tallies["events"]))
+        raise UserError(
+            "\n".join(
+                [
+                    f"{cfg.data.path} is refused, nothing was written to {VALIDATED}:",
+                    *(f"  {breach(tally)}" for tally in broken),
+                    *bad_rows(counts, expectations.tallies["events"]),
+                    f"See {REJECTED / 'report.html'} and {REJECTED / 'quarantine.parquet'}.",
+                ]
+            )
+        )
     shutil.rmtree(REJECTED, ignore_errors=True)
     _remember(source, inputs, summary)
     print(
         f"{cfg.data.path}: {counts.accepted:,} of {counts.rows:,} rows accepted, "
-        f"{counts.quarantined:,} quarantined; see {VALIDATED / 'report.html'}"
+        f"{counts.quarantined:,} quarantined"
+        + (f", {counts.repeated:,} were in an earlier batch" if counts.repeated else "")
+        + f"; see {VALIDATED / 'report.html'}"
     )
-
-
-def _check_tables(raw: RawLog, expectations: Expectations) -> None:
-    for name, table, key in (("items", raw.items, ITEM), ("users", raw.users, USER)):
-        if table is not None:
-            expectations.add(name, table_rules(key))
-            expectations.check(name, table[[key]])
-
-
-def _check_rows(
-    cfg: Config,
-    staged: Path,
-    items: pd.DataFrame | None,
-    expectations: Expectations,
-    out: Path,
-) -> Counts:
-    """Send each staged row to the events or, with its reasons, to the quarantine."""
-    rules = row_rules(cfg.validate_)
-    expectations.add("events", rules)
-    repeated = copies(staged)
-    known = None if items is None else pd.Index(items[ITEM].dropna().unique())
-    now = int(time.time())
-    counts = Counts()
-    with (
-        pq.ParquetFile(staged) as file,
-        pq.ParquetWriter(out / "events.parquet", EVENTS_SCHEMA) as events,
-        pq.ParquetWriter(out / "quarantine.parquet", QUARANTINE_SCHEMA) as quarantine,
-    ):
-        batches = file.iter_batches(cfg.validate_.chunk_rows)
-        for batch in tqdm(batches, desc="check", unit="chunk", disable=None):
-            chunk = batch.to_pandas()
-            chunk = prepare(chunk, now=now, copies=repeated, known_items=known)
-            found = expectations.check("events", chunk)
-            reason = join_reasons(found, rules, len(chunk))
-            bad = reason != ""
-            kept = chunk[~bad].assign(timestamp=chunk.loc[~bad, "seconds"].astype(np.int64))
-            events.write_table(_as(kept, EVENTS_SCHEMA))
-            refused = chunk[bad].assign(reason=reason[bad])
-            quarantine.write_table(_as(refused, QUARANTINE_SCHEMA))
-            counts.rows += len(chunk)
-            counts.quarantined += len(refused)
-            _note(counts, refused, found, chunk)
-    if counts.rows == 0:
-        raise UserError(f"{cfg.data.path} has no rows: expected one event a row")
-    return counts
-
-
-def _as(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False)
-
-
-def _note(
-    counts: Counts, refused: pd.DataFrame, found: dict[str, np.ndarray], chunk: pd.DataFrame
-) -> None:
-    for name, rows in found.items():
-        counts.reasons[name] += len(rows)
-        examples = counts.examples.setdefault(name, [])
-        room = EXAMPLES_PER_REASON - len(examples)
-        shown = chunk.iloc[rows[:room]][[ROW, *EVENT_COLUMNS]]
-        examples += shown.astype(object).where(shown.notna(), None).to_dict("records")
 
 
 def _write_tables(raw: RawLog, out: Path) -> None:
@@ -197,88 +129,19 @@ def _write_tables(raw: RawLog, out: Path) -> None:
         if users is None:
             users = connection.execute(distinct.format(USER), [events]).df()
     items = items.assign(title=items[TITLE].fillna(items[ITEM]))
-    pq.write_table(_as(items, ITEMS_SCHEMA), out / "items.parquet")
+    pq.write_table(as_table(items, ITEMS_SCHEMA), out / "items.parquet")
     text = pa.schema([(name, pa.string()) for name in users.columns])
-    pq.write_table(_as(users, text), out / "users.parquet")
+    pq.write_table(as_table(users, text), out / "users.parquet")
 
 
-def _facts(out: Path, scratch: str) -> dict[str, Any]:
-    """Figures of the accepted events, by DuckDB over the written files."""
+def _users_without_features(out: Path) -> int:
     events, users = str(out / "events.parquet"), str(out / "users.parquet")
-    with open_duckdb(scratch) as connection:
-
-        def query(sql: str, *files: str) -> list[tuple[Any, ...]]:
-            return connection.execute(sql, list(files)).fetchall()
-
-        num_users, num_items, first, last = query(
-            f"SELECT count(DISTINCT {USER}), count(DISTINCT {ITEM}), min({TIMESTAMP}), "
-            f"max({TIMESTAMP}) FROM read_parquet(?)",
-            events,
-        )[0]
-        if first is None:
-            first = last = 0
-        width = (last - first) / HISTOGRAM_BINS or 1.0
-        bins = dict(
-            query(
-                f"SELECT least(floor(({TIMESTAMP} - {first}) / {width}), {HISTOGRAM_BINS - 1}), "
-                "count(*) FROM read_parquet(?) GROUP BY 1",
-                events,
-            )
-        )
-        return {
-            "users": num_users,
-            "items": num_items,
-            "first": first,
-            "last": last,
-            "users_without_features": query(
-                f"SELECT count(DISTINCT {USER}) FROM read_parquet(?) "
-                f"WHERE {USER} NOT IN (SELECT {USER} FROM read_parquet(?) WHERE {USER} NOTNULL)",
-                events,
-                users,
-            )[0][0],
-            "histogram": [bins.get(float(n), 0) for n in range(HISTOGRAM_BINS)],
-            "actions": query(
-                f"SELECT {ACTION}, count(*) AS n FROM read_parquet(?) "
-                f"GROUP BY 1 ORDER BY n DESC, 1 LIMIT {ACTIONS_SHOWN}",
-                events,
-            ),
-        }
-
-
-def _summary(
-    cfg: Config,
-    inputs: dict[str, str],
-    counts: Counts,
-    facts: dict[str, Any],
-    previous: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """What summary.json says: nothing in it depends on when the stage ran."""
-    order = [rule.name for rule in row_rules(cfg.validate_)]
-    return {
-        "path": cfg.data.path.as_posix(),
-        "format": cfg.data.format,
-        "inputs": inputs,
-        "rows": counts.rows,
-        "accepted": counts.accepted,
-        "quarantined": counts.quarantined,
-        "quarantined_share": counts.quarantined / counts.rows,
-        "reasons": {name: counts.reasons[name] for name in order if counts.reasons[name]},
-        "users": facts["users"],
-        "items": facts["items"],
-        "users_without_features": facts["users_without_features"],
-        "first_event": _iso(facts["first"]),
-        "last_event": _iso(facts["last"]),
-        "first_timestamp": facts["first"],
-        "last_timestamp": facts["last"],
-        "last_accepted": previous,
-        "volume_change": (
-            None if previous is None else counts.accepted / max(previous["accepted"], 1) - 1
-        ),
-    }
-
-
-def _iso(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    with open_duckdb(out.parent) as connection:
+        return connection.execute(
+            f"SELECT count(DISTINCT {USER}) FROM read_parquet(?) "
+            f"WHERE {USER} NOT IN (SELECT {USER} FROM read_parquet(?) WHERE {USER} NOTNULL)",
+            [events, users],
+        ).fetchall()[0][0]
 
 
 def _check_batch(cfg: Config, summary: dict[str, Any], expectations: Expectations) -> None:
@@ -297,68 +160,6 @@ def _check_batch(cfg: Config, summary: dict[str, Any], expectations: Expectation
     expectations.check("batch", pd.DataFrame([facts]).astype("float64"))
 
 
-def _write_reports(
-    out: Path,
-    summary: dict[str, Any],
-    counts: Counts,
-    facts: dict[str, Any],
-    expectations: Expectations,
-    broken: Sequence[Tally],
-) -> None:
-    write_json(out / "summary.json", summary)
-    html = render(
-        summary,
-        tallies=expectations.tallies,
-        broken=broken,
-        examples=counts.examples,
-        histogram=facts["histogram"],
-        actions=facts["actions"],
-    )
-    write_text(out / "report.html", html)
-    expectations.write_docs(
-        out / "data_docs",
-        run_name=_digest(summary["inputs"])[:12],
-        run_time=datetime.fromtimestamp(summary["last_timestamp"], UTC),
-    )
-
-
-def _publish(out: Path, target: Path, *, keep_tables: bool) -> None:
-    """Move the outputs to `target`; a refused batch leaves no tables for a later stage to read."""
-    if not keep_tables:
-        for name in ("events.parquet", "items.parquet", "users.parquet"):
-            (out / name).unlink()
-    with atomic_folder(target) as folder:
-        for path in out.iterdir():
-            path.replace(folder / path.name)
-
-
-def _refusal(
-    cfg: Config, counts: Counts, broken: Sequence[Tally], row_tallies: Sequence[Tally]
-) -> str:
-    lines = [f"{cfg.data.path} is refused, nothing was written to {VALIDATED}:"]
-    for tally in broken:
-        found = tally.examples[0] if tally.examples else f"{tally.broken:,} rows"
-        rule = tally.rule
-        lines.append(f"  {rule.name}: found {_short(found)}, expected {rule.expected}; {rule.cure}")
-    if counts.quarantined:
-        share = counts.quarantined / counts.rows
-        lines.append(f"{counts.quarantined:,} of {counts.rows:,} rows ({share:.1%}) are bad:")
-        for tally in row_tallies:
-            if tally.broken:
-                lines.append(f"  {tally.broken:,} x {tally.rule.name}; {tally.rule.cure}")
-    lines.append(f"See {REJECTED / 'report.html'} and {REJECTED / 'quarantine.parquet'}.")
-    return "\n".join(lines)
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else repr(value)
-
-
-def _digest(inputs: dict[str, str]) -> str:
-    """One hash for all input files."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
 def _history() -> dict[str, list[dict[str, Any]]]:
     return read_json(ACCEPTED) if ACCEPTED.exists() else {}
 
@@ -371,7 +172,7 @@ def _last_accepted(source: str, inputs: dict[str, str]) -> dict[str, Any] | None
     """
     history = _history().get(source, [])
     digests = [batch["digest"] for batch in history]
-    digest = _digest(inputs)
+    digest = digest_of(inputs)
     before = history[: digests.index(digest)] if digest in digests else history
     return before[-1] if before else None
 
@@ -379,7 +180,7 @@ def _last_accepted(source: str, inputs: dict[str, str]) -> dict[str, Any] | None
 def _remember(source: str, inputs: dict[str, str], summary: dict[str, Any]) -> None:
     history = _history()
     batches = history.setdefault(source, [])
-    digest = _digest(inputs)
+    digest = digest_of(inputs)
     if digest not in [batch["digest"] for batch in batches]:
         kept = ("accepted", "first_timestamp", "last_timestamp")
         batches.append({"digest": digest} | {name: summary[name] for name in kept})
