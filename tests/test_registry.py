@@ -23,7 +23,8 @@ from hpgr.registry.bundle import content_hashes, write_bundle
 from hpgr.registry.register import content_key, register
 from hpgr.registry.resources import COLUMNS
 from hpgr.runtime import UserError, write_json
-from hpgr.serving.recommender import Recommender, Request
+from hpgr.serving.recommender import Recommender
+from hpgr.serving.request import Request
 
 ROOT = Path(__file__).parents[1]
 METRICS = {"R1": {"hpgr": {"hr@10": 0.5, "mrr": 0.25}, "counts": {"queries": 40}}}
