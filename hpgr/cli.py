@@ -172,6 +172,15 @@ def recommend(
     recommend(load_config(), user=user, history=history, at=at, k=k, source=source)
 
 
+@app.command("recommend-all")
+def recommend_all() -> None:
+    """Answer every user of the log with the champion, into Parquet; continues after a stop."""
+    from hpgr.serving.batch import recommend_all
+
+    _enter_stage()
+    recommend_all(load_config())
+
+
 @app.command()
 def serve() -> None:
     """Answer histories over HTTP with the registry's champion, and follow its promotions."""

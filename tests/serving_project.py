@@ -23,6 +23,7 @@ from hpgr.runtime import TELEMETRY_OFF, write_json
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
+EVENT_COLUMNS = ("item", "timestamp", "action", "label", "session", "split")
 
 
 def make_project(folder: Path, *, seed: int = 0) -> None:
@@ -40,11 +41,18 @@ def make_project(folder: Path, *, seed: int = 0) -> None:
     counts = np.bincount(log.item[log.split == TRAIN], minlength=log.meta.num_items)[FIRST_ITEM:]
     if "train_events" in items.column_names:
         items = items.drop_columns(["train_events"])
-    pq.write_table(items.append_column("train_events", pa.array(counts)), sessions / "items.parquet")
+    pq.write_table(
+        items.append_column("train_events", pa.array(counts)), sessions / "items.parquet"
+    )
+    events = {name: np.asarray(getattr(log, name)) for name in EVENT_COLUMNS}
+    events["user"] = log.user_of_event().astype(np.int32)
+    events["position"] = np.arange(log.meta.num_events) - log.user_offsets[events["user"]]
+    pq.write_table(pa.table(events), sessions / "events.parquet")
     users = {"user": pa.array(range(log.meta.num_users), pa.int32())}
     users["user_id"] = [f"user{u}" for u in range(log.meta.num_users)]
     pq.write_table(pa.table(users), sessions / "users.parquet")
     finetune = folder / "artifacts" / "finetune"
+    torch.manual_seed(seed)
     write_network(finetune, log, load_config(folder / "params.yaml"))
     vary_weights(finetune, seed)
     evaluation = folder / "artifacts" / "evaluation"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -164,13 +165,12 @@ class Recommender:
         best = self.best(histories, k=k, eligible=eligible)
         drivers = self._drivers(newest(histories, self.serving.max_history))
         answers = []
-        for q, (low, high) in enumerate(zip(histories.offsets, histories.offsets[1:], strict=False)):
+        for q, (low, high) in enumerate(pairwise(histories.offsets)):
+            places = zip(best.item[q], best.score[q], best.similarity[q], strict=True)
             items = [
                 Recommended(*self.names[int(item)], _known(score), _known(similarity))
-                for item, score, similarity in zip(
-                    best.item[q], best.score[q], best.similarity[q], strict=True
-                )
-                if item >= 0
+                for item, score, similarity in places
+                if item >= FIRST_ITEM
             ]
             source = NEAREST if high > low else POPULAR
             unknown = int((histories.item[low:high] == UNKNOWN).sum())

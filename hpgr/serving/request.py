@@ -51,7 +51,9 @@ def encode(
         UserError: a request has no time, columns of unequal length, a time that is not in seconds
             or an event after its time; the message names the request.
     """
-    rows = [_encode(request, number, item, action, gap_s) for number, request in enumerate(requests)]
+    rows = [
+        _encode(request, number, item, action, gap_s) for number, request in enumerate(requests)
+    ]
     items, actions, timestamp, session = (
         np.concatenate(column) for column in zip(*rows, strict=True)
     )

@@ -1,6 +1,6 @@
 """`hpgr serve`: the champion behind HTTP, and a page on which a person asks it.
 
-    POST /recommend   histories and a time in, items and what drove them out (hpgr/serving/schema.py)
+    POST /recommend   histories and a time in, items and what drove them out (schema.py)
     GET /             the page; GET /items?q=... is its title search
     GET /ready        which version answers; 503 while there is none
     GET /health       the process lives
@@ -91,7 +91,9 @@ def bind(host: str, port: int) -> socket.socket:
         UserError: with the cure.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         listening = socket.socket(family, kind, protocol)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -151,7 +153,9 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
         names = served().recommender.names.values()
         wanted = q.strip().casefold()
         found = [(i, t) for i, t in names if wanted in t.casefold() or wanted == i.casefold()]
-        found.sort(key=lambda item: (item[0] != q.strip(), not item[1].casefold().startswith(wanted)))
+        found.sort(
+            key=lambda item: (item[0] != q.strip(), not item[1].casefold().startswith(wanted))
+        )
         return [Title(item_id=item_id, title=title) for item_id, title in found[:SHOWN_TITLES]]
 
     @app.get("/health")
@@ -198,9 +202,7 @@ def check_size(question: Question, limits: Serve) -> None:
                 f"{limits.max_events} (serve.max_events): send the newest ones",
             )
     if question.k is not None and question.k > limits.max_k:
-        raise HTTPException(
-            422, f"k is {question.k}, expected 1 to {limits.max_k} (serve.max_k)"
-        )
+        raise HTTPException(422, f"k is {question.k}, expected 1 to {limits.max_k} (serve.max_k)")
 
 
 class BodyLimit:
