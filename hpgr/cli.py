@@ -1,8 +1,8 @@
 """The command line: `hpgr STAGE` for DVC, and what a person asks between runs.
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
-    hpgr gate, hpgr promote, hpgr lineage VERSION, hpgr base, hpgr monitor
-    hpgr fetch NAME, hpgr doctor, hpgr params, hpgr recommend, hpgr result
+    hpgr gate | promote | lineage VERSION | base | monitor
+    hpgr fetch NAME | doctor | params | recommend | recommend-all | serve | result
 
 A stage takes no arguments: it reads params.yaml and the artifacts of the stages before it
 (docs/artifacts.md). Every mistake of the user is one message on stderr and exit code 2. A stage's
@@ -254,6 +254,23 @@ def recommend(
     from hpgr.serving.answer import recommend
 
     recommend(load_config(), user=user, history=history, at=at, k=k, source=source)
+
+
+@app.command("recommend-all")
+def recommend_all() -> None:
+    """Answer every user of the log with the champion, into Parquet; continues after a stop."""
+    from hpgr.serving.batch import recommend_all
+
+    _enter_stage()
+    recommend_all(load_config())
+
+
+@app.command()
+def serve() -> None:
+    """Answer histories over HTTP with the registry's champion, and follow its promotions."""
+    from hpgr.serving.server import serve
+
+    serve(load_config())
 
 
 @app.command()

@@ -6,6 +6,7 @@ is one clear error that names the key. Reads: params.yaml. Writes: nothing.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -192,6 +193,7 @@ class Serve(Section):
     max_k: int = Field(ge=1)
     max_events: int = Field(ge=1)
     max_requests: int = Field(ge=1)
+    max_body_mb: float = Field(gt=0)
     reload_s: float = Field(gt=0)
 
 
@@ -199,7 +201,7 @@ class Recommend(Section):
     """Batch scoring of all users."""
 
     k: int = Field(ge=1)
-    at: str | int | None
+    at: str | int | datetime | None
     chunk_users: int = Field(ge=1)
     allow: Path | None
     deny: Path | None

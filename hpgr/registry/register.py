@@ -140,10 +140,12 @@ def _signature() -> Any:
     return ModelSignature(
         inputs=Schema(
             [
-                ColSpec(number, "request_time"),
+                # Optional for MLflow, so that a request without it gets our reason.
+                ColSpec(number, "request_time", required=False),
                 ColSpec(Array(text), "item_ids"),
                 ColSpec(Array(number), "timestamps"),
                 ColSpec(Array(text), "actions", required=False),
+                ColSpec(Array(text), "session_ids", required=False),
             ]
         ),
         outputs=Schema(
@@ -154,6 +156,7 @@ def _signature() -> Any:
                 ColSpec(text, "title"),
                 ColSpec(real, "score"),
                 ColSpec(real, "similarity"),
+                ColSpec(text, "source"),
                 ColSpec(Array(text), "because"),
             ]
         ),
