@@ -18,9 +18,10 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.faults import StageFailed
 from flows.launch import add_overrides, launch, read_overrides
 from flows.params import set_params
-from flows.stages import StageFailed, as_task, check_data, pin_data
+from flows.stages import check_data, pin_data, reproduce
 from flows.train import pipeline
 from hpgr.config import load_config
 from hpgr.data import ledger
@@ -56,7 +57,7 @@ def refresh(
     with ledger.one_at_a_time():
         settle()
         check_data()
-        as_task("validate")("validate")  # what the batch is compared with
+        reproduce("validate")  # what the batch is compared with
         verdict = judge(incoming)
         if not verdict.taken:
             take_in(verdict)
@@ -131,11 +132,11 @@ def take_in(verdict: Verdict) -> None:
         ledger.undo(data)
         raise
     try:
-        as_task("validate")("validate")
+        reproduce("validate")
     except Exception as error:
         ledger.undo(data, reason=str(error))
         get_run_logger().warning("%s is taken out again", verdict.record["source"])
-        as_task("validate")("validate")  # brings back what DVC deleted before the stage ran
+        reproduce("validate")  # brings back what DVC deleted before the stage ran
         raise StageFailed(
             f"{verdict.record['source']} is refused, the log stays as it is: with it, {error}"
         ) from error

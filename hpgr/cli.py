@@ -74,11 +74,17 @@ def _enter_stage() -> None:
     """What every stage's process needs: live output, a clean end on SIGTERM and with its parent."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _leave)
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
         # A killed DVC must not leave a stage that goes on writing the outputs of the next run.
         # Not for a stage started by hand, which may outlive its shell.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _leave(*_: object) -> NoReturn:
+    """Exit on SIGTERM; a second one, from a dying parent, must not cut off the cleaning up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _add_stage(name: str, summary: str) -> None:

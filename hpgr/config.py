@@ -184,6 +184,15 @@ class Gate(Section):
     promotes: bool
 
 
+class Orchestrate(Section):
+    """How Prefect runs the stages."""
+
+    retries: int = Field(ge=0)
+    retry_delay_s: float = Field(ge=0)
+    stage_timeout_s: float | None = Field(gt=0)
+    remote: dict[str, str]
+
+
 class Serve(Section):
     """The HTTP server."""
 
@@ -241,6 +250,7 @@ class Config(Section):
     evaluate: Evaluate
     register_: Register = Field(alias="register")
     gate: Gate
+    orchestrate: Orchestrate
     serve: Serve
     recommend: Recommend
     refresh: Refresh
