@@ -49,7 +49,16 @@ class RecommenderModel(PythonModel):
         """
         try:
             asked = [_request(row, n) for n, row in enumerate(model_input.to_dict("records"))]
-            answers = self.recommender.recommend(asked, k=int((params or {})["k"]))
+            if not asked:
+                raise UserError(
+                    "found no request, expected rows with the columns "
+                    f"{', '.join(Asked.model_fields)} as dataframe_records, dataframe_split or "
+                    "inputs (a list)"
+                )
+            k = (params or {}).get("k")
+            if k is None:
+                raise UserError("k is null, expected the number of items to return")
+            answers = self.recommender.recommend(asked, k=k)
         except UserError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         rows = [
