@@ -174,6 +174,14 @@ def base(
         fill_base(load_config(), version)
 
 
+@app.command(rich_help_panel="Registry")
+def monitor() -> None:
+    """Judge data and champion by the thresholds; a breach is told and no failure."""
+    from hpgr.registry import monitor
+
+    print(monitor.told(monitor.monitor(load_config())))
+
+
 @app.command()
 def fetch(
     name: Annotated[
