@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from test_registry import write_network, write_tables
 
 from hpgr.config import load_config
-from hpgr.data.log import FIRST_ITEM, TRAIN
 from hpgr.registry.register import register
 from hpgr.registry.tracking import connect
 from hpgr.runtime import TELEMETRY_OFF, write_json
@@ -37,13 +36,6 @@ def make_project(folder: Path, *, seed: int = 0) -> None:
     sessions = folder / "artifacts" / "sessions"
     write_arrays(log, sessions / "arrays")
     write_tables(sessions, log)
-    items = pq.read_table(sessions / "items.parquet")
-    counts = np.bincount(log.item[log.split == TRAIN], minlength=log.meta.num_items)[FIRST_ITEM:]
-    if "train_events" in items.column_names:
-        items = items.drop_columns(["train_events"])
-    pq.write_table(
-        items.append_column("train_events", pa.array(counts)), sessions / "items.parquet"
-    )
     events = {name: np.asarray(getattr(log, name)) for name in EVENT_COLUMNS}
     events["user"] = log.user_of_event().astype(np.int32)
     events["position"] = np.arange(log.meta.num_events) - log.user_offsets[events["user"]]

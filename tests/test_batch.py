@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect import get_client
+from prefect.testing.utilities import prefect_test_harness
 from serving_project import PYTHON, environment, promote, register_another
 
 from hpgr.config import ConfigError, load_config

@@ -15,7 +15,7 @@ from evaluation_log import random_log, write_arrays
 from safetensors.torch import save_file
 
 from hpgr.config import load_config
-from hpgr.data.log import FIRST_ITEM
+from hpgr.data.log import FIRST_ITEM, TRAIN
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.scoring import build
 from hpgr.registry import lineage, tracking
@@ -61,6 +61,8 @@ def write_tables(folder, log):
     ids = range(FIRST_ITEM, log.meta.num_items)
     titles = [f"Title {i}" for i in ids]
     items = {"item": pa.array(ids, pa.int32()), "item_id": [f"id{i}" for i in ids], "title": titles}
+    counts = np.bincount(log.item[log.split == TRAIN], minlength=log.meta.num_items)
+    items["train_events"] = counts[FIRST_ITEM:]
     pq.write_table(pa.table(items), folder / "items.parquet")
     actions = {"action": pa.array([1, 2], pa.int16()), "name": ["1", "5"]}
     pq.write_table(pa.table(actions), folder / "actions.parquet")
@@ -182,7 +184,7 @@ def test_the_served_version_answers_like_the_artifacts(registered, client, tmp_p
 def test_the_served_version_refuses_events_after_the_request(registered, client):
     model = mlflow.pyfunc.load_model("models:/hpgr@champion")
     frame = pd.DataFrame([{"request_time": 50, "item_ids": ["id3"], "timestamps": [100]}])
-    with pytest.raises(UserError, match="after the request time"):
+    with pytest.raises(mlflow.exceptions.MlflowException, match="after the request time"):
         model.predict(frame)
 
 
