@@ -61,7 +61,9 @@ def refresh(
         verdict = judge(incoming)
         if not verdict.taken:
             take_in(verdict)
-        start_from_champion()
+        if ledger.TAKING.is_file():  # new events came in: this time, or before an interruption
+            start_from_champion()
+            ledger.finish()
         return pipeline()
 
 
@@ -126,6 +128,8 @@ def take_in(verdict: Verdict) -> None:
         StageFailed: DVC failed, or the validate stage refuses the log with this batch.
     """
     data = load_config().data
+    if ledger.TAKING.is_file():  # an earlier batch is in, but no training began on it
+        ledger.finish()
     try:
         place(verdict)
     except Exception:
@@ -140,7 +144,7 @@ def take_in(verdict: Verdict) -> None:
         raise StageFailed(
             f"{verdict.record['source']} is refused, the log stays as it is: with it, {error}"
         ) from error
-    ledger.finish()
+    ledger.note()
 
 
 @task(name="take in", task_run_name="take in", cache_policy=NO_CACHE)
