@@ -93,6 +93,7 @@ class Project:
     folder: Path
     prefect_port: int
     mlflow_port: int
+    current: Any = None  # the run that works now
 
     @property
     def api(self) -> str:
@@ -198,17 +199,21 @@ class Project:
             return "\n".join(entry.message for entry in client.read_logs(wanted, limit=200))
 
     def begun(self, run) -> int:
-        """The step at which the stage began in this run."""
-        return int(re.findall(r"begins at step (\d+)", self.log(run))[-1])
+        """Wait until the run's log says at which step the stage began."""
+        found = until(
+            lambda: re.findall(r"begins at step (\d+)", self.log(run)), "the stage begins"
+        )
+        return int(found[-1])
+
+    def is_working(self, run) -> bool:
+        return self.state(run).is_running() and bool(self.process("slow.py"))
 
     def registered(self) -> dict[str, Any]:
         return json.loads((self.folder / "artifacts/registered.json").read_text())
 
-    def new_turn(self, hold: bool) -> None:
-        """Make `slow` outdated, and have it wait for `release` or not."""
+    def new_turn(self) -> None:
+        """Make `slow` outdated; it ends by itself unless `hold` is there."""
         (self.folder / "turn.txt").write_text(str(time.time_ns()))
-        if hold:
-            (self.folder / "hold").touch()
 
     def release(self) -> None:
         (self.folder / "hold").unlink(missing_ok=True)
@@ -226,11 +231,11 @@ class Project:
         return until(self.step, "the stage works")
 
     def leftovers(self) -> list[str]:
-        """Half-written things: temporary siblings, and a lock that is still held."""
-        found = [str(p) for p in (self.folder / "artifacts").rglob(".*") if ".git" not in p.name]
+        """Half-written files, and entries of DVC's lock that no living process holds."""
+        found = [str(p) for p in (self.folder / "artifacts").rglob(".*") if p.name != ".gitignore"]
         rwlock = self.folder / ".dvc/tmp/rwlock"
-        held = rwlock.read_text().strip() if rwlock.is_file() else ""
-        return found + ([held] if held not in ("", "{}") else [])
+        holders = re.findall(r'"pid": (\d+)', rwlock.read_text()) if rwlock.is_file() else []
+        return found + [pid for pid in holders if not psutil.pid_exists(int(pid))]
 
 
 def _cmdline(process: psutil.Process) -> list[str]:

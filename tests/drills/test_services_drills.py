@@ -2,6 +2,7 @@
 
 One set of servers for the whole file. Every drill ends in the same checks: nothing of the run
 lives, no lock is left, nothing half-written, and the next run goes on from the last checkpoint.
+That next run is what the drill after it disturbs; a drill that finds none starts one.
 """
 
 import subprocess
@@ -29,115 +30,129 @@ def project(tmp_path_factory):
     assert not made.processes()
 
 
-@pytest.fixture(autouse=True)
-def nothing_runs(project):
-    yield
-    project.release()
-
-
 def kill(*processes):
     for process in processes:
         process.kill()
     psutil.wait_procs(processes, timeout=10)
 
 
-def begin(project, **overrides):
-    """A run whose stage works and will not end by itself; returns it and the stage's step."""
-    project.new_turn(hold=True)
-    run = project.start(**overrides)
-    return run, project.works()
+@pytest.fixture
+def run(project):
+    """A run whose stage works and will not end by itself: the one before's successor, or a new."""
+    (project.folder / "hold").touch()
+    if project.current is None or not project.is_working(project.current):
+        project.new_turn()
+        project.current = project.start()
+    project.works()
+    return project.current
 
 
-def nothing_is_left(project):
+def gone_and_succeeded(project, step):
+    """Nothing is left of the ended run; the next one goes on at its last checkpoint."""
     until(lambda: not project.run_processes(), "the run's processes end", 30)
+    project.current = project.start()
+    assert project.begun(project.current) >= step > 0
+    assert not project.leftovers()
+    assert "stage first: skipped" in project.log(project.current)
+
+
+def completes(project, run):
+    project.release()
+    project.ends(run, "Completed")
+    project.current = None
     assert not project.leftovers()
 
 
-def next_run_goes_on(project, step):
-    """The next run continues at `step` or later, and completes."""
-    project.release()
-    run = project.start()
-    project.ends(run, "Completed")
-    assert project.begun(run) >= step > 0
-    assert "stage first: skipped" in project.log(run)
-    nothing_is_left(project)
-
-
-def test_a_run_passes_and_registers_once(project):
-    project.new_turn(hold=False)
-    first, second = project.start(), project.start()
-    project.ends(first, "Completed")
-    project.ends(second, "Completed")
-    assert "stage slow: ran" in project.log(first)
-    assert "stage slow: skipped" in project.log(second)
-    registered = project.registered()
-    assert (registered["version"], registered["new"]) == (1, False)
-
-
-def test_a_second_run_waits_for_the_first(project):
-    run, _ = begin(project)
+def test_a_second_run_waits_for_the_first(project, run):
     second = project.start()
     until(lambda: project.state(second).name in ("Late", "AwaitingConcurrencySlot"), "it waits", 60)
     assert project.state(run).is_running()
-    project.release()
-    project.ends(run, "Completed")
-    project.ends(second, "Completed")
+    completes(project, run)
+    completes(project, second)
+    assert "stage slow: ran" in project.log(run)
     assert "stage slow: skipped" in project.log(second)
+    assert (project.registered()["version"], project.registered()["new"]) == (1, False)
 
 
-def test_cancel_ends_the_stage_with_a_checkpoint(project):
-    run, step = begin(project)
+def test_cancel_ends_the_stage_with_a_checkpoint(project, run):
+    step = project.step()
     with project.client as client:
         client.set_flow_run_state(run.id, Cancelling())
     project.ends(run, "Cancelled")
-    nothing_is_left(project)
-    next_run_goes_on(project, step)
+    gone_and_succeeded(project, step)
 
 
-def test_a_time_out_ends_the_stage_and_says_what_to_do(project):
-    run, step = begin(project, orchestrate__stage_timeout_s=8)
-    state = project.ends(run, "Failed")
-    assert "took longer than orchestrate.stage_timeout_s (8 s)" in state.message
-    assert "run the flow again" in state.message
-    nothing_is_left(project)
-    project.release()
-    again = project.start(orchestrate__stage_timeout_s=None)
-    project.ends(again, "Completed")
-    assert project.begun(again) >= step
-
-
-def test_a_killed_flow_is_crashed_and_its_stage_stops(project):
-    run, step = begin(project)
+def test_a_killed_flow_is_crashed_and_its_stage_stops(project, run):
+    step = project.step()
     kill(project.process("prefect.engine"))
     assert "-9" in project.ends(run, "Crashed").message
-    nothing_is_left(project)
-    next_run_goes_on(project, step)
+    gone_and_succeeded(project, step)
 
 
-def test_a_killed_worker_comes_back_and_ends_what_its_predecessor_began(project):
-    run, step = begin(project)
+def test_a_killed_worker_comes_back_and_ends_what_its_predecessor_began(project, run):
+    step = project.step()
     kill(project.process("worker start"))
     message = project.ends(run, "Crashed").message
     assert "The worker of pool local is gone" in message
     assert "Run it again" in message
-    nothing_is_left(project)
-    next_run_goes_on(project, step)
+    gone_and_succeeded(project, step)
 
 
-def test_a_killed_prefect_server_comes_back_and_the_run_goes_on(project):
-    run, _ = begin(project)
+def test_everything_killed_at_once(project, run):
+    step = project.step()
+    kill(*project.processes())
+    project.services("up")
+    assert "The worker of pool local is gone" in project.ends(run, "Crashed").message
+    gone_and_succeeded(project, step)
+
+
+def test_down_stops_a_running_flow_with_its_checkpoint(project, run):
+    step = project.step()
+    assert "everything is down" in project.services("down").stdout
+    assert not project.processes()
+    assert {path.suffix for path in (project.folder / ".services").iterdir()} == {".log"}
+    assert "up already" not in project.services("up").stdout
+    assert project.state(run).name == "Crashed"
+    gone_and_succeeded(project, step)
+
+
+def test_up_again_says_that_it_is_up(project, run):
+    assert "it is up already" in project.services("up").stdout
+    assert project.state(run).is_running()
+
+
+def test_a_killed_prefect_server_comes_back_and_the_run_goes_on(project, run):
     kill(project.process("prefect server start"))
-    until(lambda: project.answers(), "the server is back")
-    project.release()
-    project.ends(run, "Completed")
-    nothing_is_left(project)
+    until(project.answers, "the server is back")
+    completes(project, run)
 
 
-def test_after_a_power_cut_the_server_marks_the_silent_run(project):
+def test_a_killed_mlflow_server_comes_back_on_its_port(project):
+    page = f"http://127.0.0.1:{project.mlflow_port}/health"
+    kill(project.process("mlflow server"))  # its child stays on the port
+    until(lambda: project.process("mlflow server"), "the supervisor starts another")
+    until(lambda: project.answers(page), "it answers")
+    assert project.process("mlflow server").children()
+
+
+def test_a_time_out_ends_the_stage_and_says_what_to_do(project):
+    (project.folder / "hold").touch()
+    project.new_turn()
+    run = project.start(orchestrate__stage_timeout_s=10)
+    step = project.works()
+    state = project.ends(run, "Failed")
+    assert "took longer than orchestrate.stage_timeout_s (10 s)" in state.message
+    assert "the flow again" in state.message
+    params = project.folder / "params.yaml"
+    params.write_text(params.read_text().replace("timeout_s: 10", "timeout_s: null"))
+    gone_and_succeeded(project, step)
+
+
+def test_after_a_power_cut_the_server_marks_the_silent_run(project, run):
     """No worker comes back: the automation alone frees the slot; the shortest silence allowed."""
+    step = project.step()
     with project.client as client:
         ensure_automation(client, silent_s=10)
-        run, step = begin(project)
         supervisor = project.process("supervisord")
         supervisor.suspend()
         try:
@@ -148,18 +163,7 @@ def test_after_a_power_cut_the_server_marks_the_silent_run(project):
             ensure_automation(client)
         (kept,) = client.read_automations_by_name(AUTOMATION)
         assert kept.trigger.within == timedelta(seconds=90)
-    nothing_is_left(project)
-    next_run_goes_on(project, step)
-
-
-def test_everything_killed_at_once(project):
-    run, step = begin(project)
-    kill(*project.processes())
-    project.services("up")
-    message = project.ends(run, "Crashed").message
-    assert "The worker of pool local is gone" in message
-    nothing_is_left(project)
-    next_run_goes_on(project, step)
+    gone_and_succeeded(project, step)
 
 
 def mlflow_server(project, port):
@@ -176,11 +180,13 @@ def mlflow_server(project, port):
     return psutil.Process(process.pid)
 
 
-def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project):
+def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run):
+    completes(project, run)
     port = free_port()
     named = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
     server = mlflow_server(project, port)
-    project.new_turn(hold=True)
+    (project.folder / "hold").touch()
+    project.new_turn()
     settings = {"orchestrate__retries": 1, "orchestrate__retry_delay_s": 1}
     run = project.start(environment=named, **settings)
     project.works()
@@ -200,13 +206,3 @@ def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project):
         assert project.registered()["version"] == 1
     finally:
         kill(*server.children(recursive=True), server)
-
-
-def test_down_stops_a_running_flow_with_its_checkpoint(project):
-    run, step = begin(project)
-    project.services("down")
-    assert not project.processes()
-    assert not project.leftovers()
-    project.services("up")
-    assert project.state(run).name == "Crashed"
-    next_run_goes_on(project, step)
