@@ -1,5 +1,6 @@
 """A project folder with the artifacts of a small untrained model, ready to be registered."""
 
+import asyncio
 import os
 import shutil
 import socket
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +24,9 @@ from hpgr.runtime import TELEMETRY_OFF, write_json
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
+NOW = 1_100_000_000
+HISTORY = {"item_ids": ["id3", "id4"], "timestamps": [NOW - 200, NOW - 100], "actions": ["5", "1"]}
+ONE = {"requests": [{"request_time": NOW, **HISTORY}], "k": 5}
 EVENT_COLUMNS = ("item", "timestamp", "action", "label", "session", "split")
 
 
@@ -97,3 +102,15 @@ def wait_until(condition, *, seconds: float = 60, what: str = "it"):
         assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
         time.sleep(0.05)
     return value
+
+
+def call(app, method, path, **more):
+    """One request to an application in this process; an unexpected error is raised here."""
+
+    async def go():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            reply = await client.request(method, path, **more)
+            return reply.status_code, reply.json()
+
+    return asyncio.run(go())
