@@ -17,6 +17,7 @@ from servers import free_port, make_project, until
 from flows.server import AUTOMATION, ensure_automation
 
 pytestmark = pytest.mark.pipeline
+SILENT_S = 40  # above the 30 s of a heartbeat, which is Prefect's least
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +93,9 @@ def test_a_killed_flow_is_crashed_and_its_stage_stops(project, run):
 def test_a_killed_worker_comes_back_and_ends_what_its_predecessor_began(project, run):
     step = project.step()
     kill(project.process("worker start"))
-    message = project.ends(run, "Crashed").message
-    assert "The worker of pool local is gone" in message
-    assert "Run it again" in message
+    project.ends(run, "Crashed")  # by the flow itself, told to stop; then the reaper says why
+    until(lambda: "The worker of pool local is gone" in project.state(run).message, "it says why")
+    assert "Run it again" in project.state(run).message
     gone_and_succeeded(project, step)
 
 
@@ -129,10 +130,13 @@ def test_a_killed_prefect_server_comes_back_and_the_run_goes_on(project, run):
 
 def test_a_killed_mlflow_server_comes_back_on_its_port(project):
     page = f"http://127.0.0.1:{project.mlflow_port}/health"
-    kill(project.process("mlflow server"))  # its child stays on the port
-    until(lambda: project.process("mlflow server"), "the supervisor starts another")
+    server = project.process("-m mlflow server")
+    (child,) = server.children()
+    kill(server)
+    assert child.is_running()  # and holds the port
+    until(lambda: (new := project.process("-m mlflow server")) and new.children(), "another starts")
+    assert not child.is_running()
     until(lambda: project.answers(page), "it answers")
-    assert project.process("mlflow server").children()
 
 
 def test_a_time_out_ends_the_stage_and_says_what_to_do(project):
@@ -149,15 +153,19 @@ def test_a_time_out_ends_the_stage_and_says_what_to_do(project):
 
 
 def test_after_a_power_cut_the_server_marks_the_silent_run(project, run):
-    """No worker comes back: the automation alone frees the slot; the shortest silence allowed."""
-    step = project.step()
+    """No worker comes back: the automation alone frees the slot. It counts from a heartbeat on."""
+    completes(project, run)
     with project.client as client:
-        ensure_automation(client, silent_s=10)
+        ensure_automation(client, silent_s=SILENT_S)
+        (project.folder / "hold").touch()
+        project.new_turn()
+        run = project.start()
+        step = project.works()
         supervisor = project.process("supervisord")
         supervisor.suspend()
         try:
             kill(project.process("worker start"), *project.run_processes())
-            assert "No heartbeat for 10 s" in project.ends(run, "Crashed").message
+            assert f"No heartbeat for {SILENT_S} s" in project.ends(run, "Crashed").message
         finally:
             supervisor.resume()
             ensure_automation(client)
