@@ -24,7 +24,7 @@ import psutil
 import yaml
 from evaluation_log import random_log, write_arrays
 from prefect.client.orchestration import SyncPrefectClient
-from test_registry import METRICS, write_network, write_tables
+from registry_project import METRICS, write_network, write_tables
 
 from hpgr.config import load_config
 from hpgr.runtime import TELEMETRY_OFF, write_json
