@@ -20,6 +20,7 @@ from flows.params import set_params
 from flows.promote import judge_and_promote
 from flows.stages import as_task, check_data, stage_order
 from hpgr.config import PARAMS_FILE, load_config
+from hpgr.registry.base import clear_base
 from hpgr.registry.register import register
 
 
@@ -38,7 +39,14 @@ def train(profile: str | None = None, overrides: dict[str, Any] | None = None) -
     get_run_logger().info(
         "profile %s; changed in %s: %s", load_config().profile, PARAMS_FILE, changed
     )
+    start_from_nothing()
     return pipeline()
+
+
+@task(name="base", task_run_name="base", cache_policy=NO_CACHE)
+def start_from_nothing() -> None:
+    """Empty base/: this flow trains from nothing; `refresh` starts from the champion."""
+    clear_base()
 
 
 def pipeline() -> dict[str, Any]:

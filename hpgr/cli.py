@@ -1,7 +1,7 @@
 """The command line: `hpgr STAGE` for DVC, and what a person asks between runs.
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
-    hpgr gate, hpgr promote, hpgr lineage VERSION
+    hpgr gate, hpgr promote, hpgr lineage VERSION, hpgr base, hpgr monitor
     hpgr fetch NAME, hpgr doctor, hpgr params, hpgr recommend, hpgr result
 
 A stage takes no arguments: it reads params.yaml and the artifacts of the stages before it
@@ -148,6 +148,24 @@ def lineage(
         bring_back(cfg, version)
     else:
         print(trace(cfg, version))
+
+
+@app.command(rich_help_panel="Registry")
+def base(
+    version: Annotated[
+        int | None, typer.Argument(min=1, help="registered version; default: the champion")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="train from nothing")] = False,
+) -> None:
+    """Have training start from a registered model, or from nothing."""
+    from hpgr.registry.base import clear_base, fill_base
+
+    if clear and version is not None:
+        raise UserError(f"say either a version ({version}) or --clear")
+    if clear:
+        clear_base()
+    else:
+        fill_base(load_config(), version)
 
 
 @app.command()

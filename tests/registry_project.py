@@ -58,6 +58,8 @@ def write_tables(folder, log):
     pq.write_table(pa.table(items), folder / "items.parquet")
     actions = {"action": pa.array([1, 2], pa.int16()), "name": ["1", "5"]}
     pq.write_table(pa.table(actions), folder / "actions.parquet")
+    categories = {"category": pa.array([], pa.int32()), "name": pa.array([], pa.string())}
+    pq.write_table(pa.table(categories), folder / "categories.parquet")
     pq.write_table(pa.table({"item": np.asarray(log.item)}), folder / "events.parquet")
 
 

@@ -1,7 +1,8 @@
 """The bundle: everything that scoring needs, in one folder that can leave this machine.
 
     BUNDLE/model/       model.safetensors, config.json (of the finetune stage)
-    BUNDLE/items.parquet, actions.parquet   the vocabulary: outside ids to inside ids, titles
+    BUNDLE/items.parquet, actions.parquet, categories.parquet
+                        the vocabulary: outside ids to inside ids, titles
     BUNDLE/serving.json `Serving` below
 
 Reads `artifacts/finetune` and `artifacts/sessions`. The registry ships a bundle with every model
@@ -20,7 +21,7 @@ from hpgr.runtime import UserError, read_json, sha256_file, write_json
 
 FINETUNE, SESSIONS = STAGES["finetune"].output, STAGES["sessionize"].output
 MODEL_FILES = ("model.safetensors", "config.json")
-TABLES = ("items.parquet", "actions.parquet")
+TABLES = ("items.parquet", "actions.parquet", "categories.parquet")
 
 
 @dataclass(frozen=True)

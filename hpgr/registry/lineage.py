@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from hpgr.runtime import sha256_file
+from hpgr.registry.stages import STAGES
+from hpgr.runtime import read_json, sha256_file
 
 ABSENT = "absent"
 
@@ -33,7 +34,15 @@ def run_tags() -> dict[str, str]:
         "dvc.data": _data_hash(),
         "dvc.changed": _changed_stages(),
         "environment.lock": _file_hash(Path("requirements.lock")),
+        "base.version": started_from(),
     }
+
+
+def started_from() -> str:
+    """Version whose weights the artifacts' training started from; absent after one from nothing."""
+    config = STAGES["finetune"].output / "config.json"
+    base = read_json(config).get("base") if config.is_file() else None
+    return str(base["version"]) if base else ABSENT
 
 
 def stage_tags(stage: str) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 The trunk of stage 1 is inherited and slowed, not frozen. The loss is next-item softmax over the
 catalogue plus a weighted pCTR cross-entropy of sampled candidates; early stopping on validation.
-Reads: artifacts/sessions/arrays, artifacts/pretrain. Writes: artifacts/finetune.
+With a model below base/ every weight but the trunk starts as that model's; `warm_epochs` counts.
+Reads: artifacts/sessions/arrays, artifacts/pretrain, base/. Writes: artifacts/finetune.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from hpgr.training.outputs import finish, write_outputs
 from hpgr.training.pretrain import ARRAYS
 from hpgr.training.pretrain import OUTPUT as PRETRAINED
 from hpgr.training.validation import Validation
+from hpgr.training.warm import Base, check_same_base
 
 if TYPE_CHECKING:
     from hpgr.config import Config
@@ -39,8 +41,13 @@ OUTPUT = Path("artifacts/finetune")
 
 
 def finetune(cfg: Config) -> None:
-    """Run stage 2 as params.yaml says."""
-    settings = cfg.finetune
+    """Run stage 2 as params.yaml says.
+
+    Raises:
+        UserError: the model below base/ does not fit the log or the parameters, or stage 1 did not
+            start from it.
+    """
+    settings, base = cfg.finetune, Base.open()
     log = EventLog.open(ARRAYS)
     device = choose_device(settings.device, settings.precision)
     torch.manual_seed(settings.seed)
@@ -55,13 +62,17 @@ def finetune(cfg: Config) -> None:
     )
     catalogue = Catalogue.of(log)
     model = build(settings.encoder, cfg.model, catalogue, ranking=ranking)
-    inputs = list(ARRAYS.iterdir())
+    inputs = [*ARRAYS.iterdir(), *(base.files if base else ())]
+    if ranking:
+        _start_from_item_rates(model, log)
+    if base:
+        base.check_kind(encoder=settings.encoder, ranking=ranking)
+        base.start(model, catalogue, cfg.model.model_dump())
     if isinstance(model, HPGR) and settings.inherit:
+        check_same_base(base, PRETRAINED)
         inherited, _ = load_tensors(PRETRAINED / "model.safetensors")
         model.trunk.load_state_dict(inherited)
         inputs.append(PRETRAINED / "model.safetensors")
-    if ranking:
-        _start_from_item_rates(model, log)
     model.to(device.device)
     key = run_key(
         {"stage": "finetune", "model": cfg.model.model_dump(), "own": settings.model_dump()}, inputs
@@ -82,7 +93,7 @@ def finetune(cfg: Config) -> None:
         validate=lambda trained: validation(trained, device.device),
         device=device,
         schedule=Schedule(
-            epochs=settings.epochs,
+            epochs=settings.warm_epochs if base else settings.epochs,
             patience=settings.patience,
             warmup_steps=settings.warmup_steps,
             decay=settings.decay,
@@ -106,6 +117,7 @@ def finetune(cfg: Config) -> None:
                 "gap_s": catalogue.gap_s,
             },
         }
+        config |= {"base": base.origin} if base else {}
         write_outputs(OUTPUT, outcome.best_weights, json.loads(json.dumps(config)), outcome, device)
     finish(scratch, device)
 

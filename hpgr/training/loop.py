@@ -172,7 +172,8 @@ def train(
             print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
             state |= {"epoch": epoch + 1, "index": 0, "sums": {}}
             save()
-    weights, _ = load_tensors(best_file)
+    # Without an epoch the best weights are those that training was given.
+    weights = load_tensors(best_file)[0] if state["curves"] else model.state_dict()
     return Outcome(
         curves=state["curves"],
         best_epoch=state["best_epoch"] + 1,

@@ -41,7 +41,7 @@ def write_outputs(
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         with (out / "curves.csv").open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(
-                stream, fieldnames=list(outcome.curves[0]) if best else ["epoch"]
+                stream, fieldnames=list(outcome.curves[0]) if best else ["epoch", "loss"]
             )
             writer.writeheader()
             writer.writerows(outcome.curves)

@@ -1,8 +1,9 @@
 """Stage 1: structure-aware pretraining by session-based masked item modeling.
 
 Single items, and for some users one whole session, are replaced by [M] before the session module
-sees them; a bidirectional Transformer names them. Training events only.
-Reads: artifacts/sessions/arrays. Writes: artifacts/pretrain (the trunk's weights).
+sees them; a bidirectional Transformer names them. Training events only. With a model below base/
+its trunk is where training starts; `warm_epochs` then counts, and 0 hands the trunk on as it is.
+Reads: artifacts/sessions, base/. Writes: artifacts/pretrain (the trunk's weights).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpgr.data.base import check_kept_ids
 from hpgr.data.batches import Batch, TrainingWindows
 from hpgr.data.log import FIRST_ITEM, EventLog, Histories
 from hpgr.model.catalogue import Catalogue
@@ -25,11 +27,13 @@ from hpgr.training.device import Device, choose_device
 from hpgr.training.loop import Schedule, train
 from hpgr.training.losses import full_softmax, normalised
 from hpgr.training.outputs import finish, write_outputs
+from hpgr.training.warm import TRUNK, Base
 
 if TYPE_CHECKING:
     from hpgr.config import Config
 
-ARRAYS = Path("artifacts/sessions/arrays")
+SESSIONS = Path("artifacts/sessions")
+ARRAYS = SESSIONS / "arrays"
 OUTPUT = Path("artifacts/pretrain")
 
 
@@ -60,8 +64,14 @@ def mask_events(
 
 
 def pretrain(cfg: Config) -> None:
-    """Run stage 1 as params.yaml says; zero epochs write an untrained trunk."""
-    settings = cfg.pretrain
+    """Run stage 1 as params.yaml says; zero epochs write the trunk it started with.
+
+    Raises:
+        UserError: the model below base/ does not fit the log or the parameters.
+    """
+    settings, base = cfg.pretrain, Base.open()
+    if base:
+        check_kept_ids(SESSIONS)
     log = EventLog.open(ARRAYS)
     device = choose_device(settings.device, settings.precision)
     torch.manual_seed(settings.seed)
@@ -73,11 +83,14 @@ def pretrain(cfg: Config) -> None:
         random_windows=True,
         seed=settings.seed,
     )
-    model = MaskedItemModel(cfg.model, Catalogue.of(log), mim_blocks=settings.mim_blocks)
+    catalogue = Catalogue.of(log)
+    model = MaskedItemModel(cfg.model, catalogue, mim_blocks=settings.mim_blocks)
+    if base and base.has_trunk:
+        base.start(model.trunk, catalogue, cfg.model.model_dump(), part=TRUNK)
     model.to(device.device)
     key = run_key(
         {"stage": "pretrain", "model": cfg.model.model_dump(), "own": settings.model_dump()},
-        ARRAYS.iterdir(),
+        [*ARRAYS.iterdir(), *(base.files if base else ())],
     )
     scratch = SCRATCH / f"pretrain-{key}"
     optimizer = torch.optim.AdamW(
@@ -95,7 +108,7 @@ def pretrain(cfg: Config) -> None:
         validate=lambda _: {},
         device=device,
         schedule=Schedule(
-            epochs=settings.epochs,
+            epochs=settings.warm_epochs if base else settings.epochs,
             patience=None,
             warmup_steps=settings.warmup_steps,
             decay=True,
@@ -108,11 +121,10 @@ def pretrain(cfg: Config) -> None:
     )
     if device.rank == 0:
         weights = {
-            k.removeprefix("trunk."): v
-            for k, v in outcome.best_weights.items()
-            if k.startswith("trunk.")
+            k.removeprefix(TRUNK): v for k, v in outcome.best_weights.items() if k.startswith(TRUNK)
         }
         config = {"model": cfg.model.model_dump(), "pretrain": settings.model_dump()}
+        config |= {"base": base.origin} if base else {}
         write_outputs(OUTPUT, weights, json.loads(json.dumps(config)), outcome, device)
     finish(scratch, device)
 
