@@ -253,10 +253,12 @@ row = st.tuples(
 def test_duplicates_across_chunks_are_those_of_pandas(tmp_path, rows):
     path = write_csv(tmp_path / "log.csv", rows, "user_id,item_id,timestamp,action")
     columns = {name: name for name in ("user_id", "item_id", "timestamp", "action")}
-    staging.stage(table_chunks(path, columns, chunk_rows=7), tmp_path / "staged.parquet")
+    chunks = (chunk.assign(part=0) for chunk in table_chunks(path, columns, chunk_rows=7))
+    staging.stage(chunks, tmp_path / "staged.parquet")
     repeats = pd.DataFrame(rows).duplicated()
-    found = staging.copies(tmp_path / "staged.parquet").tolist()
-    assert found == repeats[repeats].index.tolist()
+    found, of_earlier_files = staging.copies(tmp_path / "staged.parquet")
+    assert found.tolist() == repeats[repeats].index.tolist()
+    assert not len(of_earlier_files)
 
 
 def test_reasons_are_joined_in_the_order_of_the_rules():

@@ -20,7 +20,8 @@ USER, ITEM, TIMESTAMP, ACTION, SESSION = "user_id", "item_id", "timestamp", "act
 EVENT_COLUMNS = (USER, ITEM, TIMESTAMP, ACTION, SESSION)
 REQUIRED = (USER, ITEM, TIMESTAMP)
 TITLE, CATEGORIES = "title", "categories"
-ROW = "row"  # number of the row in its source file, from 0
+ROW = "row"  # number of the row in the log, from 0; increments go on counting
+PART = "part"  # which file of events the row is from: 0 the base, then the increments in order
 RAGGED = "ragged"  # what is wrong with the number of a line's fields; missing where it is right
 
 # What programs write for "no value". An id spelled like one of these is taken for a hole.
@@ -56,6 +57,17 @@ FIELDS_RULE = Rule(
     cure="quote values that hold the separator, and remove stray line breaks",
     check="expect_column_values_to_be_null",
     arguments={"column": RAGGED},
+)
+
+# Batches may overlap: what an earlier one brought is left out, but is no fault of this one.
+REPEATED_RULE = Rule(
+    name="event of an earlier batch",
+    column=ROW,
+    expected="an event that no earlier batch brought",
+    cure="nothing needs to be done: the first one counts",
+    check="expect_column_values_to_be_in_set",
+    arguments={"column": "is_repeated", "value_set": [False]},
+    gate=False,
 )
 
 
@@ -117,6 +129,7 @@ def row_rules(limits: Validate) -> tuple[Rule, ...]:
             check="expect_column_values_to_be_in_set",
             arguments={"column": "is_copy", "value_set": [False]},
         ),
+        REPEATED_RULE,
         Rule(
             name="item is not in the items table",
             column=ITEM,
@@ -212,7 +225,12 @@ def table_rules(key: str) -> tuple[Rule, ...]:
 
 
 def prepare(
-    chunk: pd.DataFrame, *, now: int, copies: np.ndarray, known_items: pd.Index | None
+    chunk: pd.DataFrame,
+    *,
+    now: int,
+    copies: np.ndarray,
+    repeated: np.ndarray,
+    known_items: pd.Index | None,
 ) -> pd.DataFrame:
     """`chunk` with the columns that the row rules look at.
 
@@ -220,13 +238,12 @@ def prepare(
         chunk: raw events as strings, with `row`; see `formats.py`.
         now: seconds since 1970. Times enter as a distance from it, so that neither the rules nor
             their results depend on the day of the run unless a row does.
-        copies: sorted row numbers that repeat an earlier row, int64.
+        copies: sorted row numbers that repeat an earlier row of their own file, int64.
+        repeated: sorted row numbers that repeat a row of an earlier file, int64.
         known_items: ids of the items table; None where there is none.
     """
     text = chunk[TIMESTAMP].where(chunk[TIMESTAMP].str.fullmatch(WHOLE_NUMBER).fillna(False))
     seconds = pd.to_numeric(text).astype("float64")
-    place = np.searchsorted(copies, chunk[ROW])
-    is_copy = np.append(copies, -1)[place] == chunk[ROW]
     # No value is no finding: without an items table nothing is checked, and a missing id is the
     # not-null rule's matter.
     known = None
@@ -235,9 +252,15 @@ def prepare(
     return chunk.assign(
         seconds=seconds,
         ahead_s=(seconds - now).where(seconds < MILLISECONDS_FROM),
-        is_copy=is_copy,
+        is_copy=_among(copies, chunk[ROW]),
+        is_repeated=_among(repeated, chunk[ROW]),
         item_known=known,
     )
+
+
+def _among(ordered: np.ndarray, rows: pd.Series) -> np.ndarray:
+    """Whether each of `rows` is one of `ordered`, which is sorted."""
+    return np.append(ordered, -1)[np.searchsorted(ordered, rows)] == rows.to_numpy()
 
 
 def join_reasons(found: dict[str, np.ndarray], rules: Sequence[Rule], length: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from hpgr.data.contract import (
     EVENT_COLUMNS,
     FIELDS_RULE,
     ITEM,
+    PART,
     ROW,
     TIMESTAMP,
     USER,
@@ -218,8 +219,9 @@ def _examine_header(path: Path, data: Data) -> Iterator[Problem]:
 class _Listing:
     """Problems of one file's rows, capped for each kind."""
 
-    def __init__(self, path: Path, columns: dict[str, str]) -> None:
-        self._path, self._columns = path, columns
+    def __init__(self, files: Sequence[Path], columns: dict[str, str]) -> None:
+        """`files` are those of the parts that the rows are from."""
+        self._files, self._columns = files, columns
         self._listed: dict[str, list[Problem]] = {}
         self._counts: Counter[str] = Counter()
 
@@ -240,23 +242,26 @@ class _Listing:
         for _, row in rows.head(LINES_PER_KIND - len(listed)).iterrows():
             listed.append(
                 Problem(
-                    file=self._path,
+                    file=self._files[row.get(PART, 0)],
                     kind=rule.name,
                     line=int(row[LINE]),
                     column=self._columns.get(rule.column),
                     found=_found(rule, row),
                     expected=rule.expected,
                     cure=rule.cure,
+                    serious=rule.gate,
                 )
             )
         self._counts[rule.name] += len(rows)
 
     def problems(self) -> list[Problem]:
-        """All of them in order of lines; the last of a kind says how many more there are."""
+        """All in order of files and lines; the last of a kind says how many more there are."""
         for kind, listed in self._listed.items():
             if more := self._counts[kind] - len(listed):
                 listed[-1] = replace(listed[-1], more=more)
-        return sorted((p for ps in self._listed.values() for p in ps), key=lambda p: p.line or 0)
+        order = {file: number for number, file in enumerate(self._files)}
+        found = (p for ps in self._listed.values() for p in ps)
+        return sorted(found, key=lambda p: (order[p.file], p.line or 0))
 
 
 def _found(rule: Rule, row: pd.Series) -> str:
@@ -294,7 +299,7 @@ def _examine_rows(
     path: Path, columns: dict[str, str], frame: pd.DataFrame, key: str
 ) -> list[Problem]:
     rules = (FIELDS_RULE, *table_rules(key))
-    expectations, listing = Expectations(), _Listing(path, columns)
+    expectations, listing = Expectations(), _Listing([path], columns)
     expectations.add("table", rules)
     listing.add(frame, expectations.check("table", frame), rules)
     return listing.problems()
@@ -311,7 +316,8 @@ def _examine_log(data: Data, cfg: Config) -> list[Problem]:
     columns = {name: name for name in EVENT_COLUMNS}
     if data.format == "table":
         columns = _columns_of(path, data)
-    expectations, listing = Expectations(), _Listing(path, columns)
+    listing = _Listing([part.events for part in raw.parts], columns)
+    expectations = Expectations()
     expectations.add("events", rules)
     known = None if raw.items is None else pd.Index(raw.items[ITEM].dropna().unique())
     with tempfile.TemporaryDirectory(prefix="hpgr-doctor-") as scratch:
@@ -320,22 +326,21 @@ def _examine_log(data: Data, cfg: Config) -> list[Problem]:
             stage(raw.events, staged)
         except UserError as error:
             return [_unreadable(path, error)]
-        again, now = copies(staged), int(time())
+        (within, repeated), now = copies(staged), int(time())
         with pq.ParquetFile(staged) as file:
             if file.metadata.num_rows == 0:
                 return [_no_rows(path)]
             for batch in file.iter_batches(cfg.validate_.chunk_rows):
-                chunk = prepare(batch.to_pandas(), now=now, copies=again, known_items=known)
+                chunk = prepare(
+                    batch.to_pandas(), now=now, copies=within, repeated=repeated, known_items=known
+                )
                 listing.add(chunk, expectations.check("events", chunk), rules)
                 shapes.update(_shapes(chunk[TIMESTAMP]).value_counts().to_dict())
     problems = [*_mixed(path, columns[TIMESTAMP], shapes), *listing.problems()]
     if data.format != "table":
-        for table, key, file_path in zip(
-            (raw.items, raw.users), (ITEM, USER), raw.files[1:], strict=True
-        ):
-            if table is not None:
-                frame = table[[key]].assign(line=np.arange(1, len(table) + 1), ragged=None)
-                problems += _examine_rows(file_path, {key: key}, frame, key)
+        for file_path, key, table in raw.tables:
+            frame = table[[key]].assign(line=np.arange(1, len(table) + 1), ragged=None)
+            problems += _examine_rows(file_path, {key: key}, frame, key)
     return problems
 
 

@@ -1,8 +1,10 @@
 """The sessionize stage: validated log in, sessions, vocabulary, splits and flat arrays out.
 
-Run: `hpgr sessionize`. Reads `artifacts/validated/{events,items}.parquet` and the section
-`sessionize` of params.yaml; writes `artifacts/sessions/` (docs/artifacts.md) as a whole or not at
-all. The expression is `hpgr.data.sessions`; the engine holds the log, Python sees record batches.
+Run: `hpgr sessionize`. Reads `artifacts/validated/{events,items}.parquet`, the section
+`sessionize` of params.yaml, and base/ where training goes on from a model: its ids of items,
+actions and categories stay, new ones follow. Writes `artifacts/sessions/` (docs/artifacts.md) as a
+whole or not at all. The expression is `hpgr.data.sessions`; the engine holds the log, Python sees
+record batches.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpgr.config import Config, Sessionize
+from hpgr.data.base import BASE, is_filled
 from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
 from hpgr.data.log import DTYPES, FIRST_ITEM, EventLog, Meta
 from hpgr.data.session_statistics import Totals, gap_table, statistics, totals
+from hpgr.data.vocabulary import grown
 from hpgr.runtime import UserError, atomic_folder, write_json
 
 if TYPE_CHECKING:
@@ -105,13 +109,14 @@ def _tables(engine: Engine, settings: Sessionize, out: Path) -> tuple[pa.Table, 
         for key, (name, _) in sessions.FIRST_ID.items()
     }
     single_file(paths["user_id"], out / "users.parquet")
+    items = _items(paths["item_id"], engine)
     actions = _actions(paths["action"], settings, out)
     labels = engine.scratch / "labels.parquet"
     pq.write_table(actions, labels)
     log = sessions.sessionized(
         kept,
         engine.read(paths["user_id"]),
-        engine.read(paths["item_id"]),
+        engine.read(items),
         engine.read(labels),
         gap_s=settings.gap_s,
         split=settings.split,
@@ -123,7 +128,25 @@ def _tables(engine: Engine, settings: Sessionize, out: Path) -> tuple[pa.Table, 
         "users": before["users"] - stored(paths["user_id"]).count_rows(),
         "items": before["items"] - stored(paths["item_id"]).count_rows(),
     }
-    return stored(paths["item_id"]).to_table(), dropped
+    return stored(items).to_table(), dropped
+
+
+def _items(vocabulary: Path, engine: Engine) -> Path:
+    """Where `item`, `item_id` lie once the ids of base/, if there is one, come first."""
+    if not is_filled():
+        return vocabulary
+    found = stored(vocabulary).to_table()["item_id"]
+    names = grown("items", found)
+    new = len(names) - pq.read_metadata(BASE / "items.parquet").num_rows
+    if new == len(found):
+        raise UserError(
+            f"{BASE}/ holds the model of another log: none of its {len(names) - new} items has an "
+            f"event in {VALIDATED / 'events.parquet'}; empty {BASE}/ to train from nothing"
+        )
+    ids = pa.array(range(FIRST_ITEM, FIRST_ITEM + len(names)), pa.int32())
+    path = engine.scratch / "items.parquet"
+    pq.write_table(pa.table({"item": ids, "item_id": names}), path)
+    return path
 
 
 def _core(
@@ -164,18 +187,17 @@ def _cuts(kept: Table, num_events: int, settings: Sessionize) -> TimeCuts | None
 
 def _actions(vocabulary: Path, settings: Sessionize, out: Path) -> pa.Table:
     """Write actions.parquet; returns `action`, `action_id`, `label`, with a row for no action."""
-    found = stored(vocabulary)
-    if found.count_rows() > MAX_ACTIONS:
-        examples = ", ".join(found.head(5)["action"].to_pylist())
+    column = grown("actions", stored(vocabulary).to_table()["action"])
+    names = column.to_pylist()
+    if len(names) > MAX_ACTIONS:
         raise UserError(
-            f"{VALIDATED / 'events.parquet'}: {found.count_rows()} distinct actions ({examples}, "
-            f"...), expected at most {MAX_ACTIONS} kinds: bin a continuous measure into a few "
-            "steps before it enters the log, or set data.columns.action to null"
+            f"{VALIDATED / 'events.parquet'}: {len(names)} distinct actions "
+            f"({', '.join(names[:5])}, ...), expected at most {MAX_ACTIONS} kinds: bin a "
+            "continuous measure into a few steps before it enters the log, or set "
+            "data.columns.action to null"
         )
-    table = found.to_table()
-    names = table["action"].to_pylist()
-    ids = table["action_id"].cast(pa.int16())
-    pq.write_table(pa.table({"action": ids, "name": table["action"]}), out / "actions.parquet")
+    ids = pa.array(range(1, len(names) + 1), pa.int16())
+    pq.write_table(pa.table({"action": ids, "name": column}), out / "actions.parquet")
     labels = [int(is_positive(name, settings)) for name in [*names, None]]
     return pa.table(
         {
@@ -217,7 +239,7 @@ def _item_table(item_ids: pa.Table) -> tuple[pa.Table, pa.Table]:
     ).filter((pc.field("name") != "") & pc.field("name").is_valid())
     # Single-threaded grouping keeps the order of first appearance.
     pairs = pairs.group_by(["owner", "name"], use_threads=False).aggregate([])
-    names = pc.unique(pairs["name"])
+    names = grown("categories", pa.chunked_array([pc.unique(pairs["name"])]))
     ids = pc.add(pc.index_in(pairs["name"], value_set=names), 1).cast(pa.int32())
     lengths = np.bincount(pairs["owner"].to_numpy(), minlength=len(item_ids))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())

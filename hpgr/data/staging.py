@@ -15,13 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from hpgr.data.contract import ACTION, EVENT_COLUMNS, ITEM, RAGGED, ROW, TIMESTAMP, USER
+from hpgr.data.contract import ACTION, EVENT_COLUMNS, ITEM, PART, RAGGED, ROW, TIMESTAMP, USER
 from hpgr.data.tables import LINE
 
 STAGED_SCHEMA = pa.schema(
     [(name, pa.string()) for name in EVENT_COLUMNS]
-    + [(ROW, pa.int64()), (LINE, pa.int64()), (RAGGED, pa.string())]
+    + [(ROW, pa.int64()), (PART, pa.int64()), (LINE, pa.int64()), (RAGGED, pa.string())]
 )
+
+KEYS = (USER, ITEM, TIMESTAMP, ACTION)  # what makes two events the same
 
 
 def stage(chunks: Iterator[pd.DataFrame], target: Path) -> None:
@@ -32,26 +34,46 @@ def stage(chunks: Iterator[pd.DataFrame], target: Path) -> None:
             writer.write_table(pa.Table.from_pandas(frame, STAGED_SCHEMA, preserve_index=False))
 
 
-def copies(staged: Path) -> np.ndarray:
-    """Sorted numbers of the rows that repeat an earlier one in user, item, time and action."""
+def copies(staged: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that repeat an earlier one in user, item, time and action, as sorted row numbers.
+
+    Returns those whose first occurrence is in their own file, and those that an earlier file
+    brought.
+    """
     with open_duckdb(staged.parent) as connection:
-        keys = ", ".join([USER, ITEM, TIMESTAMP, ACTION])
+        keys = ", ".join(KEYS)
         found = connection.execute(
             f"""
             WITH twice AS (
-                SELECT {keys}, min({ROW}) AS first
+                SELECT {keys}, min({ROW}) AS first, min({PART}) AS first_part
                 FROM read_parquet(?) GROUP BY ALL HAVING count(*) > 1
             )
-            SELECT log.{ROW} FROM read_parquet(?) AS log JOIN twice ON log.{ROW} > twice.first
-            """
-            + "".join(
-                f" AND log.{key} IS NOT DISTINCT FROM twice.{key}"
-                for key in (USER, ITEM, TIMESTAMP, ACTION)
-            )
-            + f" ORDER BY log.{ROW}",
+            SELECT log.{ROW}, log.{PART} > twice.first_part AS repeated
+            FROM read_parquet(?) AS log JOIN twice ON log.{ROW} > twice.first AND {_same("twice")}
+            ORDER BY log.{ROW}
+            """,
             [str(staged), str(staged)],
+        ).fetchnumpy()
+    rows, repeated = np.asarray(found[ROW], dtype=np.int64), np.asarray(found["repeated"], bool)
+    return rows[~repeated], rows[repeated]
+
+
+def repeated_from(staged: Path, events: Path) -> np.ndarray:
+    """Sorted numbers of the staged rows that are among the accepted `events` already."""
+    with open_duckdb(staged.parent) as connection:
+        found = connection.execute(
+            f"""
+            SELECT log.{ROW} FROM read_parquet(?) AS log SEMI JOIN (
+                SELECT * REPLACE ({TIMESTAMP}::VARCHAR AS {TIMESTAMP}) FROM read_parquet(?)
+            ) AS known ON {_same("known")} ORDER BY log.{ROW}
+            """,
+            [str(staged), str(events)],
         ).fetchnumpy()[ROW]
     return np.asarray(found, dtype=np.int64)
+
+
+def _same(other: str) -> str:
+    return " AND ".join(f"log.{key} IS NOT DISTINCT FROM {other}.{key}" for key in KEYS)
 
 
 def open_duckdb(scratch: Path | str) -> duckdb.DuckDBPyConnection:

@@ -18,73 +18,51 @@ import json
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from hpgr.config import Config
 from hpgr.data.contract import (
     ACTION,
     CATEGORIES,
-    EVENT_COLUMNS,
     ITEM,
     ROW,
     TIMESTAMP,
     TITLE,
     USER,
     batch_rules,
-    join_reasons,
-    prepare,
     row_rules,
-    table_rules,
 )
 from hpgr.data.expectations import Expectations, Tally, failures
 from hpgr.data.formats import RawLog, read_raw
+from hpgr.data.screening import (
+    Counts,
+    as_table,
+    bad_rows,
+    breach,
+    check_rows,
+    check_tables,
+    publish,
+)
 from hpgr.data.staging import copies, open_duckdb, stage
 from hpgr.data.validation_report import render
-from hpgr.runtime import UserError, atomic_folder, read_json, sha256_file, write_json, write_text
+from hpgr.runtime import UserError, read_json, sha256_file, write_json, write_text
 
 VALIDATED = Path("artifacts/validated")
 REJECTED = Path("artifacts/rejected")
 ACCEPTED = Path("artifacts/accepted/summary.json")
 
-EVENTS_SCHEMA = pa.schema(
-    [(name, pa.int64() if name == TIMESTAMP else pa.string()) for name in EVENT_COLUMNS]
-    + [(ROW, pa.int64())]
-)
-QUARANTINE_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in EVENT_COLUMNS] + [(ROW, pa.int64()), ("reason", pa.string())]
-)
 ITEMS_SCHEMA = pa.schema(
     [(ITEM, pa.string()), (TITLE, pa.string()), (CATEGORIES, pa.list_(pa.string()))]
 )
-EXAMPLES_PER_REASON = 5
 HISTOGRAM_BINS = 60
 ACTIONS_SHOWN = 12
-
-
-@dataclass
-class Counts:
-    """What passing the rows through the rules found."""
-
-    rows: int = 0
-    quarantined: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-    @property
-    def accepted(self) -> int:
-        """Rows that went on."""
-        return self.rows - self.quarantined
 
 
 def validate(cfg: Config) -> None:
@@ -94,7 +72,7 @@ def validate(cfg: Config) -> None:
         UserError: the raw folder cannot be read, or the batch breaks a limit of `cfg.validate_`.
     """
     raw = read_raw(cfg.data, cfg.validate_.chunk_rows)
-    inputs = {path.name: sha256_file(path) for path in raw.files}
+    inputs = hashes(raw.files, cfg.data.path)
     source = f"{cfg.data.format} {raw.files[0].as_posix()}"
     previous = _last_accepted(source, inputs)
     expectations = Expectations()
@@ -104,8 +82,16 @@ def validate(cfg: Config) -> None:
         out.mkdir()
         staged = Path(scratch) / "staged.parquet"
         stage(raw.events, staged)
-        _check_tables(raw, expectations)
-        counts = _check_rows(cfg, staged, raw.items, expectations, out)
+        check_tables(raw, expectations)
+        counts = check_rows(
+            cfg.validate_,
+            staged,
+            copies(staged),
+            files=[part.events.relative_to(cfg.data.path).as_posix() for part in raw.parts],
+            items=raw.items,
+            expectations=expectations,
+            out=out,
+        )
         _write_tables(raw, out)
         facts = _facts(out, scratch)
         if raw.users is None:
@@ -114,75 +100,26 @@ def validate(cfg: Config) -> None:
         _check_batch(cfg, summary, expectations)
         broken = failures(expectations, rows="events")
         _write_reports(out, summary, counts, facts, expectations, broken)
-        _publish(out, REJECTED if broken else VALIDATED, keep_tables=not broken)
+        publish(out, REJECTED if broken else VALIDATED, keep_tables=not broken)
     if broken:
-        raise UserError(_refusal(cfg, counts, broken, expectations.tallies["events"]))
+        raise UserError(
+            "\n".join(
+                [
+                    f"{cfg.data.path} is refused, nothing was written to {VALIDATED}:",
+                    *(f"  {breach(tally)}" for tally in broken),
+                    *bad_rows(counts, expectations.tallies["events"]),
+                    f"See {REJECTED / 'report.html'} and {REJECTED / 'quarantine.parquet'}.",
+                ]
+            )
+        )
     shutil.rmtree(REJECTED, ignore_errors=True)
     _remember(source, inputs, summary)
     print(
         f"{cfg.data.path}: {counts.accepted:,} of {counts.rows:,} rows accepted, "
-        f"{counts.quarantined:,} quarantined; see {VALIDATED / 'report.html'}"
+        f"{counts.quarantined:,} quarantined"
+        + (f", {counts.repeated:,} were in an earlier batch" if counts.repeated else "")
+        + f"; see {VALIDATED / 'report.html'}"
     )
-
-
-def _check_tables(raw: RawLog, expectations: Expectations) -> None:
-    for name, table, key in (("items", raw.items, ITEM), ("users", raw.users, USER)):
-        if table is not None:
-            expectations.add(name, table_rules(key))
-            expectations.check(name, table[[key]])
-
-
-def _check_rows(
-    cfg: Config,
-    staged: Path,
-    items: pd.DataFrame | None,
-    expectations: Expectations,
-    out: Path,
-) -> Counts:
-    """Send each staged row to the events or, with its reasons, to the quarantine."""
-    rules = row_rules(cfg.validate_)
-    expectations.add("events", rules)
-    repeated = copies(staged)
-    known = None if items is None else pd.Index(items[ITEM].dropna().unique())
-    now = int(time.time())
-    counts = Counts()
-    with (
-        pq.ParquetFile(staged) as file,
-        pq.ParquetWriter(out / "events.parquet", EVENTS_SCHEMA) as events,
-        pq.ParquetWriter(out / "quarantine.parquet", QUARANTINE_SCHEMA) as quarantine,
-    ):
-        batches = file.iter_batches(cfg.validate_.chunk_rows)
-        for batch in tqdm(batches, desc="check", unit="chunk", disable=None):
-            chunk = batch.to_pandas()
-            chunk = prepare(chunk, now=now, copies=repeated, known_items=known)
-            found = expectations.check("events", chunk)
-            reason = join_reasons(found, rules, len(chunk))
-            bad = reason != ""
-            kept = chunk[~bad].assign(timestamp=chunk.loc[~bad, "seconds"].astype(np.int64))
-            events.write_table(_as(kept, EVENTS_SCHEMA))
-            refused = chunk[bad].assign(reason=reason[bad])
-            quarantine.write_table(_as(refused, QUARANTINE_SCHEMA))
-            counts.rows += len(chunk)
-            counts.quarantined += len(refused)
-            _note(counts, refused, found, chunk)
-    if counts.rows == 0:
-        raise UserError(f"{cfg.data.path} has no rows: expected one event a row")
-    return counts
-
-
-def _as(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False)
-
-
-def _note(
-    counts: Counts, refused: pd.DataFrame, found: dict[str, np.ndarray], chunk: pd.DataFrame
-) -> None:
-    for name, rows in found.items():
-        counts.reasons[name] += len(rows)
-        examples = counts.examples.setdefault(name, [])
-        room = EXAMPLES_PER_REASON - len(examples)
-        shown = chunk.iloc[rows[:room]][[ROW, *EVENT_COLUMNS]]
-        examples += shown.astype(object).where(shown.notna(), None).to_dict("records")
 
 
 def _write_tables(raw: RawLog, out: Path) -> None:
@@ -197,9 +134,9 @@ def _write_tables(raw: RawLog, out: Path) -> None:
         if users is None:
             users = connection.execute(distinct.format(USER), [events]).df()
     items = items.assign(title=items[TITLE].fillna(items[ITEM]))
-    pq.write_table(_as(items, ITEMS_SCHEMA), out / "items.parquet")
+    pq.write_table(as_table(items, ITEMS_SCHEMA), out / "items.parquet")
     text = pa.schema([(name, pa.string()) for name in users.columns])
-    pq.write_table(_as(users, text), out / "users.parquet")
+    pq.write_table(as_table(users, text), out / "users.parquet")
 
 
 def _facts(out: Path, scratch: str) -> dict[str, Any]:
@@ -261,6 +198,7 @@ def _summary(
         "rows": counts.rows,
         "accepted": counts.accepted,
         "quarantined": counts.quarantined,
+        "repeated": counts.repeated,
         "quarantined_share": counts.quarantined / counts.rows,
         "reasons": {name: counts.reasons[name] for name in order if counts.reasons[name]},
         "users": facts["users"],
@@ -322,36 +260,9 @@ def _write_reports(
     )
 
 
-def _publish(out: Path, target: Path, *, keep_tables: bool) -> None:
-    """Move the outputs to `target`; a refused batch leaves no tables for a later stage to read."""
-    if not keep_tables:
-        for name in ("events.parquet", "items.parquet", "users.parquet"):
-            (out / name).unlink()
-    with atomic_folder(target) as folder:
-        for path in out.iterdir():
-            path.replace(folder / path.name)
-
-
-def _refusal(
-    cfg: Config, counts: Counts, broken: Sequence[Tally], row_tallies: Sequence[Tally]
-) -> str:
-    lines = [f"{cfg.data.path} is refused, nothing was written to {VALIDATED}:"]
-    for tally in broken:
-        found = tally.examples[0] if tally.examples else f"{tally.broken:,} rows"
-        rule = tally.rule
-        lines.append(f"  {rule.name}: found {_short(found)}, expected {rule.expected}; {rule.cure}")
-    if counts.quarantined:
-        share = counts.quarantined / counts.rows
-        lines.append(f"{counts.quarantined:,} of {counts.rows:,} rows ({share:.1%}) are bad:")
-        for tally in row_tallies:
-            if tally.broken:
-                lines.append(f"  {tally.broken:,} x {tally.rule.name}; {tally.rule.cure}")
-    lines.append(f"See {REJECTED / 'report.html'} and {REJECTED / 'quarantine.parquet'}.")
-    return "\n".join(lines)
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+def hashes(files: Sequence[Path], root: Path) -> dict[str, str]:
+    """The sha256 of each file by its path below `root`."""
+    return {path.relative_to(root).as_posix(): sha256_file(path) for path in files}
 
 
 def _digest(inputs: dict[str, str]) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hpgr.data.contract import EVENT_COLUMNS, ROW
+from hpgr.data.contract import EVENT_COLUMNS
 from hpgr.data.expectations import Tally
+from hpgr.data.tables import LINE
 
 WIDTH, HEIGHT = 720, 140  # of the histogram, CSS pixels
 
@@ -32,7 +33,7 @@ def render(
         summary: what summary.json holds.
         tallies: what was found for each rule, by suite.
         broken: the rules for which the batch is refused; empty where it is accepted.
-        examples: some bad rows for each reason: `row` and the event columns.
+        examples: some bad rows for each reason: `file`, `line` and the event columns.
         histogram: accepted events in equal spans of time from the first to the last event.
         actions: the most frequent actions with their counts.
     """
@@ -51,7 +52,7 @@ def render(
         tallies=tallies,
         broken=broken,
         examples=examples,
-        columns=[ROW, *EVENT_COLUMNS],
+        columns=["file", LINE, *EVENT_COLUMNS],
         bars=_bars(summary, histogram),
         width=WIDTH,
         height=HEIGHT,
