@@ -130,7 +130,8 @@ def _write_tables(raw: RawLog, out: Path) -> None:
     with open_duckdb(out.parent) as connection:
         if items is None:
             items = connection.execute(distinct.format(ITEM), [events]).df()
-            items = items.assign(title=None, categories=[[] for _ in range(len(items))])
+            none = pd.Series([[] for _ in range(len(items))], dtype=object)
+            items = items.assign(title=None, categories=none)
         if users is None:
             users = connection.execute(distinct.format(USER), [events]).df()
     items = items.assign(title=items[TITLE].fillna(items[ITEM]))
