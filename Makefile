@@ -29,6 +29,18 @@ run: .venv/ready  ## set up, fetch the log, train, register, recommend; PROFILE=
 	python -m flows.train $(if $(PROFILE),--profile $(PROFILE))
 	hpgr result
 
+.PHONY: up
+up: .venv/ready  ## start Prefect, MLflow, recommender and worker; HPGR_PREFECT_PORT, HPGR_MLFLOW_PORT
+	python -m flows.services up
+
+.PHONY: down
+down: .venv/ready  ## stop them; a running flow writes its checkpoint
+	python -m flows.services down
+
+.PHONY: worker
+worker: .venv/ready  ## on another machine: PREFECT_API_URL=http://SERVER:4200/api make worker POOL=gpu
+	python -m flows.worker $(or $(POOL),gpu)
+
 .PHONY: test
 test: .venv/ready-dev lint  ## set up, check style, types and layers, run every test
 	python -m pytest

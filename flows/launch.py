@@ -13,7 +13,7 @@ from prefect import Flow
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from ruamel.yaml import YAML
 
-from flows.stages import StageFailed
+from flows.faults import StageFailed, TransientFault
 from hpgr.config import ConfigError
 from hpgr.runtime import UserError
 
@@ -26,7 +26,7 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     try:
         with temporary_settings(patience):
             flow(**parameters)
-    except (ConfigError, UserError, StageFailed) as error:
+    except (ConfigError, UserError, StageFailed, TransientFault) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

@@ -11,7 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from hpgr.config import PARAMS_FILE, ConfigError, read_params, resolve
+from hpgr.config import PARAMS_FILE, ConfigError, resolve
+from hpgr.params import read_params
 from hpgr.runtime import atomic_path
 
 

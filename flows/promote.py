@@ -16,6 +16,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.faults import retry_options
 from flows.launch import launch
 from flows.pages import publish_verdict
 from hpgr.config import load_config
@@ -36,7 +37,8 @@ def promote(
         roll_back: go back to the previous champion instead.
         force: promote what the gate has not accepted.
     """
-    return move_champion(version, why, roll_back, force)
+    options = retry_options(load_config().orchestrate)
+    return move_champion.with_options(**options)(version, why, roll_back, force)
 
 
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE)
@@ -68,9 +70,12 @@ def move_champion(version: int | None, why: str, roll_back: bool, force: bool) -
 
 def judge_and_promote(version: int) -> dict[str, Any]:
     """The gate after a registration; promotes what it accepts where `gate.promotes` says so."""
-    verdict = judge_model(version)
-    if verdict["verdict"] == ACCEPTED and load_config().gate.promotes:
-        move_champion(version, f"accepted by the gate: {verdict['reasons'][0]}", False, False)
+    cfg = load_config()
+    options = retry_options(cfg.orchestrate)
+    verdict = judge_model.with_options(**options)(version)
+    if verdict["verdict"] == ACCEPTED and cfg.gate.promotes:
+        why = f"accepted by the gate: {verdict['reasons'][0]}"
+        move_champion.with_options(**options)(version, why, False, False)
     return verdict
 
 

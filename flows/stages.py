@@ -14,15 +14,20 @@ import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.task_engine import TaskRunTimeoutError
+
+from flows.faults import TRANSIENT, StageFailed, TransientFault, retry_options
+from flows.processes import end, processes_with
+from hpgr.config import load_config
 
 DVC = (sys.executable, "-m", "dvc")
 DATA = "data.dvc"
@@ -35,13 +40,11 @@ HINTS = (  # DVC's advice after each stage, of no use in a run's log
     "Use `dvc push`",
 )
 TAIL_LINES = 30  # of output kept for the message of a failed stage
-STOP_GRACE_S = 30  # for a stage to write its checkpoint
+STOP_GRACE_S = 20  # for a stage to write its checkpoint; Prefect's worker kills after 30
+DVC_RUN = "HPGR_DVC_RUN"  # marks the processes of one `dvc` call
+KILLED = re.compile(r"exited with (-9|137)$")  # the command itself, or the shell around it
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-class StageFailed(Exception):
-    """A stage or a DVC command ended with an error; the message is the stage's own."""
 
 
 def stage_order() -> list[str]:
@@ -50,13 +53,27 @@ def stage_order() -> list[str]:
     Raises:
         StageFailed: DVC cannot read its files.
     """
-    names = [line.split()[0] for line in _dvc_output("stage", "list", "--name-only").splitlines()]
-    edges = re.findall(r'"([^"]+)" -> "([^"]+)"', _dvc_output("dag", "--dot"))
+    names = [line.split()[0] for line in dvc_output("stage", "list", "--name-only").splitlines()]
     before: dict[str, set[str]] = {name: set() for name in names}
-    for earlier, later in edges:
+    for earlier, later in _edges():
         if earlier in before and later in before:
             before[later].add(earlier)
     return list(TopologicalSorter(before).static_order())
+
+
+def upstream(stage: str) -> list[str]:
+    """What the stage reads and DVC keeps, as targets of `dvc pull`: stages, `data.dvc`."""
+    return sorted({earlier for earlier, later in _edges() if later == stage})
+
+
+def is_current(stage: str) -> bool:
+    """Whether the stage's record in dvc.lock is what lies in the workspace."""
+    return not json.loads(dvc_output("status", stage, "--json") or "{}")
+
+
+def _edges() -> list[tuple[str, str]]:
+    """DVC's graph: (earlier, later), stages and .dvc files."""
+    return re.findall(r'"([^"]+)" -> "([^"]+)"', dvc_output("dag", "--dot"))
 
 
 @task(name="data", task_run_name="data", cache_policy=NO_CACHE)
@@ -69,7 +86,7 @@ def check_data() -> None:
     logger = get_run_logger()
     if not Path(DATA).is_file():
         raise StageFailed(f"{DATA} not found: pin the raw log with `dvc add data`")
-    status = json.loads(_dvc_output("status", DATA, "--json") or "{}")
+    status = json.loads(dvc_output("status", DATA, "--json") or "{}")
     found = {
         str(state)
         for changes in status.get(DATA, [])
@@ -79,7 +96,7 @@ def check_data() -> None:
     if found == {"not in cache"}:
         # Fetched, not restored by DVC. Without --force a commit refuses data that differ.
         try:
-            _dvc_output("commit", DATA)
+            dvc_output("commit", DATA)
             found = set()
         except StageFailed:
             found = {"modified"}
@@ -92,24 +109,84 @@ def check_data() -> None:
     logger.info("data/ is what %s pins", DATA)
 
 
+def pin_data() -> None:
+    """Have data.dvc pin data/ as it is.
+
+    Raises:
+        StageFailed: DVC could not.
+    """
+    dvc_output("add", "data")
+
+
+def reproduce(stage: str) -> str:
+    """Run the task of one stage as `orchestrate` in params.yaml says; returns its outcome.
+
+    Raises:
+        StageFailed: the stage failed, or took longer than it may.
+        TransientFault: DVC's lock or remote was busy or unreachable, and stayed so.
+    """
+    settings = load_config().orchestrate
+    named = run_stage.with_options(
+        name=stage,
+        task_run_name=stage,
+        timeout_seconds=settings.stage_timeout_s,
+        **retry_options(settings),
+    )
+    try:
+        return named(stage, settings.remote.get(stage))
+    except TaskRunTimeoutError as error:
+        raise StageFailed(
+            f"stage {stage} took longer than orchestrate.stage_timeout_s "
+            f"({settings.stage_timeout_s:g} s) and was stopped. Training left a checkpoint: run "
+            "the flow again to go on from it, or raise the limit."
+        ) from error
+
+
 @task(cache_policy=NO_CACHE)
-def run_stage(stage: str) -> str:
+def run_stage(stage: str, pool: str | None = None) -> str:
     """Reproduce one stage; returns `ran`, `skipped` or `restored`.
+
+    Args:
+        stage: a stage of dvc.yaml.
+        pool: the work pool whose worker, in another clone, computes it first; None: here.
 
     Raises:
         StageFailed: the stage failed; the message is what it printed.
+        TransientFault: DVC could not even start, since its lock or remote was busy.
+    """
+    if pool is None:
+        return _repro(stage)
+    from flows.remote import run_elsewhere
+
+    run_elsewhere(stage, pool)
+    return _repro(stage, computed_by=pool)
+
+
+def _repro(stage: str, computed_by: str | None = None) -> str:
+    """`dvc repro --single-item`, its output in the run's log; see `run_stage`.
+
+    A stage that a pool has computed is fetched: that DVC would rather run it here is an error.
     """
     logger = get_run_logger()
-    outcome, tail = RAN, deque[str](maxlen=TAIL_LINES)
-    with _dvc_process("repro", "--single-item", stage) as process:
+    outcome, tail, started = RAN, deque[str](maxlen=TAIL_LINES), False
+    pull = () if computed_by is None else ("--pull",)
+    with _dvc_process("repro", "--single-item", *pull, stage) as process:
         assert process.stdout is not None
         for line in process.stdout:
             line = line.rstrip()
             if line and not line.startswith(HINTS):
                 logger.info(line)
                 tail.append(line)
+                started = started or line.startswith(f"Running stage '{stage}'")
                 outcome = _outcome(line, stage) or outcome
+                if started and computed_by is not None:
+                    raise StageFailed(
+                        f"what pool {computed_by} computed for {stage} does not belong to the "
+                        "files here: something that it reads differs between the two clones"
+                    )
     if process.returncode != 0:
+        if not started and TRANSIENT.search(text := "\n".join(tail)):
+            raise TransientFault(f"stage {stage} could not start: {text}")
         raise StageFailed(f"stage {stage} failed: {failure_message(list(tail))}")
     logger.info("stage %s: %s", stage, outcome)
     return outcome
@@ -128,8 +205,14 @@ def failure_message(lines: list[str]) -> str:
     """What went wrong, from a failed stage's last lines.
 
     That is the message after `error: `, which every stage prints for a user's mistake; failing that
-    the last line (of a traceback, the exception). DVC's own closing line says nothing of it.
+    the last line (of a traceback, the exception). DVC's own closing line says nothing of it, unless
+    the stage was killed: that is not tried again, since a stage that took all memory does so again.
     """
+    if any(KILLED.search(line) for line in lines[-2:]):
+        return (
+            "it was killed from outside (SIGKILL), most often because memory ran out: `dmesg` says "
+            "so. Free some or lower batch_tokens; the next run goes on from the last checkpoint."
+        )
     own = [line for line in lines if not line.startswith("ERROR: failed to reproduce")]
     starts = [number for number, line in enumerate(own) if line.startswith("error: ")]
     return "\n".join(own[starts[-1] if starts else -1 :]).removeprefix("error: ")
@@ -141,26 +224,26 @@ def _dvc_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
     It stays in this process's group: that is what a cancelled Prefect run signals.
     """
+    mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [*DVC, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=_environment(),
+        env={**_environment(), DVC_RUN: mark},
         preexec_fn=_die_with_parent,
     )
+    finished = False
     try:
         yield process
         process.wait()
+        finished = True
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(STOP_GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        if not finished:
+            # Not until the stage has ended too: the next run must not find it still writing.
+            end(processes_with(DVC_RUN, mark), STOP_GRACE_S)
+            process.wait()
 
 
 def _die_with_parent() -> None:
@@ -176,7 +259,13 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **paced, "PATH": path}
 
 
-def _dvc_output(*arguments: str) -> str:
+def dvc_output(*arguments: str) -> str:
+    """What a short `dvc` command prints.
+
+    Raises:
+        StageFailed: it failed; the message is DVC's.
+        TransientFault: its lock or remote was busy or unreachable.
+    """
     done = subprocess.run(
         [*DVC, *arguments],
         capture_output=True,
@@ -186,10 +275,6 @@ def _dvc_output(*arguments: str) -> str:
         stdin=subprocess.DEVNULL,
     )
     if done.returncode != 0:
-        raise StageFailed(f"dvc {' '.join(arguments)}: {done.stderr.strip()}")
+        kind = TransientFault if TRANSIENT.search(done.stderr) else StageFailed
+        raise kind(f"dvc {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout.strip()
-
-
-def as_task(stage: str) -> Any:
-    """The task of one stage, under the stage's name."""
-    return run_stage.with_options(name=stage, task_run_name=stage)

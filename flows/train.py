@@ -14,14 +14,16 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.faults import TransientFault, is_transient, retry_options
 from flows.launch import add_overrides, launch, read_overrides
 from flows.pages import publish
 from flows.params import set_params
 from flows.promote import judge_and_promote
-from flows.stages import as_task, check_data, stage_order
+from flows.stages import check_data, reproduce, stage_order
 from hpgr.config import PARAMS_FILE, load_config
 from hpgr.registry.base import clear_base
 from hpgr.registry.register import register
+from hpgr.registry.tracking import tracking_uri
 
 
 @flow(name="train", persist_result=False)
@@ -51,9 +53,10 @@ def start_from_nothing() -> None:
 
 def pipeline() -> dict[str, Any]:
     """The part that train and refresh share: stages, registration, gate, the run's page."""
-    check_data()
-    outcomes = {stage: as_task(stage)(stage) for stage in stage_order()}
-    registered = register_model()
+    options = retry_options(load_config().orchestrate)
+    check_data.with_options(**options)()
+    outcomes = {stage: reproduce(stage) for stage in stage_order()}
+    registered = register_model.with_options(**options)()
     verdict = judge_and_promote(registered["version"])
     publish(outcomes, registered, verdict)
     return {**registered, "verdict": verdict["verdict"]}
@@ -61,8 +64,20 @@ def pipeline() -> dict[str, Any]:
 
 @task(name="register", task_run_name="register", cache_policy=NO_CACHE)
 def register_model() -> dict[str, Any]:
-    """Register the artifacts' model in MLflow; a model that is there already is left as it is."""
-    return register(load_config())
+    """Register the artifacts' model in MLflow; a model that is there already is left as it is.
+
+    Raises:
+        TransientFault: MLflow does not answer.
+    """
+    try:
+        return register(load_config())
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        raise TransientFault(
+            f"MLflow at {tracking_uri()} does not answer, so the model is not registered: {error}. "
+            "Start it and run the flow again: every stage is done, only the registration is left."
+        ) from error
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """The command line: `hpgr STAGE` for DVC, and what a person asks between runs.
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
-    hpgr gate, hpgr promote, hpgr lineage VERSION, hpgr base, hpgr monitor
-    hpgr fetch NAME, hpgr doctor, hpgr params, hpgr recommend, hpgr result
+    hpgr gate | promote | lineage VERSION | base | monitor
+    hpgr fetch NAME | doctor | params | recommend | recommend-all | serve | result
 
 A stage takes no arguments: it reads params.yaml and the artifacts of the stages before it
 (docs/artifacts.md). Every mistake of the user is one message on stderr and exit code 2. A stage's
@@ -74,11 +74,17 @@ def _enter_stage() -> None:
     """What every stage's process needs: live output, a clean end on SIGTERM and with its parent."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _leave)
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
         # A killed DVC must not leave a stage that goes on writing the outputs of the next run.
         # Not for a stage started by hand, which may outlive its shell.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _leave(*_: object) -> NoReturn:
+    """Exit on SIGTERM; a second one, from a dying parent, must not cut off the cleaning up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _add_stage(name: str, summary: str) -> None:
@@ -168,6 +174,14 @@ def base(
         fill_base(load_config(), version)
 
 
+@app.command(rich_help_panel="Registry")
+def monitor() -> None:
+    """Judge data and champion by the thresholds; a breach is told and no failure."""
+    from hpgr.registry import monitor
+
+    print(monitor.told(monitor.monitor(load_config())))
+
+
 @app.command()
 def fetch(
     name: Annotated[
@@ -210,6 +224,21 @@ def doctor(
 
 
 @app.command()
+def incoming(path: Annotated[Path, typer.Argument(help="file or folder of new events")]) -> None:
+    """Say whether a batch of new events would be taken in; nothing is written."""
+    from hpgr.data.incoming import examine
+
+    verdict = examine(load_config(), path, evidence=False)
+    if verdict.taken:
+        print(f"{path} is in the log already: {verdict.taken}")
+        return
+    print(verdict.figures())
+    if verdict.reasons:
+        raise UserError(verdict.refusal())
+    print(f"it would be taken in: python -m flows.refresh {path}")
+
+
+@app.command()
 def params() -> None:
     """Print the parameters in force: params.yaml with its profile applied."""
     cfg = load_config()
@@ -239,6 +268,23 @@ def recommend(
     from hpgr.serving.answer import recommend
 
     recommend(load_config(), user=user, history=history, at=at, k=k, source=source)
+
+
+@app.command("recommend-all")
+def recommend_all() -> None:
+    """Answer every user of the log with the champion, into Parquet; continues after a stop."""
+    from hpgr.serving.batch import recommend_all
+
+    _enter_stage()
+    recommend_all(load_config())
+
+
+@app.command()
+def serve() -> None:
+    """Answer histories over HTTP with the registry's champion, and follow its promotions."""
+    from hpgr.serving.server import serve
+
+    serve(load_config())
 
 
 @app.command()

@@ -1,25 +1,20 @@
 """Configuration: params.yaml, validated at the edge.
 
 One frozen model per section of params.yaml; an unknown key, a wrong type or a value out of range
-is one clear error that names the key. Reads: params.yaml. Writes: nothing.
+is one clear error that names the key. Reads: params.yaml, through `params.py`. Writes: nothing.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-PARAMS_FILE = Path("params.yaml")
-
-
-class ConfigError(ValueError):
-    """params.yaml or an override is wrong; the message names the key and what was expected."""
+from hpgr.params import PARAMS_FILE, ConfigError, meant, read_params
 
 
 class Section(BaseModel):
@@ -197,6 +192,15 @@ class Gate(Section):
     promotes: bool
 
 
+class Orchestrate(Section):
+    """How Prefect runs the stages."""
+
+    retries: int = Field(ge=0)
+    retry_delay_s: float = Field(ge=0)
+    stage_timeout_s: float | None = Field(gt=0)
+    remote: dict[str, str]
+
+
 class Serve(Section):
     """The HTTP server."""
 
@@ -206,6 +210,7 @@ class Serve(Section):
     max_k: int = Field(ge=1)
     max_events: int = Field(ge=1)
     max_requests: int = Field(ge=1)
+    max_body_mb: float = Field(gt=0)
     reload_s: float = Field(gt=0)
 
 
@@ -213,15 +218,16 @@ class Recommend(Section):
     """Batch scoring of all users."""
 
     k: int = Field(ge=1)
-    at: str | int | None
+    at: str | int | datetime | None
     chunk_users: int = Field(ge=1)
     allow: Path | None
     deny: Path | None
 
 
 class Refresh(Section):
-    """What a batch of new events may look like beside the last accepted one."""
+    """What a batch of new events may look like beside the newest events of the log."""
 
+    reference_events: int = Field(ge=1)
     max_volume_change: float = Field(gt=1)
     max_item_drift: float = Field(ge=0, le=1)
     max_action_drift: float = Field(ge=0, le=1)
@@ -252,6 +258,7 @@ class Config(Section):
     evaluate: Evaluate
     register_: Register = Field(alias="register")
     gate: Gate
+    orchestrate: Orchestrate
     serve: Serve
     recommend: Recommend
     refresh: Refresh
@@ -267,52 +274,12 @@ def load_config(path: Path = PARAMS_FILE) -> Config:
     return resolve(read_params(path), source=str(path))
 
 
-def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
-    """The sections of `path` as they stand.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or sets a key twice.
-    """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)  # a SafeLoader
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} not found: run hpgr in the project's root folder") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"{path} is a folder, expected the file of parameters") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        found = {type(None): "nothing", list: "a list"}.get(type(raw), repr(raw))
-        raise ConfigError(f"{path}: expected sections, found {found}")
-    return raw
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys; the other one was meant by somebody too."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"{key.value!r} is set twice, in line {seen[key.value]} and in line {line}: "
-                    "remove one",
-                )
-        return node
-
-
 def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
     """Apply `raw`'s profile to its sections and validate the result; see `load_config`."""
     known = [*_fields(Config), "profiles"]
     if unknown := [str(name) for name in raw if name not in known]:
         raise ConfigError(
-            f"{source}: " + "; ".join(f"{u}: unknown section{_meant(u, known)}" for u in unknown)
+            f"{source}: " + "; ".join(f"{u}: unknown section{meant(u, known)}" for u in unknown)
         )
     sections = {k: v for k, v in raw.items() if k != "profiles"}
     profiles = _checked_profiles(raw.get("profiles"), source)
@@ -320,7 +287,7 @@ def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
     if not isinstance(name, str) or name not in profiles:
         expected = ", ".join(sorted(profiles))
         raise ConfigError(
-            f"{source}: profile is {name!r}, expected one of {expected}{_meant(name, profiles)}"
+            f"{source}: profile is {name!r}, expected one of {expected}{meant(name, profiles)}"
         )
     for dotted, value in profiles[name].items():
         section, _, key = dotted.partition(".")
@@ -348,7 +315,7 @@ def _checked_profiles(profiles: Any, source: str) -> dict[str, dict[str, Any]]:
             if dotted not in every:
                 raise ConfigError(
                     f"{source}: profiles.{name} sets {dotted!r}, which is no parameter"
-                    + _meant(dotted, every)
+                    + meant(dotted, every)
                 )
     return {name: changes or {} for name, changes in profiles.items()}
 
@@ -360,11 +327,6 @@ def _fields(model: Any) -> dict[str, Any]:
     return {f.alias or name: f.annotation for name, f in model.model_fields.items()}
 
 
-def _meant(found: Any, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(found), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _told(error: ValidationError) -> Iterator[str]:
     """One line a mistake; a key that is only missing because it is misspelt is told once."""
     explained = set()
@@ -374,7 +336,7 @@ def _told(error: ValidationError) -> Iterator[str]:
             model: Any = Config
             for part in e["loc"][:-1]:
                 model = _fields(model).get(str(part))
-            hint = _meant(e["loc"][-1], _fields(model))
+            hint = meant(e["loc"][-1], _fields(model))
             if hint:
                 explained.add(".".join([*map(str, e["loc"][:-1]), hint.split("'")[1]]))
             yield f"  {place}: unknown key{hint or '; remove it or correct its name'}"
@@ -383,7 +345,7 @@ def _told(error: ValidationError) -> Iterator[str]:
                 yield f"  {place}: is missing; add it"
         elif e["type"] == "literal_error":
             choices = re.findall(r"'([^']*)'", e["ctx"]["expected"])
-            yield f"  {place}: found {found!r}, expected {e['ctx']['expected']}" + _meant(
+            yield f"  {place}: found {found!r}, expected {e['ctx']['expected']}" + meant(
                 found, choices
             )
         else:

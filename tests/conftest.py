@@ -22,3 +22,20 @@ def arrays_writer():
         write_arrays(random_log(seed, num_users=num_users), folder)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def registered_project(tmp_path_factory):
+    """A project folder with a small model, version 1 and champion of its registry; read it only."""
+    from serving_project import make_project
+
+    from hpgr.config import load_config
+    from hpgr.registry.register import register
+
+    folder = tmp_path_factory.mktemp("registered")
+    make_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        register(load_config())
+    return folder

@@ -181,7 +181,7 @@ def test_served_answers_equal_the_offline_evaluation(trained, clone, monkeypatch
     from hpgr.config import load_config
     from hpgr.data.log import TEST, EventLog
     from hpgr.serving.answer import from_artifacts
-    from hpgr.serving.recommender import Request
+    from hpgr.serving.request import Request
 
     monkeypatch.chdir(clone)
     cfg = load_config()

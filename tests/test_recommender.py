@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 from hpgr.data.log import UNKNOWN, Histories
 from hpgr.registry.bundle import Serving
 from hpgr.runtime import UserError
-from hpgr.serving.recommender import Recommender, Request, newest
+from hpgr.serving.recommender import Item, Recommender, newest
+from hpgr.serving.request import Request
 
-ITEMS = [(2, "a", "Alpha"), (3, "b", "Beta"), (4, "c", "Gamma"), (5, "d", "Delta")]
+ITEMS = [
+    Item(2, "a", "Alpha", 7),
+    Item(3, "b", "Beta", 9),
+    Item(4, "c", "Gamma", 1),
+    Item(5, "d", "Delta", 5),
+]
 ACTIONS = {"1": 1, "5": 2}
 SERVING = Serving(gap_s=100, max_history=3, retrieve=3, remove_history=True, ranked=True)
 
@@ -24,6 +30,7 @@ class FakeScorer:
         self.seen: Histories | None = None
 
     def retrieve(self, histories):
+        assert np.diff(histories.offsets).any(), "the network cannot score only empty histories"
         self.seen = histories
         return np.tile(np.arange(6, dtype=np.float32), (len(histories), 1))
 
@@ -32,6 +39,7 @@ class FakeScorer:
         return (1 / candidates).astype(np.float32)
 
     def explain(self, histories):
+        assert np.diff(histories.offsets).all(), "nothing explains an empty history"
         q = len(histories)
         return np.tile([0, -1], (q, 1)), np.tile(np.float32([0.5, 0.0]), (q, 1))
 
@@ -103,6 +111,87 @@ def test_a_batch_answers_like_single_requests():
     assert service.recommend(asked, k=3) == alone
 
 
+def test_an_empty_history_gets_the_most_popular_items_ordered_by_the_ranking_head():
+    # Popularity retrieves b (9), a (7), d (5); probability 1/i places a before b and d.
+    (answer,) = recommender().recommend([request()], k=2)
+    assert [i.item_id for i in answer.items] == ["a", "b"]
+    assert (answer.items[0].score, answer.items[0].similarity) == (pytest.approx(1 / 2), None)
+    assert (answer.source, answer.drivers) == ("popular", [])
+
+
+def test_an_empty_history_without_a_ranking_head_gets_the_most_popular_items():
+    (answer,) = recommender(ranked=False).recommend([request()], k=3)
+    assert [i.item_id for i in answer.items] == ["b", "a", "d"]
+
+
+def test_an_empty_history_beside_others_changes_nothing_for_them():
+    service = recommender()
+    other = request(("a", 1), ("b", 2))
+    (alone,) = service.recommend([other], k=3)
+    empty, together = service.recommend([request(), other], k=3)
+    assert together == alone
+    assert empty.source == "popular" and together.source == "history"
+
+
+def test_a_history_of_unknown_items_alone_still_answers():
+    (answer,) = recommender().recommend([request(("new", 1), ("newer", 2))], k=2)
+    assert [i.item_id for i in answer.items] == ["b", "c"]
+    assert (answer.source, answer.unknown_items, answer.drivers) == ("history", 2, [])
+
+
+def test_an_exact_duplicate_counts_once():
+    service = recommender(max_history=9)
+    events = [("a", 5), ("b", 5), ("a", 5), ("a", 5), ("new", 6), ("newer", 6), ("a", 7)]
+    actions = ["1", "1", "1", "5", None, None, "1"]
+    service.recommend([request(*events, actions=actions)], k=1)
+    assert service.scorer.seen.item.tolist() == [2, 3, 2, UNKNOWN, UNKNOWN, 2]
+    assert service.scorer.seen.action.tolist() == [1, 1, 2, 0, 0, 1]
+
+
+def test_of_a_long_history_the_newest_events_are_read():
+    service = recommender()
+    events = [("a", time) for time in range(5000)]
+    service.recommend([request(("b", 0), *events, ("c", 5000), at=5000)], k=1)
+    assert service.scorer.seen.timestamp.tolist() == [4998, 4999, 5000]
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"allow": ["d", "c", "nowhere"]}, ["c", "d"]),
+        ({"deny": ["b", "nowhere"]}, ["c", "d"]),
+        ({"allow": ["b", "c"], "deny": ["c"]}, ["b"]),
+        ({"allow": ["a"]}, []),  # allowed, but seen already
+    ],
+)
+def test_lists_say_what_may_be_recommended(filters, expected):
+    (answer,) = recommender().recommend([request(("a", 1))], k=4, **filters)
+    assert [i.item_id for i in answer.items] == expected
+
+
+def test_a_list_of_unknown_items_alone_is_refused():
+    with pytest.raises(UserError, match="none of the 2 item ids to allow"):
+        recommender().recommend([request(("a", 1))], k=1, allow=["x", "y"])
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_k_is_a_positive_number(k):
+    with pytest.raises(UserError, match=f"k is {k}, expected"):
+        recommender().recommend([request(("a", 1))], k=k)
+
+
+def test_a_k_beyond_the_catalogue_returns_what_there_is():
+    (answer,) = recommender().recommend([request(("a", 1))], k=10**9)
+    assert [i.item_id for i in answer.items] == ["b", "c", "d"]
+
+
+def test_blocks_of_queries_answer_like_one_block(monkeypatch):
+    asked = [request(("a", 1)), request(), request(("b", 1), ("d", 2)), request(("c", 3))]
+    whole = recommender().recommend(asked, k=3)
+    monkeypatch.setattr("hpgr.serving.recommender.CELLS", 12)  # two queries of six scores
+    assert recommender().recommend(asked, k=3) == whole
+
+
 def test_an_event_in_the_second_of_the_request_is_history():
     (answer,) = recommender().recommend([request(("a", 1000), at=1000)], k=1)
     assert answer.items
@@ -113,7 +202,8 @@ def test_an_event_in_the_second_of_the_request_is_history():
     [
         (request(("a", 1), at=None), "request 0 has no request time"),
         (request(("a", 1001), at=1000), r"event 0 \(item a\) has time 1001, after"),
-        (request(at=1000), "no events"),
+        (request(("a", -1), at=1000), "has time -1, expected seconds"),
+        (request(("a", 1), at=-5), "request_time is -5, expected seconds"),
         (request(("a", 1), at=1_700_000_000_000), "milliseconds"),
         (request(("a", 1), actions=["1", "5"]), "1 item_ids but 2 actions"),
     ],

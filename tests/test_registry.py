@@ -17,7 +17,8 @@ from hpgr.registry import lineage, tracking
 from hpgr.registry.bundle import content_hashes, write_bundle
 from hpgr.registry.register import content_key, register
 from hpgr.runtime import UserError
-from hpgr.serving.recommender import Recommender, Request
+from hpgr.serving.recommender import Recommender
+from hpgr.serving.request import Request
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,11 @@ class Counts:
         """Rows that went on."""
         return self.rows - self.quarantined - self.repeated
 
+    @property
+    def quarantined_share(self) -> float:
+        """Of all rows."""
+        return self.quarantined / self.rows
+
 
 def check_tables(raw: RawLog, expectations: Expectations) -> None:
     """Have the ids of the tables of items and users checked."""
@@ -132,6 +137,8 @@ def check_rows(
             counts.repeated += only_repeated
             counts.quarantined += len(refused) - only_repeated
             _note(counts, found, chunk)
+    order = [rule.name for rule in rules if counts.reasons[rule.name]]
+    counts.reasons = Counter({name: counts.reasons[name] for name in order})
     if counts.rows == 0:
         raise UserError(f"{', '.join(files)} has no rows: expected one event a row")
     return counts
@@ -172,7 +179,7 @@ def bad_rows(counts: Counts, tallies: Sequence[Tally]) -> list[str]:
     """How many rows broke which rule, one line each; none where no row is bad."""
     if not counts.quarantined:
         return []
-    share = counts.quarantined / counts.rows
+    share = counts.quarantined_share
     broken = [tally for tally in tallies if tally.broken]
     return [
         f"{counts.quarantined:,} of {counts.rows:,} rows ({share:.1%}) are bad:",

@@ -13,13 +13,9 @@ events or the quarantine. The same input gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +25,17 @@ import pyarrow.parquet as pq
 
 from hpgr.config import Config
 from hpgr.data.contract import (
-    ACTION,
     CATEGORIES,
     ITEM,
     ROW,
-    TIMESTAMP,
     TITLE,
     USER,
     batch_rules,
-    row_rules,
 )
-from hpgr.data.expectations import Expectations, Tally, failures
+from hpgr.data.expectations import Expectations, failures
+from hpgr.data.findings import digest_of, facts_of, hashes, summary_of, write_reports
 from hpgr.data.formats import RawLog, read_raw
 from hpgr.data.screening import (
-    Counts,
     as_table,
     bad_rows,
     breach,
@@ -51,8 +44,7 @@ from hpgr.data.screening import (
     publish,
 )
 from hpgr.data.staging import copies, open_duckdb, stage
-from hpgr.data.validation_report import render
-from hpgr.runtime import UserError, read_json, sha256_file, write_json, write_text
+from hpgr.runtime import UserError, read_json, write_json
 
 VALIDATED = Path("artifacts/validated")
 REJECTED = Path("artifacts/rejected")
@@ -61,8 +53,6 @@ ACCEPTED = Path("artifacts/accepted/summary.json")
 ITEMS_SCHEMA = pa.schema(
     [(ITEM, pa.string()), (TITLE, pa.string()), (CATEGORIES, pa.list_(pa.string()))]
 )
-HISTOGRAM_BINS = 60
-ACTIONS_SHOWN = 12
 
 
 def validate(cfg: Config) -> None:
@@ -93,13 +83,18 @@ def validate(cfg: Config) -> None:
             out=out,
         )
         _write_tables(raw, out)
-        facts = _facts(out, scratch)
-        if raw.users is None:
-            facts["users_without_features"] = None
-        summary = _summary(cfg, inputs, counts, facts, previous)
+        facts = facts_of(out / "events.parquet")
+        summary = {
+            **summary_of(cfg.data.path, cfg.data.format, inputs, counts, facts),
+            "users_without_features": None if raw.users is None else _users_without_features(out),
+            "last_accepted": previous,
+            "volume_change": (
+                None if previous is None else counts.accepted / max(previous["accepted"], 1) - 1
+            ),
+        }
         _check_batch(cfg, summary, expectations)
         broken = failures(expectations, rows="events")
-        _write_reports(out, summary, counts, facts, expectations, broken)
+        write_reports(out, summary, counts, facts, expectations, broken)
         publish(out, REJECTED if broken else VALIDATED, keep_tables=not broken)
     if broken:
         raise UserError(
@@ -140,84 +135,14 @@ def _write_tables(raw: RawLog, out: Path) -> None:
     pq.write_table(as_table(users, text), out / "users.parquet")
 
 
-def _facts(out: Path, scratch: str) -> dict[str, Any]:
-    """Figures of the accepted events, by DuckDB over the written files."""
+def _users_without_features(out: Path) -> int:
     events, users = str(out / "events.parquet"), str(out / "users.parquet")
-    with open_duckdb(scratch) as connection:
-
-        def query(sql: str, *files: str) -> list[tuple[Any, ...]]:
-            return connection.execute(sql, list(files)).fetchall()
-
-        num_users, num_items, first, last = query(
-            f"SELECT count(DISTINCT {USER}), count(DISTINCT {ITEM}), min({TIMESTAMP}), "
-            f"max({TIMESTAMP}) FROM read_parquet(?)",
-            events,
-        )[0]
-        if first is None:
-            first = last = 0
-        width = (last - first) / HISTOGRAM_BINS or 1.0
-        bins = dict(
-            query(
-                f"SELECT least(floor(({TIMESTAMP} - {first}) / {width}), {HISTOGRAM_BINS - 1}), "
-                "count(*) FROM read_parquet(?) GROUP BY 1",
-                events,
-            )
-        )
-        return {
-            "users": num_users,
-            "items": num_items,
-            "first": first,
-            "last": last,
-            "users_without_features": query(
-                f"SELECT count(DISTINCT {USER}) FROM read_parquet(?) "
-                f"WHERE {USER} NOT IN (SELECT {USER} FROM read_parquet(?) WHERE {USER} NOTNULL)",
-                events,
-                users,
-            )[0][0],
-            "histogram": [bins.get(float(n), 0) for n in range(HISTOGRAM_BINS)],
-            "actions": query(
-                f"SELECT {ACTION}, count(*) AS n FROM read_parquet(?) "
-                f"GROUP BY 1 ORDER BY n DESC, 1 LIMIT {ACTIONS_SHOWN}",
-                events,
-            ),
-        }
-
-
-def _summary(
-    cfg: Config,
-    inputs: dict[str, str],
-    counts: Counts,
-    facts: dict[str, Any],
-    previous: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """What summary.json says: nothing in it depends on when the stage ran."""
-    order = [rule.name for rule in row_rules(cfg.validate_)]
-    return {
-        "path": cfg.data.path.as_posix(),
-        "format": cfg.data.format,
-        "inputs": inputs,
-        "rows": counts.rows,
-        "accepted": counts.accepted,
-        "quarantined": counts.quarantined,
-        "repeated": counts.repeated,
-        "quarantined_share": counts.quarantined / counts.rows,
-        "reasons": {name: counts.reasons[name] for name in order if counts.reasons[name]},
-        "users": facts["users"],
-        "items": facts["items"],
-        "users_without_features": facts["users_without_features"],
-        "first_event": _iso(facts["first"]),
-        "last_event": _iso(facts["last"]),
-        "first_timestamp": facts["first"],
-        "last_timestamp": facts["last"],
-        "last_accepted": previous,
-        "volume_change": (
-            None if previous is None else counts.accepted / max(previous["accepted"], 1) - 1
-        ),
-    }
-
-
-def _iso(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    with open_duckdb(out.parent) as connection:
+        return connection.execute(
+            f"SELECT count(DISTINCT {USER}) FROM read_parquet(?) "
+            f"WHERE {USER} NOT IN (SELECT {USER} FROM read_parquet(?) WHERE {USER} NOTNULL)",
+            [events, users],
+        ).fetchall()[0][0]
 
 
 def _check_batch(cfg: Config, summary: dict[str, Any], expectations: Expectations) -> None:
@@ -236,41 +161,6 @@ def _check_batch(cfg: Config, summary: dict[str, Any], expectations: Expectation
     expectations.check("batch", pd.DataFrame([facts]).astype("float64"))
 
 
-def _write_reports(
-    out: Path,
-    summary: dict[str, Any],
-    counts: Counts,
-    facts: dict[str, Any],
-    expectations: Expectations,
-    broken: Sequence[Tally],
-) -> None:
-    write_json(out / "summary.json", summary)
-    html = render(
-        summary,
-        tallies=expectations.tallies,
-        broken=broken,
-        examples=counts.examples,
-        histogram=facts["histogram"],
-        actions=facts["actions"],
-    )
-    write_text(out / "report.html", html)
-    expectations.write_docs(
-        out / "data_docs",
-        run_name=_digest(summary["inputs"])[:12],
-        run_time=datetime.fromtimestamp(summary["last_timestamp"], UTC),
-    )
-
-
-def hashes(files: Sequence[Path], root: Path) -> dict[str, str]:
-    """The sha256 of each file by its path below `root`."""
-    return {path.relative_to(root).as_posix(): sha256_file(path) for path in files}
-
-
-def _digest(inputs: dict[str, str]) -> str:
-    """One hash for all input files."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
 def _history() -> dict[str, list[dict[str, Any]]]:
     return read_json(ACCEPTED) if ACCEPTED.exists() else {}
 
@@ -283,7 +173,7 @@ def _last_accepted(source: str, inputs: dict[str, str]) -> dict[str, Any] | None
     """
     history = _history().get(source, [])
     digests = [batch["digest"] for batch in history]
-    digest = _digest(inputs)
+    digest = digest_of(inputs)
     before = history[: digests.index(digest)] if digest in digests else history
     return before[-1] if before else None
 
@@ -291,7 +181,7 @@ def _last_accepted(source: str, inputs: dict[str, str]) -> dict[str, Any] | None
 def _remember(source: str, inputs: dict[str, str], summary: dict[str, Any]) -> None:
     history = _history()
     batches = history.setdefault(source, [])
-    digest = _digest(inputs)
+    digest = digest_of(inputs)
     if digest not in [batch["digest"] for batch in batches]:
         kept = ("accepted", "first_timestamp", "last_timestamp")
         batches.append({"digest": digest} | {name: summary[name] for name in kept})

@@ -134,16 +134,16 @@ def _alias(client: MlflowClient, cfg: Config, version: int) -> str:
 def _signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
+    from mlflow.types.schema import AnyType, Array
 
     text, number, real = DataType.string, DataType.long, DataType.double
     return ModelSignature(
         inputs=Schema(
             [
-                ColSpec(number, "request_time"),
-                ColSpec(Array(text), "item_ids"),
-                ColSpec(Array(number), "timestamps"),
-                ColSpec(Array(text), "actions", required=False),
+                # Checked by the model (hpgr/serving/schema.py): MLflow would cut 1.5 to 1, make
+                # a missing action the text "None", and refuse without our reasons.
+                ColSpec(AnyType(), name, required=False)
+                for name in ("request_time", "item_ids", "timestamps", "actions", "session_ids")
             ]
         ),
         outputs=Schema(
@@ -154,6 +154,7 @@ def _signature() -> Any:
                 ColSpec(text, "title"),
                 ColSpec(real, "score"),
                 ColSpec(real, "similarity"),
+                ColSpec(text, "source"),
                 ColSpec(Array(text), "because"),
             ]
         ),

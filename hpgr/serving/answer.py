@@ -18,11 +18,11 @@ from hpgr.config import Config
 from hpgr.registry.bundle import write_bundle
 from hpgr.registry.stages import ARTIFACTS
 from hpgr.registry.summary import headline, terminal_tables
-from hpgr.registry.tracking import connect
-from hpgr.registry.versions import CHAMPION
 from hpgr.runtime import UserError, read_json
+from hpgr.serving.champion import load_champion
 from hpgr.serving.history import SESSIONS, of_user, typed
-from hpgr.serving.recommender import Answer, Recommender, Request
+from hpgr.serving.recommender import Answer, Recommender
+from hpgr.serving.request import Request
 
 SOURCES = ("champion", "artifacts")
 SHOWN_EVENTS = 5  # newest events printed above an answer
@@ -42,7 +42,7 @@ def recommend(
         raise UserError("say who asks: either --user ID or --history 'title or id, ...'")
     if source not in SOURCES:
         raise UserError(f"--source {source!r}: expected {' or '.join(SOURCES)}")
-    recommender = champion(cfg) if source == "champion" else from_artifacts(cfg)
+    recommender = load_champion(cfg).recommender if source == "champion" else from_artifacts(cfg)
     request = typed(history, at, recommender) if history is not None else of_user(str(user), at)
     show(recommender, request, k=k, title=f"user {user}" if user is not None else "this history")
 
@@ -75,27 +75,6 @@ def result(cfg: Config) -> None:
     print(json.dumps(line), flush=True)
 
 
-def champion(cfg: Config) -> Recommender:
-    """The recommender of the registry's champion.
-
-    Raises:
-        UserError: the registry has none.
-    """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    client, name = connect(), cfg.register_.model_name
-    try:
-        version = client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        raise UserError(
-            f"the registry has no {name}@{CHAMPION} ({error.message}): run `make run` or "
-            "`hpgr register`, or use the last run's model with --source artifacts"
-        ) from error
-    model = mlflow.pyfunc.load_model(f"models:/{name}/{version.version}")
-    return model.unwrap_python_model().recommender
-
-
 def from_artifacts(cfg: Config) -> Recommender:
     """The recommender of the last run's artifacts."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -125,6 +104,6 @@ def _table(answer: Answer) -> Table:
     for column in ("", "title", "id", "score", "similarity"):
         table.add_column(column, justify="left" if column in ("title", "id") else "right")
     for rank, item in enumerate(answer.items, start=1):
-        score = "–" if item.score is None else f"{item.score:.3f}"
-        table.add_row(str(rank), item.title, item.item_id, score, f"{item.similarity:.3f}")
+        numbers = ["–" if n is None else f"{n:.3f}" for n in (item.score, item.similarity)]
+        table.add_row(str(rank), item.title, item.item_id, *numbers)
     return table

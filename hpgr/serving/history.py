@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from hpgr.registry.stages import STAGES
 from hpgr.runtime import UserError
-from hpgr.serving.recommender import Recommender, Request
+from hpgr.serving.recommender import Recommender
+from hpgr.serving.request import LATEST_SECONDS, Request
 
 SESSIONS = STAGES["sessionize"].output
 YEAR = re.compile(r"\s*\(\d{4}\)$")
@@ -38,7 +39,7 @@ def of_user(user_id: str, at: str | None) -> Request:
     user = users["user"][0].as_py()
     events = pq.read_table(SESSIONS / "events.parquet", filters=[("user", "=", user)])
     events = events.sort_by("position")
-    asked = seconds(at) if at is not None else pc.max(events["timestamp"]).as_py() + 1
+    asked = seconds(at, where="--at") if at is not None else pc.max(events["timestamp"]).as_py() + 1
     events = events.filter(pc.less(events["timestamp"], asked))
     if not events.num_rows:
         raise UserError(f"user {user_id} has no event before {asked}; pass a later --at")
@@ -62,7 +63,7 @@ def typed(text: str, at: str | None, recommender: Recommender) -> Request:
         UserError: an entry is no item; the message offers the closest titles.
     """
     item_ids = find_items(text, {i: title for i, title in recommender.names.values()})
-    asked = seconds(at) if at is not None else int(time.time())
+    asked = seconds(at, where="--at") if at is not None else int(time.time())
     first = asked - SPACING_S * len(item_ids)
     return Request(asked, item_ids, [first + SPACING_S * i for i in range(len(item_ids))])
 
@@ -107,18 +108,21 @@ def find_items(text: str, titles: dict[str, str]) -> list[str]:
     return found
 
 
-def seconds(text: str) -> int:
+def seconds(value: str | int | datetime, *, where: str) -> int:
     """Seconds since 1970 of an ISO 8601 time (UTC where it names no zone) or of such a number.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither; the message begins with `where` it stands.
     """
-    if text.isdigit():
-        return int(text)
+    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+        number = int(value)
+        if not 0 <= number <= LATEST_SECONDS:
+            raise UserError(f"{where} {value}: expected seconds since 1970, not milliseconds")
+        return number
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
         raise UserError(
-            f"--at {text!r}: expected seconds since 1970 or a time such as 2003-02-28T12:00"
+            f"{where} {value!r}: expected seconds since 1970 or a time such as 2003-02-28T12:00"
         ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

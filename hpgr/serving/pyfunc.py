@@ -1,10 +1,10 @@
 """The model as MLflow serves it ("models from code": MLflow runs this file to load a version).
 
-Input, one row a request: `request_time` (seconds, UTC), `item_ids`, `timestamps`, `actions`
-(lists of equal length, oldest first within a second). Parameter `k`: items to return.
+Input, one row a request: `request_time` (seconds, UTC), `item_ids`, `timestamps`, `actions`,
+`session_ids` (lists of equal length). Parameter `k`: items to return.
 Output, one row a recommended item: `request` (row of the input, from 0), `rank` (from 1),
-`item_id`, `title`, `score`, `similarity`, `because` (titles of the history items that drove it).
-Reads the version's artifact `bundle`.
+`item_id`, `title`, `score`, `similarity`, `source` (history | popular), `because` (titles of the
+history items that drove it). Reads the version's artifact `bundle`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
+from pydantic import ValidationError
 
-from hpgr.serving.recommender import Recommender, Request
+from hpgr.runtime import UserError
+from hpgr.serving.recommender import Recommender
+from hpgr.serving.request import Request
+from hpgr.serving.schema import Asked, told
+
+COLUMNS = (
+    "request", "rank", "item_id", "title", "score", "similarity", "source", "because",
+)  # fmt: skip
 
 
 class RecommenderModel(PythonModel):
@@ -31,17 +41,26 @@ class RecommenderModel(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """See the module's docstring; errors are those of `Recommender.recommend`."""
-        requests = [
-            Request(
-                request_time=None if pd.isna(row.request_time) else int(row.request_time),
-                item_ids=[str(item) for item in row.item_ids],
-                timestamps=[int(time) for time in row.timestamps],
-                actions=list(row.actions) if getattr(row, "actions", None) is not None else None,
-            )
-            for row in model_input.itertuples(index=False)
-        ]
-        answers = self.recommender.recommend(requests, k=int((params or {})["k"]))
+        """See the module's docstring.
+
+        Raises:
+            MlflowException: a row is wrong (INVALID_PARAMETER_VALUE: HTTP 400); the message says
+                which, and what was expected.
+        """
+        try:
+            asked = [_request(row, n) for n, row in enumerate(model_input.to_dict("records"))]
+            if not asked:
+                raise UserError(
+                    "found no request, expected rows with the columns "
+                    f"{', '.join(Asked.model_fields)} as dataframe_records, dataframe_split or "
+                    "inputs (a list)"
+                )
+            k = (params or {}).get("k")
+            if k is None:
+                raise UserError("k is null, expected the number of items to return")
+            answers = self.recommender.recommend(asked, k=k)
+        except UserError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         rows = [
             {
                 "request": number,
@@ -50,15 +69,34 @@ class RecommenderModel(PythonModel):
                 "title": item.title,
                 "score": item.score,
                 "similarity": item.similarity,
+                "source": answer.source,
                 "because": [driver.title for driver in answer.drivers],
             }
             for number, answer in enumerate(answers)
             for rank, item in enumerate(answer.items, start=1)
         ]
-        return pd.DataFrame(
-            rows,
-            columns=["request", "rank", "item_id", "title", "score", "similarity", "because"],
-        )
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _request(row: dict[Any, Any], number: int) -> Request:
+    """One row of the data frame, its gaps (NaN, None) left out, checked like a posted request."""
+    known = {name: _plain(value) for name, value in row.items() if name in Asked.model_fields}
+    try:
+        return Asked.model_validate({n: v for n, v in known.items() if v is not None}).request()
+    except ValidationError as error:
+        raise UserError(f"request {number}: {told(error.errors())}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Python's own types for numpy's; a missing value, also inside a list, is None."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and np.isnan(value):
+        return None
+    # A column of whole numbers with a gap arrives as floats.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 set_model(RecommenderModel())

@@ -1,23 +1,18 @@
-"""From events and a request time to recommendations; the same code offline and online.
+"""From histories to recommendations: the one core of batch scoring, HTTP and MLflow's server.
 
-A request holds what a caller knows: outside item ids, times, actions. It needs no user id, so that
-users never seen get answers like everybody else. The answer is made in three steps: the N nearest
-items of the catalogue by dot product (retrieval head), the same N ordered by predicted probability
-of a positive event (ranking head), the best k of them. Reads a bundle (`hpgr.registry.bundle`).
+An answer needs no user id, so that users never seen are answered like everybody else. It is made in
+three steps: the N nearest items of the catalogue by dot product (retrieval head), the same N
+ordered by predicted probability of a positive event (ranking head), the best k of them. Where there
+is no history to be near to, the N are the most popular items of training.
 
-Rules, each the offline rule of the sessionize stage:
-- events are sorted by time, stably: events of one second keep the caller's order;
-- an item or action that the model was not trained with becomes the unknown id;
-- a new session starts where the caller's session id changes or, without one, after `gap_s`;
-- the newest `max_history` events count.
-An event after the request time is refused, not dropped: it is a wrong clock or a wrong unit, and
-silence would hide it. An event in the second of the request is history.
+The network reads the newest `max_history` events; everything ever seen is left out of the answer
+(where the model was judged so). Reads a bundle (`hpgr.registry.bundle`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -29,20 +24,20 @@ from hpgr.data.log import FIRST_ITEM, UNKNOWN, Histories
 from hpgr.evaluation.metrics import removed_pairs, top_items
 from hpgr.registry.bundle import Serving
 from hpgr.runtime import UserError, read_json
+from hpgr.serving.request import Request, encode
 
-LATEST_SECONDS = 100_000_000_000  # the year 5138; milliseconds of our time lie above
-NO_ACTION = 0
+NEAREST, POPULAR = "history", "popular"  # where an answer's candidates came from
+CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
 
 
 @dataclass(frozen=True)
-class Request:
-    """One question: the asker's events (equal lengths, any order) and when it is asked (UTC, s)."""
+class Item:
+    """One row of the catalogue: inside id, outside id, title and its number of training events."""
 
-    request_time: int | None
-    item_ids: Sequence[str]
-    timestamps: Sequence[int]
-    actions: Sequence[str | None] | None = None
-    session_ids: Sequence[str | None] | None = None
+    inside: int
+    item_id: str
+    title: str
+    train_events: int
 
 
 @dataclass(frozen=True)
@@ -50,12 +45,13 @@ class Recommended:
     """One item: `similarity` retrieved it, `score` (a probability) placed it.
 
     `score` is None for a model trained without its ranking head: similarity alone decides.
+    `similarity` is None where popularity retrieved it.
     """
 
     item_id: str
     title: str
     score: float | None
-    similarity: float
+    similarity: float | None
 
 
 @dataclass(frozen=True)
@@ -69,10 +65,29 @@ class Driver:
 
 @dataclass(frozen=True)
 class Answer:
-    """Items, best first, and the history items that drove them, heaviest first."""
+    """Items, best first, and the history items that drove them, heaviest first.
+
+    `source` says where the candidates came from (history | popular), `unknown_items` how many
+    events have an item that the model was not trained with.
+    """
 
     items: list[Recommended]
     drivers: list[Driver]
+    source: str
+    unknown_items: int
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best K items of Q queries in the model's ids.
+
+    `item` int64 [Q, K], -1 where fewer were left; `score` and `similarity` float32 [Q, K], NaN
+    where `Recommended` says None.
+    """
+
+    item: np.ndarray
+    score: np.ndarray
+    similarity: np.ndarray
 
 
 class Scorer(Protocol):
@@ -89,19 +104,17 @@ class Scorer(Protocol):
 
 
 class Recommender:
-    """A scorer with the vocabulary and the rules it was trained with."""
+    """A scorer with the vocabulary and the rules it was trained with; many threads may ask it."""
 
     def __init__(
-        self,
-        scorer: Scorer,
-        items: Sequence[tuple[int, str, str]],
-        actions: dict[str, int],
-        serving: Serving,
+        self, scorer: Scorer, items: Sequence[Item], actions: dict[str, int], serving: Serving
     ) -> None:
-        """`items`: (inside id, outside id, title); `actions`: name to inside id."""
+        """`actions`: name to inside id."""
         self.scorer, self.serving, self.actions = scorer, serving, actions
-        self.item = {outside: inside for inside, outside, _ in items}
-        self.names = {inside: (outside, title) for inside, outside, title in items}
+        self.item = {item.item_id: item.inside for item in items}
+        self.names = {item.inside: (item.item_id, item.title) for item in items}
+        self.popularity = np.zeros(max(self.names, default=UNKNOWN) + 1, dtype=np.float32)
+        self.popularity[[item.inside for item in items]] = [item.train_events for item in items]
 
     @classmethod
     def load(cls, bundle: Path, *, device: str) -> Recommender:
@@ -119,109 +132,169 @@ class Recommender:
                 raise UserError(f"{bundle / name} not found: {bundle} is not a model bundle")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        items = pq.read_table(bundle / "items.parquet", columns=["item", "item_id", "title"])
+        columns = ["item", "item_id", "title", "train_events"]
+        items = pq.read_table(bundle / "items.parquet", columns=columns)
         actions = pq.read_table(bundle / "actions.parquet", columns=["action", "name"])
-        rows = zip(*(items[name].to_pylist() for name in items.column_names), strict=True)
+        rows = zip(*(items[name].to_pylist() for name in columns), strict=True)
         return cls(
             Scorer.load(bundle / "model", device),
-            [(inside, outside, title or outside) for inside, outside, title in rows],
+            [Item(inside, item_id, title or item_id, n) for inside, item_id, title, n in rows],
             dict(zip(actions["name"].to_pylist(), actions["action"].to_pylist(), strict=True)),
             Serving(**read_json(bundle / "serving.json")),
         )
 
-    def recommend(self, requests: Sequence[Request], *, k: int) -> list[Answer]:
-        """The best `k` items for each request.
+    def recommend(
+        self,
+        requests: Sequence[Request],
+        *,
+        k: int,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] = (),
+    ) -> list[Answer]:
+        """The best `k` items for each request (fewer where fewer are left); see `eligible`.
 
         Raises:
-            UserError: a request has no time, no event, columns of unequal length, or an event
-                after its time; the message names the request.
+            UserError: see `hpgr.serving.request.encode`; `k` is no positive number.
         """
+        if k < 1:
+            raise UserError(f"k is {k}, expected the number of items to return, at least 1")
+        eligible = self.eligible(allow, deny)
         if not requests:
             return []
-        everything = self._histories(requests)
-        histories = newest(everything, self.serving.max_history)
-        scores = np.asarray(self.scorer.retrieve(histories))
-        removed = None
-        if self.serving.remove_history:  # all of it, also what the network no longer reads
-            nothing_kept = np.zeros(len(everything), dtype=np.int64)
-            removed = removed_pairs(everything.offsets, everything.item, nothing_kept)
-        nearest = top_items(scores, removed, max(k, self.serving.retrieve))
-        candidates = [row[row >= FIRST_ITEM] for row in nearest]
-        offsets = np.concatenate([[0], np.cumsum([len(row) for row in candidates])])
-        probability = None
-        if self.serving.ranked:
-            probability = self.scorer.rank(histories, offsets, np.concatenate(candidates))
-        positions, weights = self.scorer.explain(histories)
+        histories = encode(requests, self.item, self.actions, gap_s=self.serving.gap_s)
+        best = self.best(histories, k=k, eligible=eligible)
+        drivers = self._drivers(newest(histories, self.serving.max_history))
         answers = []
-        for q, row in enumerate(candidates):
-            placed: list[float | None] = [None] * len(row)
-            order = np.arange(len(row))
-            if probability is not None:
-                placed = probability[offsets[q] : offsets[q + 1]].tolist()
-                order = np.argsort(-np.array(placed), kind="stable")  # ties keep retrieval's order
+        for q, (low, high) in enumerate(pairwise(histories.offsets)):
+            places = zip(best.item[q], best.score[q], best.similarity[q], strict=True)
             items = [
-                Recommended(*self.names[int(row[i])], placed[i], float(scores[q, row[i]]))
-                for i in order[:k]
+                Recommended(*self.names[int(item)], _known(score), _known(similarity))
+                for item, score, similarity in places
+                if item >= FIRST_ITEM
             ]
-            own = histories.item[histories.offsets[q] : histories.offsets[q + 1]]
-            answers.append(Answer(items, self._drivers(own, positions[q], weights[q])))
+            source = NEAREST if high > low else POPULAR
+            unknown = int((histories.item[low:high] == UNKNOWN).sum())
+            answers.append(Answer(items, drivers[q], source, unknown))
         return answers
 
-    def _drivers(
-        self, history: np.ndarray, positions: np.ndarray, weights: np.ndarray
-    ) -> list[Driver]:
-        """Weight of each known history item over the positions that the signals picked."""
-        share: dict[int, float] = {}
-        for position, weight in zip(positions, weights, strict=True):
-            if position >= 0 and weight > 0 and int(history[position]) in self.names:
-                item = int(history[position])
-                share[item] = share.get(item, 0.0) + float(weight)
-        total = sum(share.values())
-        return [
-            Driver(*self.names[item], weight / total)
-            for item, weight in sorted(share.items(), key=lambda pair: -pair[1])
+    def eligible(
+        self, allow: Sequence[str] | None = None, deny: Sequence[str] = ()
+    ) -> np.ndarray | None:
+        """Items that may be recommended, bool [num_items], or None for all.
+
+        Args:
+            allow: outside ids; nothing else is recommended. None allows every item.
+            deny: outside ids that are never recommended. Ids that the model does not know are
+                passed over in both: it cannot recommend them.
+
+        Raises:
+            UserError: the model knows no item of `allow`.
+        """
+        if allow is None and not deny:
+            return None
+        mask = np.ones(len(self.popularity), dtype=bool)
+        if allow is not None:
+            known = [self.item[i] for i in allow if i in self.item]
+            if not known:
+                raise UserError(
+                    f"none of the {len(allow)} item ids to allow is in the model's catalogue of "
+                    f"{len(self.item)} items ({', '.join(list(self.item)[:3])}, ...)"
+                )
+            mask[:] = False
+            mask[known] = True
+        mask[[self.item[i] for i in deny if i in self.item]] = False
+        return mask
+
+    def best(self, histories: Histories, *, k: int, eligible: np.ndarray | None = None) -> Best:
+        """The best `k` items of every query, which may have no event at all.
+
+        Args:
+            histories: in the model's ids, everything the asker did, not only what the network
+                reads: all of it is left out of the answer.
+            k: places, at least 1.
+            eligible: see `eligible`.
+        """
+        size = max(1, CELLS // len(self.popularity))
+        parts = [
+            self._best(_part(histories, start, start + size), k, eligible)
+            for start in range(0, len(histories), size)
         ]
-
-    def _histories(self, requests: Sequence[Request]) -> Histories:
-        """All events of the requests as the arrays that the network reads."""
-        rows = [self._history(request, number) for number, request in enumerate(requests)]
-        item, action, timestamp, session = (
-            np.concatenate(column) for column in zip(*rows, strict=True)
-        )
-        return Histories(
-            offsets=np.concatenate([[0], np.cumsum([len(row[0]) for row in rows])]),
-            item=item,
-            action=action,
-            timestamp=timestamp,
-            session=session,
-            request_time=np.array([request.request_time for request in requests], np.int64),
+        return Best(
+            np.concatenate([part.item for part in parts]),
+            np.concatenate([part.score for part in parts]),
+            np.concatenate([part.similarity for part in parts]),
         )
 
-    def _history(self, request: Request, number: int) -> tuple[np.ndarray, ...]:
-        """(item, action, timestamp, session) of one request, sorted and cut into sessions."""
-        _check(request, number)
-        time = np.asarray(request.timestamps, dtype=np.int64)
-        order = np.argsort(time, kind="stable")
-        time = time[order]
-        item = np.array([self.item.get(i, UNKNOWN) for i in request.item_ids], np.int32)
-        names = request.actions or [None] * len(order)
-        action = np.array(
-            [self.actions.get(n, NO_ACTION) if n is not None else NO_ACTION for n in names],
-            np.int16,
-        )
-        own = request.session_ids or [None] * len(order)
-        starts = np.diff(time, prepend=time[:1]) > self.serving.gap_s
-        for place, (before, here) in enumerate(pairwise(order), start=1):
-            if own[here] is not None or own[before] is not None:
-                starts[place] = own[here] != own[before]
-        session = np.cumsum(starts).astype(np.int32)
-        return item[order], action[order], time, session
+    def _best(self, histories: Histories, k: int, eligible: np.ndarray | None) -> Best:
+        read = newest(histories, self.serving.max_history)
+        empty = np.diff(histories.offsets) == 0
+        closeness = np.empty((len(histories), len(self.popularity)), dtype=np.float32)
+        if not empty.all():
+            closeness[:] = self.scorer.retrieve(read)
+        closeness[empty] = self.popularity
+        if eligible is not None:
+            closeness[:, ~eligible] = -np.inf
+        removed = None
+        if self.serving.remove_history:
+            nothing_kept = np.zeros(len(histories), dtype=np.int64)
+            removed = removed_pairs(histories.offsets, histories.item, nothing_kept)
+        item = top_items(closeness, removed, max(k, self.serving.retrieve))
+        filled = item >= FIRST_ITEM
+        similarity = np.take_along_axis(closeness, np.maximum(item, 0), axis=1)
+        similarity[~filled | empty[:, None]] = np.nan
+        score = np.full(item.shape, np.nan, dtype=np.float32)
+        if self.serving.ranked and filled.any():
+            offsets = np.concatenate([[0], np.cumsum(filled.sum(axis=1))]).astype(np.int64)
+            score[filled] = self.scorer.rank(read, offsets, item[filled])
+        # Ties, and everything without a ranking head, keep retrieval's order; empty places last.
+        order = np.argsort(-np.where(np.isnan(score), -np.inf, score), axis=1, kind="stable")[:, :k]
+        return Best(*(np.take_along_axis(a, order, axis=1) for a in (item, score, similarity)))
+
+    def _drivers(self, read: Histories) -> list[list[Driver]]:
+        """Weight of each known history item over the positions that the signals picked."""
+        drivers: list[list[Driver]] = [[] for _ in range(len(read))]
+        full = np.flatnonzero(np.diff(read.offsets))
+        if not len(full):
+            return drivers
+        bounds = np.append(read.offsets[full], read.offsets[-1])  # without empty histories
+        asked = replace(read, offsets=bounds, request_time=read.request_time[full])
+        for q, positions, weights in zip(full, *self.scorer.explain(asked), strict=True):
+            history = read.item[read.offsets[q] : read.offsets[q + 1]]
+            share: dict[int, float] = {}
+            for position, weight in zip(positions, weights, strict=True):
+                if position >= 0 and weight > 0 and int(history[position]) in self.names:
+                    item = int(history[position])
+                    share[item] = share.get(item, 0.0) + float(weight)
+            total = sum(share.values())
+            drivers[q] = [
+                Driver(*self.names[item], weight / total)
+                for item, weight in sorted(share.items(), key=lambda pair: -pair[1])
+            ]
+        return drivers
+
+
+def _known(value: np.float32) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _part(histories: Histories, start: int, stop: int) -> Histories:
+    """Queries `start` to `stop` (exclusive, may lie beyond the end)."""
+    offsets = histories.offsets[start : stop + 1]
+    rows = slice(offsets[0], offsets[-1])
+    return Histories(
+        offsets=offsets - offsets[0],
+        item=histories.item[rows],
+        action=histories.action[rows],
+        timestamp=histories.timestamp[rows],
+        session=histories.session[rows],
+        request_time=histories.request_time[start:stop],
+    )
 
 
 def newest(histories: Histories, count: int) -> Histories:
     """The last `count` events of each query."""
     length = np.minimum(np.diff(histories.offsets), count)
-    offsets = np.concatenate([[0], np.cumsum(length)])
+    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
     first = histories.offsets[1:] - length
     rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], length)
     return Histories(
@@ -232,33 +305,3 @@ def newest(histories: Histories, count: int) -> Histories:
         session=histories.session[rows],
         request_time=histories.request_time,
     )
-
-
-def _check(request: Request, number: int) -> None:
-    where = f"request {number}"
-    time = request.request_time
-    if time is None:
-        raise UserError(
-            f"{where} has no request time: the model weighs events by how long ago they were, "
-            "so an answer without one would depend on a guess. Pass the time of the request."
-        )
-    if time > LATEST_SECONDS:
-        raise UserError(f"{where}: request time {time} is not in seconds; milliseconds?")
-    count = len(request.item_ids)
-    if count == 0:
-        raise UserError(
-            f"{where} has no events: the model recommends from a history. Serve the most popular "
-            "items until the first event is there."
-        )
-    for name in ("timestamps", "actions", "session_ids"):
-        column = getattr(request, name)
-        if column is not None and len(column) != count:
-            raise UserError(f"{where}: {count} item_ids but {len(column)} {name}")
-    latest = max(request.timestamps)
-    if latest > time:
-        row = list(request.timestamps).index(latest)
-        raise UserError(
-            f"{where}: event {row} (item {request.item_ids[row]}) has time {latest}, after the "
-            f"request time {time}. Events from the future would leak into the answer: check the "
-            "clock, the unit (seconds) and the request time."
-        )

@@ -1,0 +1,83 @@
+"""The flow that looks after what serves: thresholds as a table, a page, an event for each breach.
+
+    python -m flows.monitor                       without a server
+    prefect deployment run 'monitor/local'        with server and worker
+
+An automation on the event `hpgr.threshold.breached` sends it on (docs/monitoring.md). Reads the
+registry and artifacts/. Writes artifacts/monitoring/.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+
+from flows.launch import launch
+from hpgr.config import load_config
+from hpgr.registry import monitor as monitoring
+
+BREACHED = "hpgr.threshold.breached"
+
+
+@flow(name="monitor", persist_result=False)
+def monitor() -> list[str]:
+    """Judge every threshold; returns the names of the breached ones, which are no failure."""
+    return watch()
+
+
+@task(name="monitor", task_run_name="monitor", cache_policy=NO_CACHE)
+def watch() -> list[str]:
+    """Judge every threshold, put the table on the run's page and send an event for each breach."""
+    found = monitoring.monitor(load_config())
+    logger = get_run_logger()
+    for line in monitoring.told(found).splitlines():
+        logger.warning(line) if "is breached" in line else logger.info(line)
+    create_table_artifact(
+        key="monitoring",
+        table=monitoring.as_rows(found),
+        description=f"thresholds of params.yaml's section monitor, champion {found.champion}",
+    )
+    create_link_artifact(
+        key="monitoring-page",
+        link=found.report.resolve().as_uri(),
+        link_text="monitoring page",
+        description="self-contained HTML on the machine that ran the flow",
+    )
+    for threshold in found.breaches:
+        emit_event(event=BREACHED, resource=_resource(found), payload=_payload(found, threshold))
+    return [threshold.name for threshold in found.breaches]
+
+
+def _resource(found: monitoring.Monitoring) -> dict[str, str]:
+    return {
+        "prefect.resource.id": f"hpgr.model.{found.model}",
+        "prefect.resource.name": found.model,
+    }
+
+
+def _payload(found: monitoring.Monitoring, threshold: monitoring.Threshold) -> dict[str, Any]:
+    return {
+        "threshold": f"monitor.{threshold.name}",
+        "meaning": threshold.meaning,
+        "value": threshold.value,
+        "limit": threshold.limit,
+        "cure": threshold.cure,
+        "champion": found.champion,
+        "report": str(found.report.resolve()),
+    }
+
+
+def main() -> None:
+    """Entry point of `python -m flows.monitor`."""
+    parser = argparse.ArgumentParser(prog="python -m flows.monitor", description="Run the flow")
+    parser.parse_args()
+    launch(monitor)
+
+
+if __name__ == "__main__":
+    main()

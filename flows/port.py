@@ -1,0 +1,54 @@
+"""Become a server on a port, once nothing of a killed predecessor listens there any more.
+
+    python -m flows.port PORT MODULE [ARGUMENT ...]
+
+Some servers run in a child process. Killed with -9, the parent leaves that child on the port, and
+no successor could start. Reads the table of connections. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import psutil
+
+from flows.processes import end
+
+GRACE_S = 10
+
+
+def listeners(port: int) -> list[psutil.Process]:
+    """Processes that listen on a TCP port, as far as this user may know."""
+    pids = set()
+    for process in psutil.process_iter():
+        try:
+            connections = process.net_connections("tcp")
+        except (psutil.Error, OSError):
+            continue
+        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+            pids.add(process.pid)
+    return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+
+
+def is_leftover(process: psutil.Process) -> bool:
+    """Whether it was started in this folder, by something that is gone (init adopted it)."""
+    try:
+        parent = process.parent()
+        adopted = parent is None or parent.pid == 1 or parent.name() in ("systemd", "init")
+        return adopted and process.cwd() == os.getcwd()  # noqa: PTH109
+    except psutil.Error:
+        return False
+
+
+def main() -> None:
+    """Entry point of `python -m flows.port`."""
+    if len(sys.argv) < 3 or not sys.argv[1].isdigit():
+        sys.exit("usage: python -m flows.port PORT MODULE [ARGUMENT ...]")
+    left = [process for process in listeners(int(sys.argv[1])) if is_leftover(process)]
+    end(left, GRACE_S)
+    os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Finding and ending processes by the environment they carry, which children inherit.
+
+A process group or a parent's id is lost where a process in between is killed; a variable in the
+environment is not. Reads /proc through psutil. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import psutil
+
+
+def processes_with(variable: str, value: str) -> list[psutil.Process]:
+    """Other processes of this user whose environment holds `variable` with `value`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(variable) == value and process.pid != psutil.Process().pid:
+                found.append(process)
+        except (psutil.Error, OSError):  # gone, or another user's
+            continue
+    return found
+
+
+def end(processes: Iterable[psutil.Process], grace_s: float) -> list[psutil.Process]:
+    """SIGTERM to all, `grace_s` seconds for them to finish, then SIGKILL; returns those killed."""
+    processes = list(processes)
+    for process in processes:
+        try:
+            process.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, late = psutil.wait_procs(processes, timeout=grace_s)
+    for process in late:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(late, timeout=5)
+    return late

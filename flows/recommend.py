@@ -1,0 +1,114 @@
+"""Batch scoring as a flow: the champion's answers for every user, with progress on the run's page.
+
+    python -m flows.recommend [--k 10] [--at TIME] [--allow FILE] [--deny FILE]   without a server
+    prefect deployment run 'recommend/local' --param k=20                         with one
+
+Reads params.yaml, artifacts/sessions/ and the registry. Writes artifacts/recommendations/.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+from uuid import UUID
+
+import pyarrow.parquet as pq
+from prefect import flow, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+
+from flows.launch import launch
+from hpgr.config import Config, ConfigError, Recommend, load_config
+from hpgr.serving.batch import Done, recommend_all
+
+SHOWN_USERS = 5
+
+
+@flow(name="recommend", persist_result=False)
+def recommend(
+    k: int | None = None,
+    at: str | None = None,
+    allow: str | None = None,
+    deny: str | None = None,
+) -> dict[str, Any]:
+    """Recommend to every user of the log; returns what the manifest holds and where it lies.
+
+    Args:
+        k: items for each user; None takes params.yaml's value, here and below.
+        at: time of the request, ISO 8601 (UTC) or seconds since 1970.
+        allow: file of item ids, one a line: nothing else is recommended.
+        deny: file of item ids, one a line: never recommended.
+    """
+    cfg = load_config()
+    given = {"k": k, "at": at, "allow": allow, "deny": deny}
+    done = score(_with(cfg, {name: value for name, value in given.items() if value is not None}))
+    publish(done)
+    return {"folder": str(done.folder), "scored_users": done.scored_users, **done.manifest}
+
+
+@task(name="score", task_run_name="score", cache_policy=NO_CACHE)
+def score(cfg: Config) -> Done:
+    """Score what no earlier run has scored, a part at a time."""
+    artifact = create_progress_artifact(0.0, key="recommend", description="users answered")
+    assert isinstance(artifact, UUID)  # a coroutine only where one is running
+
+    def progress(done: int, users: int) -> None:
+        update_progress_artifact(artifact, 100.0 * done / users)
+
+    return recommend_all(cfg, progress)
+
+
+def publish(done: Done) -> None:
+    """Put the first users' answers and the folder's place on the run's page."""
+    model = done.manifest["model"]
+    first = pq.read_table(done.folder / next(iter(sorted(done.manifest["parts"]))))
+    users = list(dict.fromkeys(first["user_id"].to_pylist()))[:SHOWN_USERS]
+    rows = [row for row in first.to_pylist() if row["user_id"] in users]
+    create_table_artifact(
+        key="recommendations",
+        table=rows,
+        description=(
+            f"{model['name']} version {model['version']}, first {len(users)} of "
+            f"{done.manifest['users']:,} users; {done.scored_users:,} scored in this run"
+        ),
+    )
+    create_link_artifact(
+        key="recommendations-folder",
+        link=done.folder.resolve().as_uri(),
+        link_text=str(done.folder),
+        description="Parquet, one file a part, on the machine that ran the flow",
+    )
+
+
+def _with(cfg: Config, given: dict[str, Any]) -> Config:
+    """`cfg` with `given` in its section recommend, checked like params.yaml.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+    try:
+        section = Recommend.model_validate({**cfg.recommend.model_dump(), **given})
+    except ValueError as error:
+        raise ConfigError(f"recommend: {error}") from None
+    return cfg.model_copy(update={"recommend": section})
+
+
+def main() -> None:
+    """Entry point of `python -m flows.recommend`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.recommend", description="Run the flow recommend"
+    )
+    parser.add_argument("--k", type=int, help="items for each user")
+    parser.add_argument("--at", help="time of the request, ISO 8601 (UTC) or seconds since 1970")
+    parser.add_argument("--allow", help="file of item ids: nothing else is recommended")
+    parser.add_argument("--deny", help="file of item ids: never recommended")
+    launch(recommend, **vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""New events into the log, then training that goes on from the champion.
+
+    python -m flows.refresh PATH [--profile quick] [--set section.key=value ...]
+
+PATH is a file or folder in the format of the log (docs/refresh.md). A batch that breaks a limit is
+refused: the run fails with every reason, and the log stays as it is. One that is in the log already
+changes nothing; what an interruption left undone after it is done. Reads PATH and the registry.
+Writes data/, data.dvc, base/, artifacts/, params.yaml (flows/params.py) and the MLflow store.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.faults import StageFailed
+from flows.launch import add_overrides, launch, read_overrides
+from flows.params import set_params
+from flows.stages import check_data, pin_data, reproduce
+from flows.train import pipeline
+from hpgr.config import load_config
+from hpgr.data import ledger
+from hpgr.data.incoming import Verdict, examine
+from hpgr.data.validate import REJECTED
+from hpgr.runtime import UserError
+
+FIGURES = {  # of batches.json: label and format
+    "rows": ("rows", ",d"),
+    "quarantined_share": ("quarantined", ".2%"),
+    "repeated": ("in the log already", ",d"),
+    "late": ("older than the log's end", ",d"),
+    "events_per_day": ("events a day", ",.0f"),
+    "events_per_day_before": ("events a day, newest of the log", ",.0f"),
+    "item_drift": ("drift of the items", ".3f"),
+    "action_drift": ("drift of the actions", ".3f"),
+    "unknown_items": ("events with unknown items", ".2%"),
+}
+
+
+@flow(name="refresh", persist_result=False)
+def refresh(
+    incoming: str, profile: str | None = None, overrides: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Take a batch into the log, train from the champion; returns what registered.json holds.
+
+    Args:
+        incoming: file or folder of new events.
+        profile: a name below `profiles` in params.yaml; None leaves the file's own.
+        overrides: `section.key` to value, on top of params.yaml.
+    """
+    set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
+    with ledger.one_at_a_time():
+        settle()
+        check_data()
+        reproduce("validate")  # what the batch is compared with
+        verdict = judge(incoming)
+        if not verdict.taken:
+            take_in(verdict)
+        start_from_champion()
+        return pipeline()
+
+
+@task(name="settle", task_run_name="settle", cache_policy=NO_CACHE)
+def settle() -> None:
+    """Finish or undo what an interrupted refresh left."""
+    if done := ledger.settle(load_config().data):
+        get_run_logger().warning(done)
+
+
+@task(name="incoming", task_run_name="incoming", cache_policy=NO_CACHE)
+def judge(incoming: str) -> Verdict:
+    """Check the batch and show its figures on the run's page.
+
+    Raises:
+        UserError: it is refused, or cannot be read.
+    """
+    verdict = examine(load_config(), Path(incoming), evidence=True)
+    if verdict.taken:
+        get_run_logger().info("%s is in the log already: %s", incoming, verdict.taken)
+        return verdict
+    get_run_logger().info(verdict.figures())
+    create_markdown_artifact(
+        key="batch",
+        markdown=page(verdict, ledger.last_accepted()),
+        description="the batch of new events beside the last one",
+    )
+    if verdict.reasons:
+        ledger.record(verdict.record)
+        raise UserError(f"{verdict.refusal()}\nSee {REJECTED / 'report.html'}.")
+    return verdict
+
+
+def page(verdict: Verdict, last: dict[str, Any] | None) -> str:
+    """Figures of the batch beside those of the last accepted one, and why it is refused."""
+
+    def cell(entry: dict[str, Any] | None, key: str, form: str) -> str:
+        value = entry.get(key) if entry else None
+        return "" if value is None else format(value, form)
+
+    rows = [
+        f"| {label} | {cell(verdict.record, key, form)} | {cell(last, key, form)} |"
+        for key, (label, form) in FIGURES.items()
+    ]
+    reasons = [f"- {reason}" for reason in verdict.reasons]
+    return "\n".join(
+        [
+            f"**{'Refused' if reasons else 'Accepted'}**: `{verdict.record['source']}`",
+            *(["", *reasons] if reasons else []),
+            "",
+            "| | this batch | the last one |",
+            "|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def take_in(verdict: Verdict) -> None:
+    """Make an accepted batch part of the log, or leave the log as it was.
+
+    Raises:
+        StageFailed: DVC failed, or the validate stage refuses the log with this batch.
+    """
+    data = load_config().data
+    try:
+        place(verdict)
+    except Exception:
+        ledger.undo(data)
+        raise
+    try:
+        reproduce("validate")
+    except Exception as error:
+        ledger.undo(data, reason=str(error))
+        get_run_logger().warning("%s is taken out again", verdict.record["source"])
+        reproduce("validate")  # brings back what DVC deleted before the stage ran
+        raise StageFailed(
+            f"{verdict.record['source']} is refused, the log stays as it is: with it, {error}"
+        ) from error
+    ledger.finish()
+
+
+@task(name="take in", task_run_name="take in", cache_policy=NO_CACHE)
+def place(verdict: Verdict) -> None:
+    """Put the batch beside the log and have data.dvc pin both."""
+    folder = ledger.begin(load_config().data, verdict)
+    pin_data()
+    get_run_logger().info("%s is now %s", verdict.record["source"], folder)
+
+
+@task(name="base", task_run_name="base", cache_policy=NO_CACHE)
+def start_from_champion() -> None:
+    """Put the champion where training starts from: its vectors are kept."""
+    from hpgr.registry.base import fill_base
+
+    base = fill_base(load_config())
+    get_run_logger().info("training starts from %s version %s", base["name"], base["version"])
+
+
+def main() -> None:
+    """Entry point of `python -m flows.refresh`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.refresh", description="Take new events in and train on"
+    )
+    parser.add_argument("incoming", metavar="PATH", help="file or folder of new events")
+    parser.add_argument("--profile", help="name below `profiles` in params.yaml")
+    add_overrides(parser)
+    arguments = parser.parse_args()
+    launch(
+        refresh,
+        incoming=arguments.incoming,
+        profile=arguments.profile,
+        overrides=read_overrides(parser, arguments.overrides),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What the flows need on a Prefect server: pools, deployments, an automation; all idempotent.
+
+    python -m flows.server      against PREFECT_API_URL
+
+Reads prefect.yaml. Writes Prefect's server.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_URL
+
+from hpgr.runtime import UserError
+
+POOLS = ("local", "gpu")
+PER_POOL = 1  # a worker's runs share its clone, and DVC allows one run in a workspace
+SILENT_S = 90  # three missed heartbeats (prefect.toml)
+AUTOMATION = "Mark silent runs as crashed"
+FINAL = ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+def wait_for_server(deadline_s: float) -> None:
+    """Return once the server answers.
+
+    Raises:
+        UserError: PREFECT_API_URL is not set, or nothing answers there in time.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise UserError(
+            "PREFECT_API_URL is not set: name the server, as in "
+            "`export PREFECT_API_URL=http://127.0.0.1:4200/api`"
+        )
+    until = time.monotonic() + deadline_s
+    while True:
+        try:
+            if httpx.get(f"{url}/health", timeout=5, trust_env=False).is_success:
+                return
+            said = "it answers, but not as Prefect's server does"
+        except httpx.HTTPError as error:
+            said = str(error)
+        if time.monotonic() > until:
+            raise UserError(f"no Prefect server at {url} after {deadline_s:g} s: {said}")
+        time.sleep(0.5)
+
+
+def ensure_pool(client: SyncPrefectClient, pool: str) -> None:
+    """A process pool of that name that runs one flow at a time."""
+    wanted = WorkPoolCreate(name=pool, type="process", concurrency_limit=PER_POOL)
+    with suppress(ObjectAlreadyExists):  # or a worker that starts beside us was faster
+        client.create_work_pool(wanted)
+    if client.read_work_pool(pool).concurrency_limit != PER_POOL:
+        client.update_work_pool(pool, WorkPoolUpdate(concurrency_limit=PER_POOL))
+
+
+def ensure_automation(client: SyncPrefectClient, silent_s: float = SILENT_S) -> None:
+    """The server itself marks a run Crashed that sent heartbeats and then fell silent."""
+    wanted = AutomationCore(
+        name=AUTOMATION,
+        description="A run whose machine died stays Running otherwise, and holds its pool's slot.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            after={"prefect.flow-run.heartbeat"},
+            expect={
+                "prefect.flow-run.heartbeat",
+                *(f"prefect.flow-run.{state}" for state in FINAL),
+            },
+            threshold=1,
+            within=timedelta(seconds=silent_s),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                force=False,
+                state=StateType.CRASHED,
+                message=(
+                    f"No heartbeat for {silent_s:g} s: the flow's process or its machine is gone. "
+                    "What was finished stays. Run it again: training goes on from its last "
+                    "checkpoint."
+                ),
+            )
+        ],
+    )
+    found = client.read_automations_by_name(AUTOMATION)
+    if not found:
+        client.create_automation(wanted)
+    elif found[0].trigger != wanted.trigger or found[0].actions != wanted.actions:
+        client.update_automation(found[0].id, wanted)
+
+
+def set_up() -> None:
+    """Pools, the deployments of prefect.yaml and the automation.
+
+    Raises:
+        UserError: `prefect deploy` refuses a deployment; the message is its own.
+    """
+    with get_client(sync_client=True) as client:
+        for pool in POOLS:
+            ensure_pool(client, pool)
+        ensure_automation(client)
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(f"`prefect deploy --all` failed:\n{done.stdout}{done.stderr}".rstrip())
+
+
+def main() -> None:
+    """Entry point of `python -m flows.server`."""
+    try:
+        wait_for_server(deadline_s=5)
+        set_up()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""A batch of new events, checked before it becomes part of the log.
+
+    hpgr incoming PATH      check only, nothing is written
+
+The batch alone must keep the contract, row by row, as the whole log does in the validate stage; and
+it is compared with the newest events of the log: volume, drift of items and actions, unknown items,
+newest event. Reads the batch and `artifacts/validated/`, which must be of the log as it stands.
+Writes the evidence against a refused batch to `artifacts/rejected/` where it is asked to.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from hpgr.config import Config, Data, Refresh
+from hpgr.data.contract import ITEM, Rule, batch_rules
+from hpgr.data.drift import compare
+from hpgr.data.expectations import Expectations, failures
+from hpgr.data.findings import facts_of, hashes, summary_of, write_reports
+from hpgr.data.formats import Format, Part, RawLog, format_of, read_parts
+from hpgr.data.increments import digest, find, increments
+from hpgr.data.screening import Counts, bad_rows, breach, check_rows, check_tables, publish
+from hpgr.data.staging import copies, repeated_from, stage
+from hpgr.data.tables import PARQUET
+from hpgr.data.validate import REJECTED, VALIDATED
+from hpgr.runtime import UserError, read_json, sha256_file
+
+# Of the rules that the log as a whole keeps, those that fit a batch as well.
+ALONE = ("rows_accepted", "quarantined_share", "days_old")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one batch.
+
+    `batch` names it by content, `files` are its files by the names they get in the log, `record`
+    is its entry for artifacts/accepted/batches.json, `reasons` are why it is refused, `bad_rows`
+    what is wrong with its rows, and `taken` is the increment that it already is.
+    """
+
+    batch: str
+    files: Mapping[str, Path]
+    record: dict[str, Any]
+    reasons: tuple[str, ...]
+    bad_rows: tuple[str, ...]
+    taken: Path | None
+
+    def refusal(self) -> str:
+        """One message with every limit that it breaks."""
+        lines = [f"{self.record['source']} is refused, the log stays as it is:"]
+        lines += [f"  {reason}" for reason in self.reasons]
+        return "\n".join([*lines, *self.bad_rows])
+
+    def figures(self) -> str:
+        """What it holds and how it differs from the log, in one line."""
+        record = self.record
+        parts = [f"{record['rows']:,} rows", f"{record['quarantined_share']:.2%} quarantined"]
+        for key, label in (("repeated", "in the log already"), ("late", "older than its end")):
+            if record[key]:
+                parts.append(f"{record[key]:,} {label}")
+        for key in ("item_drift", "action_drift", "unknown_items"):
+            if record[key] is not None:
+                parts.append(f"{key.replace('_', ' ')} {record[key]:.3f}")
+        return f"{record['source']}: {', '.join(parts)}"
+
+
+def batch_files(data: Data, source: Path) -> dict[str, Path]:
+    """The files of the batch at `source` by the names that the log's own have.
+
+    Raises:
+        UserError: nothing is there, it lies inside the log, or a file is none of the format's.
+    """
+    layout = format_of(data)
+    if not source.exists():
+        raise UserError(f"{source} not found: give the file or folder of new events")
+    if source.resolve().is_relative_to(data.path.parent.resolve()):
+        raise UserError(
+            f"{source} lies in {data.path.parent}, which data.dvc pins: move it elsewhere; what "
+            "is accepted is copied"
+        )
+    if source.is_file():
+        kinds = [path.suffix in PARQUET for path in (source, Path(layout.events))]
+        if kinds[0] != kinds[1]:
+            raise UserError(
+                f"{source}: expected the format of {data.path / layout.events}, the log's events"
+            )
+        return {layout.events: source}
+    found = {path.name: path for path in source.iterdir() if not path.name.startswith(".")}
+    expected = f"expected {layout.events}" + "".join(
+        f", if need be {name}" for name in layout.names[1:]
+    )
+    if strange := sorted(found.keys() - set(layout.names)):
+        raise UserError(f"{source} holds {', '.join(strange)}: {expected}, and nothing else")
+    if layout.events not in found:
+        raise UserError(f"{source} holds no events: {expected}")
+    return found
+
+
+def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
+    """Check the batch at `source` against the contract and against the log.
+
+    Args:
+        cfg: the limits are those of `validate` and `refresh`.
+        source: a file of events, or a folder with the format's file names.
+        evidence: write quarantine and report of a refused batch to artifacts/rejected/.
+
+    Raises:
+        UserError: the batch cannot be read, or artifacts/validated/ is not of the log as it stands.
+    """
+    received = datetime.now(UTC).isoformat(timespec="seconds")
+    files = batch_files(cfg.data, source)
+    content = digest(files)
+    record: dict[str, Any] = {"batch": content, "source": str(source), "received_at": received}
+    if taken := find(cfg.data.path, content):
+        return Verdict(content, files, record, (), (), taken)
+    layout, log = format_of(cfg.data), _validated_log(cfg.data)
+    raw = read_parts(layout, [_part(layout, files)], cfg.validate_.chunk_rows)
+    expectations = Expectations()
+    REJECTED.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".incoming.", dir=REJECTED.parent) as scratch:
+        out, staged = Path(scratch) / "out", Path(scratch) / "staged.parquet"
+        out.mkdir()
+        stage(raw.events, staged)
+        check_tables(raw, expectations)
+        counts = check_rows(
+            cfg.validate_,
+            staged,
+            (copies(staged)[0], repeated_from(staged, VALIDATED / "events.parquet")),
+            files=[str(files[layout.events])],
+            items=_known_items(layout, raw),
+            expectations=expectations,
+            out=out,
+        )
+        figures = compare(out / "events.parquet", VALIDATED / "events.parquet", cfg.refresh)
+        _check_batch(cfg, counts, figures, log, expectations)
+        broken = failures(expectations, rows="events")
+        if broken and evidence:
+            facts = facts_of(out / "events.parquet")
+            inputs = {name: sha256_file(path) for name, path in sorted(files.items())}
+            summary = summary_of(source, cfg.data.format, inputs, counts, facts)
+            figures_shown = {"last_accepted": None, "users_without_features": None, **figures}
+            write_reports(out, summary | figures_shown, counts, facts, expectations, broken)
+            publish(out, REJECTED, keep_tables=False)
+    reasons = tuple(breach(tally) for tally in broken)
+    record |= {
+        "accepted": not broken,
+        "reasons": list(reasons),
+        "rows": counts.rows,
+        "quarantined_share": counts.quarantined_share,
+        "repeated": counts.repeated,
+        **figures,
+    }
+    bad = bad_rows(counts, expectations.tallies["events"])
+    return Verdict(content, files, record, reasons, tuple(bad), None)
+
+
+def _part(layout: Format, files: Mapping[str, Path]) -> Part:
+    items, users = (files.get(name) if name else None for name in (layout.items, layout.users))
+    return Part(files[layout.events], items, users)
+
+
+def _validated_log(data: Data) -> dict[str, Any]:
+    """What the validate stage said of the log, once that is known to be the log as it stands."""
+    path = VALIDATED / "summary.json"
+    summary = read_json(path) if path.is_file() else {}
+    layout = format_of(data)
+    parts = [layout.part(folder) for folder in (data.path, *increments(data.path))]
+    files = [file for part in parts for file in part.files if file.is_file()]
+    if summary.get("inputs") != hashes(files, data.path):
+        state = "is of another state of the log" if summary else "is not there"
+        raise UserError(
+            f"{path} {state}: a batch is compared with the validated log; run "
+            "`dvc repro validate` first"
+        )
+    return summary
+
+
+def _known_items(layout: Format, raw: RawLog) -> pd.DataFrame | None:
+    """Items of the log's table and of the batch's own; None where the log has no such table."""
+    if layout.items is None:
+        return None
+    known = pq.read_table(VALIDATED / "items.parquet", columns=[ITEM]).to_pandas()
+    return known if raw.items is None else pd.concat([known, raw.items[[ITEM]]])
+
+
+def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
+    """What a batch must keep beside the log; the columns are made by `_check_batch`."""
+    most = limits.max_volume_change
+    between = "expect_column_values_to_be_between"
+    return (
+        Rule(
+            name="events a day against the newest of the log",
+            column="volume_factor",
+            expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
+            cure="look for a lost or doubled part of the batch, or raise the limit",
+            check=between,
+            arguments={"column": "volume_factor", "min_value": 1 / most, "max_value": most},
+        ),
+        Rule(
+            name="drift of the items",
+            column="item_drift",
+            expected=f"at most {limits.max_item_drift} (refresh.max_item_drift)",
+            cure="look for ids of another catalogue or in the wrong column, or raise the limit",
+            check=between,
+            arguments={"column": "item_drift", "max_value": limits.max_item_drift},
+        ),
+        Rule(
+            name="drift of the actions",
+            column="action_drift",
+            expected=f"at most {limits.max_action_drift} (refresh.max_action_drift)",
+            cure="look for another scale of ratings or other words, or raise the limit",
+            check=between,
+            arguments={"column": "action_drift", "max_value": limits.max_action_drift},
+        ),
+        Rule(
+            name="share of events with items that the log does not have",
+            column="unknown_items",
+            expected=f"at most {limits.max_unknown_items} (refresh.max_unknown_items)",
+            cure="look for ids of another catalogue, or raise the limit",
+            check=between,
+            arguments={"column": "unknown_items", "max_value": limits.max_unknown_items},
+        ),
+        Rule(
+            name="seconds from the batch's newest event to the log's",
+            column="seconds_behind",
+            expected="at most 0: the batch ends no earlier than the log",
+            cure="look for an old batch; what the log lacks of it can only come with newer events",
+            check=between,
+            arguments={"column": "seconds_behind", "max_value": 0},
+        ),
+    )
+
+
+def _check_batch(
+    cfg: Config,
+    counts: Counts,
+    figures: Mapping[str, Any],
+    log: Mapping[str, Any],
+    expectations: Expectations,
+) -> None:
+    now = datetime.now(UTC).timestamp()
+    last, before = figures["last_timestamp"], figures["events_per_day_before"]
+    facts = {
+        "rows_accepted": counts.accepted,
+        "quarantined_share": counts.quarantined_share,
+        "days_old": None if last is None else (now - last) / 86400,
+        "volume_factor": None if last is None else figures["events_per_day"] / before,
+        "item_drift": figures["item_drift"],
+        "action_drift": figures["action_drift"],
+        "unknown_items": figures["unknown_items"],
+        "seconds_behind": None if last is None else log["last_timestamp"] - last,
+    }
+    alone = [rule for rule in batch_rules(cfg.validate_) if rule.column in ALONE]
+    expectations.add("batch", (*alone, *refresh_rules(cfg.refresh)))
+    expectations.check("batch", pd.DataFrame([facts]).astype("float64"))

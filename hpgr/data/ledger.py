@@ -1,0 +1,117 @@
+"""Taking a batch into the log, so that an interruption at any point can be made good.
+
+    artifacts/accepted/batches.json    every batch that was judged, oldest first
+    artifacts/accepted/taking.json     the one that is being taken in; gone when that is done
+    artifacts/accepted/refresh.lock    held by the process that does it
+
+A batch is in the log when its increment is in place, data.dvc pins it, and the validate stage
+accepted the whole log. taking.json is written before the first of these and says how to undo them
+all. Reads and writes data.dvc, the increments below `data.path`, and the files above.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hpgr.config import Data
+from hpgr.data.incoming import Verdict
+from hpgr.data.increments import FOLDER, next_name, place, remove
+from hpgr.data.validate import ACCEPTED, VALIDATED
+from hpgr.runtime import UserError, read_json, write_json, write_text
+
+BATCHES = ACCEPTED.parent / "batches.json"
+TAKING = ACCEPTED.parent / "taking.json"
+LOCK = ACCEPTED.parent / "refresh.lock"
+PIN = Path("data.dvc")
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Hold the lock of refreshing; it goes with the process, however that ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another refresh is running here (it holds {LOCK}): wait for its end"
+            ) from None
+        yield
+
+
+def batches() -> list[dict[str, Any]]:
+    """Every batch that was judged, oldest first."""
+    return read_json(BATCHES) if BATCHES.is_file() else []
+
+
+def record(entry: dict[str, Any]) -> None:
+    """Append one judged batch to batches.json."""
+    write_json(BATCHES, [*batches(), entry])
+
+
+def last_accepted() -> dict[str, Any] | None:
+    """The batch that was taken in last; None before the first."""
+    return next((batch for batch in reversed(batches()) if batch["accepted"]), None)
+
+
+def begin(data: Data, verdict: Verdict) -> Path:
+    """Put an accepted batch beside the log; returns its increment's folder.
+
+    What is left is to pin data/ and to validate the log; then `finish`, or `undo`.
+    """
+    name = next_name(data.path, verdict.batch)
+    pin = PIN.read_text(encoding="utf-8")
+    write_json(TAKING, {"increment": name, "pin": pin, "record": verdict.record})
+    return place(data.path, name, verdict.files)
+
+
+def finish() -> None:
+    """Note the batch that is being taken in as accepted."""
+    entry = read_json(TAKING)["record"]
+    # An interruption between the two lines must not note it twice.
+    if last_accepted() != entry:
+        record(entry)
+    TAKING.unlink()
+
+
+def undo(data: Data, reason: str | None = None) -> None:
+    """Take the batch that is being taken in out again, and bring data.dvc back.
+
+    With a `reason` it is noted as refused. Does nothing where none is being taken in.
+    """
+    if not TAKING.is_file():
+        return
+    taking = read_json(TAKING)
+    remove(data.path, taking["increment"])
+    if PIN.read_text(encoding="utf-8") != taking["pin"]:
+        write_text(PIN, taking["pin"])
+    if reason is not None:
+        record({**taking["record"], "accepted": False, "reasons": [reason]})
+    TAKING.unlink()
+
+
+def settle(data: Data) -> str | None:
+    """Finish or undo what an interrupted refresh left; returns what was done, None for nothing.
+
+    Where the validate stage has accepted the log with the increment, the batch is in; else it is
+    taken out, to come again.
+    """
+    if not TAKING.is_file():
+        return None
+    name = read_json(TAKING)["increment"]
+    path = VALIDATED / "summary.json"
+    inputs = read_json(path)["inputs"] if path.is_file() else {}
+    there = (data.path / FOLDER / name).is_dir()
+    if there and any(file.startswith(f"{FOLDER}/{name}/") for file in inputs):
+        finish()
+        return f"an interrupted refresh had taken in {name}: noted"
+    undo(data)
+    return f"an interrupted refresh had begun to take in {name}: undone"

@@ -1,0 +1,112 @@
+"""Who was champion when, and how well each version did on its own test queries.
+
+Reads the registry: versions with the metrics of their runs, the alias `champion`, and the moves
+that `hpgr.registry.promote` recorded. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from hpgr.config import Config
+from hpgr.registry.tracking import connect, metric_name
+from hpgr.registry.versions import CHAMPION, aliases
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PROTOCOLS = {"auc": ("K1",)}  # of a deciding metric; any other is one of retrieval
+RETRIEVAL = ("R1", "R2")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version: when it was made, and the deciding metric where it has one.
+
+    `protocol` names the queries; figures of two protocols are not comparable.
+    """
+
+    number: int
+    made: datetime
+    protocol: str | None
+    metric: float | None
+    base: str | None
+
+
+@dataclass(frozen=True)
+class Reign:
+    """From `since` on the champion was `version`."""
+
+    version: int
+    since: datetime
+    by: str
+    why: str
+
+
+@dataclass(frozen=True)
+class History:
+    """Versions by number, reigns in time order, and who is champion now."""
+
+    versions: dict[int, Version]
+    reigns: tuple[Reign, ...]
+    champion: int | None
+
+
+def history(cfg: Config) -> History:
+    """Everything the registry knows of the model `register.model_name`.
+
+    Without a recorded move the champion reigns since it was made.
+    """
+    client, name = connect(), cfg.register_.model_name
+    champion = aliases(client, name).get(CHAMPION)
+    versions = {version.number: version for version in _versions(client, cfg)}
+    reigns = tuple(sorted(_moves(client, cfg), key=lambda reign: reign.since))
+    if not reigns and champion in versions:
+        reigns = (Reign(champion, versions[champion].made, "", "no move is recorded"),)
+    return History(versions, reigns, champion)
+
+
+def _versions(client: MlflowClient, cfg: Config) -> Iterator[Version]:
+    wanted = cfg.gate.metric
+    for found in client.search_model_versions(f"name='{cfg.register_.model_name}'"):
+        run = client.get_run(str(found.run_id))
+        metrics = {
+            protocol: run.data.metrics.get(f"{protocol}.{metric_name(wanted)}")
+            for protocol in PROTOCOLS.get(wanted, RETRIEVAL)
+        }
+        protocol = next((key for key, value in metrics.items() if value is not None), None)
+        yield Version(
+            number=int(found.version),
+            made=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+            protocol=protocol,
+            metric=metrics[protocol] if protocol else None,
+            base=run.data.tags.get("base.version"),
+        )
+
+
+def _moves(client: MlflowClient, cfg: Config) -> Iterator[Reign]:
+    """Moves that were finished; an interrupted one may not have taken place."""
+    for run in _runs(client, cfg.register_.experiment):
+        tags = run.data.tags
+        if run.info.status == "FINISHED":
+            yield Reign(
+                int(tags["move.to"]),
+                datetime.fromisoformat(tags["move.at"]),
+                tags.get("move.by", ""),
+                tags.get("move.why", ""),
+            )
+
+
+def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
+    found = client.get_experiment_by_name(experiment)
+    token: str | None = ""
+    while found is not None and token is not None:
+        page = client.search_runs(
+            [found.experiment_id], f"tags.`move.alias` = '{CHAMPION}'", page_token=token or None
+        )
+        yield from page
+        token = page.token

@@ -1,0 +1,254 @@
+"""`hpgr recommend-all`: the champion's answers for every user of the log, as Parquet.
+
+    artifacts/recommendations/MODEL-VERSION-KEY/part-00000.parquet   chunk_users users each
+    artifacts/recommendations/MODEL-VERSION-KEY/manifest.json        what was asked, and the parts
+
+Columns: `user_id`, `rank` (from 1), `item_id`, `title`, `score`, `similarity` (float32; null as in
+`hpgr.serving.recommender.Recommended`), sorted by user of the log and rank. The folder's KEY stands
+for everything that the answers depend on, so that a run which asks the same continues where the
+last one was stopped, however it was stopped: a part counts as done once the manifest holds the hash
+of its bytes. Reads `artifacts/sessions/` and the registry.
+
+The champion may know another vocabulary than the log that lies here: ids go through the outside.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from hpgr.config import Config
+from hpgr.data.log import FIRST_ITEM, PADDING, UNKNOWN, EventLog, histories
+from hpgr.registry.stages import ARTIFACTS, STAGES
+from hpgr.runtime import UserError, atomic_path, read_json, sha256_file, write_json
+from hpgr.serving.champion import load_champion
+from hpgr.serving.history import seconds
+from hpgr.serving.recommender import Best, Recommender
+from hpgr.serving.request import NO_ACTION
+
+OUTPUT = ARTIFACTS / "recommendations"
+SESSIONS = STAGES["sessionize"].output
+TABLES = ("events", "items", "users", "actions")
+MANIFEST, LOCK = "manifest.json", ".lock"
+SHOWN_IDS = 5  # of a list's unknown ids
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """Where the answers lie, what the manifest says, and how many users this run scored."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    scored_users: int
+
+
+def recommend_all(cfg: Config, progress: Progress = lambda done, users: None) -> Done:
+    """Score every user of the log with the champion, as `cfg.recommend` asks.
+
+    Args:
+        cfg: its section `recommend` says how many items, when, and which may be recommended.
+        progress: called after every part with the users done so far and those of the whole log.
+
+    Raises:
+        UserError: no champion, no log, no event before the time asked, a list that names no known
+            item, or another run that is writing the same answers.
+    """
+    asked = cfg.recommend
+    log = _read_log()
+    served = load_champion(cfg)
+    model = served.recommender
+    at = _request_time(asked.at, log)
+    allow, deny = (_read_list(path, model) for path in (asked.allow, asked.deny))
+    question = {
+        "model": {"name": served.name, "version": served.version, "run_id": served.run_id},
+        "log": {name: sha256_file(SESSIONS / f"{name}.parquet") for name in TABLES},
+        "at": at,
+        "k": asked.k,
+        "allow": _list_hash(allow),
+        "deny": _list_hash(deny),
+        "chunk_users": asked.chunk_users,
+    }
+    key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
+    folder = OUTPUT / f"{served.name}-{served.version}-{key}"
+    scorer = Scoring(model, log, at, asked.k, model.eligible(allow, deny or ()))
+    users, scored, began = log.meta.num_users, 0, time.monotonic()
+    with _locked(folder), tqdm(total=users, desc="recommend", unit="user", mininterval=2.0) as bar:
+        manifest = _begin(folder, {**question, "users": users})
+        for number, start in enumerate(range(0, users, asked.chunk_users)):
+            stop = min(start + asked.chunk_users, users)
+            path = folder / f"part-{number:05d}.parquet"
+            if not _intact(path, manifest):
+                with atomic_path(path) as temporary:
+                    pq.write_table(scorer.table(start, stop), temporary)
+                manifest["parts"][path.name] = {"users": stop - start, "sha256": sha256_file(path)}
+                write_json(folder / MANIFEST, manifest)
+                scored += stop - start
+            bar.update(stop - start)
+            progress(stop, users)
+    print(
+        f"{served.name} version {served.version}: {users:,} users in {folder}; {scored:,} scored "
+        f"now in {time.monotonic() - began:.1f} s, {users - scored:,} were there already"
+    )
+    return Done(folder, manifest, scored)
+
+
+class Scoring:
+    """One question to one model about the users of a log."""
+
+    def __init__(
+        self, model: Recommender, log: EventLog, at: int, k: int, eligible: np.ndarray | None
+    ) -> None:
+        """`at` is the time of the request, seconds; `eligible` as in `Recommender.eligible`."""
+        self.model, self.log, self.at, self.k, self.eligible = model, log, at, k, eligible
+        self.user_ids = pq.read_table(SESSIONS / "users.parquet").sort_by("user")["user_id"]
+        # The model's ids of the log's items and actions, by the log's inside id.
+        self.item = np.full(log.meta.num_items, UNKNOWN, dtype=np.int32)
+        self.item[PADDING] = PADDING
+        known = [model.item.get(i, UNKNOWN) for i in _column("items", "item_id").to_pylist()]
+        self.item[_column("items", "item").to_numpy()] = known
+        self.action = np.full(log.meta.num_actions, NO_ACTION, dtype=np.int16)
+        names = [model.actions.get(n, NO_ACTION) for n in _column("actions", "name").to_pylist()]
+        self.action[_column("actions", "action").to_numpy()] = names
+        # The model's catalogue by its inside id, the reserved ones without a name.
+        catalogue = [
+            model.names.get(inside, (None, None)) for inside in range(len(model.popularity))
+        ]
+        self.item_ids = pa.array([item_id for item_id, _ in catalogue], pa.string())
+        self.titles = pa.array([title for _, title in catalogue], pa.string())
+
+    def best(self, start: int, stop: int) -> Best:
+        """Answers of users `start` to `stop` (exclusive), from what they did before `at`.
+
+        Sessions are the log's own; an empty history is a newcomer's.
+        """
+        log = self.log
+        bounds = np.asarray(log.user_offsets[start : stop + 1])
+        earlier = np.asarray(log.timestamp[bounds[0] : bounds[-1]]) < self.at
+        before = np.concatenate([[0], np.cumsum(earlier)])[bounds - bounds[0]]
+        user = np.arange(start, stop)
+        end = bounds[:-1] + np.diff(before)  # events of a user are sorted by time
+        asked = histories(log, user, end, np.full(len(user), self.at), log.meta.num_events)
+        asked = replace(asked, item=self.item[asked.item], action=self.action[asked.action])
+        return self.model.best(asked, k=self.k, eligible=self.eligible)
+
+    def table(self, start: int, stop: int) -> pa.Table:
+        """The same as the rows of a part; see the module's docstring."""
+        best = self.best(start, stop)
+        filled = best.item >= FIRST_ITEM  # the filled places of a query come first
+        user, place = np.nonzero(filled)
+        item = pa.array(best.item[filled])
+        return pa.table(
+            {
+                "user_id": self.user_ids.take(pa.array(start + user)),
+                "rank": pa.array(place + 1, pa.int32()),
+                "item_id": self.item_ids.take(item),
+                "title": self.titles.take(item),
+                "score": pa.array(best.score[filled], pa.float32(), from_pandas=True),
+                "similarity": pa.array(best.similarity[filled], pa.float32(), from_pandas=True),
+            }
+        )
+
+
+def _read_log() -> EventLog:
+    for path in (SESSIONS / "arrays", *(SESSIONS / f"{name}.parquet" for name in TABLES)):
+        if not path.exists():
+            raise UserError(f"{path} not found: run `hpgr sessionize`, or `dvc repro` for all")
+    return EventLog.open(SESSIONS / "arrays")
+
+
+def _column(table: str, name: str) -> pa.Array:
+    column = pq.read_table(SESSIONS / f"{table}.parquet", columns=[name])[name]
+    return column.combine_chunks()
+
+
+def _request_time(asked: Any, log: EventLog) -> int:
+    """`recommend.at`, or one second after the log's last event."""
+    if not log.meta.num_events:
+        raise UserError(f"{SESSIONS} holds no event: nobody to recommend to")
+    at = seconds(asked, where="recommend.at") if asked is not None else int(log.timestamp.max()) + 1
+    first = int(log.timestamp.min())
+    if at <= first:
+        raise UserError(
+            f"recommend.at is {at}, the log's first event happened at {first}: nobody had done "
+            "anything yet. Pass a later time, in seconds or as ISO 8601 (UTC)."
+        )
+    return at
+
+
+def _read_list(path: Path | None, model: Recommender) -> list[str] | None:
+    """Item ids of a file, one a line; tells how many of them the model does not know.
+
+    Raises:
+        UserError: the file is missing, is not UTF-8 text, or names no known item.
+    """
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: expected a text file of item ids, one a line ({error})"
+        ) from error
+    ids = sorted({line.strip() for line in lines} - {""})
+    unknown = [item_id for item_id in ids if item_id not in model.item]
+    if ids and len(unknown) == len(ids):
+        raise UserError(
+            f"{path}: none of its {len(ids)} lines is the id of one of the model's "
+            f"{len(model.item)} items ({', '.join(list(model.item)[:SHOWN_IDS])}, ...); expected "
+            "one item id a line"
+        )
+    if unknown:
+        print(
+            f"warning: {path}: the model does not know {len(unknown)} of its {len(ids)} item ids: "
+            f"{', '.join(unknown[:SHOWN_IDS])}{', ...' if len(unknown) > SHOWN_IDS else ''}"
+        )
+    return ids
+
+
+def _list_hash(ids: Sequence[str] | None) -> str | None:
+    return None if ids is None else hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder for this process alone; the system lets go of the lock when the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing {folder}: wait for it, or stop it") from None
+        for leftover in folder.glob(".*.*.*"):  # of a run that was killed while it wrote
+            leftover.unlink()
+        yield
+
+
+def _begin(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of an earlier run of the same question, or a new one."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        if isinstance(manifest.get("parts"), dict):
+            return {**question, "parts": manifest["parts"]}
+    except (FileNotFoundError, ValueError, AttributeError):
+        pass  # none, or a damaged one: every part is scored again
+    return {**question, "parts": {}}
+
+
+def _intact(path: Path, manifest: dict[str, Any]) -> bool:
+    """Whether the part holds, byte for byte, what the manifest says was written."""
+    entry = manifest["parts"].get(path.name)
+    return entry is not None and path.is_file() and sha256_file(path) == entry["sha256"]

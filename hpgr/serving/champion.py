@@ -1,0 +1,144 @@
+"""The model that is served: the registry's champion, and a watch that follows the alias.
+
+Only a version's bundle is fetched, data without code, and it is answered with this installation's
+code: nothing that lies in the registry is ever executed here. Reads the MLflow registry.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpgr.config import Config
+from hpgr.registry.tracking import connect
+from hpgr.registry.versions import CHAMPION
+from hpgr.runtime import UserError
+from hpgr.serving.recommender import Recommender
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+BUNDLE = "artifacts/bundle"  # where pyfunc keeps it inside a version
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model; no such alias
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded version: what it is, since when (seconds, UTC) it exists and is served."""
+
+    recommender: Recommender
+    name: str
+    version: int
+    run_id: str
+    registered_at: float
+    loaded_at: float
+
+
+def load_champion(cfg: Config) -> Served:
+    """The registry's champion.
+
+    Raises:
+        UserError: the registry has none, cannot be reached, or the version cannot be read.
+    """
+    client, name = connect(), cfg.register_.model_name
+    return load(find(client, name))
+
+
+def find(client: MlflowClient, name: str) -> ModelVersion:
+    """The version that the alias champion names.
+
+    Raises:
+        UserError: there is none, or the registry cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            raise UserError(
+                f"the registry has no {name}@{CHAMPION} ({error.message}): run `make run` or "
+                "`hpgr register`; `hpgr recommend --source artifacts` asks the last run's model"
+            ) from error
+        raise UserError(f"the registry cannot be reached: {error.message}") from error
+
+
+def load(version: ModelVersion) -> Served:
+    """Fetch the version's bundle and load it onto the best device that is there.
+
+    Raises:
+        UserError: the version's files cannot be fetched, or are no bundle.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = f"models:/{version.name}/{version.version}/{BUNDLE}"
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch))
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"{version.name} version {version.version} cannot be fetched from the registry: "
+                f"{error}"
+            ) from error
+        recommender = Recommender.load(folder, device="auto")
+    return Served(
+        recommender=recommender,
+        name=version.name,
+        version=int(version.version),
+        run_id=str(version.run_id),
+        registered_at=version.creation_timestamp / 1000,
+        loaded_at=time.time(),
+    )
+
+
+class Champion:
+    """The champion, looked up again and again; whoever reads `served` gets one whole model.
+
+    A failed look leaves the model that is there: `problem` then says what is wrong. Attributes are
+    replaced, never changed in place, so that readers in other threads need no lock.
+    """
+
+    def __init__(self, name: str, client: Callable[[], MlflowClient]) -> None:
+        """`client` connects to the registry; it is called at the first look."""
+        self.name = name
+        self.served: Served | None = None
+        self.problem: str | None = f"no look into the registry for {name}@{CHAMPION} yet"
+        self._connect = client
+        self._client: MlflowClient | None = None
+
+    def look(self) -> None:
+        """Ask the registry once, and take its champion if it is another version."""
+        try:
+            self._client = self._client or self._connect()
+            version = find(self._client, self.name)
+            if self.served is None or self._is_other(version, self.served):
+                served = load(version)
+                logger.info("serving %s version %s", served.name, served.version)
+                self.served = served
+            problem = None
+        except Exception as error:  # the watch must outlive whatever the registry does
+            problem = str(error) if isinstance(error, UserError) else repr(error)
+        if problem not in (None, self.problem):
+            kept = f"; version {self.served.version} stays" if self.served else ""
+            logger.warning("%s%s", problem, kept)
+        self.problem = problem
+
+    def watch(self, every_s: float, stop: threading.Event) -> None:
+        """Look until `stop` is set, `every_s` seconds apart."""
+        while not stop.is_set():
+            self.look()
+            stop.wait(every_s)
+
+    @staticmethod
+    def _is_other(version: ModelVersion, served: Served) -> bool:
+        return (int(version.version), str(version.run_id)) != (served.version, served.run_id)

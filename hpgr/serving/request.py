@@ -1,0 +1,126 @@
+"""A request as its caller knows it, checked and turned into the arrays that the network reads.
+
+Rules, each the offline rule of the validate and sessionize stages (docs/serving.md):
+- of events with the same item, time and action the first is kept;
+- events are sorted by time, stably: events of one second keep the caller's order;
+- an item or action that the model was not trained with becomes the unknown id;
+- a new session starts where the caller's session id changes or, without one, after `gap_s`.
+An event after the request time is refused, not dropped: it is a wrong clock or a wrong unit, and
+silence would hide it. An event in the second of the request is history. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from hpgr.data.log import UNKNOWN, Histories
+from hpgr.runtime import UserError
+
+LATEST_SECONDS = 100_000_000_000  # the year 5138; milliseconds of our time lie above
+NO_ACTION = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question: the asker's events (equal lengths, any order) and when it is asked (UTC, s).
+
+    No event at all is a newcomer's question.
+    """
+
+    request_time: int | None
+    item_ids: Sequence[str]
+    timestamps: Sequence[int]
+    actions: Sequence[str | None] | None = None
+    session_ids: Sequence[str | None] | None = None
+
+
+def encode(
+    requests: Sequence[Request],
+    item: Mapping[str, int],
+    action: Mapping[str, int],
+    *,
+    gap_s: int,
+) -> Histories:
+    """All events of the requests; `item` and `action` map outside ids to inside ids.
+
+    Raises:
+        UserError: a request has no time, columns of unequal length, a time that is not in seconds
+            or an event after its time; the message names the request.
+    """
+    rows = [
+        _encode(request, number, item, action, gap_s) for number, request in enumerate(requests)
+    ]
+    items, actions, timestamp, session = (
+        np.concatenate(column) for column in zip(*rows, strict=True)
+    )
+    return Histories(
+        offsets=np.concatenate([[0], np.cumsum([len(row[0]) for row in rows])]).astype(np.int64),
+        item=items,
+        action=actions,
+        timestamp=timestamp,
+        session=session,
+        request_time=np.array([request.request_time for request in requests], np.int64),
+    )
+
+
+def _encode(
+    request: Request, number: int, item: Mapping[str, int], action: Mapping[str, int], gap_s: int
+) -> tuple[np.ndarray, ...]:
+    """(item, action, timestamp, session) of one request, sorted and cut into sessions."""
+    _check(request, number)
+    names = request.actions or [None] * len(request.item_ids)
+    own = request.session_ids or [None] * len(request.item_ids)
+    first: dict[tuple[str, int, str | None], int] = {}
+    for place, event in enumerate(zip(request.item_ids, request.timestamps, names, strict=True)):
+        first.setdefault(event, place)
+    kept = np.fromiter(first.values(), dtype=np.int64, count=len(first))
+    time = np.array([request.timestamps[place] for place in kept], dtype=np.int64)
+    order = np.argsort(time, kind="stable")
+    kept, time = kept[order], time[order]
+    starts = np.diff(time, prepend=time[:1]) > gap_s
+    for row, (before, here) in enumerate(pairwise(kept), start=1):
+        if own[here] is not None or own[before] is not None:
+            starts[row] = own[here] != own[before]
+    return (
+        np.array([item.get(request.item_ids[place], UNKNOWN) for place in kept], np.int32),
+        np.array([action.get(names[place] or "", NO_ACTION) for place in kept], np.int16),
+        time,
+        np.cumsum(starts).astype(np.int32),
+    )
+
+
+def _check(request: Request, number: int) -> None:
+    where = f"request {number}"
+    time = request.request_time
+    if time is None:
+        raise UserError(
+            f"{where} has no request time: the model weighs events by how long ago they were, "
+            "so an answer without one would depend on a guess. Pass the time of the request."
+        )
+    if not 0 <= time <= LATEST_SECONDS:
+        raise UserError(
+            f"{where}: request_time is {time}, expected seconds since 1970 (UTC), not milliseconds"
+        )
+    count = len(request.item_ids)
+    for name in ("timestamps", "actions", "session_ids"):
+        column = getattr(request, name)
+        if column is not None and len(column) != count:
+            raise UserError(
+                f"{where}: {count} item_ids but {len(column)} {name}; expected one for each event"
+            )
+    for row, moment in enumerate(request.timestamps):
+        if moment > time:
+            raise UserError(
+                f"{where}: event {row} (item {request.item_ids[row]}) has time {moment}, after the "
+                f"request time {time}. Events from the future would leak into the answer: check "
+                "the clock, the unit (seconds) and the request time."
+            )
+        if moment < 0:
+            raise UserError(
+                f"{where}: event {row} (item {request.item_ids[row]}) has time {moment}, expected "
+                "seconds since 1970 (UTC)"
+            )

@@ -1,0 +1,159 @@
+"""What a caller sends and gets, the same through `hpgr serve` and `mlflow models serve`.
+
+Types are strict: "5" is no time and 1.5 no item. Whether the values make sense is checked in one
+place, `hpgr.serving.request`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, WithJsonSchema
+
+from hpgr.serving.request import Request
+
+SHOWN_PROBLEMS = 5
+SHOWN_CHARACTERS = 60
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+# Ids and actions are text; a whole number is taken for its digits, as in a log of numbers.
+Name = Annotated[
+    str,
+    Field(strict=True),
+    BeforeValidator(_number_as_text),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
+]
+
+
+class Asked(BaseModel):
+    """One asker: events as columns of equal length, in any order; no events for a newcomer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_time: StrictInt | None = Field(
+        default=None, description="when it is asked, seconds since 1970, UTC; must be given"
+    )
+    item_ids: list[Name] = Field(default=[], description="as in your log; unknown ones are allowed")
+    timestamps: list[StrictInt] = Field(default=[], description="seconds since 1970, UTC")
+    actions: list[Name | None] | None = Field(
+        default=None, description='as in your log: a rating as "5", an event type as "view"'
+    )
+    session_ids: list[Name | None] | None = Field(
+        default=None, description="without them a pause starts a session"
+    )
+
+    def request(self) -> Request:
+        """The same for the recommender."""
+        return Request(
+            self.request_time, self.item_ids, self.timestamps, self.actions, self.session_ids
+        )
+
+
+class Question(BaseModel):
+    """The body of POST /recommend."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "requests": [
+                        {
+                            "request_time": 978302000,
+                            "item_ids": ["1", "588"],
+                            "timestamps": [978301000, 978301500],
+                            "actions": ["5", "4"],
+                        }
+                    ],
+                    "k": 10,
+                }
+            ]
+        },
+    )
+
+    requests: list[Asked] = Field(min_length=1)
+    k: StrictInt | None = Field(default=None, ge=1, description="items an answer; null: serve.k")
+    allow: list[Name] | None = Field(default=None, description="nothing else is recommended")
+    deny: list[Name] = Field(default=[], description="never recommended")
+
+
+class RecommendedItem(BaseModel):
+    """One item: `similarity` retrieved it, `score` (a probability) placed it; null if unused."""
+
+    item_id: str
+    title: str
+    score: float | None
+    similarity: float | None
+
+
+class DrivingItem(BaseModel):
+    """A history item that drove the answer; the weights of an answer sum to 1."""
+
+    item_id: str
+    title: str
+    weight: float
+
+
+class OneAnswer(BaseModel):
+    """Items, best first; `source` says where the candidates came from."""
+
+    items: list[RecommendedItem]
+    drivers: list[DrivingItem]
+    source: Literal["history", "popular"]
+    unknown_items: int = Field(description="events with an item that the model does not know")
+
+
+class ModelName(BaseModel):
+    """The version that answered."""
+
+    name: str
+    version: int
+
+
+class Answers(BaseModel):
+    """One answer a request, in their order."""
+
+    model: ModelName
+    answers: list[OneAnswer]
+
+
+class Problem(BaseModel):
+    """Why there is no answer: what was found, what was expected, how to mend it."""
+
+    detail: str
+
+
+class Ready(BaseModel):
+    """The model that answers now; `problem` is null unless the registry could not be read."""
+
+    model: ModelName
+    registered_at: str
+    age_s: float = Field(description="since the version was registered")
+    loaded_at: str
+    problem: str | None
+
+
+class Title(BaseModel):
+    """An item of the catalogue."""
+
+    item_id: str
+    title: str
+
+
+def told(errors: Iterable[Any]) -> str:
+    """One message of pydantic's errors: where, what was expected, what was found."""
+    lines = []
+    for error in errors:
+        where = ".".join(str(part) for part in error["loc"] if part != "body") or "body"
+        found = ascii(error.get("input"))
+        if len(found) > SHOWN_CHARACTERS:
+            found = f"{found[:SHOWN_CHARACTERS]}..."
+        missing = error["type"] in ("missing", "json_invalid")
+        lines.append(f"{where}: {error['msg']}" + ("" if missing else f", found {found}"))
+    more = len(lines) - SHOWN_PROBLEMS
+    return "; ".join(lines[:SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,256 @@
+"""`hpgr serve`: the champion behind HTTP, and a page on which a person asks it.
+
+    POST /recommend   histories and a time in, items and what drove them out (schema.py)
+    GET /             the page; GET /items?q=... is its title search
+    GET /ready        which version answers; 503 while there is none
+    GET /health       the process lives
+    GET /openapi.json the schema
+
+A promotion or roll-back in the registry is followed without a restart. Wrong input is told with a
+4xx and one message. There is no authentication: a loopback address, or a proxy before it.
+Reads the registry. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hpgr.config import Config, Serve
+from hpgr.registry.tracking import connect
+from hpgr.runtime import UserError
+from hpgr.serving.champion import Champion, Served
+from hpgr.serving.schema import Answers, ModelName, OneAnswer, Problem, Question, Ready, Title, told
+
+PAGE = "page.html.j2"
+SHOWN_TITLES = 20
+STOP_GRACE_S = 10  # for requests in flight when the server is asked to end
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    413: {"model": Problem, "description": "more than serve.max_* allows"},
+    422: {"model": Problem, "description": "wrong input; the message says what was expected"},
+}
+NO_MODEL: dict[int | str, dict[str, Any]] = {
+    503: {"model": Problem, "description": "no model is loaded yet; the message says why"}
+}
+
+
+def serve(cfg: Config) -> None:
+    """Serve the champion until the process is told to end.
+
+    Raises:
+        UserError: the address cannot be bound.
+    """
+    import uvicorn
+
+    # A registry that is gone must be noticed between two looks, not after MLflow's many minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(cfg.serve.reload_s))))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    listening = bind(cfg.serve.host, cfg.serve.port)
+    champion, stop = Champion(cfg.register_.model_name, connect), threading.Event()
+    watch = threading.Thread(
+        target=champion.watch, args=(cfg.serve.reload_s, stop), name="champion", daemon=True
+    )
+    settings = uvicorn.Config(
+        create_app(champion, cfg.serve),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=STOP_GRACE_S,
+    )
+    watch.start()
+    print(f"http://{cfg.serve.host}:{cfg.serve.port}", flush=True)
+    try:
+        uvicorn.Server(settings).run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn has shut down and raises the signal again
+        pass
+    finally:
+        stop.set()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens on the address; in use or not allowed is one clear message.
+
+    Raises:
+        UserError: with the cure.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        reason = "another process listens there" if error.errno == errno.EADDRINUSE else str(error)
+        raise UserError(
+            f"cannot serve on {host}:{port}: {reason}. Stop that process, or change serve.port or "
+            "serve.host in params.yaml."
+        ) from error
+    return listening
+
+
+def create_app(champion: Champion, limits: Serve) -> FastAPI:
+    """The application around a champion that somebody else keeps up to date."""
+    app = FastAPI(
+        title="HPGR",
+        description="Recommendations for a history and a time.",
+        # Swagger's and ReDoc's pages load their scripts from the web.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(BodyLimit, max_bytes=int(limits.max_body_mb * 2**20))
+    app.add_exception_handler(RequestValidationError, _refuse_form)
+    app.add_exception_handler(UserError, _refuse_content)
+    page = _page(limits)
+
+    def served() -> Served:
+        model = champion.served  # read once: the watch may put another one there
+        if model is None:
+            raise HTTPException(503, f"no model is loaded yet: {champion.problem}")
+        return model
+
+    # Plain functions run in worker threads: scoring one request does not hold up the others.
+    @app.post("/recommend", responses={**REFUSALS, **NO_MODEL})
+    def recommend(question: Question) -> Answers:
+        """The best items for each request, and the history items that drove them."""
+        check_size(question, limits)
+        model = served()
+        answers = model.recommender.recommend(
+            [asked.request() for asked in question.requests],
+            k=question.k or limits.k,
+            allow=question.allow,
+            deny=question.deny,
+        )
+        return Answers(
+            model=ModelName(name=model.name, version=model.version),
+            answers=[OneAnswer.model_validate(asdict(answer)) for answer in answers],
+        )
+
+    @app.get("/items", responses={422: REFUSALS[422], **NO_MODEL})
+    def items(q: Annotated[str, Query(description="part of a title, or an id")]) -> list[Title]:
+        """The first items of the catalogue whose title holds `q`, or whose id it is."""
+        names = served().recommender.names.values()
+        wanted = q.strip().casefold()
+        found = [(i, t) for i, t in names if wanted in t.casefold() or wanted == i.casefold()]
+        found.sort(
+            key=lambda item: (item[0] != q.strip(), not item[1].casefold().startswith(wanted))
+        )
+        return [Title(item_id=item_id, title=title) for item_id, title in found[:SHOWN_TITLES]]
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        """The process lives."""
+        return {"status": "alive"}
+
+    @app.get("/ready", responses=NO_MODEL)
+    def ready() -> Ready:
+        """The version that answers, or 503 with the reason why there is none."""
+        model = served()
+        return Ready(
+            model=ModelName(name=model.name, version=model.version),
+            registered_at=_iso(model.registered_at),
+            age_s=round(time.time() - model.registered_at, 3),
+            loaded_at=_iso(model.loaded_at),
+            problem=champion.problem,
+        )
+
+    @app.get("/", include_in_schema=False)
+    def index() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    return app
+
+
+def check_size(question: Question, limits: Serve) -> None:
+    """Refuse what is larger than the server is set to answer.
+
+    Raises:
+        HTTPException: 413 for too many requests or events, 422 for too large a `k`.
+    """
+    if len(question.requests) > limits.max_requests:
+        raise HTTPException(
+            413,
+            f"{len(question.requests)} requests, expected at most {limits.max_requests} "
+            "(serve.max_requests): send them in several calls",
+        )
+    for number, asked in enumerate(question.requests):
+        if len(asked.item_ids) > limits.max_events:
+            raise HTTPException(
+                413,
+                f"request {number} has {len(asked.item_ids)} events, expected at most "
+                f"{limits.max_events} (serve.max_events): send the newest ones",
+            )
+    if question.k is not None and question.k > limits.max_k:
+        raise HTTPException(422, f"k is {question.k}, expected 1 to {limits.max_k} (serve.max_k)")
+
+
+class BodyLimit:
+    """ASGI middleware that ends a request whose body grows beyond `max_bytes` with a 413."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count what arrives; a body without a length header is counted all the same."""
+        arrived = 0
+
+        async def counted() -> Message:
+            nonlocal arrived
+            message = await receive()
+            arrived += len(message.get("body", b""))
+            if arrived > self.max_bytes:
+                raise HTTPException(
+                    413,
+                    f"the body is larger than {self.max_bytes / 2**20:g} MiB (serve.max_body_mb): "
+                    "send fewer requests or shorter histories in a call",
+                )
+            return message
+
+        await self.app(scope, counted, send)
+
+
+def _refuse_form(_: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _refusal(told(error.errors()))
+
+
+def _refuse_content(_: HttpRequest, error: Exception) -> Response:
+    return _refusal(str(error))
+
+
+def _refusal(message: str) -> Response:
+    # ASCII: a caller's lone surrogate, echoed in the message, has no UTF-8 form.
+    body = json.dumps({"detail": message}, ensure_ascii=True)
+    return Response(body, status_code=422, media_type="application/json")
+
+
+def _page(limits: Serve) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True
+    )
+    return environment.get_template(PAGE).render(k=limits.k, max_k=limits.max_k)
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

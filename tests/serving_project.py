@@ -1,0 +1,103 @@
+"""A project folder with the artifacts of a small untrained model, ready to be registered."""
+
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from evaluation_log import random_log, write_arrays
+from safetensors.torch import load_file, save_file
+from test_registry import write_network, write_tables
+
+from hpgr.config import load_config
+from hpgr.data.log import FIRST_ITEM, TRAIN
+from hpgr.registry.register import register
+from hpgr.registry.tracking import connect
+from hpgr.runtime import TELEMETRY_OFF, write_json
+
+ROOT = Path(__file__).parents[1]
+PYTHON = sys.executable
+EVENT_COLUMNS = ("item", "timestamp", "action", "label", "session", "split")
+
+
+def make_project(folder: Path, *, seed: int = 0) -> None:
+    """Everything that registration, serving and batch scoring read; nothing is registered."""
+    text = (ROOT / "params.yaml").read_text().replace("profile: quick", "profile: smoke")
+    (folder / "params.yaml").write_text(text.replace("  port: 8000", f"  port: {free_port()}"))
+    shutil.copy(ROOT / "requirements.lock", folder)
+    (folder / "mlflow").mkdir()
+    shutil.copy(ROOT / "mlflow" / "model_card.md.j2", folder / "mlflow")
+    log = random_log(seed)
+    sessions = folder / "artifacts" / "sessions"
+    write_arrays(log, sessions / "arrays")
+    write_tables(sessions, log)
+    items = pq.read_table(sessions / "items.parquet")
+    counts = np.bincount(log.item[log.split == TRAIN], minlength=log.meta.num_items)[FIRST_ITEM:]
+    if "train_events" in items.column_names:
+        items = items.drop_columns(["train_events"])
+    pq.write_table(
+        items.append_column("train_events", pa.array(counts)), sessions / "items.parquet"
+    )
+    events = {name: np.asarray(getattr(log, name)) for name in EVENT_COLUMNS}
+    events["user"] = log.user_of_event().astype(np.int32)
+    events["position"] = np.arange(log.meta.num_events) - log.user_offsets[events["user"]]
+    pq.write_table(pa.table(events), sessions / "events.parquet")
+    users = {"user": pa.array(range(log.meta.num_users), pa.int32())}
+    users["user_id"] = [f"user{u}" for u in range(log.meta.num_users)]
+    pq.write_table(pa.table(users), sessions / "users.parquet")
+    finetune = folder / "artifacts" / "finetune"
+    torch.manual_seed(seed)
+    write_network(finetune, log, load_config(folder / "params.yaml"))
+    vary_weights(finetune, seed)
+    evaluation = folder / "artifacts" / "evaluation"
+    write_json(evaluation / "metrics.json", {"R1": {"hpgr": {"hr@10": 0.5}}})
+    (evaluation / "report.html").write_text("<html>report</html>")
+
+
+def vary_weights(folder: Path, seed: int) -> None:
+    """Weights far from their start, so that every path of the network matters."""
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in weights.items():
+        if value.is_floating_point():
+            weights[name] = value + 0.3 * torch.randn(value.shape, generator=generator)
+    save_file(weights, folder / "model.safetensors")
+
+
+def register_another(seed: int) -> int:
+    """Register another model (in the current folder) and return its version."""
+    vary_weights(Path("artifacts/finetune"), seed)
+    return int(register(load_config())["version"])
+
+
+def promote(version: int) -> None:
+    connect().set_registered_model_alias("hpgr", "champion", str(version))
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """For a process of the project in `folder`, whatever the tests' own environment says."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
+    path = f"{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}"
+    own = {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(folder / ".prefect"), "PATH": path}
+    return {**kept, **TELEMETRY_OFF, **own}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition, *, seconds: float = 60, what: str = "it"):
+    """Poll until `condition()` is true; returns its value."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
+        time.sleep(0.05)
+    return value

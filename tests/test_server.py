@@ -1,0 +1,472 @@
+"""`hpgr serve`: the application in process, and the real server as its users meet it."""
+
+import asyncio
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import httpx
+import mlflow
+import numpy as np
+import pytest
+from serving_project import (
+    PYTHON,
+    environment,
+    promote,
+    register_another,
+    wait_until,
+)
+
+from hpgr.config import load_config
+from hpgr.data.log import EventLog, histories
+from hpgr.model.scoring import Scorer
+from hpgr.registry.tracking import connect
+from hpgr.runtime import UserError
+from hpgr.serving.champion import BUNDLE, Champion
+from hpgr.serving.server import bind, create_app
+
+NOW = 1_100_000_000
+HISTORY = {"item_ids": ["id3", "id4"], "timestamps": [NOW - 200, NOW - 100], "actions": ["5", "1"]}
+ONE = {"requests": [{"request_time": NOW, **HISTORY}], "k": 5}
+
+
+@pytest.fixture
+def inside(registered_project, monkeypatch):
+    monkeypatch.chdir(registered_project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield registered_project
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def champion(inside):
+    watch = Champion("hpgr", connect)
+    watch.look()
+    assert watch.problem is None
+    return watch
+
+
+@pytest.fixture
+def ask(champion):
+    """POST to the application: (status, body)."""
+    app = create_app(champion, load_config().serve)
+    return lambda body, path="/recommend", **more: call(app, "POST", path, json=body, **more)
+
+
+def call(app, method, path, **more):
+    """One request to an application in this process; an unexpected error is raised here."""
+
+    async def go():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            reply = await client.request(method, path, **more)
+            return reply.status_code, reply.json()
+
+    return asyncio.run(go())
+
+
+def changed(**columns):
+    return {"requests": [{"request_time": NOW, **HISTORY, **columns}]}
+
+
+def test_an_answer_names_items_drivers_and_the_version(ask):
+    status, body = ask(ONE)
+    assert status == 200
+    assert body["model"] == {"name": "hpgr", "version": 1}
+    (answer,) = body["answers"]
+    assert answer["source"] == "history" and answer["unknown_items"] == 0
+    assert len(answer["items"]) == 5
+    assert set(answer["items"][0]) == {"item_id", "title", "score", "similarity"}
+    scores = [item["score"] for item in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert {driver["title"] for driver in answer["drivers"]} == {"Title 3", "Title 4"}
+    assert sum(driver["weight"] for driver in answer["drivers"]) == pytest.approx(1)
+
+
+def test_several_requests_are_answered_in_their_order(ask):
+    other = {"request_time": NOW, "item_ids": ["id9"], "timestamps": [NOW - 5]}
+    body = ask({"requests": [ONE["requests"][0], other, ONE["requests"][0]], "k": 3})[1]
+    one, two, three = body["answers"]
+    assert one == three
+    assert two["drivers"] == [{"item_id": "id9", "title": "Title 9", "weight": 1.0}]
+
+
+def test_without_k_an_answer_has_as_many_items_as_params_say(ask):
+    body = ask({"requests": ONE["requests"]})[1]
+    assert len(body["answers"][0]["items"]) == load_config().serve.k
+
+
+def test_ids_and_actions_may_be_whole_numbers(ask):
+    text, number = (
+        changed(item_ids=[i, "id3"], actions=[a, None]) for i, a in (("7", "5"), (7, 5))
+    )
+    assert ask(text) == ask(number)
+
+
+def test_a_newcomer_gets_what_is_popular(ask):
+    status, body = ask({"requests": [{"request_time": NOW}], "k": 3})
+    assert status == 200
+    (answer,) = body["answers"]
+    assert (answer["source"], answer["drivers"], len(answer["items"])) == ("popular", [], 3)
+    assert all(item["similarity"] is None and item["score"] > 0 for item in answer["items"])
+
+
+def test_unknown_items_alone_are_a_history(ask):
+    status, body = ask(changed(item_ids=["x", "y"]))
+    assert status == 200
+    assert body["answers"][0]["unknown_items"] == 2
+    assert body["answers"][0]["source"] == "history"
+
+
+def test_lists_filter_the_answer(ask):
+    allowed = ask({**ONE, "allow": ["id7", "id8", "id9"], "deny": ["id8"]})[1]["answers"][0]
+    assert {item["item_id"] for item in allowed["items"]} == {"id7", "id9"}
+
+
+def test_five_thousand_events_are_answered_like_the_newest(ask):
+    cfg = load_config()
+    # 5,000 distinct events of few items, so that what is left out is the same for both.
+    ids = [f"id{3 + i % 5}" for i in range(5000)]
+    times = [NOW - 600 * (5000 - i) for i in range(5000)]
+    kept = cfg.model.max_history
+    sessions = [str(i // 7) for i in range(5000)]
+    everything = changed(item_ids=ids, timestamps=times, actions=None, session_ids=sessions)
+    newest = changed(
+        item_ids=ids[-kept:], timestamps=times[-kept:], actions=None, session_ids=sessions[-kept:]
+    )
+    assert ask(everything) == ask(newest)
+
+
+def test_order_and_duplicates_of_events_do_not_matter(ask):
+    tidy = changed(
+        item_ids=["id3", "id4", "id5"], timestamps=[NOW - 9, NOW - 8, NOW - 7], actions=None
+    )
+    untidy = changed(
+        item_ids=["id5", "id3", "id4", "id3"],
+        timestamps=[NOW - 7, NOW - 9, NOW - 8, NOW - 9],
+        actions=None,
+    )
+    assert ask(untidy) == ask(tidy)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        ({}, 422, "requests: Field required"),
+        ({"requests": []}, 422, "at least 1 item"),
+        ({"requests": [HISTORY]}, 422, "request 0 has no request time: the model weighs"),
+        (changed(request_time=NOW - 150), 422, "event 1 (item id4) has time 1099999900, after"),
+        (changed(request_time=NOW * 1000), 422, "expected seconds since 1970 (UTC), not milli"),
+        (changed(request_time="noon"), 422, "valid integer, found 'noon'"),
+        (changed(request_time=2**70), 422, "expected seconds"),
+        (changed(timestamps=[1]), 422, "2 item_ids but 1 timestamps; expected one for each"),
+        (changed(timestamps=[1, -2]), 422, "event 1 (item id4) has time -2"),
+        (changed(timestamps=[1.5, 2]), 422, "requests.0.timestamps.0: Input should be a valid int"),
+        (changed(timestamps=[True, 2]), 422, "valid integer, found True"),
+        (changed(item_ids=[None, "a"]), 422, "requests.0.item_ids.0: Input should be a valid str"),
+        (changed(actions=["5"]), 422, "2 item_ids but 1 actions"),
+        (changed(items=["a"]), 422, "requests.0.items: Extra inputs are not permitted"),
+        ({**ONE, "k": 0}, 422, "greater than or equal to 1, found 0"),
+        ({**ONE, "k": 10**30}, 422, "expected 1 to 100 (serve.max_k)"),
+        ({**ONE, "allow": ["nowhere"]}, 422, "none of the 1 item ids to allow"),
+        ({"requests": [{"request_time": NOW}] * 257}, 413, "at most 256 (serve.max_requests)"),
+        (
+            changed(item_ids=["a"] * 10_001, timestamps=[1] * 10_001),
+            413,
+            "has 10001 events, expected at most 10000 (serve.max_events)",
+        ),
+    ],
+)
+def test_wrong_input_is_told_what_was_expected(ask, body, status, told):
+    found, answer = ask(body)
+    assert found == status
+    assert told in answer["detail"]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "told"),
+    [
+        (b"{", 422, "JSON decode error"),
+        (b'{"requests": [{"request_time": NaN}]}', 422, "valid integer, found nan"),
+        (b'{"requests": [{"request_time": 1, "item_ids": ["\\ud800"], "timestamps": [2]}]}', 422,
+         "event 0 (item \ud800)"),
+        (b'{"requests": [' + b" " * 2**24 + b"]}", 413, "larger than 16 MiB (serve.max_body_mb)"),
+    ],
+)  # fmt: skip
+def test_bodies_that_are_hardly_json(champion, content, status, told):
+    app = create_app(champion, load_config().serve)
+    json_body = {"content-type": "application/json"}
+    found, answer = call(app, "POST", "/recommend", content=content, headers=json_body)
+    assert found == status
+    assert told in answer["detail"]
+
+
+def test_titles_are_searched_by_any_part_and_ids_come_first(champion):
+    app = create_app(champion, load_config().serve)
+    found = call(app, "GET", "/items", params={"q": "TITLE 2"})[1]
+    assert [item["item_id"] for item in found][:2] == ["id2", "id20"]
+    assert call(app, "GET", "/items", params={"q": "id31"})[1][0]["title"] == "Title 31"
+
+
+def test_the_page_needs_nothing_from_elsewhere(champion):
+    app = create_app(champion, load_config().serve)
+
+    async def fetch():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get("/")
+
+    page = asyncio.run(fetch()).text
+    assert "Ask the champion" in page
+    assert "://" not in page and "src=" not in page
+    paths = set(call(app, "GET", "/openapi.json")[1]["paths"])
+    assert paths == {"/recommend", "/items", "/health", "/ready"}
+
+
+def test_served_scores_equal_offline_scores(ask, inside):
+    """Every user's last event through HTTP against the scorer on the log, as `evaluate` uses it."""
+    log = EventLog.open(Path("artifacts/sessions/arrays"))
+    cfg, user = load_config(), np.arange(log.meta.num_users)
+    end = log.user_offsets[1:] - 1
+    request_time = np.asarray(log.timestamp[end])
+    asked = histories(log, user, end, request_time, cfg.model.max_history)
+    scorer = Scorer.load(Path("artifacts/finetune"))
+    similarity = scorer.retrieve(asked)
+    every = np.tile(np.arange(2, log.meta.num_items), len(user))
+    count = log.meta.num_items - 2
+    score = scorer.rank(asked, np.arange(len(user) + 1) * count, every).reshape(len(user), count)
+    rows = [np.arange(a, b) for a, b in zip(log.user_offsets[:-1], end, strict=True)]
+    requests = [
+        {
+            "request_time": int(request_time[u]),
+            # The ids of the test's own table: item 2 is "id2"; actions 1 and 2 are "1" and "5".
+            "item_ids": [f"id{i}" for i in log.item[rows[u]]],
+            "timestamps": log.timestamp[rows[u]].tolist(),
+            "actions": [{1: "1", 2: "5"}[int(a)] for a in log.action[rows[u]]],
+            # An exact duplicate would count once: the action of this log repeats with the item.
+        }
+        for u in user
+    ]
+    whole = [u for u in user if len(set(zip(*columns(requests[u]), strict=True))) == len(rows[u])]
+    assert len(whole) > 20
+    status, body = ask({"requests": [requests[u] for u in whole], "k": 30})
+    assert status == 200
+    for u, answer in zip(whole, body["answers"], strict=True):
+        ids = np.array([int(item["item_id"][2:]) for item in answer["items"]])
+        assert set(ids) == set(range(2, log.meta.num_items)) - set(log.item[rows[u]].tolist())
+        served = np.array([[item["score"], item["similarity"]] for item in answer["items"]])
+        np.testing.assert_allclose(served[:, 0], score[u, ids - 2], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(served[:, 1], similarity[u, ids], rtol=0, atol=1e-6)
+
+
+def columns(request):
+    return request["item_ids"], request["timestamps"], request["actions"]
+
+
+@pytest.fixture
+def own_registry(registered_project, tmp_path, monkeypatch):
+    """A copy of the project whose aliases may be moved; `other` is a second version."""
+    folder = tmp_path / "project"
+    shutil.copytree(registered_project, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield folder
+    mlflow.set_tracking_uri(None)
+
+
+def test_a_promotion_and_a_roll_back_are_followed(own_registry):
+    champion = Champion("hpgr", connect)
+    app = create_app(champion, load_config().serve)
+    champion.look()
+    before = call(app, "POST", "/recommend", json=ONE)[1]
+    second = register_another(7)
+    champion.look()
+    assert call(app, "POST", "/recommend", json=ONE)[1] == before
+    promote(second)
+    champion.look()
+    after = call(app, "POST", "/recommend", json=ONE)[1]
+    assert after["model"]["version"] == second
+    assert after["answers"] != before["answers"]
+    promote(1)
+    champion.look()
+    assert call(app, "POST", "/recommend", json=ONE)[1] == before
+
+
+def test_a_registry_that_is_gone_leaves_the_model_and_says_so(champion):
+    app = create_app(champion, load_config().serve)
+    before = call(app, "POST", "/recommend", json=ONE)
+    assert call(app, "GET", "/ready")[1]["problem"] is None
+
+    def gone(*_):
+        raise mlflow.exceptions.MlflowException("connection refused")
+
+    champion._client.get_model_version_by_alias = gone
+    champion.look()
+    status, ready = call(app, "GET", "/ready")
+    assert (status, ready["model"]["version"]) == (200, 1)
+    assert ready["problem"] == "the registry cannot be reached: connection refused"
+    assert call(app, "POST", "/recommend", json=ONE) == before
+    del champion._client.get_model_version_by_alias
+    champion.look()
+    assert call(app, "GET", "/ready")[1]["problem"] is None
+
+
+def test_a_champion_that_cannot_be_read_leaves_the_one_before(own_registry):
+    champion = Champion("hpgr", connect)
+    app = create_app(champion, load_config().serve)
+    champion.look()
+    promote(register_another(8))
+    version = connect().get_model_version_by_alias("hpgr", "champion")
+    model_id = version.source.removeprefix("models:/")
+    stored = connect().get_logged_model(model_id).artifact_location.removeprefix("file://")
+    weights = Path(stored) / BUNDLE / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    champion.look()
+    ready = call(app, "GET", "/ready")[1]
+    assert ready["model"]["version"] == 1
+    assert ready["problem"]
+    assert call(app, "POST", "/recommend", json=ONE)[0] == 200
+
+
+def test_without_a_champion_it_says_why_and_takes_it_when_it_comes(own_registry):
+    connect().delete_registered_model_alias("hpgr", "champion")
+    champion = Champion("hpgr", connect)
+    app = create_app(champion, load_config().serve)
+    champion.look()
+    for method, path, body in (("GET", "/ready", None), ("POST", "/recommend", ONE)):
+        status, told = call(app, method, path, json=body)
+        assert status == 503
+        assert "the registry has no hpgr@champion" in told["detail"]
+    assert call(app, "GET", "/health") == (200, {"status": "alive"})
+    promote(1)
+    champion.look()
+    assert call(app, "POST", "/recommend", json=ONE)[0] == 200
+
+
+def test_a_port_in_use_is_one_clear_message():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot serve on 127.0.0.1:{port}: another process"):
+            bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+def test_an_address_that_is_not_ours_is_one_clear_message(host):
+    with pytest.raises(UserError, match=f"cannot serve on {host}:1"):
+        bind(host, 18_000)
+
+
+def test_the_real_server_swaps_versions_without_dropping_a_request(own_registry):
+    """Requests run all the time while the alias moves: each is answered, by one or the other."""
+    params = own_registry / "params.yaml"
+    params.write_text(params.read_text().replace("reload_s: 10 ", "reload_s: 0.1 "))
+    base = f"http://127.0.0.1:{load_config().serve.port}"
+    second = register_another(9)
+    process = subprocess.Popen(
+        [PYTHON, "-m", "hpgr.cli", "serve"],
+        cwd=own_registry,
+        env=environment(own_registry),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_until(lambda: status_of(f"{base}/ready") == 200, what="the server is ready")
+        seen, stop = [], threading.Event()
+
+        def keep_asking():
+            with httpx.Client() as client:
+                while not stop.is_set():
+                    reply = client.post(f"{base}/recommend", json=ONE)
+                    seen.append((reply.status_code, reply.json()["model"]["version"]))
+
+        askers = [threading.Thread(target=keep_asking) for _ in range(3)]
+        for asker in askers:
+            asker.start()
+        for version in (second, 1):
+            promote(version)
+            wait_until(lambda v=version: seen and seen[-1] == (200, v), what="the swap")
+        stop.set()
+        for asker in askers:
+            asker.join()
+        assert {status for status, _ in seen} == {200}
+        assert {version for _, version in seen} == {1, second}
+        again = subprocess.run(
+            [PYTHON, "-m", "hpgr.cli", "serve"],
+            cwd=own_registry,
+            env=environment(own_registry),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert again.returncode == 2
+        assert "another process listens there" in again.stderr
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=30)[0]
+    assert "Traceback" not in output, output
+
+
+def status_of(url):
+    try:
+        return httpx.get(url).status_code
+    except httpx.TransportError:
+        return None
+
+
+NO_PICKLE = """
+import json, pickle, sys, _pickle
+import mlflow, pandas, torch  # what they do when they are imported is not the version's doing
+
+def refuse(*_, **__):
+    raise AssertionError("something was unpickled")
+
+def audit(event, arguments):
+    if event == "pickle.find_class":
+        refuse()
+
+sys.addaudithook(audit)
+class Refused:  # a class, because others derive from Unpickler
+    __init__ = refuse
+
+for module in (pickle, _pickle):
+    module.load = module.loads = refuse
+    module.Unpickler = Refused
+pickle._load = pickle._loads = refuse
+pickle._Unpickler = Refused
+
+from hpgr.config import load_config
+from hpgr.serving.champion import load_champion
+from hpgr.serving.request import Request
+
+(answer,) = load_champion(load_config()).recommender.recommend([Request(9, ["id3"], [5])], k=2)
+model = mlflow.pyfunc.load_model("models:/hpgr@champion")
+frame = pandas.DataFrame([{"request_time": 9, "item_ids": ["id3"], "timestamps": [5]}])
+served = model.predict(frame, {"k": 2}).item_id.tolist()
+print(json.dumps([[i.item_id for i in answer.items], served]))
+try:
+    pickle.loads(b"N.")
+except AssertionError:
+    print("forbidden")
+"""
+
+
+def test_a_version_loads_and_answers_with_pickling_forbidden(inside):
+    done = subprocess.run(
+        [PYTHON, "-c", NO_PICKLE],
+        env=environment(inside),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers, forbidden = done.stdout.splitlines()[-2:]
+    core, served = json.loads(answers)
+    assert core == served and len(core) == 2
+    assert forbidden == "forbidden"
