@@ -12,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from hpgr.config import PARAMS_FILE, ConfigError, resolve
+from hpgr.params import read_params
 from hpgr.runtime import atomic_path
 
 
@@ -24,6 +25,7 @@ def set_params(values: dict[str, Any], path: Path = PARAMS_FILE) -> dict[str, An
     Raises:
         ConfigError: a key is no parameter, or the value is not allowed.
     """
+    read_params(path)  # tells what ruamel.yaml would tell in its own way
     yaml = YAML()  # round trip: comments and order survive
     yaml.preserve_quotes = True
     yaml.width = 4096

@@ -68,6 +68,12 @@ def run_stage(name: str) -> None:
         raise UserError(
             f"{missing} not found: run the stages before {name} first; `dvc repro` runs them all"
         ) from error
+    except Exception as error:
+        from hpgr.failure import told
+
+        if message := told(error, stage.output):
+            raise UserError(message) from error
+        raise
 
 
 def _enter_stage() -> None:

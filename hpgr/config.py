@@ -1,29 +1,37 @@
 """Configuration: params.yaml, validated at the edge.
 
 One frozen model per section of params.yaml; an unknown key, a wrong type or a value out of range
-is one clear error that names the key. Reads: params.yaml. Writes: nothing.
+is one clear error that names the key. Reads: params.yaml, through `params.py`. Writes: nothing.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-PARAMS_FILE = Path("params.yaml")
-
-
-class ConfigError(ValueError):
-    """params.yaml or an override is wrong; the message names the key and what was expected."""
+from hpgr.params import PARAMS_FILE, ConfigError, meant, read_params
 
 
 class Section(BaseModel):
     """Base of every section: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as switches, and Python a switch as 1 or 0."""
+        if (
+            isinstance(value, bool)
+            and cls.model_fields[str(info.field_name)].annotation is not bool
+        ):
+            raise ValueError("a switch (yes, no, on, off, true, false) is no value here")
+        return value
 
 
 class Columns(Section):
@@ -263,41 +271,82 @@ def load_config(path: Path = PARAMS_FILE) -> Config:
     Raises:
         ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} not found: run hpgr in the project's root folder") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected sections, found {type(raw).__name__}")
-    return resolve(raw, source=str(path))
+    return resolve(read_params(path), source=str(path))
 
 
 def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
     """Apply `raw`'s profile to its sections and validate the result; see `load_config`."""
-    sections = {k: v for k, v in raw.items() if k != "profiles"}
-    profiles = raw.get("profiles") or {}
-    name = sections.get("profile")
-    if name not in profiles:
+    known = [*_fields(Config), "profiles"]
+    if unknown := [str(name) for name in raw if name not in known]:
         raise ConfigError(
-            f"{source}: profile is {name!r}, expected one of {', '.join(sorted(profiles))}"
+            f"{source}: " + "; ".join(f"{u}: unknown section{meant(u, known)}" for u in unknown)
         )
-    for dotted, value in (profiles[name] or {}).items():
+    sections = {k: v for k, v in raw.items() if k != "profiles"}
+    profiles = _checked_profiles(raw.get("profiles"), source)
+    name = sections.get("profile")
+    if not isinstance(name, str) or name not in profiles:
+        expected = ", ".join(sorted(profiles))
+        raise ConfigError(
+            f"{source}: profile is {name!r}, expected one of {expected}{meant(name, profiles)}"
+        )
+    for dotted, value in profiles[name].items():
         section, _, key = dotted.partition(".")
-        target = sections.get(section)
-        if not isinstance(target, dict) or key not in target:
-            raise ConfigError(f"{source}: profiles.{name} sets {dotted!r}, which is no parameter")
-        sections[section] = {**target, key: value}
+        if isinstance(target := sections.get(section), dict):
+            sections[section] = {**target, key: value}
     try:
         return Config.model_validate(sections)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})"
-            if e["type"] != "extra_forbidden"
-            else f"  {'.'.join(map(str, e['loc']))}: unknown key; remove it or correct its name"
-            for e in error.errors()
-        ]
-        raise ConfigError(
-            f"{source} is wrong in {len(lines)} places:\n" + "\n".join(lines)
-        ) from None
+        lines = list(_told(error))
+        places = "1 place" if len(lines) == 1 else f"{len(lines)} places"
+        raise ConfigError(f"{source} is wrong in {places}:\n" + "\n".join(lines)) from None
+
+
+def _checked_profiles(profiles: Any, source: str) -> dict[str, dict[str, Any]]:
+    """Profiles by name; those not in force are checked too, before someone switches to them."""
+    if not isinstance(profiles, dict):
+        raise ConfigError(f"{source}: profiles is {profiles!r}, expected names with their keys")
+    every = [
+        f"{name}.{key}" for name, section in _fields(Config).items() for key in _fields(section)
+    ]
+    for name, changes in profiles.items():
+        if not isinstance(changes, dict | None):
+            raise ConfigError(f"{source}: profiles.{name} is {changes!r}, expected a mapping")
+        for dotted in changes or {}:
+            if dotted not in every:
+                raise ConfigError(
+                    f"{source}: profiles.{name} sets {dotted!r}, which is no parameter"
+                    + meant(dotted, every)
+                )
+    return {name: changes or {} for name, changes in profiles.items()}
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """Annotation of each field of a section by its name in the file."""
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return {}
+    return {f.alias or name: f.annotation for name, f in model.model_fields.items()}
+
+
+def _told(error: ValidationError) -> Iterator[str]:
+    """One line a mistake; a key that is only missing because it is misspelt is told once."""
+    explained = set()
+    for e in sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden"):
+        place, found = ".".join(map(str, e["loc"])), e["input"]
+        if e["type"] == "extra_forbidden":
+            model: Any = Config
+            for part in e["loc"][:-1]:
+                model = _fields(model).get(str(part))
+            hint = meant(e["loc"][-1], _fields(model))
+            if hint:
+                explained.add(".".join([*map(str, e["loc"][:-1]), hint.split("'")[1]]))
+            yield f"  {place}: unknown key{hint or '; remove it or correct its name'}"
+        elif e["type"] == "missing":
+            if place not in explained:
+                yield f"  {place}: is missing; add it"
+        elif e["type"] == "literal_error":
+            choices = re.findall(r"'([^']*)'", e["ctx"]["expected"])
+            yield f"  {place}: found {found!r}, expected {e['ctx']['expected']}" + meant(
+                found, choices
+            )
+        else:
+            yield f"  {place}: {e['msg']} (found {found!r})"

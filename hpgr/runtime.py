@@ -31,16 +31,28 @@ class UserError(Exception):
     """
 
 
+class DamagedFile(UserError, ValueError):
+    """A file of the project's own that is not whole: cut off, overwritten or edited by hand."""
+
+    def __init__(self, path: Path, why: object, cure: str | None = None) -> None:
+        """`cure` is by default DVC's for a stage's output, else to delete the file."""
+        if cure is None and path.parts[:1] == ("artifacts",):
+            cure = "`dvc repro` makes it anew, or brings it back from DVC's cache"
+        super().__init__(f"{path} is damaged ({why}): {cure or 'bring it back or delete it'}")
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary file path beside `target` that replaces it when the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=scratch_prefix(target), dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         temporary.chmod(0o644)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())  # a power cut must not leave the name without the content
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -50,15 +62,45 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target` that replaces it when the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=scratch_prefix(target), dir=target.parent))
+    before = temporary.with_name(f"{temporary.name}_before")
     try:
         yield temporary
         temporary.chmod(0o755)
+        # Two renames: a process killed here leaves the old folder or the new one, not half of it.
         if target.exists():
-            shutil.rmtree(target)
+            target.replace(before)
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def scratch_prefix(target: Path) -> str:
+    """Prefix of this process's temporary names beside `target`; what killed ones left there goes.
+
+    A name is `.TARGET.PID.RANDOM`.
+    """
+    for path in target.parent.glob(f".{target.name}.*.*"):
+        pid = path.name.split(".")[-2]
+        if not pid.isdigit() or is_alive(int(pid)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return f".{target.name}.{os.getpid()}."
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process has this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def write_text(target: Path, text: str) -> None:
@@ -73,8 +115,15 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def read_json(source: Path) -> Any:
-    """Read JSON from `source`."""
-    return json.loads(source.read_text(encoding="utf-8"))
+    """Read JSON from `source`.
+
+    Raises:
+        DamagedFile: it is not whole JSON.
+    """
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding too
+        raise DamagedFile(source, error) from error
 
 
 def sha256_file(source: Path) -> str:

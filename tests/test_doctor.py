@@ -102,7 +102,8 @@ def test_lines_that_are_not_utf8_are_named(tmp_path):
 
 def test_utf16_is_not_read_as_text(tmp_path):
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n", encoding="utf-16-le")
-    assert (1, "NUL") in kinds(examine(tmp_path / "log.csv"))
+    (problem,) = examine(tmp_path / "log.csv")
+    assert problem.kind == "unreadable" and "UTF-16" in problem.found
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_missing_file_names_the_cure(tmp_path):
 
 def test_text_called_parquet_is_a_clear_error(tmp_path):
     (tmp_path / "log.parquet").write_text("user_id\n")
-    with pytest.raises(UserError, match="is not a Parquet file"):
+    with pytest.raises(UserError, match="is not a whole Parquet file"):
         read_raw(config(tmp_path, interactions="log.parquet").data, 1000)
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from hpgr.data.batches import TrainingWindows, events_before
 from hpgr.data.log import Histories
+from hpgr.runtime import UserError
 from hpgr.training.checkpoint import load_tensors, save_atomic
 from hpgr.training.loop import learning_rate_scale
 from hpgr.training.pretrain import mask_events
@@ -210,7 +211,7 @@ def test_finetuning_inherits_the_trunk_and_writes_what_serving_needs(workspace):
 
 def test_no_training_events_is_told(small_log):
     empty = SimpleNamespace(**{**small_log.__dict__, "split": np.full(len(small_log.item), 2)})
-    with pytest.raises(ValueError, match="no user has two training events"):
+    with pytest.raises(UserError, match="no user has two training events"):
         windows(empty)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpgr.data.log import TRAIN, EventLog, Histories
+from hpgr.runtime import UserError
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class TrainingWindows:
         """`num_candidates` is per user; 0 gives batches without candidates.
 
         Raises:
-            ValueError: no user has two training events.
+            UserError: no user has two training events.
         """
         self.log, self.max_history, self.seed = log, max_history, seed
         self.batch_tokens, self.num_candidates = batch_tokens, num_candidates
@@ -68,7 +69,7 @@ class TrainingWindows:
         count = train_before[log.user_offsets[1:]] - train_before[start]
         users = np.flatnonzero(count >= 2)
         if not len(users):
-            raise ValueError(
+            raise UserError(
                 "no user has two training events: nothing to learn an order from; "
                 "lower sessionize.min_item_events or bring a longer log"
             )

@@ -36,10 +36,10 @@ from hpgr.data.contract import (
 )
 from hpgr.data.expectations import Expectations
 from hpgr.data.formats import read_raw
+from hpgr.data.raw_file import MAX_LINE, PARQUET, require_file, require_text
 from hpgr.data.staging import copies, stage
 from hpgr.data.tables import (
     LINE,
-    PARQUET,
     header,
     repeated,
     suggestion,
@@ -50,15 +50,16 @@ from hpgr.runtime import UserError
 LINES_PER_KIND = 5
 CHUNK_ROWS = 1 << 18
 NOT_WHOLE = "timestamp is not a whole number"
-BOM = b"\xef\xbb\xbf"
+BOM = "\ufeff"
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 # Shapes of what stands where epoch seconds should; the first that fits names the value.
 SHAPES = (
-    ("epoch seconds", re.compile(r"-?\d{1,11}(?:\.0*)?")),
-    ("epoch milliseconds or finer", re.compile(r"-?\d{12,}(?:\.0*)?")),
-    ("epoch seconds with a fraction", re.compile(r"-?\d+\.\d+")),
-    ("scientific notation", re.compile(r"-?\d+(?:[.,]\d+)?[eE]\+?\d+")),
-    ("a date", re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*")),
+    ("epoch seconds", re.compile(r"-?[0-9]{1,11}(?:\.0*)?")),
+    ("epoch milliseconds or finer", re.compile(r"-?[0-9]{12,}(?:\.0*)?")),
+    ("epoch seconds with a fraction", re.compile(r"-?[0-9]+\.[0-9]+")),
+    ("scientific notation", re.compile(r"-?[0-9]+(?:[.,][0-9]+)?[eE]\+?[0-9]+")),
+    ("a date", re.compile(r"[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}.*")),
 )
 CURES = {
     "epoch seconds with a fraction": "cut the fraction off: int(value)",
@@ -110,15 +111,25 @@ def doctor(path: Path, cfg: Config) -> list[Problem]:
     the columns of `cfg.data.columns`: of items or users where it has the name that `cfg.data`
     gives to such a file, else of events. At most LINES_PER_KIND lines are listed for each kind.
     """
-    if not path.exists():
-        return [_whole_file(path, "missing", "nothing", "a file or folder", "correct the path")]
     if path.is_dir() and cfg.data.format != "table":
         return _examine_log(cfg.data.model_copy(update={"path": path}), cfg)
     data = cfg.data.model_copy(update={"format": "table"})
     if path.is_dir():
         names = [n for n in (data.interactions, data.items, data.users) if n is not None]
-        return [p for name in names for p in doctor(path / name, cfg)]
-    problems = _examine_bytes(path)
+        return [p for name in names for p in _examine_file(path / name, data, cfg)]
+    return _examine_file(path, data, cfg)
+
+
+def _examine_file(path: Path, data: Data, cfg: Config) -> list[Problem]:
+    if not path.exists() and not path.is_symlink():
+        return [_whole_file(path, "missing", "nothing", "a file or folder", "correct the path")]
+    try:
+        require_file(path, "correct the path")
+        if path.suffix not in PARQUET:
+            require_text(path)
+    except UserError as error:
+        return [_unreadable(path, error)]
+    problems = _examine_text(path) if path.suffix not in PARQUET else []
     if not any(p.serious for p in problems):
         problems += _examine_header(path, data)
     if any(p.serious for p in problems):
@@ -137,31 +148,35 @@ def _whole_file(path: Path, kind: str, found: str, expected: str, cure: str) -> 
     return Problem(path, kind, None, None, found, expected, cure)
 
 
-def _examine_bytes(path: Path) -> list[Problem]:
-    """Encoding and line ends of a text file."""
-    if path.suffix in PARQUET:
-        return []
-    problems, crlf, lines = [], 0, 0
-    bom, unreadable, nul = [], [], []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            lines = number
-            crlf += line.endswith(b"\r\n")
+def _examine_text(path: Path) -> list[Problem]:
+    """Encoding, line ends and length of the lines of a text file."""
+    crlf = number = 0
+    unreadable, bad = [], []
+    bom: list[Problem] = []
+    # Bytes that are no UTF-8 come as lone surrogates, to be told with their lines.
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        while line := file.readline(MAX_LINE):
+            number += 1
+            crlf += line.endswith("\r\n")
             if number == 1 and line.startswith(BOM):
-                bom.append(number)
-            if b"\0" in line:
-                nul.append(number)
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                unreadable.append((number, f"byte {line[error.start]:02X}"))
-    for number in bom:
-        found = "EF BB BF before the header"
-        problems.append(
-            Problem(path, "byte order mark", number, None, found, "none", "save without it", False)
-        )
+                found = "EF BB BF before the header"
+                cure = "save without it"
+                bom = [Problem(path, "byte order mark", 1, None, found, "none", cure, False)]
+            if not line.isascii() and (byte := NOT_UTF8.search(line)):
+                unreadable.append((number, f"byte {ord(byte[0]) - 0xDC00:02X}"))
+            if "\0" in line:
+                cure = "the file is damaged or no text: export it anew"
+                bad.append(Problem(path, "NUL", number, None, "byte 00", "text", cure))
+            if len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
+                found = f"more than {MAX_LINE:,} characters"
+                cure = "look for lost line breaks"
+                bad.append(
+                    Problem(path, "endless line", number, None, found, "one row a line", cure)
+                )
+                break
+    problems = bom
     if crlf:
-        found = f"CRLF in {crlf:,} of {lines:,} lines"
+        found = f"CRLF in {crlf:,} of {number:,} lines"
         problems.append(
             Problem(path, "Windows line ends", None, None, found, "LF", "save with LF", False)
         )
@@ -169,9 +184,7 @@ def _examine_bytes(path: Path) -> list[Problem]:
         Problem(path, "not UTF-8", number, None, byte, "UTF-8 text", "save the file as UTF-8")
         for number, byte in unreadable
     )
-    cure = "the file is UTF-16 or damaged: save it as UTF-8"
-    problems += _capped(Problem(path, "NUL", n, None, "byte 00", "text", cure) for n in nul)
-    return problems
+    return problems + _capped(bad)
 
 
 def _columns_of(path: Path, data: Data) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from hpgr.runtime import UserError
+from hpgr.runtime import UserError, scratch_prefix
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
@@ -53,7 +53,7 @@ def open_engine(name: Literal["duckdb", "spark"], parent: Path) -> Iterator[Engi
     """
     import ibis
 
-    scratch = Path(tempfile.mkdtemp(prefix=".sessionize.", dir=parent))
+    scratch = Path(tempfile.mkdtemp(prefix=scratch_prefix(parent / "sessionize"), dir=parent))
     try:
         if name == "duckdb":
             # Without this a log beyond memory would spill into the working directory.

@@ -27,6 +27,7 @@ from hpgr.data.contract import (
     USER,
 )
 from hpgr.data.increments import increments
+from hpgr.data.raw_file import require_file
 from hpgr.data.tables import (
     header,
     parquet_chunks,
@@ -305,14 +306,11 @@ def _same(names: Sequence[str]) -> dict[str, str]:
 
 
 def _require(data: Data, names: Sequence[str]) -> None:
-    paths = [data.path / name for name in names]
-    if absent := [path for path in paths if not path.is_file()]:
-        cure = (
-            "correct data.path and the file names in params.yaml"
-            if data.format == "table"
-            else f"run: hpgr fetch {data.path.name}"
-        )
-        raise UserError(f"{', '.join(map(str, absent))} not found: {cure}")
+    cure = f"run: hpgr fetch {data.path.name}"
+    if data.format == "table":
+        cure = "correct data.path and the file names in params.yaml"
+    for name in names:
+        require_file(data.path / name, cure)
 
 
 def _split(values: pd.Series, separator: str) -> pd.Series:

@@ -16,16 +16,17 @@ V rows of the item table, C category values.
 | category_offsets | int64 | V + 1 | category values of item v: category[offsets[v]:[v+1]]  |
 | category         | int32 | C     | dense category id, from 1; 0 is padding                |
 
-`meta.json` beside the arrays holds the counts and the vocabularies' sizes. Imports numpy only.
+`meta.json` beside the arrays holds the counts and the vocabularies' sizes.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from hpgr.runtime import DamagedFile, read_json
 
 PADDING, UNKNOWN, FIRST_ITEM = 0, 1, 2
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -76,22 +77,28 @@ class EventLog:
 
         Raises:
             FileNotFoundError: an array is missing; run the sessionize stage.
-            ValueError: an array has another dtype or length than the contract says.
+            DamagedFile: a file is cut off, or is not what the contract says.
         """
-        meta = Meta(**json.loads((folder / "meta.json").read_text(encoding="utf-8")))
+        path = folder / "meta.json"
+        try:
+            meta = Meta(**read_json(path))
+        except TypeError as error:
+            raise DamagedFile(path, error) from error
         arrays = {}
         for name, dtype in DTYPES.items():
-            array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            path = folder / f"{name}.npy"
+            try:
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise DamagedFile(path, error) from error
             if array.dtype != dtype:
-                raise ValueError(
-                    f"{folder / name}.npy: expected {np.dtype(dtype)}, found {array.dtype}"
-                )
+                raise DamagedFile(path, f"expected {np.dtype(dtype)}, found {array.dtype}")
             arrays[name] = array
         for name in ("item", "timestamp", "action", "label", "session", "split"):
             found = len(arrays[name])
             if found != meta.num_events:
-                raise ValueError(
-                    f"{folder / name}.npy: expected {meta.num_events} rows, found {found}"
+                raise DamagedFile(
+                    folder / f"{name}.npy", f"expected {meta.num_events} rows, found {found}"
                 )
         return cls(meta=meta, **arrays)
 

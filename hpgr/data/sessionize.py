@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import itertools
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -274,6 +275,8 @@ def _arrays(out: Path, items: pa.Table, categories: pa.Table, settings: Sessioni
         )
         for name in names
     }
+    for name in names:
+        _take_room(folder / f"{name}.npy")
     per_user = np.zeros(meta.num_users, dtype=np.int64)
     row, last_user = 0, 0
     for batch in source.iter_batches(BATCH_ROWS, columns=["user", *names]):
@@ -297,6 +300,16 @@ def _arrays(out: Path, items: pa.Table, categories: pa.Table, settings: Sessioni
         np.save(folder / f"{name}.npy", values.astype(DTYPES[name]), allow_pickle=False)
     write_json(folder / "meta.json", asdict(meta))
     return EventLog.open(folder)
+
+
+def _take_room(path: Path) -> None:
+    """Have the disk set aside what a new memory map will fill: a full disk is an error only here.
+
+    Later, at a page that finds no room, it would be a signal that kills the process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, 1))
 
 
 def _judge(sums: Totals, settings: Sessionize, out: Path) -> None:

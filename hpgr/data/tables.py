@@ -14,7 +14,8 @@ from __future__ import annotations
 import csv
 import difflib
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpgr.data.contract import EVENT_COLUMNS, MISSING_WORDS, RAGGED, REQUIRED, ROW
+from hpgr.data.raw_file import PARQUET, lines
 from hpgr.runtime import UserError
 
 SEPARATORS = (",", "\t", ";", "|")
-PARQUET = (".parquet", ".pq")
 BLOCK_ROWS = 256
+END = "\0"  # put behind the last line: no line holds it, see raw_file.lines
 LINE = "line"  # line of the text file, from 1; of Parquet the row, from 1
 
 
@@ -39,15 +41,9 @@ def header(path: Path) -> list[str]:
         UserError: the file is empty or unreadable.
     """
     if path.suffix in PARQUET:
-        try:
-            return pq.read_schema(path).names
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is not a Parquet file: {error}") from error
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            first = file.readline()
-        except UnicodeDecodeError as error:
-            raise UserError(_not_utf8(path)) from error
+        with _opened(path) as file:
+            return file.schema_arrow.names
+    first = next(lines(path, "utf-8-sig"), "")
     if not first.strip():
         raise UserError(f"{path} is empty: expected a header line and rows below it")
     return next(csv.reader([first], delimiter=separator_of(first)))
@@ -126,36 +122,30 @@ def table_whole(path: Path, columns: dict[str, str]) -> pd.DataFrame:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each row below the header; blank lines are passed over."""
-    start = 1
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            separator = separator_of(file.readline())
-            file.seek(0)
-            reader = csv.reader(file, delimiter=separator)
-            next(reader)
+    separator = separator_of(next(lines(path, "utf-8-sig")))
+    reader = csv.reader(chain(lines(path, "utf-8-sig"), [END]), delimiter=separator)
+    next(reader)
+    start = reader.line_num + 1
+    try:
+        for fields in reader:
+            if fields == [END]:
+                return
+            if fields and fields[-1].endswith(END):
+                raise csv.Error("the file ends inside a quoted field")
+            if fields:
+                yield start, fields
             start = reader.line_num + 1
-            for fields in reader:
-                if fields:
-                    yield start, fields
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise UserError(
-                f"{path}, row that starts in line {start}: {error}; "
-                'look for a quote (") that is never closed, or a NUL byte'
-            ) from error
-        except UnicodeDecodeError as error:
-            raise UserError(_not_utf8(path)) from error
-
-
-def _not_utf8(path: Path) -> str:
-    return f"{path} is not UTF-8 text: save it as UTF-8; `hpgr doctor {path}` shows the lines"
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, row that starts in line {start}: {error}; "
+            'look for a quote (") that is never closed'
+        ) from error
 
 
 def plain_rows(path: Path, separator: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each line of a file without header or quotes."""
-    with path.open(encoding=encoding, newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            yield number, line.rstrip("\r\n").split(separator)
+    for number, line in enumerate(lines(path, encoding, newline="\n"), start=1):
+        yield number, line.rstrip("\r\n").split(separator)
 
 
 def text_chunks(
@@ -244,7 +234,7 @@ def _text_whole(
 def parquet_chunks(path: Path, columns: dict[str, str], chunk_rows: int) -> Iterator[pd.DataFrame]:
     """Chunks of a Parquet file with every value spelled out; `columns` as in `table_chunks`."""
     start = 0
-    with pq.ParquetFile(path) as file:
+    with _opened(path) as file:
         for batch in file.iter_batches(chunk_rows, columns=sorted(set(columns.values()))):
             if batch.num_rows:
                 spelled = {
@@ -257,7 +247,8 @@ def parquet_chunks(path: Path, columns: dict[str, str], chunk_rows: int) -> Iter
 
 def parquet_whole(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     """Columns as text; a column of lists becomes lists of text."""
-    table = pq.read_table(path, columns=sorted(set(columns.values())))
+    with _opened(path) as file:
+        table = file.read(columns=sorted(set(columns.values())))
     if table.num_rows == 0:
         raise UserError(f"{path} has no rows: expected one for each id")
     whole = {}
@@ -268,6 +259,22 @@ def parquet_whole(path: Path, columns: dict[str, str]) -> pd.DataFrame:
         else:
             whole[ours] = _spelled(path, theirs, column)
     return pd.DataFrame(whole)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; what cannot be read of it is a UserError."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{path} is not a whole Parquet file ({error}): export or copy it again"
+        ) from error
+    except OSError as error:
+        if error.errno is not None:  # the system's, not the file's
+            raise
+        raise UserError(f"{path} is damaged ({error}): export or copy it again") from error
 
 
 def _spelled(path: Path, name: str, column: pa.Array) -> pd.Series:

@@ -44,9 +44,10 @@ from hpgr.data.screening import (
     publish,
 )
 from hpgr.data.staging import copies, open_duckdb, stage
-from hpgr.runtime import UserError, read_json, write_json
+from hpgr.runtime import DamagedFile, UserError, read_json, scratch_prefix, write_json
 
 VALIDATED = Path("artifacts/validated")
+SCRATCH = Path("artifacts/validate")
 REJECTED = Path("artifacts/rejected")
 ACCEPTED = Path("artifacts/accepted/summary.json")
 
@@ -67,7 +68,9 @@ def validate(cfg: Config) -> None:
     previous = _last_accepted(source, inputs)
     expectations = Expectations()
     VALIDATED.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".validate.", dir=VALIDATED.parent) as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix=scratch_prefix(SCRATCH), dir=VALIDATED.parent
+    ) as scratch:
         out = Path(scratch) / "out"
         out.mkdir()
         staged = Path(scratch) / "staged.parquet"
@@ -125,7 +128,8 @@ def _write_tables(raw: RawLog, out: Path) -> None:
     with open_duckdb(out.parent) as connection:
         if items is None:
             items = connection.execute(distinct.format(ITEM), [events]).df()
-            items = items.assign(title=None, categories=[[] for _ in range(len(items))])
+            none = pd.Series([[] for _ in range(len(items))], dtype=object)
+            items = items.assign(title=None, categories=none)
         if users is None:
             users = connection.execute(distinct.format(USER), [events]).df()
     items = items.assign(title=items[TITLE].fillna(items[ITEM]))
@@ -161,7 +165,13 @@ def _check_batch(cfg: Config, summary: dict[str, Any], expectations: Expectation
 
 
 def _history() -> dict[str, list[dict[str, Any]]]:
-    return read_json(ACCEPTED) if ACCEPTED.exists() else {}
+    if not ACCEPTED.exists():
+        return {}
+    try:
+        return read_json(ACCEPTED)
+    except DamagedFile as error:
+        cure = "delete it; the next batch is then compared with none before it"
+        raise DamagedFile(ACCEPTED, error.__cause__, cure) from error
 
 
 def _last_accepted(source: str, inputs: dict[str, str]) -> dict[str, Any] | None:

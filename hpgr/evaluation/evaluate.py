@@ -116,8 +116,6 @@ def open_log() -> EventLog:
         return EventLog.open(SESSIONS / "arrays")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} not found: run `hpgr sessionize` first") from error
-    except ValueError as error:
-        raise UserError(f"{error}; run `hpgr sessionize` again") from error
 
 
 def load_networks(cfg: Config) -> tuple[dict[str, Network], dict[str, Network]]:

@@ -6,13 +6,13 @@ The one code path for evaluation, batch scoring and serving. Reads a folder with
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,6 +23,7 @@ from hpgr.model.hpgr import HPGR
 from hpgr.model.hstu import HSTU
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.preference import PreferenceMask
+from hpgr.runtime import DamagedFile, read_json
 
 TOKENS_AT_A_TIME = 16384
 
@@ -46,9 +47,13 @@ class Scorer:
 
         Raises:
             FileNotFoundError: no trained model there; run the finetune stage.
+            DamagedFile: one of the files is not whole.
         """
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / "model.safetensors")
+        config = read_json(folder / "config.json")
+        try:
+            weights = load_file(folder / "model.safetensors")
+        except SafetensorError as error:
+            raise DamagedFile(folder / "model.safetensors", error) from error
         settings = SimpleNamespace(**config["model"])
         sizes = dict(config["catalogue"])
         offsets = weights.get("trunk.items.category_offsets")

@@ -50,13 +50,15 @@ def _sample(samples: list[tuple[float, float, float, float]], done: threading.Ev
     process = psutil.Process()
     pause = FIRST_PAUSE_S
     clock, cpu = time.monotonic(), _cpu_seconds(process)
+    # Wall time of the start plus what a clock that never goes back has counted since.
+    epoch = time.time() - clock
     while True:
         ended = done.wait(pause)
         pause = min(pause * 1.1, LONGEST_PAUSE_S)
         now, used = time.monotonic(), _cpu_seconds(process)
         percent = 100 * max(used - cpu, 0.0) / max(now - clock, 1e-9)
         clock, cpu = now, used
-        samples.append((time.time(), percent, _memory(process), _gpu_memory()))
+        samples.append((epoch + clock, percent, _memory(process), _gpu_memory()))
         if ended:
             return
 

@@ -1,8 +1,9 @@
 """Checkpoints from which a run goes on as if it had never stopped.
 
-One safetensors file holds weights, optimizer moments and random state, its header the counters: no
-pickle, and one rename makes it atomic. The scratch folder is keyed by a hash of everything the run
-depends on, so a changed parameter never resumes a foreign run.
+One safetensors file holds weights, optimizer moments and random state, its header the counters and
+a checksum: no pickle, and one rename makes it atomic. The last two are kept, so that damage to one
+costs minutes. The scratch folder is keyed by a hash of everything the run depends on, so a changed
+parameter never resumes a foreign run. Reads and writes the paths it is given.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hpgr.runtime import DamagedFile, scratch_prefix
+
 SCRATCH = Path("checkpoints")
+NEWEST, PREVIOUS = "checkpoint.safetensors", "previous.safetensors"
+BEST = "best.safetensors"
 
 
 def run_key(settings: dict[str, Any], inputs: Iterable[Path]) -> str:
@@ -36,13 +41,11 @@ def run_key(settings: dict[str, Any], inputs: Iterable[Path]) -> str:
 def save_atomic(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write tensors and JSON state to `path`; an interrupted write leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{scratch_prefix(path)}write")
+    whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    told = json.dumps(state)
     try:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-            temporary,
-            metadata={"state": json.dumps(state)},
-        )
+        save_file(whole, temporary, metadata={"state": told, "sha256": _checksum(whole, told)})
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -54,14 +57,70 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and JSON state of `path`.
 
     Raises:
-        ValueError: the file is not a whole safetensors file.
+        DamagedFile: the file is not a whole safetensors file, or its checksum is another.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads((file.metadata() or {}).get("state", "{}"))
+            header = file.metadata() or {}
+        told = header.get("state", "{}")
+        if "sha256" in header and header["sha256"] != _checksum(tensors, told):
+            raise DamagedFile(path, "its checksum is another than when it was written")
+        return tensors, json.loads(told)
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to start again") from error
+        raise DamagedFile(path, error) from error
+
+
+def _checksum(tensors: dict[str, Tensor], told: str) -> str:
+    digest = hashlib.sha256(told.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        # The stride of a single value may be anything; bytes are seen through stride 1 alone.
+        flat = tensors[name].as_strided((tensors[name].numel(),), (1,))
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_checkpoint(scratch: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write the newest checkpoint; the one before stays beside it."""
+    newest = scratch / NEWEST
+    coming = newest.with_name(f".coming.{newest.name}")
+    save_atomic(coming, tensors, state)
+    if newest.exists():
+        newest.replace(scratch / PREVIOUS)
+    coming.replace(newest)
+
+
+def load_checkpoint(scratch: Path, *, tells: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The newest whole checkpoint; empty where there is none to go on from.
+
+    A damaged one is put aside, and the one before it counts. Where the best weights that a
+    checkpoint speaks of are damaged, the run begins anew.
+
+    Args:
+        scratch: folder of the run.
+        tells: whether this process is the one that renames and prints.
+    """
+    for name in (NEWEST, PREVIOUS):
+        path = scratch / name
+        try:
+            tensors, state = load_tensors(path)
+            if state["best_epoch"] >= 0:
+                path = scratch / BEST
+                load_tensors(path)
+            return tensors, state
+        except FileNotFoundError:
+            continue
+        except DamagedFile as error:
+            if tells:
+                aside = path.with_suffix(".damaged")
+                path.replace(aside)
+                print(
+                    f"WARNING: {str(error).split(': ')[0]}: put aside as {aside}; "
+                    "going on from what was saved before it",
+                    flush=True,
+                )
+    return {}, {}
 
 
 def pack_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from hpgr.runtime import UserError
+
 
 @dataclass(frozen=True)
 class Device:
@@ -42,12 +44,12 @@ def choose_device(device: str, precision: str) -> Device:
     Under torchrun (WORLD_SIZE > 1) the process group is created too.
 
     Raises:
-        ValueError: CUDA is asked for and not there.
+        UserError: CUDA is asked for and not there.
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise ValueError(
-            "finetune.device is cuda, but torch sees no CUDA device; set it to auto or cpu"
+        raise UserError(
+            "device is cuda (params.yaml), but torch sees no CUDA device; set it to auto or cpu"
         )
     kind = device if device != "auto" else ("cuda" if available else "cpu")
     reason = "asked for" if device != "auto" else ("found" if available else "no CUDA device found")

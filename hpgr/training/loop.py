@@ -20,7 +20,16 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from hpgr.data.batches import Batch, TrainingWindows
-from hpgr.training.checkpoint import load_tensors, pack_state, save_atomic, unpack_state
+from hpgr.runtime import UserError
+from hpgr.training.checkpoint import (
+    BEST,
+    load_checkpoint,
+    load_tensors,
+    pack_state,
+    save_atomic,
+    save_checkpoint,
+    unpack_state,
+)
 from hpgr.training.device import Device
 
 
@@ -93,17 +102,18 @@ def train(
 
     Raises:
         Stopped: after SIGTERM or SIGINT, with a checkpoint.
-        FloatingPointError: the loss is not finite.
+        UserError: the loss is not finite.
     """
     wrapped = device.wrap(model)
     peak_rates = [group["lr"] for group in optimizer.param_groups]
-    checkpoint, best_file = scratch / "checkpoint.safetensors", scratch / "best.safetensors"
+    best_file = scratch / BEST
     state: dict[str, Any] = {
         "epoch": 0, "index": 0, "step": 0, "curves": [], "best_epoch": -1,
         "sums": {}, "seconds": 0.0, "events": 0,
     }  # fmt: skip
-    if checkpoint.exists():
-        tensors, state = load_tensors(checkpoint)
+    tensors, saved = load_checkpoint(scratch, tells=device.rank == 0)
+    if saved:
+        state = saved
         unpack_state(tensors, model, optimizer)
         print(f"{name}: goes on at epoch {state['epoch'] + 1}, batch {state['index']}", flush=True)
     stop = _StopFlag()
@@ -113,7 +123,7 @@ def train(
     def save() -> None:
         state["seconds"] = seconds_before + time.perf_counter() - started
         if device.rank == 0:
-            save_atomic(checkpoint, pack_state(model, optimizer), state)
+            save_checkpoint(scratch, pack_state(model, optimizer), state)
         if device.world > 1:
             distributed.barrier()
 
@@ -145,9 +155,9 @@ def train(
                 losses["loss"].backward()
                 norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
                 if not torch.isfinite(norm):
-                    raise FloatingPointError(
+                    raise UserError(
                         f"{name}: gradient is {norm.item()} in epoch {epoch + 1}, batch {index}; "
-                        "lower the learning rate"
+                        f"expected a finite number; lower {name}.learning_rate"
                     )
                 optimizer.step()
                 for key, value in losses.items():

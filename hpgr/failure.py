@@ -1,0 +1,98 @@
+"""What a person is told when a stage ends in an error that is not of the project's own making.
+
+A full disk, a damaged file, missing rights: libraries report each in words of their own and from
+deep inside. Reads what lies below artifacts/ and base/, after the fact only. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from hpgr.params import ConfigError
+from hpgr.runtime import DamagedFile, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FOLDERS = (Path("artifacts"), Path("base"))
+MEGABYTE = 1 << 20
+
+
+def told(error: Exception, output: Path) -> str | None:
+    """Cause and cure of `error`, with which a stage that writes to `output` ended; None if unknown.
+
+    An error that has its own message is never looked at twice.
+    """
+    if isinstance(error, UserError | ConfigError):
+        return None
+    if (full := next((e for e in _chain(error) if _is_full(e)), None)) is not None:
+        return _no_room(full, output)
+    if damaged := [str(DamagedFile(path, why)) for path, why in _damaged(output)]:
+        return "\n".join(damaged)
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"{error.filename}: {error.strerror}; give this user the right to read and write it, "
+            "or look at the disk"
+        )
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a write found no room; libraries that are not Python's say so in words only."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return any(os.strerror(number) in str(error) for number in FULL)
+
+
+def _no_room(error: BaseException, output: Path) -> str:
+    named = getattr(error, "filename", None)
+    place = Path(named).parent if named else output.parent
+    while not place.is_dir():
+        place = place.parent
+    free = shutil.disk_usage(place).free / MEGABYTE
+    return (
+        f"no room left to write {named or output} (disk full, or a limit on files): {free:,.1f} MB "
+        f"free in {place.absolute()}. Make room there (`dvc gc --workspace` drops old versions "
+        "from DVC's cache) and run the same command again: what was finished is kept, and training "
+        "goes on from its checkpoint"
+    )
+
+
+def _damaged(output: Path) -> Iterator[tuple[Path, str]]:
+    """Files that are not whole, with what their format's reader says; `output` is not looked at."""
+    for path in sorted(path for folder in FOLDERS for path in folder.rglob("*")):
+        if path.is_file() and output not in path.parents and not path.name.startswith("."):
+            try:
+                _open(path)
+            except Exception as error:  # whatever a reader raises, the file is the matter
+                yield path, str(error).split("\n")[0]
+
+
+def _open(path: Path) -> None:
+    """Read so much of a file as shows whether it was cut off."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                del batch
+    elif path.suffix == ".npy":
+        import numpy as np
+
+        np.load(path, mmap_mode="r", allow_pickle=False)
+    elif path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="np"):
+            pass
+    elif path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,65 @@
+"""params.yaml as it stands: YAML in which a key counts once, and names near to a misspelt one.
+
+Reads: the file it is given. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class ConfigError(ValueError):
+    """params.yaml or an override is wrong; the message names the key and what was expected."""
+
+
+def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """The sections of `path` as they stand.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or sets a key twice.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)  # a SafeLoader
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} not found: run hpgr in the project's root folder") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder, expected the file of parameters") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        found = {type(None): "nothing", list: "a list"}.get(type(raw), repr(raw))
+        raise ConfigError(f"{path}: expected sections, found {found}")
+    return raw
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys; the other one was meant by somebody too."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"{key.value!r} is set twice, in line {seen[key.value]} and in line {line}: "
+                    "remove one",
+                )
+        return node
+
+
+def meant(found: Any, names: Iterable[str]) -> str:
+    """`; did you mean ...?` with the nearest of `names`; nothing where none is near."""
+    near = difflib.get_close_matches(str(found), names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

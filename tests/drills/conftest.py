@@ -1,0 +1,26 @@
+"""Fixtures of the drills: one project whose every stage has run, to be copied and broken."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers of the other tests
+
+from workspace import copy, dvc, make_project
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A project in which `dvc repro` ran every stage; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_project(folder)
+    done = dvc("repro", cwd=folder)
+    assert done.returncode == 0, done.told[-6000:]
+    return folder
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of `finished` to break."""
+    return copy(finished, tmp_path / "project")

@@ -1,0 +1,119 @@
+"""Drill: malformed input files. Each is accepted, quarantined or refused, and never half-written.
+
+The cases and what must come of them are in `malformed.py`. The stage and the doctor run in this
+process, for speed; some run as the real command too, and so do the lines of a gigabyte, whose
+memory is measured.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from malformed import CASES, HEADER
+from own_log import config
+from workspace import hpgr, no_traceback, write_params
+
+from hpgr.data.doctor import doctor
+from hpgr.data.expectations import Expectations
+from hpgr.data.validate import ACCEPTED, REJECTED, VALIDATED, validate
+from hpgr.runtime import UserError
+
+MESSAGE_LINES = 25
+GIGABYTE = 1 << 30
+MEMORY = GIGABYTE  # of the whole process; the libraries alone take a third of it
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """An empty raw folder in an empty project; Data Docs, half of the time, are left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Expectations, "write_docs", lambda *_, **__: None)
+    (tmp_path / "raw").mkdir()
+    return Path("raw")
+
+
+def left_below(folder: str) -> set[str]:
+    """Names of what a run left in the artifacts' folder."""
+    return {path.name for path in Path(folder).iterdir()} if Path(folder).is_dir() else set()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_stage_accepts_quarantines_or_refuses(name, raw):
+    case = CASES[name]
+    limits = {} if case.refused else {"max_bad_share": 0.1}
+    cfg = config(raw, limits=limits, **(case.write(raw) or {}))
+    if case.refused:
+        with pytest.raises(UserError) as refusal:
+            validate(cfg)
+        message = str(refusal.value)
+        for words in case.refused:
+            assert words in message
+        assert message.count("\n") < MESSAGE_LINES
+        # The evidence of a refusal, or nothing at all.
+        assert left_below("artifacts") <= {REJECTED.name}
+        assert not ACCEPTED.exists()
+        return
+    validate(cfg)
+    assert left_below("artifacts") == {VALIDATED.name, ACCEPTED.parent.name}
+    events = pd.read_parquet(VALIDATED / "events.parquet")
+    assert len(events) == case.accepted
+    found = events[["user_id", "item_id", "timestamp"]].head(len(case.events))
+    assert tuple(found.itertuples(index=False, name=None)) == case.events
+    quarantine = pd.read_parquet(VALIDATED / "quarantine.parquet")
+    assert quarantine["reason"].value_counts().to_dict() == (case.reasons or {})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_doctor_says_the_same(name, raw):
+    case = CASES[name]
+    problems = [p for p in doctor(raw, config(raw, **(case.write(raw) or {}))) if p.serious]
+    if not case.refused and not case.reasons:
+        assert problems == []
+        return
+    told = "\n".join(map(str, problems))
+    for words in case.doctor or case.refused or case.reasons:
+        assert words in told
+    assert told.count("\n") < MESSAGE_LINES
+
+
+def table(folder: Path, **data) -> None:
+    """params.yaml of a project whose log is `raw/log.csv`."""
+    write_params(folder, data={"path": "raw", "format": "table", "interactions": "log.csv", **data})
+
+
+@pytest.mark.parametrize("name", ["every_row_bad", "truncated_gzip"])
+def test_the_command_ends_with_one_message_and_code_2(name, raw):
+    table(Path(), **(CASES[name].write(raw) or {}))
+    done = hpgr("validate", cwd=Path())
+    assert done.returncode == 2
+    assert no_traceback(done.stderr)
+    message = done.stderr[done.stderr.index("error: ") :]
+    assert all(words in message for words in CASES[name].refused)
+    assert left_below("artifacts") <= {REJECTED.name}
+
+
+@pytest.mark.parametrize("name", ["every_row_bad"])
+def test_the_doctors_command_fails_where_the_stage_will(name, raw):
+    table(Path(), **(CASES[name].write(raw) or {}))
+    done = hpgr("doctor", cwd=Path())
+    assert done.returncode == 1
+    assert no_traceback(done.stderr)
+    assert any(words in done.stdout for words in CASES[name].doctor or CASES[name].refused)
+
+
+@pytest.mark.parametrize("head", [f"{HEADER}\nu,i,1600000000\nu,", "user_id,item_id,"])
+@pytest.mark.parametrize("command", ["validate", "doctor"])
+def test_a_line_of_a_gigabyte_costs_no_memory(command, head, raw):
+    with (raw / "log.csv").open("w") as file:
+        file.write(head + "x" * 10_000)
+        file.truncate(GIGABYTE)  # a hole: it reads as a gigabyte without a line end
+    table(Path())
+    done = hpgr(command, cwd=Path())
+    assert done.returncode == (2 if command == "validate" else 1)
+    told = done.stderr + done.stdout
+    assert no_traceback(told)
+    assert "1,048,576 characters" in told and "line breaks" in told
+    assert done.peak_memory < MEMORY
+    assert not left_below("artifacts")
