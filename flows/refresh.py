@@ -27,6 +27,8 @@ from hpgr.config import load_config
 from hpgr.data import ledger
 from hpgr.data.incoming import Verdict, examine
 from hpgr.data.validate import REJECTED
+from hpgr.registry.tracking import connect
+from hpgr.registry.versions import CHAMPION, aliases
 from hpgr.runtime import UserError
 
 FIGURES = {  # of batches.json: label and format
@@ -55,6 +57,7 @@ def refresh(
     """
     set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
     with ledger.one_at_a_time():
+        require_champion()
         settle()
         check_data()
         reproduce("validate")  # what the batch is compared with
@@ -65,6 +68,21 @@ def refresh(
             start_from_champion()
             ledger.finish()
         return pipeline()
+
+
+@task(name="champion", task_run_name="champion", cache_policy=NO_CACHE)
+def require_champion() -> None:
+    """Fail before anything is touched where there is no model to go on from.
+
+    Raises:
+        UserError: the registry has no champion.
+    """
+    name = load_config().register_.model_name
+    if CHAMPION not in aliases(connect(), name):
+        raise UserError(
+            f"refresh goes on from {name}@{CHAMPION}, and the registry has none: run the flow "
+            "train (or `make run`) first"
+        )
 
 
 @task(name="settle", task_run_name="settle", cache_policy=NO_CACHE)
