@@ -27,7 +27,7 @@ from prefect.task_engine import TaskRunTimeoutError
 
 from flows.faults import TRANSIENT, StageFailed, TransientFault, retry_options
 from flows.locks import drop_stale_locks
-from flows.processes import end, processes_with
+from flows.processes import end_with
 from hpgr.config import load_config
 
 DVC = (sys.executable, "-m", "dvc")
@@ -244,7 +244,8 @@ def _dvc_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         if not finished:
             # Not until the stage has ended too: the next run must not find it still writing.
-            end(processes_with(DVC_RUN, mark), STOP_GRACE_S)
+            process.terminate()
+            end_with(DVC_RUN, mark, STOP_GRACE_S)
             process.wait()
             drop_stale_locks()
 

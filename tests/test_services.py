@@ -49,9 +49,13 @@ def listener():
 @pytest.fixture
 def child():
     process = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, "MARK": "a"}
+        [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"],
+        env={**os.environ, "MARK": "a"},
+        stdout=subprocess.PIPE,
     )
+    process.stdout.readline()  # it has become the command, environment and all
     yield psutil.Process(process.pid)
+    process.stdout.close()
     process.kill()
     process.wait()
 
