@@ -26,7 +26,7 @@ import yaml
 from hpgr.config import ConfigError, load_config
 from hpgr.registry.resources import recorded
 from hpgr.registry.stages import ARTIFACTS, STAGES
-from hpgr.runtime import TELEMETRY_OFF, UserError
+from hpgr.runtime import TELEMETRY_OFF, UserError, sole_writer
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -59,7 +59,10 @@ def run_stage(name: str) -> None:
     try:
         # Under torchrun the first process writes the outputs, and what they cost.
         first = os.environ.get("RANK", "0") == "0"
-        with recorded(stage.output) if first else nullcontext():
+        with (
+            sole_writer(stage.output) if first else nullcontext(),
+            recorded(stage.output) if first else nullcontext(),
+        ):
             getattr(import_module(stage.module), name)(cfg)
     except FileNotFoundError as error:
         missing = Path(str(error.filename))

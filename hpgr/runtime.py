@@ -5,16 +5,19 @@ Reads and writes only the paths it is given.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+WRITER_WAIT_S = 60.0
 TELEMETRY_OFF = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -74,6 +77,37 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(target: Path) -> Iterator[None]:
+    """Hold the lock of an output; it goes with the process, however that ends.
+
+    A writer that was told to stop may need a moment for its checkpoint: it is waited for.
+
+    Raises:
+        UserError: another process still writes `target` after WRITER_WAIT_S.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("a+") as file:
+        end = time.monotonic() + WRITER_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                other = f"process {file.read().strip()}"
+            if time.monotonic() > end:
+                raise UserError(
+                    f"{target} is being written by {other}: wait for its end, or stop it, and run "
+                    "the same command again"
+                )
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def scratch_prefix(target: Path) -> str:

@@ -141,7 +141,8 @@ def one_message(done: Done) -> str:
 def leftovers(folder: Path) -> list[str]:
     """Temporary files and folders of writers that are gone."""
     places = [folder / "artifacts", folder / "artifacts/accepted", *folder.glob("checkpoints/*")]
-    return [str(p) for place in places if place.is_dir() for p in place.glob(".*")]
+    found = [path for place in places if place.is_dir() for path in place.glob(".*")]
+    return [str(path) for path in found if path.suffix != ".lock"]  # held by flock, never stale
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,173 @@
+"""Drill: files that are cut off or changed: checkpoints, artifacts, DVC's cache and lock file.
+
+A stage that is handed a damaged file names it and the cure; the cure is then tried, and what comes
+of it compared byte for byte with what was there before.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from test_kills import SIGNAL_IN_TRAINING, weights
+from workspace import contents, copy, driven, dvc, hpgr, leftovers, no_traceback, one_message
+
+from hpgr.runtime import read_json
+
+
+def cut(path: Path) -> None:
+    """Keep the first half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """Change eight bytes well behind every header, and keep size and time."""
+    stat = path.stat()
+    whole = bytearray(path.read_bytes())
+    whole[-64:-56] = bytes(byte ^ 0xFF for byte in whole[-64:-56])
+    path.chmod(0o644)
+    path.write_bytes(whole)
+    path.chmod(stat.st_mode)
+    import os
+
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.fixture(scope="module")
+def stopped(finished, tmp_path_factory):
+    """A project whose pretraining was stopped in its third epoch."""
+    project = copy(finished, tmp_path_factory.mktemp("stopped") / "project")
+    patch = SIGNAL_IN_TRAINING.replace("SIGNAL", "SIGTERM").replace("COUNT", "12")
+    done = driven("pretrain", patch, project)
+    assert done.returncode == 128 + signal.SIGTERM, done.told
+    return project
+
+
+@pytest.mark.parametrize(
+    ("damage", "files", "told"),
+    [
+        (cut, ["checkpoint"], "goes on at epoch 3, batch 1"),
+        (flip, ["checkpoint"], "goes on at epoch 3, batch 1"),
+        (empty, ["checkpoint", "previous"], "put aside"),
+        (flip, ["best"], "put aside"),
+    ],
+    ids=["cut off", "flipped bytes", "both empty", "best weights flipped"],
+)
+def test_a_damaged_checkpoint_is_put_aside(stopped, tmp_path, damage, files, told):
+    """The one before it counts, or the run begins anew; the weights are the same in the end."""
+    project = copy(stopped, tmp_path / "project")
+    (scratch,) = (project / "checkpoints").iterdir()
+    for name in files:
+        damage(scratch / f"{name}.safetensors")
+    done = hpgr("pretrain", cwd=project)
+    assert done.returncode == 0, done.told
+    for name in files:
+        assert (
+            f"WARNING: {scratch.relative_to(project) / name}.safetensors is damaged" in done.stdout
+        )
+    assert told in done.stdout
+    if told == "put aside":
+        assert "goes on at" not in done.stdout
+    # Stopped again, nothing was lost: the artifact is still that of the whole run.
+    assert weights(project, "pretrain") == weights(stopped, "pretrain")
+    assert leftovers(project) == [] and not list((project / "checkpoints").iterdir())
+
+
+DAMAGE: list[tuple[Callable[[Path], None], str, str, str]] = [
+    (cut, "validated/events.parquet", "sessionize", "`dvc repro`"),
+    (empty, "validated/items.parquet", "sessionize", "`dvc repro`"),
+    (cut, "sessions/arrays/item.npy", "pretrain", "`dvc repro`"),
+    (empty, "sessions/arrays/user_offsets.npy", "pretrain", "`dvc repro`"),
+    (cut, "sessions/arrays/meta.json", "pretrain", "`dvc repro`"),
+    (cut, "pretrain/model.safetensors", "finetune", "`dvc repro`"),
+    (cut, "sessions/items.parquet", "evaluate", "`dvc repro`"),
+    (cut, "finetune/model.safetensors", "evaluate", "`dvc repro`"),
+    (cut, "finetune/config.json", "evaluate", "`dvc repro`"),
+    (cut, "accepted/summary.json", "validate", "delete it"),
+]
+
+
+@pytest.fixture(scope="module")
+def wreck(finished, tmp_path_factory):
+    """A copy in which one file after another is damaged and put back."""
+    return copy(finished, tmp_path_factory.mktemp("wreck") / "project")
+
+
+@pytest.mark.parametrize(("damage", "file", "stage", "cure"), DAMAGE)
+def test_a_stage_names_the_damaged_file_and_the_cure(wreck, damage, file, stage, cure):
+    path = wreck / "artifacts" / file
+    kept = path.read_bytes()
+    output = (
+        wreck / "artifacts" / {"validate": "validated", "sessionize": "sessions"}.get(stage, stage)
+    )
+    before = contents(output)
+    damage(path)
+    try:
+        message = one_message(hpgr(stage, cwd=wreck))
+    finally:
+        path.write_bytes(kept)
+    assert f"artifacts/{file} is damaged" in message
+    assert cure in message
+    assert contents(output) == before
+    assert leftovers(wreck) == []
+
+
+def test_dvc_repro_brings_every_damaged_artifact_back(project, finished):
+    for damage, file, _, cure in DAMAGE:
+        if "dvc" in cure:
+            damage(project / "artifacts" / file)
+    done = dvc("repro", "finetune", cwd=project)
+    assert done.returncode == 0, done.told
+    assert "goes on" not in done.told and "step/s" not in done.told  # from the cache, not trained
+    for folder in ("validated", "sessions", "pretrain", "finetune"):
+        assert contents(project / "artifacts" / folder) == contents(finished / "artifacts" / folder)
+
+
+def cached(project: Path, file: str) -> Path:
+    """Where DVC's cache keeps an artifact of pretrain."""
+    store = project / ".dvc/cache/files/md5"
+    lock = yaml.safe_load((project / "dvc.lock").read_text())
+    (folder,) = (out["md5"] for out in lock["stages"]["pretrain"]["outs"])
+    listed = read_json(store / folder[:2] / folder[2:])
+    (md5,) = (entry["md5"] for entry in listed if entry["relpath"] == file)
+    return store / md5[:2] / md5[2:]
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+def test_a_corrupted_cache_file_is_made_anew(project, damage):
+    """The artifact is gone and its copy in the cache is wrong: the stage runs again."""
+    expected = weights(project, "pretrain")
+    file = cached(project, "model.safetensors")
+    file.chmod(0o644)
+    damage(file)
+    shutil.rmtree(project / "artifacts/pretrain")
+    done = dvc("repro", "finetune", cwd=project)
+    told = done.told
+    if done.returncode != 0 or weights(project, "pretrain") != expected:
+        print(told)
+    assert done.returncode == 0, told
+    assert weights(project, "pretrain") == expected
+
+
+@pytest.mark.parametrize("damage", [cut, empty])
+def test_a_damaged_dvc_lock_is_told_and_can_be_deleted(project, damage):
+    """Without it DVC asks its run cache, and nothing runs again."""
+    before = contents(project / "artifacts")
+    damage(project / "dvc.lock")
+    done = dvc("repro", "finetune", cwd=project)
+    print(done.told)
+    if done.returncode != 0:
+        assert "dvc.lock" in done.told and no_traceback(done.told)
+        (project / "dvc.lock").unlink()
+        done = dvc("repro", "finetune", cwd=project)
+    assert done.returncode == 0, done.told
+    assert "step/s" not in done.told
+    assert contents(project / "artifacts") == before
