@@ -140,6 +140,8 @@ def test_a_killed_mlflow_server_comes_back_on_its_port(project):
 
 
 def test_a_time_out_ends_the_stage_and_says_what_to_do(project):
+    if project.current is not None:
+        completes(project, project.current)
     (project.folder / "hold").touch()
     project.new_turn()
     run = project.start(orchestrate__stage_timeout_s=10)
