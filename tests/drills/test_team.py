@@ -141,8 +141,9 @@ def test_prefect_keeps_its_runs_in_postgres_and_takes_the_deployments(team):
         *team.command("deployments"), **team.environment("deployments") | {"PYTHONUNBUFFERED": "1"}
     )
     with team.project.client as client:
-        names = {deployment.name for deployment in client.read_deployments()}
-    assert names == {"local", "gpu"}
+        found = {deployment.entrypoint for deployment in client.read_deployments()}
+    declared = yaml.safe_load((team.project.folder / "prefect.yaml").read_text())["deployments"]
+    assert found == {deployment["entrypoint"] for deployment in declared}
     assert {"flow_run", "deployment"} <= tables(team.postgres, "prefect")
 
 
