@@ -5,9 +5,7 @@ Reads the artifacts and the registry's addresses. Writes Prefect artifacts.
 
 from __future__ import annotations
 
-import base64
 import os
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +22,6 @@ from hpgr.registry.summary import markdown_tables
 from hpgr.registry.tracking import connect, tracking_uri
 
 EVALUATION = STAGES["evaluate"].output
-FIGURE_BYTES = 500_000  # larger ones do not belong into a database row
 
 
 def mlflow_address() -> str:
@@ -64,17 +61,10 @@ def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[
         description=f"the same file: {(EVALUATION / 'report.html').resolve()}",
     )
     for figure in sorted((EVALUATION / "figures").glob("*.png"))[:1]:
-        publish_figure(figure, key="figure")
-
-
-def publish_figure(path: Path, *, key: str) -> None:
-    """A PNG file as an image on the page, carried in the artifact itself."""
-    data = path.read_bytes()
-    if len(data) <= FIGURE_BYTES:
         create_image_artifact(
-            key=key,
-            image_url=f"data:image/png;base64,{base64.b64encode(data).decode()}",
-            description=path.stem.replace("_", " "),
+            key="figure",
+            image_url=f"{mlflow_address()}/get-artifact?path=figures/{figure.name}&run_uuid={run}",
+            description=figure.stem.replace("_", " "),
         )
 
 

@@ -40,6 +40,7 @@ CASES = [
     ("the same, any p counts", contest(ndcg=(0.2, 0.2), p=1.0),
      {"margin": 0.0, "significance": 1.0}, False, "ndcg@10 gains:"),
     ("worse", contest(ndcg=(0.2, 0.1)), {}, False, "ndcg@10 gains:"),
+    ("worse beyond chance", contest(ndcg=(0.2, 0.1)), {}, False, "gains beyond chance"),
     ("better by chance", contest(p=0.2), {}, False, "beyond chance"),
     ("p at the limit", contest(p=0.05), {}, False, "beyond chance"),
     ("better by chance, any p counts", contest(p=0.9), {"significance": 1.0}, True, None),

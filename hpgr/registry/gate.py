@@ -68,7 +68,7 @@ def decide(contest: Contest, rules: Gate) -> Verdict:
         checks.append(
             Check(
                 f"{rules.metric} gains beyond chance",
-                deciding.p < rules.significance,
+                gain > 0 and deciding.p < rules.significance,
                 f"p = {deciding.p:.4f} over {deciding.queries:,} queries",
                 f"p < {rules.significance:g} (paired bootstrap over users)",
             )

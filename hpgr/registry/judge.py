@@ -44,7 +44,7 @@ VERDICT_TAG, KEY_TAG, SPLIT_TAG, ROLLED_BACK_TAG = (
     "split",
     "rolled_back",
 )
-HEADING = "\n\n## Gate\n"
+HEADING, CARD = "## Gate\n\n", "\n\n# "  # the verdict stands before the card
 
 
 def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
@@ -212,9 +212,11 @@ def _publish(
     """Files to the version's run, verdict to its description and tags; the key last, as done."""
     for path in sorted(OUTPUT.iterdir()):
         client.log_artifact(str(version.run_id), str(path), "gate")
-    card = (version.description or "").split(HEADING)[0]
+    card = version.description or ""
+    if card.startswith(HEADING):  # of an earlier verdict
+        card = CARD.lstrip() + card.partition(CARD)[2]
     client.update_model_version(
-        version.name, version.version, card + HEADING + as_markdown(verdict)
+        version.name, version.version, f"{HEADING}{as_markdown(verdict)}\n\n{card}"
     )
     tags = {
         VERDICT_TAG: verdict["verdict"],

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpgr.config import Config
-from hpgr.registry.lineage import run_tags, stage_tags
+from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
 from hpgr.registry.stages import STAGES
 from hpgr.registry.summary import headline
 from hpgr.runtime import read_json
@@ -72,7 +72,9 @@ def log_pipeline(client: MlflowClient, cfg: Config, experiment: str) -> str:
 
     The parent is left running: the caller adds the model to it and ends it.
     """
-    parent = client.create_run(experiment, run_name=f"train-{cfg.profile}", tags=run_tags())
+    tags = run_tags()
+    kind = "train" if tags["base.version"] == ABSENT else "refresh"
+    parent = client.create_run(experiment, run_name=f"{kind}-{cfg.profile}", tags=tags)
     run_id: str = parent.info.run_id
     _log_params(client, run_id, {"profile": cfg.profile, "data": _section(cfg, "data")})
     now = int(time.time() * 1000)
@@ -80,6 +82,9 @@ def log_pipeline(client: MlflowClient, cfg: Config, experiment: str) -> str:
     report = STAGES["evaluate"].output / "report.html"
     if report.is_file():
         client.log_artifact(run_id, str(report))
+    figures = STAGES["evaluate"].output / "figures"
+    if figures.is_dir():
+        client.log_artifacts(run_id, str(figures), figures.name)
     for stage in STAGES:
         _log_stage(client, cfg, stage, experiment, run_id)
     return run_id
