@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows.launch import launch
+from flows.pages import artifact_address
 from hpgr.config import load_config
 from hpgr.registry import monitor as monitoring
 
@@ -42,12 +43,13 @@ def watch() -> list[str]:
         table=monitoring.as_rows(found),
         description=f"thresholds of params.yaml's section monitor, champion {found.champion}",
     )
-    create_link_artifact(
-        key="monitoring-page",
-        link=found.report.resolve().as_uri(),
-        link_text="monitoring page",
-        description="self-contained HTML on the machine that ran the flow",
-    )
+    if run := monitoring.champion_run(found):
+        create_link_artifact(
+            key="monitoring-page",
+            link=artifact_address(run, "monitoring/report.html"),
+            link_text="monitoring page in MLflow",
+            description=f"the same file: {found.report.resolve()}",
+        )
     for threshold in found.breaches:
         emit_event(event=BREACHED, resource=_resource(found), payload=_payload(found, threshold))
     return [threshold.name for threshold in found.breaches]

@@ -36,13 +36,17 @@ def mlflow_address() -> str:
     return f"{parts.scheme}://{place}{parts.path}".rstrip("/")
 
 
+def artifact_address(run: str, path: str) -> str:
+    """MLflow's page of one artifact of a run."""
+    experiment = connect().get_run(run).info.experiment_id
+    return f"{mlflow_address()}/#/experiments/{experiment}/runs/{run}/artifacts/{path}"
+
+
 def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[str, Any]) -> None:
     """The result of train and refresh: metrics, verdict, stages, report, the first figure."""
     name, version, run = registered["name"], registered["version"], registered["run_id"]
-    base = mlflow_address()
-    experiment = connect().get_run(run).info.experiment_id
-    report = f"{base}/#/experiments/{experiment}/runs/{run}/artifacts/report.html"
-    card = f"{base}/#/models/{name}/versions/{version}"
+    report = artifact_address(run, "report.html")
+    card = f"{mlflow_address()}/#/models/{name}/versions/{version}"
     stages = "".join(f"| {stage} | {outcome} |\n" for stage, outcome in outcomes.items())
     create_markdown_artifact(
         key="result",

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import psutil
 
+SCANS = 3  # a process may start another one between a look and the signal
+
 
 def processes_with(variable: str, value: str) -> list[psutil.Process]:
     """Other processes of this user whose environment holds `variable` with `value`."""
@@ -21,6 +23,18 @@ def processes_with(variable: str, value: str) -> list[psutil.Process]:
         except (psutil.Error, OSError):  # gone, or another user's
             continue
     return found
+
+
+def end_with(variable: str, value: str, grace_s: float) -> int:
+    """`end` all of `processes_with`, and what they started meanwhile; returns how many."""
+    ended = 0
+    for _ in range(SCANS):
+        found = processes_with(variable, value)
+        if not found:
+            break
+        ended += len(found)
+        end(found, grace_s)
+    return ended
 
 
 def end(processes: Iterable[psutil.Process], grace_s: float) -> list[psutil.Process]:

@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Crashed
 
-from flows.processes import end, processes_with
+from flows.processes import end_with
 from flows.stages import STOP_GRACE_S
 
 RUN_ID = "PREFECT__FLOW_RUN_ID"  # Prefect sets it for a flow run's process; its children inherit it
@@ -40,11 +40,10 @@ def reap(client: SyncPrefectClient, pool: str) -> list[FlowRun]:
         limit=PAGE,
     )
     for run in lost:
-        left = processes_with(RUN_ID, str(run.id))
-        end(left, STOP_GRACE_S)
+        ended = end_with(RUN_ID, str(run.id), STOP_GRACE_S)
         message = (
             f"The worker of pool {pool} is gone (killed, or the power was cut)"
-            + (f"; {len(left)} processes of the run were ended" if left else "")
+            + (f"; {ended} processes of the run were ended" if ended else "")
             + ". What was finished stays. Run it again: training goes on from its last checkpoint."
         )
         cancelled = run.state_type == StateType.CANCELLING

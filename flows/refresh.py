@@ -27,6 +27,8 @@ from hpgr.config import load_config
 from hpgr.data import ledger
 from hpgr.data.incoming import Verdict, examine
 from hpgr.data.validate import REJECTED
+from hpgr.registry.tracking import connect
+from hpgr.registry.versions import CHAMPION, aliases
 from hpgr.runtime import UserError
 
 FIGURES = {  # of batches.json: label and format
@@ -55,14 +57,32 @@ def refresh(
     """
     set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
     with ledger.one_at_a_time():
+        require_champion()
         settle()
         check_data()
         reproduce("validate")  # what the batch is compared with
         verdict = judge(incoming)
         if not verdict.taken:
             take_in(verdict)
-        start_from_champion()
+        if ledger.TAKING.is_file():  # new events came in: this time, or before an interruption
+            start_from_champion()
+            ledger.finish()
         return pipeline()
+
+
+@task(name="champion", task_run_name="champion", cache_policy=NO_CACHE)
+def require_champion() -> None:
+    """Fail before anything is touched where there is no model to go on from.
+
+    Raises:
+        UserError: the registry has no champion.
+    """
+    name = load_config().register_.model_name
+    if CHAMPION not in aliases(connect(), name):
+        raise UserError(
+            f"refresh goes on from {name}@{CHAMPION}, and the registry has none: run the flow "
+            "train (or `make run`) first"
+        )
 
 
 @task(name="settle", task_run_name="settle", cache_policy=NO_CACHE)
@@ -126,6 +146,8 @@ def take_in(verdict: Verdict) -> None:
         StageFailed: DVC failed, or the validate stage refuses the log with this batch.
     """
     data = load_config().data
+    if ledger.TAKING.is_file():  # an earlier batch is in, but no training began on it
+        ledger.finish()
     try:
         place(verdict)
     except Exception:
@@ -140,7 +162,7 @@ def take_in(verdict: Verdict) -> None:
         raise StageFailed(
             f"{verdict.record['source']} is refused, the log stays as it is: with it, {error}"
         ) from error
-    ledger.finish()
+    ledger.note()
 
 
 @task(name="take in", task_run_name="take in", cache_policy=NO_CACHE)

@@ -7,6 +7,7 @@ Reads prefect.yaml. Writes Prefect's server.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from prefect.settings import PREFECT_API_URL
 
 from hpgr.runtime import UserError
 
+HOME = "HPGR_HOME"  # prefect.yaml: the folder in which a worker's runs happen
 POOLS = ("local", "gpu")
 PER_POOL = 1  # a worker's runs share its clone, and DVC allows one run in a workspace
 SILENT_S = 90  # three missed heartbeats (prefect.toml)
@@ -114,7 +116,9 @@ def set_up() -> None:
             ensure_pool(client, pool)
         ensure_automation(client)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Unset, the placeholder survives into the deployment, and each worker fills in its own folder.
+    environment = {name: value for name, value in os.environ.items() if name != HOME}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise UserError(f"`prefect deploy --all` failed:\n{done.stdout}{done.stderr}".rstrip())
 

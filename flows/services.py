@@ -70,7 +70,7 @@ def services() -> list[Service]:
         "/#/experiments?workflowType=machine_learning",
     )
     port = load_config().serve.port
-    recommender = Service("recommender", port, "serve.port in params.yaml", "/health", "/docs")
+    recommender = Service("recommender", port, "serve.port in params.yaml", "/health", "")
     own = tracking_uri() == own_uri()
     return [prefect, *([mlflow] if own else []), recommender]
 
@@ -217,8 +217,8 @@ def gave_up() -> set[str]:
     """Programs that the supervisor stopped restarting since it was started last."""
     log = STATE / "supervisord.log"
     text = log.read_text(errors="replace") if log.is_file() else ""
-    text = text[text.rfind("supervisord started with pid") :]
-    return set(re.findall(r"gave up: (\w+) entered FATAL state", text))
+    *_, latest = text.split("supervisord started with pid")
+    return set(re.findall(r"gave up: (\w+) entered FATAL state", latest))
 
 
 def _tail(log: Path) -> str:

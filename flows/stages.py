@@ -26,7 +26,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_engine import TaskRunTimeoutError
 
 from flows.faults import TRANSIENT, StageFailed, TransientFault, retry_options
-from flows.processes import end, processes_with
+from flows.locks import drop_stale_locks
+from flows.processes import end_with
 from hpgr.config import load_config
 
 DVC = (sys.executable, "-m", "dvc")
@@ -84,6 +85,7 @@ def check_data() -> None:
         StageFailed: data/ is missing or differs.
     """
     logger = get_run_logger()
+    drop_stale_locks()
     if not Path(DATA).is_file():
         raise StageFailed(f"{DATA} not found: pin the raw log with `dvc add data`")
     status = json.loads(dvc_output("status", DATA, "--json") or "{}")
@@ -242,8 +244,10 @@ def _dvc_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         if not finished:
             # Not until the stage has ended too: the next run must not find it still writing.
-            end(processes_with(DVC_RUN, mark), STOP_GRACE_S)
+            process.terminate()
+            end_with(DVC_RUN, mark, STOP_GRACE_S)
             process.wait()
+            drop_stale_locks()
 
 
 def _die_with_parent() -> None:

@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.faults import TransientFault, is_transient, retry_options
 from flows.launch import add_overrides, launch, read_overrides
+from flows.monitor import watch
 from flows.pages import publish
 from flows.params import set_params
 from flows.promote import judge_and_promote
@@ -52,13 +53,14 @@ def start_from_nothing() -> None:
 
 
 def pipeline() -> dict[str, Any]:
-    """The part that train and refresh share: stages, registration, gate, the run's page."""
+    """What train and refresh share: stages, registration, gate, the run's page, thresholds."""
     options = retry_options(load_config().orchestrate)
     check_data.with_options(**options)()
     outcomes = {stage: reproduce(stage) for stage in stage_order()}
     registered = register_model.with_options(**options)()
     verdict = judge_and_promote(registered["version"])
     publish(outcomes, registered, verdict)
+    watch.with_options(**options)()
     return {**registered, "verdict": verdict["verdict"]}
 
 

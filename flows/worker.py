@@ -18,11 +18,10 @@ from pathlib import Path
 from prefect.client.orchestration import get_client
 
 from flows.reaper import reap
-from flows.server import ensure_pool, wait_for_server
+from flows.server import HOME, ensure_pool, wait_for_server
 from hpgr.runtime import UserError
 
 STATE = Path(".services")
-HOME = "HPGR_HOME"  # prefect.yaml: where a deployment's runs happen, whatever machine it is on
 SERVER_DEADLINE_S = 120
 
 

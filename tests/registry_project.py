@@ -13,7 +13,7 @@ from evaluation_log import random_log, write_arrays
 from safetensors.torch import save_file
 
 from hpgr.config import load_config
-from hpgr.data.log import FIRST_ITEM
+from hpgr.data.log import FIRST_ITEM, TRAIN
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.scoring import build
 from hpgr.registry.resources import COLUMNS
@@ -55,6 +55,8 @@ def write_tables(folder, log):
     ids = range(FIRST_ITEM, log.meta.num_items)
     titles = [f"Title {i}" for i in ids]
     items = {"item": pa.array(ids, pa.int32()), "item_id": [f"id{i}" for i in ids], "title": titles}
+    counts = np.bincount(log.item[log.split == TRAIN], minlength=log.meta.num_items)
+    items["train_events"] = pa.array(counts[FIRST_ITEM:])
     pq.write_table(pa.table(items), folder / "items.parquet")
     actions = {"action": pa.array([1, 2], pa.int16()), "name": ["1", "5"]}
     pq.write_table(pa.table(actions), folder / "actions.parquet")

@@ -1,5 +1,6 @@
 """A project folder with the artifacts of a small untrained model, ready to be registered."""
 
+import asyncio
 import os
 import shutil
 import socket
@@ -7,22 +8,25 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from evaluation_log import random_log, write_arrays
+from registry_project import write_network, write_tables
 from safetensors.torch import load_file, save_file
-from test_registry import write_network, write_tables
 
 from hpgr.config import load_config
-from hpgr.data.log import FIRST_ITEM, TRAIN
 from hpgr.registry.register import register
 from hpgr.registry.tracking import connect
 from hpgr.runtime import TELEMETRY_OFF, write_json
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
+NOW = 1_100_000_000
+HISTORY = {"item_ids": ["id3", "id4"], "timestamps": [NOW - 200, NOW - 100], "actions": ["5", "1"]}
+ONE = {"requests": [{"request_time": NOW, **HISTORY}], "k": 5}
 EVENT_COLUMNS = ("item", "timestamp", "action", "label", "session", "split")
 
 
@@ -37,13 +41,6 @@ def make_project(folder: Path, *, seed: int = 0) -> None:
     sessions = folder / "artifacts" / "sessions"
     write_arrays(log, sessions / "arrays")
     write_tables(sessions, log)
-    items = pq.read_table(sessions / "items.parquet")
-    counts = np.bincount(log.item[log.split == TRAIN], minlength=log.meta.num_items)[FIRST_ITEM:]
-    if "train_events" in items.column_names:
-        items = items.drop_columns(["train_events"])
-    pq.write_table(
-        items.append_column("train_events", pa.array(counts)), sessions / "items.parquet"
-    )
     events = {name: np.asarray(getattr(log, name)) for name in EVENT_COLUMNS}
     events["user"] = log.user_of_event().astype(np.int32)
     events["position"] = np.arange(log.meta.num_events) - log.user_offsets[events["user"]]
@@ -61,12 +58,16 @@ def make_project(folder: Path, *, seed: int = 0) -> None:
 
 
 def vary_weights(folder: Path, seed: int) -> None:
-    """Weights far from their start, so that every path of the network matters."""
+    """Weights away from their start, so that every path of the network matters.
+
+    Not far: large weights amplify float32's rounding, and a query in another batch differs by more
+    than the 1e-6 that holds for trained weights.
+    """
     weights = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(seed)
     for name, value in weights.items():
         if value.is_floating_point():
-            weights[name] = value + 0.3 * torch.randn(value.shape, generator=generator)
+            weights[name] = value + 0.05 * torch.randn(value.shape, generator=generator)
     save_file(weights, folder / "model.safetensors")
 
 
@@ -101,3 +102,15 @@ def wait_until(condition, *, seconds: float = 60, what: str = "it"):
         assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
         time.sleep(0.05)
     return value
+
+
+def call(app, method, path, **more):
+    """One request to an application in this process; an unexpected error is raised here."""
+
+    async def go():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            reply = await client.request(method, path, **more)
+            return reply.status_code, reply.json()
+
+    return asyncio.run(go())

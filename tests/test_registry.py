@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow.exceptions import MlflowException
 from registry_project import make_project
 
 from hpgr.config import load_config
@@ -119,7 +120,7 @@ def test_the_served_version_answers_like_the_artifacts(registered, client, tmp_p
 def test_the_served_version_refuses_events_after_the_request(registered, client):
     model = mlflow.pyfunc.load_model("models:/hpgr@champion")
     frame = pd.DataFrame([{"request_time": 50, "item_ids": ["id3"], "timestamps": [100]}])
-    with pytest.raises(UserError, match="after the request time"):
+    with pytest.raises(MlflowException, match="after the request time"):
         model.predict(frame)
 
 

@@ -2,36 +2,23 @@
 
 import asyncio
 import json
-import shutil
-import signal
 import socket
 import subprocess
-import threading
 from pathlib import Path
 
 import httpx
 import mlflow
 import numpy as np
 import pytest
-from serving_project import (
-    PYTHON,
-    environment,
-    promote,
-    register_another,
-    wait_until,
-)
+from serving_project import HISTORY, NOW, ONE, PYTHON, call, environment
 
 from hpgr.config import load_config
 from hpgr.data.log import EventLog, histories
 from hpgr.model.scoring import Scorer
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError
-from hpgr.serving.champion import BUNDLE, Champion
+from hpgr.serving.champion import Champion
 from hpgr.serving.server import bind, create_app
-
-NOW = 1_100_000_000
-HISTORY = {"item_ids": ["id3", "id4"], "timestamps": [NOW - 200, NOW - 100], "actions": ["5", "1"]}
-ONE = {"requests": [{"request_time": NOW, **HISTORY}], "k": 5}
 
 
 @pytest.fixture
@@ -55,18 +42,6 @@ def ask(champion):
     """POST to the application: (status, body)."""
     app = create_app(champion, load_config().serve)
     return lambda body, path="/recommend", **more: call(app, "POST", path, json=body, **more)
-
-
-def call(app, method, path, **more):
-    """One request to an application in this process; an unexpected error is raised here."""
-
-    async def go():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            reply = await client.request(method, path, **more)
-            return reply.status_code, reply.json()
-
-    return asyncio.run(go())
 
 
 def changed(**columns):
@@ -267,86 +242,6 @@ def columns(request):
     return request["item_ids"], request["timestamps"], request["actions"]
 
 
-@pytest.fixture
-def own_registry(registered_project, tmp_path, monkeypatch):
-    """A copy of the project whose aliases may be moved; `other` is a second version."""
-    folder = tmp_path / "project"
-    shutil.copytree(registered_project, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield folder
-    mlflow.set_tracking_uri(None)
-
-
-def test_a_promotion_and_a_roll_back_are_followed(own_registry):
-    champion = Champion("hpgr", connect)
-    app = create_app(champion, load_config().serve)
-    champion.look()
-    before = call(app, "POST", "/recommend", json=ONE)[1]
-    second = register_another(7)
-    champion.look()
-    assert call(app, "POST", "/recommend", json=ONE)[1] == before
-    promote(second)
-    champion.look()
-    after = call(app, "POST", "/recommend", json=ONE)[1]
-    assert after["model"]["version"] == second
-    assert after["answers"] != before["answers"]
-    promote(1)
-    champion.look()
-    assert call(app, "POST", "/recommend", json=ONE)[1] == before
-
-
-def test_a_registry_that_is_gone_leaves_the_model_and_says_so(champion):
-    app = create_app(champion, load_config().serve)
-    before = call(app, "POST", "/recommend", json=ONE)
-    assert call(app, "GET", "/ready")[1]["problem"] is None
-
-    def gone(*_):
-        raise mlflow.exceptions.MlflowException("connection refused")
-
-    champion._client.get_model_version_by_alias = gone
-    champion.look()
-    status, ready = call(app, "GET", "/ready")
-    assert (status, ready["model"]["version"]) == (200, 1)
-    assert ready["problem"] == "the registry cannot be reached: connection refused"
-    assert call(app, "POST", "/recommend", json=ONE) == before
-    del champion._client.get_model_version_by_alias
-    champion.look()
-    assert call(app, "GET", "/ready")[1]["problem"] is None
-
-
-def test_a_champion_that_cannot_be_read_leaves_the_one_before(own_registry):
-    champion = Champion("hpgr", connect)
-    app = create_app(champion, load_config().serve)
-    champion.look()
-    promote(register_another(8))
-    version = connect().get_model_version_by_alias("hpgr", "champion")
-    model_id = version.source.removeprefix("models:/")
-    stored = connect().get_logged_model(model_id).artifact_location.removeprefix("file://")
-    weights = Path(stored) / BUNDLE / "model" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    champion.look()
-    ready = call(app, "GET", "/ready")[1]
-    assert ready["model"]["version"] == 1
-    assert ready["problem"]
-    assert call(app, "POST", "/recommend", json=ONE)[0] == 200
-
-
-def test_without_a_champion_it_says_why_and_takes_it_when_it_comes(own_registry):
-    connect().delete_registered_model_alias("hpgr", "champion")
-    champion = Champion("hpgr", connect)
-    app = create_app(champion, load_config().serve)
-    champion.look()
-    for method, path, body in (("GET", "/ready", None), ("POST", "/recommend", ONE)):
-        status, told = call(app, method, path, json=body)
-        assert status == 503
-        assert "the registry has no hpgr@champion" in told["detail"]
-    assert call(app, "GET", "/health") == (200, {"status": "alive"})
-    promote(1)
-    champion.look()
-    assert call(app, "POST", "/recommend", json=ONE)[0] == 200
-
-
 def test_a_port_in_use_is_one_clear_message():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -360,64 +255,6 @@ def test_a_port_in_use_is_one_clear_message():
 def test_an_address_that_is_not_ours_is_one_clear_message(host):
     with pytest.raises(UserError, match=f"cannot serve on {host}:1"):
         bind(host, 18_000)
-
-
-def test_the_real_server_swaps_versions_without_dropping_a_request(own_registry):
-    """Requests run all the time while the alias moves: each is answered, by one or the other."""
-    params = own_registry / "params.yaml"
-    params.write_text(params.read_text().replace("reload_s: 10 ", "reload_s: 0.1 "))
-    base = f"http://127.0.0.1:{load_config().serve.port}"
-    second = register_another(9)
-    process = subprocess.Popen(
-        [PYTHON, "-m", "hpgr.cli", "serve"],
-        cwd=own_registry,
-        env=environment(own_registry),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        wait_until(lambda: status_of(f"{base}/ready") == 200, what="the server is ready")
-        seen, stop = [], threading.Event()
-
-        def keep_asking():
-            with httpx.Client() as client:
-                while not stop.is_set():
-                    reply = client.post(f"{base}/recommend", json=ONE)
-                    seen.append((reply.status_code, reply.json()["model"]["version"]))
-
-        askers = [threading.Thread(target=keep_asking) for _ in range(3)]
-        for asker in askers:
-            asker.start()
-        for version in (second, 1):
-            promote(version)
-            wait_until(lambda v=version: seen and seen[-1] == (200, v), what="the swap")
-        stop.set()
-        for asker in askers:
-            asker.join()
-        assert {status for status, _ in seen} == {200}
-        assert {version for _, version in seen} == {1, second}
-        again = subprocess.run(
-            [PYTHON, "-m", "hpgr.cli", "serve"],
-            cwd=own_registry,
-            env=environment(own_registry),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert again.returncode == 2
-        assert "another process listens there" in again.stderr
-    finally:
-        process.send_signal(signal.SIGTERM)
-        output = process.communicate(timeout=30)[0]
-    assert "Traceback" not in output, output
-
-
-def status_of(url):
-    try:
-        return httpx.get(url).status_code
-    except httpx.TransportError:
-        return None
 
 
 NO_PICKLE = """

@@ -145,9 +145,12 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
         if broken and evidence:
             facts = facts_of(out / "events.parquet")
             inputs = {name: sha256_file(path) for name, path in sorted(files.items())}
-            summary = summary_of(source, cfg.data.format, inputs, counts, facts)
-            figures_shown = {"last_accepted": None, "users_without_features": None, **figures}
-            write_reports(out, summary | figures_shown, counts, facts, expectations, broken)
+            summary = {
+                **figures,
+                **summary_of(source, cfg.data.format, inputs, counts, facts),
+                "last_accepted": None,
+            }
+            write_reports(out, summary, counts, facts, expectations, broken)
             publish(out, REJECTED, keep_tables=False)
     reasons = tuple(breach(tally) for tally in broken)
     record |= {

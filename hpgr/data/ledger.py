@@ -1,7 +1,7 @@
 """Taking a batch into the log, so that an interruption at any point can be made good.
 
     artifacts/accepted/batches.json    every batch that was judged, oldest first
-    artifacts/accepted/taking.json     the one that is being taken in; gone when that is done
+    artifacts/accepted/taking.json     the one that is being taken in; gone when training begins
     artifacts/accepted/refresh.lock    held by the process that does it
 
 A batch is in the log when its increment is in place, data.dvc pins it, and the validate stage
@@ -65,7 +65,7 @@ def last_accepted() -> dict[str, Any] | None:
 def begin(data: Data, verdict: Verdict) -> Path:
     """Put an accepted batch beside the log; returns its increment's folder.
 
-    What is left is to pin data/ and to validate the log; then `finish`, or `undo`.
+    What is left is to pin data/ and to validate the log; then `note` and `finish`, or `undo`.
     """
     name = next_name(data.path, verdict.batch)
     pin = PIN.read_text(encoding="utf-8")
@@ -73,12 +73,16 @@ def begin(data: Data, verdict: Verdict) -> Path:
     return place(data.path, name, verdict.files)
 
 
-def finish() -> None:
-    """Note the batch that is being taken in as accepted."""
+def note() -> None:
+    """Note the batch that is being taken in as accepted: the validate stage took it."""
     entry = read_json(TAKING)["record"]
-    # An interruption between the two lines must not note it twice.
-    if last_accepted() != entry:
+    if last_accepted() != entry:  # an interruption after this line must not note it twice
         record(entry)
+
+
+def finish() -> None:
+    """What is being taken in is in the log, and training knows what it starts from."""
+    note()
     TAKING.unlink()
 
 
@@ -99,10 +103,10 @@ def undo(data: Data, reason: str | None = None) -> None:
 
 
 def settle(data: Data) -> str | None:
-    """Finish or undo what an interrupted refresh left; returns what was done, None for nothing.
+    """Undo what an interrupted refresh left half-way; returns what was done, None for nothing.
 
-    Where the validate stage has accepted the log with the increment, the batch is in; else it is
-    taken out, to come again.
+    Where the validate stage has accepted the log with the increment, the batch is in and noted, and
+    taking.json stays: training has not begun.
     """
     if not TAKING.is_file():
         return None
@@ -111,7 +115,7 @@ def settle(data: Data) -> str | None:
     inputs = read_json(path)["inputs"] if path.is_file() else {}
     there = (data.path / FOLDER / name).is_dir()
     if there and any(file.startswith(f"{FOLDER}/{name}/") for file in inputs):
-        finish()
-        return f"an interrupted refresh had taken in {name}: noted"
+        note()
+        return f"an interrupted refresh took in {name}; training goes on from there"
     undo(data)
     return f"an interrupted refresh had begun to take in {name}: undone"

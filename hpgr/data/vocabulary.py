@@ -10,22 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hpgr.data.base import BASE, is_filled
+from hpgr.data.base import BASE, VOCABULARY, is_filled
 from hpgr.data.log import FIRST_ITEM
 from hpgr.runtime import UserError
 
-TABLES = {  # file below base/: its id column, its name column, the first id
-    "items": ("item", "item_id", FIRST_ITEM),
-    "actions": ("action", "name", 1),
-    "categories": ("category", "name", 1),
-}
+FIRST_ID = {"items": FIRST_ITEM, "actions": 1, "categories": 1}
 
 
 def grown(table: str, names: pa.ChunkedArray) -> pa.ChunkedArray:
     """All names in the order of their ids: those of base/ first, then those of `names` it lacks.
 
     Args:
-        table: a key of `TABLES`.
+        table: a key of `VOCABULARY`.
         names: what the log holds, in order of first appearance.
 
     Raises:
@@ -43,7 +39,7 @@ def _base_names(table: str) -> pa.ChunkedArray:
     if not is_filled():
         return pa.chunked_array([], pa.string())
     path = BASE / f"{table}.parquet"
-    key, name, first_id = TABLES[table]
+    (key, name), first_id = VOCABULARY[table], FIRST_ID[table]
     try:
         rows = pq.read_table(path, columns=[key, name]).sort_by(key)
     except (FileNotFoundError, KeyError, pa.ArrowException) as error:

@@ -4,8 +4,8 @@
 
 Reads the registry, `artifacts/accepted/batches.json` (the batches that came in) and
 `artifacts/validated/summary.json` (the log as validated last); both may be absent. Writes
-`artifacts/monitoring/report.html`. A threshold of the section `monitor` that is breached is told,
-with what to do; it is no failure.
+`artifacts/monitoring/report.html`, and the same page to the champion's run. A threshold of the
+section `monitor` that is breached is told, with what to do; it is no failure.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from hpgr.config import Config
 from hpgr.registry import monitor_figures as figures
 from hpgr.registry.history import History, history
 from hpgr.registry.stages import ARTIFACTS, STAGES
+from hpgr.registry.tracking import connect
+from hpgr.registry.versions import get_version
 from hpgr.runtime import read_json, write_text
 
 REPORT = ARTIFACTS / "monitoring" / "report.html"
@@ -88,7 +90,16 @@ def monitor(cfg: Config, now: datetime | None = None) -> Monitoring:
         cfg.register_.model_name, past.champion, judge(cfg, batches, log, past, now), REPORT
     )
     write_text(REPORT, _page(cfg, found, batches, log, past, now))
+    if run := champion_run(found):
+        connect().log_artifact(run, str(REPORT), "monitoring")
     return found
+
+
+def champion_run(found: Monitoring) -> str | None:
+    """The champion's run, which carries the page; None where there is no champion."""
+    if found.champion is None:
+        return None
+    return str(get_version(connect(), found.model, found.champion).run_id)
 
 
 def judge(

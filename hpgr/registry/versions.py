@@ -32,6 +32,12 @@ def aliases(client: MlflowClient, name: str) -> dict[str, int]:
         return {}
 
 
+def alias_of(client: MlflowClient, name: str, version: int) -> str | None:
+    """What the version is called now, the most telling alias first; None for none of them."""
+    called = aliases(client, name)
+    return next((a for a in (CHAMPION, PREVIOUS, CHALLENGER) if called.get(a) == version), None)
+
+
 def get_version(client: MlflowClient, name: str, version: int) -> ModelVersion:
     """One version.
 

@@ -18,6 +18,8 @@ from hpgr.config import Config
 from hpgr.registry.bundle import write_bundle
 from hpgr.registry.stages import ARTIFACTS
 from hpgr.registry.summary import headline, terminal_tables
+from hpgr.registry.tracking import connect
+from hpgr.registry.versions import alias_of
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.champion import load_champion
 from hpgr.serving.history import SESSIONS, of_user, typed
@@ -70,7 +72,7 @@ def result(cfg: Config) -> None:
         "metrics": headline(),
         "model": registered["name"],
         "version": registered["version"],
-        "alias": registered["alias"],
+        "alias": alias_of(connect(), registered["name"], registered["version"]),  # now, not then
     }
     print(json.dumps(line), flush=True)
 

@@ -153,10 +153,14 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
         names = served().recommender.names.values()
         wanted = q.strip().casefold()
         found = [(i, t) for i, t in names if wanted in t.casefold() or wanted == i.casefold()]
-        found.sort(
-            key=lambda item: (item[0] != q.strip(), not item[1].casefold().startswith(wanted))
-        )
-        return [Title(item_id=item_id, title=title) for item_id, title in found[:SHOWN_TITLES]]
+
+        def place(item: tuple[str, str]) -> tuple[bool, bool, int]:
+            """The id first, then titles that begin so; a short one is nearer to what was typed."""
+            item_id, title = item
+            return item_id != q.strip(), not title.casefold().startswith(wanted), len(title)
+
+        best = sorted(found, key=place)[:SHOWN_TITLES]
+        return [Title(item_id=item_id, title=title) for item_id, title in best]
 
     @app.get("/health")
     def health() -> dict[str, str]:

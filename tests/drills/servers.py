@@ -1,0 +1,258 @@
+"""A small project under `flows.services up`, and what the drills ask of it.
+
+The flows, the worker, the servers and the registration are the project's own; only dvc.yaml is
+another one, with stages of a second: `first`, `slow` (slow.py) and `last`, which puts the artifacts
+of a small untrained network in place, so that the run can register it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+from evaluation_log import random_log, write_arrays
+from prefect.client.orchestration import SyncPrefectClient
+from registry_project import METRICS, write_network, write_tables
+
+from hpgr.config import load_config
+from hpgr.runtime import TELEMETRY_OFF, write_json
+
+ROOT = Path(__file__).parents[2]
+FILES = ("prefect.yaml", "prefect.toml", "requirements.lock", "params.yaml", ".gitignore")
+STAGES = {
+    "first": {"cmd": "cp data/log.txt artifacts/first.txt", "deps": ["data"]},
+    "slow": {"cmd": "python slow.py", "deps": ["artifacts/first.txt", "slow.py", "turn.txt"]},
+    "last": {"cmd": "cp -r prepared/. artifacts", "deps": ["artifacts/slow.txt", "prepared"]},
+}
+OUTS = {
+    "first": ["artifacts/first.txt"],
+    "slow": ["artifacts/slow.txt"],
+    "last": [f"artifacts/{name}" for name in ("sessions", "finetune", "evaluation")],
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def until(condition, what: str, deadline_s: float = 90):
+    """What `condition` returns as soon as it is true; an error that says what was waited for."""
+    end = time.monotonic() + deadline_s
+    while True:
+        if found := condition():
+            return found
+        assert time.monotonic() < end, f"{what}: not within {deadline_s} s"
+        time.sleep(0.1)
+
+
+def write_project(folder: Path) -> None:
+    """The project's code and settings, small stages, and a repository around them."""
+    for name in ("hpgr", "flows"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, folder)
+    (folder / "mlflow").mkdir()
+    shutil.copy(ROOT / "mlflow/model_card.md.j2", folder / "mlflow")
+    shutil.copy(Path(__file__).with_name("slow.py"), folder)
+    text = (folder / "params.yaml").read_text().replace("profile: quick", "profile: smoke")
+    text, moved = re.subn(r"^  port: 8000\b", f"  port: {free_port()}", text, flags=re.MULTILINE)
+    assert moved == 1
+    (folder / "params.yaml").write_text(text)
+    stages = {name: {**stage, "outs": OUTS[name]} for name, stage in STAGES.items()}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    for name in ("data", "artifacts"):
+        (folder / name).mkdir()
+    (folder / "data/log.txt").write_text("events")
+    (folder / "turn.txt").write_text("0")
+    prepared, log = folder / "prepared", random_log(0)
+    write_arrays(log, prepared / "sessions/arrays")
+    write_tables(prepared / "sessions", log)
+    write_network(prepared / "finetune", log, load_config(folder / "params.yaml"))
+    write_json(prepared / "evaluation/metrics.json", METRICS)
+    (prepared / "evaluation/report.html").write_text("<html>report</html>")
+
+
+@dataclass
+class Project:
+    """A project folder and its servers."""
+
+    folder: Path
+    prefect_port: int
+    mlflow_port: int
+    current: Any = None  # the run that works now
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.prefect_port}/api"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        ours = ("PREFECT", "MLFLOW", "HPGR")
+        return {
+            **{k: v for k, v in os.environ.items() if not k.startswith(ours)},
+            **TELEMETRY_OFF,
+            "PYTHONPATH": str(self.folder),
+            "PREFECT_HOME": str(self.folder / ".prefect"),
+            "HPGR_PREFECT_PORT": str(self.prefect_port),
+            "HPGR_MLFLOW_PORT": str(self.mlflow_port),
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def call(self, *command: str, check: bool = True, **environment: str):
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check:
+            assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        return done
+
+    def services(self, command: str, check: bool = True, **environment: str):
+        return self.call(
+            sys.executable, "-m", "flows.services", command, check=check, **environment
+        )
+
+    @property
+    def client(self) -> SyncPrefectClient:
+        """A client of this project's server, whatever the test process is set to."""
+        return SyncPrefectClient(self.api)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that was started in this folder and lives."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == self.folder:
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def process(self, *words: str) -> psutil.Process | None:
+        """The oldest process of this folder whose command line holds all words."""
+        matching = [p for p in self.processes() if all(w in " ".join(_cmdline(p)) for w in words)]
+        return min(matching, key=lambda p: p.pid, default=None)
+
+    def run_processes(self) -> list[psutil.Process]:
+        """What a flow run consists of: the flow's own process, dvc, the stage."""
+        words = ("prefect.engine", "_workspace_supervisor", "-m dvc", "slow.py")
+        return [p for p in self.processes() if any(w in " ".join(_cmdline(p)) for w in words)]
+
+    def answers(self, url: str | None = None) -> bool:
+        """Whether the Prefect server, or what else `url` names, is there."""
+        try:
+            return httpx.get(url or f"{self.api}/health", timeout=5, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    def start(self, environment: dict[str, str] | None = None, **overrides: Any):
+        """Ask for a run of train/local; returns the flow run."""
+        parameters = {"overrides": {k.replace("__", "."): v for k, v in overrides.items()}}
+        with self.client as client:
+            deployment = client.read_deployment_by_name("train/local")
+            variables = {"env": environment} if environment else None
+            return client.create_flow_run_from_deployment(
+                deployment.id, parameters=parameters, job_variables=variables
+            )
+
+    def state(self, run):
+        with self.client as client:
+            return client.read_flow_run(run.id).state
+
+    def ends(self, run, name: str, deadline_s: float = 90):
+        """Wait for the run's final state, which must be `name`."""
+
+        def final():
+            state = self.state(run)
+            return state if state is not None and state.is_final() else None
+
+        state = until(final, f"run ends {name}", deadline_s)
+        assert state.name == name, f"{state.name}: {state.message}\n{self.log(run)}"
+        return state
+
+    def log(self, run) -> str:
+        """Messages of the run's log, one a line."""
+        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+        with self.client as client:
+            wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+            return "\n".join(entry.message for entry in client.read_logs(wanted, limit=200))
+
+    def begun(self, run) -> int:
+        """Wait until the run's log says at which step the stage began."""
+        found = until(
+            lambda: re.findall(r"begins at step (\d+)", self.log(run)), "the stage begins"
+        )
+        return int(found[-1])
+
+    def is_working(self, run) -> bool:
+        return self.state(run).is_running() and bool(self.process("slow.py"))
+
+    def registered(self) -> dict[str, Any]:
+        return json.loads((self.folder / "artifacts/registered.json").read_text())
+
+    def new_turn(self) -> None:
+        """Make `slow` outdated; it ends by itself unless `hold` is there."""
+        (self.folder / "turn.txt").write_text(str(time.time_ns()))
+
+    def release(self) -> None:
+        (self.folder / "hold").unlink(missing_ok=True)
+
+    def step(self) -> int:
+        """Where the stage's checkpoint of this turn is; 0 without one."""
+        try:
+            state = json.loads((self.folder / "checkpoints/slow.json").read_text())
+        except OSError:
+            return 0
+        return state["step"] if state["turn"] == (self.folder / "turn.txt").read_text() else 0
+
+    def works(self) -> int:
+        """Wait until the stage has written a checkpoint; returns its step."""
+        return until(self.step, "the stage works")
+
+    def leftovers(self) -> list[str]:
+        """Half-written files, and entries of DVC's lock that no living process holds."""
+        found = [str(p) for p in (self.folder / "artifacts").rglob(".*") if p.name != ".gitignore"]
+        rwlock = self.folder / ".dvc/tmp/rwlock"
+        holders = re.findall(r'"pid": (\d+)', rwlock.read_text()) if rwlock.is_file() else []
+        return found + [pid for pid in holders if not psutil.pid_exists(int(pid))]
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def make_project(folder: Path) -> Project:
+    project = Project(folder, free_port(), free_port())
+    write_project(folder)
+    dvc = (sys.executable, "-m", "dvc")
+    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    project.call("git", "init", "-q")
+    project.call(*dvc, "init", "-q")
+    project.call(*dvc, "add", "-q", "data")
+    project.call("git", "add", "-A")
+    project.call("git", *author, "commit", "-qm", "project")
+    return project

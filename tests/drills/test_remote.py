@@ -1,0 +1,168 @@
+"""A stage on another machine: two clones, two workers, one Prefect server, one DVC remote.
+
+The other machine is another folder, which shares nothing with this one but git, the server's
+address and DVC's remote.
+"""
+
+import subprocess
+import sys
+
+import pytest
+from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+from prefect.states import Cancelling
+from servers import Project, make_project, until
+
+pytestmark = pytest.mark.pipeline
+GPU = {"orchestrate__remote": {"slow": "gpu"}}
+AUTHOR = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+
+
+def start(project, *command):
+    log = (project.folder.parent / f"{project.folder.name}-{command[-1]}.log").open("w")
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=project.folder,
+        env=project.environment | {"PREFECT_API_URL": project.api},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    )
+
+
+def stop(process):
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def commit_a_turn(project):
+    """A new commit after which `slow` is outdated."""
+    project.new_turn()
+    project.call("git", *AUTHOR, "commit", "-qam", "turn")
+
+
+def update(there, here):
+    """What a person does on the other machine: fetch and check out the same commit."""
+    there.call("git", "checkout", "-q", "--", ".")
+    there.call("git", "pull", "-q", "--ff-only", str(here.folder), "HEAD")
+
+
+@pytest.fixture(scope="module")
+def clones(tmp_path_factory):
+    root = tmp_path_factory.mktemp("remote")
+    (root / "here").mkdir()
+    here = make_project(root / "here")
+    here.call(sys.executable, "-m", "dvc", "remote", "add", "-d", "shared", str(root / "shared"))
+    here.call("git", *AUTHOR, "commit", "-qam", "remote")
+    here.call("git", "clone", "-q", str(here.folder), str(root / "there"))
+    there = Project(root / "there", here.prefect_port, here.mlflow_port)
+    (there.folder / "artifacts").mkdir()
+    server = start(here, "prefect", "server", "start", "--port", str(here.prefect_port))
+    workers = []
+    try:
+        until(here.answers, "the server answers")
+        here.call(sys.executable, "-m", "flows.server", PREFECT_API_URL=here.api)
+        workers = [start(here, "flows.worker", "local"), start(there, "flows.worker", "gpu")]
+        yield here, there
+    finally:
+        for process in (*workers, server):
+            stop(process)
+    assert not here.processes() + there.processes()
+
+
+@pytest.fixture
+def here(clones):
+    return clones[0]
+
+
+@pytest.fixture
+def there(clones):
+    return clones[1]
+
+
+def gpu_runs(project):
+    """Runs of the gpu pool, oldest first."""
+    with project.client as client:
+        pool = WorkPoolFilter(name=WorkPoolFilterName(any_=["gpu"]))
+        return sorted(client.read_flow_runs(work_pool_filter=pool), key=lambda run: run.created)
+
+
+def test_the_stage_runs_there_and_comes_back_as_it_was(here, there):
+    run = here.start(**GPU)
+    here.ends(run, "Completed", 180)
+    (elsewhere,) = gpu_runs(here)
+    assert "slow: begins at step 0" in here.log(elsewhere)
+    assert "slow: begins" not in here.log(run)
+    assert "stage slow: restored" in here.log(run)
+    result = "artifacts/slow.txt"
+    turn = (here.folder / "turn.txt").read_text()
+    assert (here.folder / result).read_text() == (there.folder / result).read_text() == turn
+    assert here.registered()["version"] == 1
+    assert not here.leftovers() + there.leftovers()
+
+
+def test_a_second_run_runs_nothing_anywhere(here):
+    before = len(gpu_runs(here))
+    run = here.start(**GPU)
+    here.ends(run, "Completed", 120)
+    assert here.log(run).count(": skipped") == 3
+    assert len(gpu_runs(here)) == before
+
+
+def test_uncommitted_code_is_refused_before_anything_is_sent(here):
+    code = here.folder / "slow.py"
+    text = code.read_text()
+    before = len(gpu_runs(here))
+    code.write_text(text + "\n# changed\n")
+    try:
+        message = here.ends(here.start(**GPU), "Failed", 120).message
+    finally:
+        code.write_text(text)
+    assert "uncommitted changes" in message
+    assert "slow.py" in message
+    assert len(gpu_runs(here)) == before
+
+
+def test_another_commit_there_is_refused_with_the_cure(here, there):
+    commit_a_turn(here)
+    message = here.ends(here.start(**GPU), "Failed", 120).message
+    wanted = here.call("git", "rev-parse", "HEAD").stdout[:12]
+    assert f"the run needs {wanted}" in message
+    assert f"git fetch && git checkout {wanted}" in message
+    update(there, here)
+
+
+def test_cancel_here_stops_there_and_the_next_run_goes_on_there(here, there):
+    (there.folder / "hold").touch()
+    run = here.start(**GPU)
+    step = until(there.step, "the stage works there", 120)
+    with here.client as client:
+        client.set_flow_run_state(run.id, Cancelling())
+    here.ends(run, "Cancelled", 120)
+    here.ends(gpu_runs(here)[-1], "Cancelled", 120)
+    until(lambda: not there.run_processes(), "the stage ends there", 30)
+    there.release()
+    again = here.start(**GPU)
+    here.ends(again, "Completed", 180)
+    assert here.begun(gpu_runs(here)[-1]) >= step > 0
+    assert "stage slow: restored" in here.log(again)
+    expected = (here.folder / "turn.txt").read_text()
+    assert (here.folder / "artifacts/slow.txt").read_text() == expected
+
+
+def test_a_remote_that_is_not_set_is_told(here, tmp_path, monkeypatch):
+    from prefect.logging import disable_run_logger
+
+    from flows import remote
+    from flows.faults import StageFailed
+
+    clone = tmp_path / "clone"
+    here.call("git", "clone", "-q", str(here.folder), str(clone))
+    monkeypatch.chdir(clone)
+    subprocess.run([sys.executable, "-m", "dvc", "remote", "remove", "shared"], check=True)
+    with disable_run_logger(), pytest.raises(StageFailed, match="dvc remote add -d NAME URL"):
+        remote.run_elsewhere("slow", "gpu")

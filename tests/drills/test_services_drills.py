@@ -1,0 +1,216 @@
+"""What kills, cancels and time-outs do to runs that a worker started, under the real supervisor.
+
+One set of servers for the whole file. Every drill ends in the same checks: nothing of the run
+lives, no lock is left, nothing half-written, and the next run goes on from the last checkpoint.
+That next run is what the drill after it disturbs; a drill that finds none starts one.
+"""
+
+import subprocess
+import sys
+from datetime import timedelta
+
+import psutil
+import pytest
+from prefect.states import Cancelling
+from servers import free_port, make_project, until
+
+from flows.server import AUTOMATION, ensure_automation
+
+pytestmark = pytest.mark.pipeline
+SILENT_S = 40  # above the 30 s of a heartbeat, which is Prefect's least
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    made = make_project(tmp_path_factory.mktemp("project"))
+    made.services("up")
+    yield made
+    made.release()
+    down = made.services("down")
+    assert "everything is down" in down.stdout
+    assert not made.processes()
+
+
+def kill(*processes):
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+@pytest.fixture
+def run(project):
+    """A run whose stage works and will not end by itself: the one before's successor, or a new."""
+    (project.folder / "hold").touch()
+    if project.current is None or not project.is_working(project.current):
+        project.new_turn()
+        project.current = project.start()
+    project.works()
+    return project.current
+
+
+def gone_and_succeeded(project, step):
+    """Nothing is left of the ended run; the next one goes on at its last checkpoint."""
+    until(lambda: not project.run_processes(), "the run's processes end", 30)
+    project.current = project.start()
+    assert project.begun(project.current) >= step > 0
+    assert not project.leftovers()
+    assert "stage first: skipped" in project.log(project.current)
+
+
+def completes(project, run):
+    project.release()
+    project.ends(run, "Completed")
+    project.current = None
+    assert not project.leftovers()
+
+
+def test_a_second_run_waits_for_the_first(project, run):
+    second = project.start()
+    until(lambda: project.state(second).name in ("Late", "AwaitingConcurrencySlot"), "it waits", 60)
+    assert project.state(run).is_running()
+    completes(project, run)
+    completes(project, second)
+    assert "stage slow: ran" in project.log(run)
+    assert "stage slow: skipped" in project.log(second)
+    assert (project.registered()["version"], project.registered()["new"]) == (1, False)
+
+
+def test_cancel_ends_the_stage_with_a_checkpoint(project, run):
+    step = project.step()
+    with project.client as client:
+        client.set_flow_run_state(run.id, Cancelling())
+    project.ends(run, "Cancelled")
+    gone_and_succeeded(project, step)
+
+
+def test_a_killed_flow_is_crashed_and_its_stage_stops(project, run):
+    step = project.step()
+    kill(project.process("prefect.engine"))
+    assert "-9" in project.ends(run, "Crashed").message
+    gone_and_succeeded(project, step)
+
+
+def test_a_killed_worker_comes_back_and_ends_what_its_predecessor_began(project, run):
+    step = project.step()
+    kill(project.process("worker start"))
+    project.ends(run, "Crashed")  # by the flow itself, told to stop; then the reaper says why
+    until(lambda: "The worker of pool local is gone" in project.state(run).message, "it says why")
+    assert "Run it again" in project.state(run).message
+    gone_and_succeeded(project, step)
+
+
+def test_everything_killed_at_once(project, run):
+    step = project.step()
+    kill(*project.processes())
+    project.services("up")
+    assert "The worker of pool local is gone" in project.ends(run, "Crashed").message
+    gone_and_succeeded(project, step)
+
+
+def test_down_stops_a_running_flow_with_its_checkpoint(project, run):
+    step = project.step()
+    assert "everything is down" in project.services("down").stdout
+    assert not project.processes()
+    assert {path.suffix for path in (project.folder / ".services").iterdir()} == {".log"}
+    assert "up already" not in project.services("up").stdout
+    assert project.state(run).name == "Crashed"
+    gone_and_succeeded(project, step)
+
+
+def test_up_again_says_that_it_is_up(project, run):
+    assert "it is up already" in project.services("up").stdout
+    assert project.state(run).is_running()
+
+
+def test_a_killed_prefect_server_comes_back_and_the_run_goes_on(project, run):
+    kill(project.process("prefect server start"))
+    until(project.answers, "the server is back")
+    completes(project, run)
+
+
+def test_a_killed_mlflow_server_comes_back_on_its_port(project):
+    page = f"http://127.0.0.1:{project.mlflow_port}/health"
+    server = project.process("-m mlflow server")
+    (child,) = server.children()
+    kill(server)
+    assert child.is_running()  # and holds the port
+    until(lambda: (new := project.process("-m mlflow server")) and new.children(), "another starts")
+    assert not child.is_running()
+    until(lambda: project.answers(page), "it answers")
+
+
+def test_a_time_out_ends_the_stage_and_says_what_to_do(project):
+    (project.folder / "hold").touch()
+    project.new_turn()
+    run = project.start(orchestrate__stage_timeout_s=10)
+    step = project.works()
+    state = project.ends(run, "Failed")
+    assert "took longer than orchestrate.stage_timeout_s (10 s)" in state.message
+    assert "the flow again" in state.message
+    params = project.folder / "params.yaml"
+    params.write_text(params.read_text().replace("timeout_s: 10", "timeout_s: null"))
+    gone_and_succeeded(project, step)
+
+
+def test_after_a_power_cut_the_server_marks_the_silent_run(project, run):
+    """No worker comes back: the automation alone frees the slot. It counts from a heartbeat on."""
+    completes(project, run)
+    with project.client as client:
+        ensure_automation(client, silent_s=SILENT_S)
+        (project.folder / "hold").touch()
+        project.new_turn()
+        run = project.start()
+        step = project.works()
+        supervisor = project.process("supervisord")
+        supervisor.suspend()
+        try:
+            kill(project.process("worker start"), *project.run_processes())
+            assert f"No heartbeat for {SILENT_S} s" in project.ends(run, "Crashed").message
+        finally:
+            supervisor.resume()
+            ensure_automation(client)
+        (kept,) = client.read_automations_by_name(AUTOMATION)
+        assert kept.trigger.within == timedelta(seconds=90)
+    gone_and_succeeded(project, step)
+
+
+def mlflow_server(project, port):
+    store = f"sqlite:///{project.folder / 'mlflow/store/mlflow.db'}"
+    command = ["mlflow", "server", "--workers", "1", "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, "--backend-store-uri", store],
+        cwd=project.folder,
+        env=project.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until(lambda: project.answers(f"http://127.0.0.1:{port}/health"), "MLflow answers")
+    return psutil.Process(process.pid)
+
+
+def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run):
+    completes(project, run)
+    port = free_port()
+    named = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    server = mlflow_server(project, port)
+    (project.folder / "hold").touch()
+    project.new_turn()
+    settings = {"orchestrate__retries": 1, "orchestrate__retry_delay_s": 1}
+    run = project.start(environment=named, **settings)
+    project.works()
+    kill(*server.children(recursive=True), server)
+    project.release()
+    message = project.ends(run, "Failed").message
+    assert f"MLflow at http://127.0.0.1:{port} does not answer" in message
+    assert "run the flow again" in message
+    log = project.log(run)
+    assert "stage last: ran" in log or "stage last: restored" in log
+    assert "Retry 1/1" in log
+    server = mlflow_server(project, port)
+    try:
+        again = project.start(environment=named, **settings)
+        project.ends(again, "Completed")
+        assert "stage slow: skipped" in project.log(again)
+        assert project.registered()["version"] == 1
+    finally:
+        kill(*server.children(recursive=True), server)

@@ -1,0 +1,187 @@
+"""The services of compose.yaml without containers: Postgres, S3 (moto), Prefect, MLflow, DVC.
+
+The commands of Prefect, MLflow and the buckets are compose.yaml's own, with addresses and ports of
+this machine in place of the containers'.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from servers import ROOT, free_port, make_project, until
+
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("postgres", "initdb"))),
+        reason="Postgres is not on this machine (Debian: apt install postgresql)",
+    ),
+]
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+USER = "postgres" if os.name == "posix" and os.geteuid() == 0 else None  # it refuses to be root
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}  # moto takes any
+
+
+class Team:
+    """Addresses of the services, and the project that uses them."""
+
+    def __init__(self, project):
+        self.project = project
+        self.postgres, self.store, self.mlflow = free_port(), free_port(), free_port()
+
+    def translated(self, text: str) -> str:
+        """A value of compose.yaml for this machine."""
+        for container, here in {
+            "postgres:5432": f"127.0.0.1:{self.postgres}",
+            "http://store:8333": f"http://127.0.0.1:{self.store}",
+            "127.0.0.1:8333": f"127.0.0.1:{self.store}",
+            "127.0.0.1:4200": f"127.0.0.1:{self.project.prefect_port}",
+            "127.0.0.1:5000": f"127.0.0.1:{self.mlflow}",
+            "0.0.0.0": "127.0.0.1",
+        }.items():
+            text = text.replace(container, here)
+        ports = {"4200": str(self.project.prefect_port), "5000": str(self.mlflow)}
+        text = ports.get(text, text)
+        return re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: KEYS.get(found[1], "secret"), text)
+
+    def command(self, service: str) -> list[str]:
+        words = [self.translated(word) for word in COMPOSE[service]["command"]]
+        return [sys.executable, *(words[1:] if words[0] == "python" else ["-m", *words])]
+
+    def environment(self, service: str) -> dict[str, str]:
+        said = COMPOSE[service]["environment"].items()
+        return self.project.environment | {name: self.translated(value) for name, value in said}
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory):
+    root = tmp_path_factory.mktemp("team")
+    (root / "project").mkdir()
+    made = Team(make_project(root / "project"))
+    running = []
+
+    def start(command, **options):
+        log = (root / f"{len(running)}.log").open("w")
+        options = {"cwd": made.project.folder, "stdout": log, "stderr": log} | options
+        running.append(subprocess.Popen(command, process_group=0, **options))
+
+    data, sockets = Path("/tmp") / f"hpgr-pg-{os.getpid()}", "/tmp"
+    data.mkdir(mode=0o700)
+    if USER:
+        shutil.chown(data, USER)
+    try:
+        as_user = {"user": USER, "cwd": "/tmp", "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
+        initdb = ["initdb", "-D", str(data), "-U", "hpgr", "--auth=trust", "--no-sync"]
+        subprocess.run(initdb, check=True, capture_output=True, **as_user)
+        postgres = ["postgres", "-D", str(data), "-p", str(made.postgres), "-k", sockets]
+        start([*postgres, "-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"], **as_user)
+        make_databases(made.postgres)
+        start([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(made.store)])
+        subprocess.run(
+            made.command("buckets"),
+            env=made.environment("buckets"),
+            cwd=made.project.folder,
+            check=True,
+        )
+        for service in ("prefect", "mlflow"):
+            start(made.command(service), env=made.environment(service))
+        project = made.project
+        until(project.answers, "Prefect answers", 180)
+        until(lambda: project.answers(f"http://127.0.0.1:{made.mlflow}/health"), "MLflow", 180)
+        yield made
+    finally:
+        for process in reversed(running):
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(data, ignore_errors=True)
+    assert not made.project.processes()
+
+
+def make_databases(port):
+    """Prefect's, and MLflow's as compose's start script makes it."""
+    import psycopg2
+
+    def connect():
+        try:
+            return psycopg2.connect(host="127.0.0.1", port=port, user="hpgr", dbname="postgres")
+        except psycopg2.OperationalError:
+            return None
+
+    connection = until(connect, "Postgres answers")
+    connection.autocommit = True
+    script = yaml.safe_load((ROOT / "compose.yaml").read_text())["configs"]["databases"]["content"]
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE DATABASE prefect")
+        cursor.execute(script)
+    connection.close()
+
+
+def tables(port, database):
+    import psycopg2
+
+    with psycopg2.connect(host="127.0.0.1", port=port, user="hpgr", dbname=database) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        return {row[0] for row in cursor.fetchall()}
+
+
+def test_prefect_keeps_its_runs_in_postgres_and_takes_the_deployments(team):
+    team.project.call(
+        *team.command("deployments"), **team.environment("deployments") | {"PYTHONUNBUFFERED": "1"}
+    )
+    with team.project.client as client:
+        names = {deployment.name for deployment in client.read_deployments()}
+    assert names == {"local", "gpu"}
+    assert {"flow_run", "deployment"} <= tables(team.postgres, "prefect")
+
+
+def test_making_the_buckets_again_is_no_error(team):
+    done = subprocess.run(
+        team.command("buckets"),
+        env=team.environment("buckets"),
+        cwd=team.project.folder,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+def test_a_model_is_registered_in_the_teams_stores_and_loads_back(team):
+    project = team.project
+    shutil.copytree(project.folder / "prepared", project.folder / "artifacts", dirs_exist_ok=True)
+    client = team.environment("worker")
+    told = project.call(sys.executable, "-m", "hpgr.cli", "register", **client).stdout
+    assert "registered hpgr version 1, alias champion" in told
+    assert not (project.folder / "mlflow/store/mlflow.db").exists()
+    assert "registered_models" in tables(team.postgres, "mlflow")
+    probe = """
+import json, mlflow, boto3
+model = mlflow.pyfunc.load_model("models:/hpgr@champion")
+keys = [o["Key"] for o in boto3.client("s3").list_objects_v2(Bucket="hpgr-mlflow")["Contents"]]
+print(json.dumps([type(model).__name__, sum(k.endswith("model.safetensors") for k in keys)]))
+"""
+    last = project.call(sys.executable, "-c", probe, **client).stdout.splitlines()[-1]
+    assert json.loads(last) == ["PyFuncModel", 1]
+
+
+def test_dvc_carries_data_through_the_teams_store(team, tmp_path):
+    project, client = team.project, team.environment("worker")
+    dvc = (sys.executable, "-m", "dvc")
+    project.call(*dvc, "remote", "add", "-d", "team", "s3://hpgr-dvc")
+    project.call(*dvc, "remote", "modify", "team", "endpointurl", client["AWS_ENDPOINT_URL"])
+    project.call(*dvc, "push", "data.dvc", **client)
+    shutil.rmtree(project.folder / ".dvc/cache")
+    shutil.rmtree(project.folder / "data")
+    project.call(*dvc, "pull", "data.dvc", **client)
+    assert (project.folder / "data/log.txt").read_text() == "events"

@@ -1,0 +1,240 @@
+"""The refresh flow on a log cut at two dates: real Prefect and DVC, the stages up to sessionize.
+
+Training and registration are left out: `DRIVER` puts the vocabulary of the last run below base/, as
+filling it from the registry does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from flows.refresh import page
+from hpgr.data.incoming import Verdict
+from hpgr.runtime import TELEMETRY_OFF
+
+ROOT = Path(__file__).parents[1]
+DVC = (sys.executable, "-m", "dvc")
+START, STEP_S = 1_600_000_000, 600
+BASE, FIRST, SECOND = 2400, 400, 400  # events of the base log and of both batches
+
+DRIVER = """
+import json, shutil, sys
+from pathlib import Path
+from flows import refresh, stages
+from hpgr.data import ledger
+from hpgr.data.base import BASE
+from hpgr.runtime import write_json
+
+def fill_base():
+    for name in ("items", "actions", "categories"):
+        shutil.copyfile(f"artifacts/sessions/{name}.parquet", BASE / f"{name}.parquet")
+    write_json(BASE / "base.json", {"version": 1})
+
+def pipeline():
+    stages.check_data()
+    return {s: stages.as_task(s)(s) for s in stages.stage_order()}
+
+refresh.start_from_champion, refresh.pipeline = fill_base, pipeline
+outcomes = []
+for step in json.loads(sys.argv[1]):
+    if step == "die while taking in":
+        cfg = refresh.load_config()
+        ledger.begin(cfg.data, refresh.examine(cfg, Path("one.csv"), evidence=False))
+        continue
+    try:
+        outcomes.append(refresh.refresh(step))
+    except Exception as error:
+        outcomes.append(str(error))
+    outcomes[-1] = [outcomes[-1], Path("data.dvc").read_text()]
+Path("outcomes.json").write_text(json.dumps(outcomes))
+"""
+
+
+def events() -> list[str]:
+    """Lines of a log in which items come up for the first time now and then."""
+    draw = random.Random(0)
+    return [
+        f"u{draw.randrange(80)},i{int((20 + n / 50) * draw.random() ** 3)},"
+        f"{START + STEP_S * n},{draw.choice([5, 5, 4, 1])}"
+        for n in range(BASE + FIRST + SECOND)
+    ]
+
+
+def write(path: Path, lines: list[str]) -> None:
+    path.write_text("\n".join(["user_id,item_id,timestamp,stars", *lines]) + "\n")
+
+
+def run(folder: Path, *command: str) -> str:
+    """What the command printed; to a file, since a server that outlives it would hold a pipe."""
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))},
+        **TELEMETRY_OFF,
+        "PYTHONPATH": str(folder),
+        "PREFECT_HOME": str(folder / ".prefect"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    log = folder / "output.txt"
+    with log.open("w") as file:
+        done = subprocess.run(
+            command, cwd=folder, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment
+        )
+    assert done.returncode == 0, f"{command}\n{log.read_text()[-6000:]}"
+    return log.read_text()
+
+
+def drive(folder: Path, *steps: str) -> tuple[list, str]:
+    """Outcome of each step, with data.dvc after it, and the log."""
+    log = run(folder, sys.executable, "driver.py", json.dumps(steps))
+    return json.loads((folder / "outcomes.json").read_text()), log
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """This working tree's code with the first part of the log, validated and sessionized."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("hpgr", "flows"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "prefect.toml", folder / "prefect.toml")
+    (folder / "base").mkdir()
+    (folder / "base/.gitignore").write_text("*\n")
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    stages = {name: graph["stages"][name] for name in ("validate", "sessionize")}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    columns = {**params["data"]["columns"], "action": "stars"}
+    params["data"] |= {"path": "data/shop", "format": "table", "interactions": "log.csv"}
+    params["data"]["columns"] = columns
+    params["sessionize"]["min_item_events"] = 5
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    lines = events()
+    (folder / "data/shop").mkdir(parents=True)
+    write(folder / "data/shop/log.csv", lines[:BASE])
+    write(folder / "one.csv", lines[BASE : BASE + FIRST])
+    write(folder / "two.csv", lines[BASE + FIRST :])
+    write(folder / "bad.csv", [line[:-1] + str(6 - int(line[-1])) for line in lines[BASE:]])
+    (folder / "driver.py").write_text(DRIVER)
+    run(folder, "git", "init", "-q")
+    run(folder, *DVC, "init", "-q")
+    run(folder, *DVC, "add", "-q", "data")
+    run(folder, *DVC, "repro", "-q")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def refreshed(project) -> dict:
+    """What each of a series of refreshes in one process came to."""
+    before = items(project)
+    steps = ["bad.csv", "die while taking in", "one.csv", "one.csv", "two.csv"]
+    outcomes, log = drive(project, *steps)
+    names = ["bad", "one", "again", "two"]
+    return {"items": before, "log": log, **dict(zip(names, outcomes, strict=True))}
+
+
+def items(project: Path) -> list[str]:
+    return pq.read_table(project / "artifacts/sessions/items.parquet")["item_id"].to_pylist()
+
+
+def pins(refreshed: dict) -> list[str]:
+    return [refreshed[name][1] for name in ("bad", "one", "again", "two")]
+
+
+pytestmark = pytest.mark.pipeline
+
+
+def test_a_refused_batch_fails_the_run_and_leaves_the_log(refreshed, project):
+    message, pin = refreshed["bad"]
+    assert "drift of the actions: found" in message and "artifacts/rejected/report.html" in message
+    assert pin != refreshed["one"][1]
+
+
+def test_an_interrupted_batch_is_undone_and_comes_again(refreshed):
+    assert "had begun to take in" in refreshed["log"]
+    assert refreshed["one"][0] == {"validate": "skipped", "sessionize": "ran"}
+
+
+def test_the_same_batch_again_changes_nothing_and_says_so(refreshed):
+    assert "one.csv is in the log already" in refreshed["log"]
+    assert refreshed["again"] == [
+        {"validate": "skipped", "sessionize": "skipped"},
+        pins(refreshed)[1],
+    ]
+
+
+def test_data_dvc_moves_with_every_batch(refreshed):
+    bad, one, again, two = pins(refreshed)
+    assert len({bad, one, two}) == 3 and one == again
+
+
+def test_the_parts_add_up_to_the_whole_log(refreshed, project):
+    found = pq.read_table(project / "artifacts/validated/events.parquet")
+    rows = zip(
+        *(found[name].to_pylist() for name in ("user_id", "item_id", "timestamp", "action")),
+        strict=True,
+    )
+    assert [",".join(map(str, row)) for row in rows] == events()
+    assert found["row"].to_pylist() == list(range(BASE + FIRST + SECOND))
+
+
+def test_old_ids_stay_over_both_batches(refreshed, project):
+    old, new = refreshed["items"], items(project)
+    assert new[: len(old)] == old and len(new) > len(old)
+
+
+def test_every_batch_is_on_record(refreshed, project):
+    batches = json.loads((project / "artifacts/accepted/batches.json").read_text())
+    found = [(batch["source"], batch["accepted"], batch["rows"]) for batch in batches]
+    assert found == [
+        ("bad.csv", False, FIRST + SECOND),
+        ("one.csv", True, FIRST),
+        ("two.csv", True, SECOND),
+    ]
+    assert not (project / "artifacts/accepted/taking.json").exists()
+
+
+def test_a_repro_afterwards_runs_nothing(refreshed, project):
+    again = run(project, *DVC, "repro")
+    assert "Running stage" not in again
+    assert again.count("didn't change, skipping") == 3  # data.dvc and both stages
+
+
+def test_a_log_that_the_validate_stage_refuses_is_as_it_was(refreshed, project):
+    """The batch alone is good, but doubles the log."""
+    lines = [f"v{n % 50},i{n % 7},{START + STEP_S * (3200 + n)},5" for n in range(1000)]
+    write(project / "much.csv", lines)
+    params = (project / "params.yaml").read_text()
+    values = yaml.safe_load(params)
+    values["validate"]["max_volume_change"] = 0.25
+    values["refresh"] |= {"max_item_drift": 1.0, "max_action_drift": 1.0}
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    before = items(project)
+    try:
+        ((message, pin),), _ = drive(project, "much.csv")
+        assert "rows against the last accepted batch" in message
+        assert pin == refreshed["two"][1]
+        assert "up to date" in run(project, *DVC, "status", "data.dvc")
+        assert (project / "artifacts/validated/events.parquet").is_file()
+        assert items(project) == before
+        last = json.loads((project / "artifacts/accepted/batches.json").read_text())[-1]
+        assert (last["source"], last["accepted"]) == ("much.csv", False)
+    finally:
+        (project / "params.yaml").write_text(params)
+
+
+def test_the_page_sets_a_batch_beside_the_last_one():
+    entry = {"source": "new.csv", "rows": 1200, "item_drift": 0.5, "action_drift": None}
+    verdict = Verdict("abc", {}, entry, ("drift of the items: found 0.5",), (), None)
+    shown = page(verdict, {"rows": 1000, "item_drift": 0.01})
+    assert "**Refused**: `new.csv`" in shown and "- drift of the items: found 0.5" in shown
+    assert "| rows | 1,200 | 1,000 |" in shown
+    assert "| drift of the items | 0.500 | 0.010 |" in shown
+    assert "| drift of the actions |  |  |" in shown
