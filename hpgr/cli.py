@@ -2,7 +2,7 @@
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
     hpgr gate | promote | lineage VERSION | base | monitor
-    hpgr fetch NAME | doctor | params | recommend | recommend-all | serve | result
+    hpgr fetch NAME | doctor | cache | params | recommend | recommend-all | serve | result
 
 A stage takes no arguments: it reads params.yaml and the artifacts of the stages before it
 (docs/artifacts.md). Every mistake of the user is one message on stderr and exit code 2. A stage's
@@ -245,6 +245,20 @@ def incoming(path: Annotated[Path, typer.Argument(help="file or folder of new ev
     if verdict.reasons:
         raise UserError(verdict.refusal())
     print(f"it would be taken in: python -m flows.refresh {path}")
+
+
+@app.command()
+def cache() -> None:
+    """Read DVC's cache back and remove what is corrupted; `dvc repro` then makes it anew."""
+    from hpgr.cache import clean_cache
+
+    removed = clean_cache()
+    for path in removed:
+        print(f"{path}: corrupted, removed")
+    if removed:
+        print("now run: dvc repro")
+    else:
+        print("every file of DVC's cache is what its name says")
 
 
 @app.command()

@@ -40,7 +40,10 @@ class DamagedFile(UserError, ValueError):
     def __init__(self, path: Path, why: object, cure: str | None = None) -> None:
         """`cure` is by default DVC's for a stage's output, else to delete the file."""
         if cure is None and path.parts[:1] == ("artifacts",):
-            cure = "`dvc repro` makes it anew, or brings it back from DVC's cache"
+            cure = (
+                "`dvc repro` brings it back from DVC's cache or makes it anew; where that changes "
+                "nothing the cache is corrupted too: `hpgr cache`, then `dvc repro`"
+            )
         super().__init__(f"{path} is damaged ({why}): {cure or 'bring it back or delete it'}")
 
 

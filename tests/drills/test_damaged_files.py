@@ -6,6 +6,7 @@ of it compared byte for byte with what was there before.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,14 +15,24 @@ from pathlib import Path
 import pytest
 import yaml
 from test_kills import SIGNAL_IN_TRAINING, weights
-from workspace import contents, copy, driven, dvc, hpgr, leftovers, no_traceback, one_message
+from workspace import (
+    WEIGHTS,
+    contents,
+    copy,
+    driven,
+    dvc,
+    hpgr,
+    leftovers,
+    no_traceback,
+    one_message,
+)
 
 from hpgr.runtime import read_json
 
 
 def cut(path: Path) -> None:
     """Keep the first half of a file."""
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def flip(path: Path) -> None:
@@ -29,11 +40,8 @@ def flip(path: Path) -> None:
     stat = path.stat()
     whole = bytearray(path.read_bytes())
     whole[-64:-56] = bytes(byte ^ 0xFF for byte in whole[-64:-56])
-    path.chmod(0o644)
-    path.write_bytes(whole)
-    path.chmod(stat.st_mode)
-    import os
-
+    with path.open("r+b") as file:
+        file.write(whole)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
@@ -142,19 +150,21 @@ def cached(project: Path, file: str) -> Path:
 
 
 @pytest.mark.parametrize("damage", [cut, flip])
-def test_a_corrupted_cache_file_is_made_anew(project, damage):
-    """The artifact is gone and its copy in the cache is wrong: the stage runs again."""
+def test_a_corrupted_cache_file_is_found_removed_and_made_anew(project, damage):
+    """DVC trusts what it has write-protected, and puts it into the workspace as it is."""
     expected = weights(project, "pretrain")
-    file = cached(project, "model.safetensors")
-    file.chmod(0o644)
-    damage(file)
+    file = cached(project, WEIGHTS)
+    damage(file)  # keeps the mode, as a failing disk does
     shutil.rmtree(project / "artifacts/pretrain")
+    assert dvc("checkout", "artifacts/pretrain", cwd=project).returncode == 0
+    assert weights(project, "pretrain") != expected
+    done = hpgr("cache", cwd=project)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [f"{file}: corrupted, removed", "now run: dvc repro"]
     done = dvc("repro", "finetune", cwd=project)
-    told = done.told
-    if done.returncode != 0 or weights(project, "pretrain") != expected:
-        print(told)
-    assert done.returncode == 0, told
+    assert done.returncode == 0, done.told
     assert weights(project, "pretrain") == expected
+    assert "every file of DVC's cache" in hpgr("cache", cwd=project).stdout
 
 
 @pytest.mark.parametrize("damage", [cut, empty])

@@ -28,8 +28,10 @@ HPGR = (sys.executable, "-m", "hpgr.cli")
 DVC = (sys.executable, "-m", "dvc")
 DEADLINE_S = 240
 STEPS_S = 0.02
+STAGES = ("validate", "sessionize", "pretrain", "finetune", "evaluate")
 START = 1_600_000_000
 WEIGHTS = "model.safetensors"
+LEFT_OUT = ("resources.csv", "metrics.json", "report.html", "index.html")
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,11 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file, but for what differs from run to run: timings."""
+    """Bytes of every file, but for what differs from run to run, timings, or file system, order."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("resources.csv", "metrics.json", "report.html")
+        if path.is_file() and path.name not in LEFT_OUT
     }
 
 

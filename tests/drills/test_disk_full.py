@@ -1,0 +1,164 @@
+"""Drill: the disk is full while a stage writes; with room again the same command goes on.
+
+The project lies on a small file system of its own, filled to the last kilobytes. Where a test may
+not mount one, a limit on the size of files stands in for it: the same paths, another error number.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from workspace import (
+    STAGES,
+    contents,
+    copy,
+    driven,
+    dvc,
+    hpgr,
+    leftovers,
+    no_traceback,
+    one_message,
+)
+
+DISK_MB = 64
+SPARE_KB = 24  # enough to begin, too little to end
+OUTPUTS = {"validate": "validated", "sessionize": "sessions", "evaluate": "evaluation"}
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+"""
+
+
+class SmallDisk:
+    """A file system that holds a project, and a file that takes the rest of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._filler = folder, folder / "filler"
+
+    def fill(self, spare_kb: int) -> None:
+        """Leave `spare_kb` free."""
+        with self._filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+        size = self._filler.stat().st_size
+        with self._filler.open("r+b") as file:
+            file.truncate(max(size - (spare_kb << 10), 0))
+
+    def free(self) -> None:
+        self._filler.unlink()
+
+
+@contextmanager
+def mounted(folder: Path) -> Iterator[None]:
+    """A file system of DISK_MB at `folder`."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
+    made = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"no right to mount a small disk ({made.stderr.strip()}); see the limit below")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def disk(finished, tmp_path_factory) -> Iterator[SmallDisk]:
+    folder = tmp_path_factory.mktemp("disk")
+    with mounted(folder):
+        yield SmallDisk(copy(finished, folder / "project"))
+
+
+def outputs(stage: str, project: Path) -> Path:
+    return project / "artifacts" / OUTPUTS.get(stage, stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_on_a_full_disk(disk, stage):
+    project = disk.folder
+    before = contents(outputs(stage, project))
+    disk.fill(SPARE_KB)
+    try:
+        message = one_message(hpgr(stage, cwd=project))
+    finally:
+        disk.free()
+    assert "no room left to write" in message and "MB free in" in message
+    assert "Make room there" in message and "run the same command again" in message
+    assert contents(outputs(stage, project)) == before
+    assert leftovers(project) == []
+    done = hpgr(stage, cwd=project)
+    assert done.returncode == 0, done.told
+    if before:
+        assert contents(outputs(stage, project)) == before
+
+
+def test_training_goes_on_from_the_checkpoint_that_found_room(disk):
+    """The disk fills up in mid-training."""
+    project = disk.folder
+    before = contents(outputs("pretrain", project))
+    patch = FILL_AT_STEP.replace("FILLER", repr(str(project / "filler")))
+    message = one_message(driven("pretrain", patch, project))
+    disk.free()
+    assert "no room left to write checkpoints/" in message
+    done = hpgr("pretrain", cwd=project)
+    assert done.returncode == 0, done.told
+    assert "pretrain: goes on at epoch 2" in done.stdout
+    assert contents(outputs("pretrain", project)) == before
+    assert leftovers(project) == []
+
+
+FILL_AT_STEP = """
+import torch
+step, seen = torch.optim.AdamW.step, 0
+def filling(self, *arguments, **options):
+    global seen
+    seen += 1
+    if seen == 8:
+        with open(FILLER, "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+    return step(self, *arguments, **options)
+torch.optim.AdamW.step = filling
+"""
+
+
+def test_dvc_without_room_for_its_cache_says_so_and_mends_it_later(finished, project):
+    """The outputs fit, their copies in the cache do not: an error, though with exit code 0."""
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("min_user_events: 3", "min_user_events: 4"))
+    cache = project / ".dvc/cache"
+    shutil.rmtree(cache)
+    with mounted(cache):
+        copy(finished / ".dvc/cache", cache)
+        small = SmallDisk(cache)
+        small.fill(0)
+        done = dvc("repro", "sessionize", cwd=project)
+        assert "No space left on device" in done.told
+        assert no_traceback(done.told)
+        small.free()
+        again = dvc("repro", "sessionize", cwd=project)
+        assert again.returncode == 0, again.told
+        whole = contents(outputs("sessionize", project))
+        shutil.rmtree(outputs("sessionize", project))
+        assert dvc("checkout", "artifacts/sessions", cwd=project).returncode == 0
+        assert contents(outputs("sessionize", project)) == whole
+    assert leftovers(project) == []
+
+
+@pytest.mark.parametrize(("stage", "size"), [("sessionize", 4000), ("pretrain", 30_000)])
+def test_a_limit_on_files_reads_the_same(project, stage, size):
+    before = contents(outputs(stage, project))
+    message = one_message(
+        driven(stage, LIMITED.replace("(LIMIT, LIMIT)", f"({size}, {size})"), project)
+    )
+    assert "no room left to write" in message
+    assert contents(outputs(stage, project)) == before
+    assert leftovers(project) == []
