@@ -43,7 +43,7 @@ worker: .venv/ready  ## on another machine: PREFECT_API_URL=http://SERVER:4200/a
 
 .PHONY: test
 test: .venv/ready-dev lint  ## set up, check style, types and layers, run every test
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: lint
 lint: .venv/ready-dev  ## style, format, types, layers
