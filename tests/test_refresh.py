@@ -7,58 +7,20 @@ filling it from the registry does.
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from refresh_project import DVC, ROOT, drive, items, make_project, reproduce, run
 
 from flows.refresh import page
 from hpgr.data.incoming import Verdict
-from hpgr.runtime import TELEMETRY_OFF
 
-ROOT = Path(__file__).parents[1]
-DVC = (sys.executable, "-m", "dvc")
 START, STEP_S = 1_600_000_000, 600
 BASE, FIRST, SECOND = 2400, 400, 400  # events of the base log and of both batches
-
-DRIVER = """
-import json, shutil, sys
-from pathlib import Path
-from flows import refresh, stages
-from hpgr.data import ledger
-from hpgr.data.base import BASE
-from hpgr.runtime import write_json
-
-def fill_base():
-    for name in ("items", "actions", "categories"):
-        shutil.copyfile(f"artifacts/sessions/{name}.parquet", BASE / f"{name}.parquet")
-    write_json(BASE / "base.json", {"version": 1})
-
-def pipeline():
-    stages.check_data()
-    return {s: stages.reproduce(s) for s in stages.stage_order()}
-
-refresh.start_from_champion, refresh.pipeline = fill_base, pipeline
-refresh.require_champion = lambda: None
-outcomes = []
-for step in json.loads(sys.argv[1]):
-    if step == "die while taking in":
-        cfg = refresh.load_config()
-        ledger.begin(cfg.data, refresh.examine(cfg, Path("one.csv"), evidence=False))
-        continue
-    try:
-        outcomes.append(refresh.refresh(step))
-    except Exception as error:
-        outcomes.append(str(error))
-    outcomes[-1] = [outcomes[-1], Path("data.dvc").read_text()]
-Path("outcomes.json").write_text(json.dumps(outcomes))
-"""
 
 
 def events() -> list[str]:
@@ -75,59 +37,26 @@ def write(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(["user_id,item_id,timestamp,stars", *lines]) + "\n")
 
 
-def run(folder: Path, *command: str, code: int = 0) -> str:
-    """What the command printed; to a file, since a server that outlives it would hold a pipe."""
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))},
-        **TELEMETRY_OFF,
-        "PYTHONPATH": str(folder),
-        "PREFECT_HOME": str(folder / ".prefect"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    log = folder / "output.txt"
-    with log.open("w") as file:
-        done = subprocess.run(
-            command, cwd=folder, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment
-        )
-    assert done.returncode == code, f"{command}\n{log.read_text()[-6000:]}"
-    return log.read_text()
-
-
-def drive(folder: Path, *steps: str) -> tuple[list, str]:
-    """Outcome of each step, with data.dvc after it, and the log."""
-    log = run(folder, sys.executable, "driver.py", json.dumps(steps))
-    return json.loads((folder / "outcomes.json").read_text()), log
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """This working tree's code with the first part of the log, validated and sessionized."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("hpgr", "flows"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(ROOT / "prefect.toml", folder / "prefect.toml")
-    (folder / "base").mkdir()
-    (folder / "base/.gitignore").write_text("*\n")
-    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    stages = {name: graph["stages"][name] for name in ("validate", "sessionize")}
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    columns = {**params["data"]["columns"], "action": "stars"}
-    params["data"] |= {"path": "data/shop", "format": "table", "interactions": "log.csv"}
-    params["data"]["columns"] = columns
-    params["sessionize"]["min_item_events"] = 5
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    columns = yaml.safe_load((ROOT / "params.yaml").read_text())["data"]["columns"]
+    log = {"path": "data/shop", "format": "table", "interactions": "log.csv"}
+    make_project(
+        folder,
+        {
+            "data": {**log, "columns": {**columns, "action": "stars"}},
+            "sessionize": {"min_item_events": 5},
+        },
+    )
     lines = events()
     (folder / "data/shop").mkdir(parents=True)
     write(folder / "data/shop/log.csv", lines[:BASE])
     write(folder / "one.csv", lines[BASE : BASE + FIRST])
     write(folder / "two.csv", lines[BASE + FIRST :])
     write(folder / "bad.csv", [line[:-1] + str(6 - int(line[-1])) for line in lines[BASE:]])
-    (folder / "driver.py").write_text(DRIVER)
-    run(folder, "git", "init", "-q")
-    run(folder, *DVC, "init", "-q")
-    run(folder, *DVC, "add", "-q", "data")
-    run(folder, *DVC, "repro", "-q")
+    reproduce(folder)
     return folder
 
 
@@ -139,10 +68,6 @@ def refreshed(project) -> dict:
     outcomes, log = drive(project, *steps)
     names = ["bad", "one", "again", "two"]
     return {"items": before, "log": log, **dict(zip(names, outcomes, strict=True))}
-
-
-def items(project: Path) -> list[str]:
-    return pq.read_table(project / "artifacts/sessions/items.parquet")["item_id"].to_pylist()
 
 
 def pins(refreshed: dict) -> list[str]:
