@@ -29,6 +29,7 @@ from flows.faults import TRANSIENT, StageFailed, TransientFault, retry_options
 from flows.locks import drop_stale_locks
 from flows.processes import end_with
 from hpgr.config import load_config
+from hpgr.data.sources import DATASETS, fetch
 
 DVC = (sys.executable, "-m", "dvc")
 DATA = "data.dvc"
@@ -75,6 +76,25 @@ def is_current(stage: str) -> bool:
 def _edges() -> list[tuple[str, str]]:
     """DVC's graph: (earlier, later), stages and .dvc files."""
     return re.findall(r'"([^"]+)" -> "([^"]+)"', dvc_output("dag", "--dot"))
+
+
+@task(name="fetch", task_run_name="fetch", cache_policy=NO_CACHE)
+def bring_log() -> None:
+    """Bring the log where there is none: from DVC's cache, else the public one of data.path.
+
+    A log of one's own that is missing is left to `check_data` to tell.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    data = load_config().data
+    if data.path.exists():
+        return
+    try:
+        dvc_output("checkout", DATA)
+    except StageFailed:  # not in the cache: a fresh clone
+        if data.path.name in DATASETS:
+            fetch(data.path.name, data.path.parent)
 
 
 @task(name="data", task_run_name="data", cache_policy=NO_CACHE)

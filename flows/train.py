@@ -20,7 +20,7 @@ from flows.monitor import watch
 from flows.pages import publish
 from flows.params import set_params
 from flows.promote import judge_and_promote
-from flows.stages import check_data, reproduce, stage_order
+from flows.stages import bring_log, check_data, reproduce, stage_order
 from hpgr.config import PARAMS_FILE, load_config
 from hpgr.registry.base import clear_base
 from hpgr.registry.register import register
@@ -43,6 +43,7 @@ def train(profile: str | None = None, overrides: dict[str, Any] | None = None) -
         "profile %s; changed in %s: %s", load_config().profile, PARAMS_FILE, changed
     )
     start_from_nothing()
+    bring_log.with_options(**retry_options(load_config().orchestrate))()
     return pipeline()
 
 

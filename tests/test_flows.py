@@ -9,12 +9,14 @@ import pytest
 import yaml
 from prefect.logging import disable_run_logger
 
+from flows import stages
 from flows.params import set_params
 from flows.stages import (
     RAN,
     RESTORED,
     SKIPPED,
     StageFailed,
+    bring_log,
     check_data,
     failure_message,
     run_stage,
@@ -136,6 +138,37 @@ def test_missing_data_fail(project):
     run("rm", "-r", str(project / "data"), cwd=project)
     with pytest.raises(StageFailed, match="deleted"):
         check_data.fn()
+
+
+@pytest.fixture
+def without_log(project):
+    """No data/, and parameters that name a public log."""
+    run("rm", "-r", str(project / "data"), cwd=project)
+    text = (ROOT / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text)
+    assert load_config(project / "params.yaml").data.path == Path("data/ml-1m")
+    return project
+
+
+def test_a_missing_log_comes_back_from_the_cache(without_log, monkeypatch):
+    monkeypatch.setattr(stages, "fetch", None)
+    bring_log.fn()
+    assert (without_log / "data/log.txt").read_text() == "events"
+
+
+def test_a_public_log_is_fetched_where_no_cache_has_it(without_log, monkeypatch):
+    run("rm", "-r", str(without_log / ".dvc" / "cache"), cwd=without_log)
+    asked = []
+    monkeypatch.setattr(stages, "fetch", lambda *arguments: asked.append(arguments))
+    bring_log.fn()
+    assert asked == [("ml-1m", Path("data"))]
+
+
+def test_a_log_that_is_there_is_left_alone(without_log, monkeypatch):
+    (without_log / "data/ml-1m").mkdir(parents=True)
+    monkeypatch.setattr(stages, "fetch", None)
+    bring_log.fn()
+    assert not (without_log / "data/log.txt").exists()
 
 
 @pytest.fixture
