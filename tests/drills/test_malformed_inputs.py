@@ -1,14 +1,15 @@
 """Drill: malformed input files. Each is accepted, quarantined or refused, and never half-written.
 
-The cases and what must come of them are in `malformed.py`. The stage and the doctor run in this
-process, for speed; some run as the real command too, and so do the lines of a gigabyte, whose
-memory is measured.
+The cases and what must come of them are in `malformed_rows.py` and `malformed_files.py`. The stage
+and the doctor run in this process, for speed; some run as the real command too, and so do the lines
+of a gigabyte, whose memory is measured.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import malformed_rows  # noqa: F401
 import pandas as pd
 import pytest
 from malformed import CASES, HEADER
