@@ -14,20 +14,23 @@ from typing import Any
 
 import yaml
 
+from hpgr.config import PARAMS_FILE
 from hpgr.registry.stages import STAGES
 from hpgr.runtime import read_json, sha256_file
 
 ABSENT = "absent"
+PINS = (PARAMS_FILE, Path("data.dvc"), Path("dvc.lock"))  # kept with a version's run, whole
 
 
 def run_tags() -> dict[str, str]:
     """Tags of the parent run: git commit and state, data, workspace state, environment.
 
-    `dvc.changed` lists the stages whose recorded inputs or outputs differ from the workspace: what
-    was trained by hand, past DVC, does not pass for what dvc.lock records.
+    `git.dirty` leaves out the files that are kept with the run. `dvc.changed` lists the stages
+    whose recorded inputs or outputs differ from the workspace: what was trained by hand, past DVC,
+    does not pass for what dvc.lock records.
     """
     commit = _output("git", "rev-parse", "HEAD")
-    changes = _output("git", "status", "--porcelain", "--", ".", ":!dvc.lock")
+    changes = _output("git", "status", "--porcelain", "--", ".", *(f":!{path}" for path in PINS))
     return {
         "git.commit": commit or ABSENT,
         "git.dirty": ABSENT if changes is None else str(bool(changes)).lower(),

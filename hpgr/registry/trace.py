@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hpgr.config import PARAMS_FILE, Config
+from hpgr.config import Config
 from hpgr.data.base import BASE
+from hpgr.registry.lineage import PINS
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import get_version
 from hpgr.runtime import UserError, read_json, write_text
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 FOLDER = "lineage"
 PATCH = "changes.patch"
-PINS = (PARAMS_FILE, Path("data.dvc"), Path("dvc.lock"))
 KEPT = (*PINS, Path("requirements.lock"), BASE / "base.json")
 
 
