@@ -141,9 +141,9 @@ def test_prefect_keeps_its_runs_in_postgres_and_takes_the_deployments(team):
         *team.command("deployments"), **team.environment("deployments") | {"PYTHONUNBUFFERED": "1"}
     )
     with team.project.client as client:
-        found = {deployment.entrypoint for deployment in client.read_deployments()}
+        found = {(d.entrypoint, d.work_pool_name) for d in client.read_deployments()}
     declared = yaml.safe_load((team.project.folder / "prefect.yaml").read_text())["deployments"]
-    assert found == {deployment["entrypoint"] for deployment in declared}
+    assert found == {(d["entrypoint"], d["work_pool"]["name"]) for d in declared}
     assert {"flow_run", "deployment"} <= tables(team.postgres, "prefect")
 
 
