@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from evaluation_log import random_log, write_arrays
+from params_text import params_text
 from safetensors.torch import save_file
 
 from hpgr.config import load_config
@@ -67,8 +68,7 @@ def write_tables(folder, log):
 
 def make_project(folder):
     """A project folder with the artifacts of every stage, and nothing registered."""
-    text = (ROOT / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("profile: quick", "profile: smoke"))
+    (folder / "params.yaml").write_text(params_text("smoke"))
     shutil.copy(ROOT / "requirements.lock", folder)
     (folder / "mlflow").mkdir()
     shutil.copy(ROOT / "mlflow" / "model_card.md.j2", folder / "mlflow")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from evaluation_log import random_log, write_arrays
+from params_text import params_text
 from registry_project import write_network, write_tables
 from safetensors.torch import load_file, save_file
 
@@ -32,7 +33,7 @@ EVENT_COLUMNS = ("item", "timestamp", "action", "label", "session", "split")
 
 def make_project(folder: Path, *, seed: int = 0) -> None:
     """Everything that registration, serving and batch scoring read; nothing is registered."""
-    text = (ROOT / "params.yaml").read_text().replace("profile: quick", "profile: smoke")
+    text = params_text("smoke")
     (folder / "params.yaml").write_text(text.replace("  port: 8000", f"  port: {free_port()}"))
     shutil.copy(ROOT / "requirements.lock", folder)
     (folder / "mlflow").mkdir()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from params_text import params_text
 
 ROOT = Path(__file__).parents[1]
 HPGR = (sys.executable, "-m", "hpgr.cli")
@@ -27,15 +28,14 @@ def hpgr(*arguments, cwd, **environment):
 
 @pytest.fixture
 def project(tmp_path):
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(params_text("quick"))
     return tmp_path
 
 
 def test_params_prints_the_values_in_force(project):
-    text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text.replace("profile: quick", "profile: smoke"))
+    (project / "params.yaml").write_text(params_text("smoke"))
     printed = yaml.safe_load(hpgr("params", cwd=project).stdout)
-    wanted = yaml.safe_load(text)["profiles"]["smoke"]
+    wanted = yaml.safe_load(params_text("smoke"))["profiles"]["smoke"]
     assert {key: printed[key.split(".")[0]][key.split(".")[1]] for key in wanted} == wanted
 
 

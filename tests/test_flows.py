@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from params_text import params_text
 from prefect.logging import disable_run_logger
 
 from flows import stages
@@ -144,8 +145,7 @@ def test_missing_data_fail(project):
 def without_log(project):
     """No data/, and parameters that name a public log."""
     run("rm", "-r", str(project / "data"), cwd=project)
-    text = (ROOT / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text)
+    (project / "params.yaml").write_text(params_text("quick"))
     assert load_config(project / "params.yaml").data.path == Path("data/ml-1m")
     return project
 
@@ -174,7 +174,7 @@ def test_a_log_that_is_there_is_left_alone(without_log, monkeypatch):
 @pytest.fixture
 def params(tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text((ROOT / "params.yaml").read_text())
+    path.write_text(params_text("quick"))
     return path
 
 

@@ -23,6 +23,7 @@ import httpx
 import psutil
 import yaml
 from evaluation_log import random_log, write_arrays
+from params_text import params_text
 from prefect.client.orchestration import SyncPrefectClient
 from registry_project import METRICS, write_network, write_tables
 
@@ -68,7 +69,7 @@ def write_project(folder: Path) -> None:
     (folder / "mlflow").mkdir()
     shutil.copy(ROOT / "mlflow/model_card.md.j2", folder / "mlflow")
     shutil.copy(Path(__file__).with_name("slow.py"), folder)
-    text = (folder / "params.yaml").read_text().replace("profile: quick", "profile: smoke")
+    text = params_text("smoke")
     text, moved = re.subn(r"^  port: 8000\b", f"  port: {free_port()}", text, flags=re.MULTILINE)
     assert moved == 1
     (folder / "params.yaml").write_text(text)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from workspace import ROOT, hpgr, no_traceback
+from params_text import params_text
+from workspace import hpgr, no_traceback
 
 from hpgr.config import Config, ConfigError, load_config
 
-TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+TEXT = params_text("quick")
 PARAMS = yaml.safe_load(TEXT)
 SECTIONS = [name for name in PARAMS if name not in ("profile", "profiles")]
 
@@ -155,7 +156,9 @@ def test_a_file_that_is_no_params_is_told(content, told, tmp_path):
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
-    assert load_config(path) == load_config(ROOT / "params.yaml")
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(TEXT, encoding="utf-8")
+    assert load_config(path) == load_config(plain)
 
 
 def test_a_folder_in_place_of_the_file_is_told(tmp_path):
