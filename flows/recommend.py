@@ -15,7 +15,6 @@ from uuid import UUID
 import pyarrow.parquet as pq
 from prefect import flow, task
 from prefect.artifacts import (
-    create_link_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -64,7 +63,7 @@ def score(cfg: Config) -> Done:
 
 
 def publish(done: Done) -> None:
-    """Put the first users' answers and the folder's place on the run's page."""
+    """Put the first users' answers on the run's page, and say where all of them are."""
     model = done.manifest["model"]
     first = pq.read_table(done.folder / next(iter(sorted(done.manifest["parts"]))))
     users = list(dict.fromkeys(first["user_id"].to_pylist()))[:SHOWN_USERS]
@@ -74,14 +73,9 @@ def publish(done: Done) -> None:
         table=rows,
         description=(
             f"{model['name']} version {model['version']}, first {len(users)} of "
-            f"{done.manifest['users']:,} users; {done.scored_users:,} scored in this run"
+            f"{done.manifest['users']:,} users; {done.scored_users:,} scored in this run. All of "
+            f"them: Parquet, one file a part, in `{done.folder.resolve()}`"
         ),
-    )
-    create_link_artifact(
-        key="recommendations-folder",
-        link=done.folder.resolve().as_uri(),
-        link_text=str(done.folder),
-        description="Parquet, one file a part, on the machine that ran the flow",
     )
 
 

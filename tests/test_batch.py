@@ -303,7 +303,7 @@ def test_the_flow_shows_progress_first_answers_and_the_folder(project, prefect_s
     rows = json.loads(artifacts["recommendations"].data)
     assert [row["user_id"] for row in rows] == [f"user{u}" for u in range(5) for _ in range(3)]
     assert set(rows[0]) == set(COLUMNS)
-    assert Path(returned["folder"]).resolve().as_uri() in artifacts["recommendations-folder"].data
+    assert str(Path(returned["folder"]).resolve()) in artifacts["recommendations"].description
     assert (Path(returned["folder"]) / MANIFEST).is_file()
 
 
