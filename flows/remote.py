@@ -47,7 +47,7 @@ def run_elsewhere(stage: str, pool: str) -> None:
     if not dvc_output("remote", "list"):
         raise StageFailed(
             f"orchestrate.remote sends {stage} to pool {pool}, but DVC has no remote to carry the "
-            "data: `dvc remote add -d NAME URL`, here and in the other clone"
+            "data: `dvc remote add --local -d NAME URL`, here and in the other clone"
         )
     commit = clean_commit()
     dvc_output("push", *upstream(stage))
