@@ -1,11 +1,19 @@
 """Fixtures that several test files share."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; see hpgr.cli
 
 import pytest
 from evaluation_log import random_log, write_arrays
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """Training sets torch's precision of products for its process; each test begins without it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,8 +168,10 @@ def wait_for_step(folder, stage, step):
 
     for _ in range(1200):
         found = list((folder / "checkpoints").glob(f"{stage}-*/checkpoint.safetensors"))
-        if found and load_tensors(found[0])[1]["step"] >= step:
-            return
+        # Between two checkpoints the file is gone for a moment: the old one is kept beside it.
+        with suppress(FileNotFoundError):
+            if found and load_tensors(found[0])[1]["step"] >= step:
+                return
         time.sleep(0.05)
     raise AssertionError("no checkpoint in a minute")
 

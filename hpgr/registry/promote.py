@@ -193,4 +193,5 @@ def _who() -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """To the millisecond: two moves may fall into one second, and their order is the history."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

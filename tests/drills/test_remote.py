@@ -164,5 +164,8 @@ def test_a_remote_that_is_not_set_is_told(here, tmp_path, monkeypatch):
     here.call("git", "clone", "-q", str(here.folder), str(clone))
     monkeypatch.chdir(clone)
     subprocess.run([sys.executable, "-m", "dvc", "remote", "remove", "shared"], check=True)
-    with disable_run_logger(), pytest.raises(StageFailed, match="dvc remote add --local -d NAME URL"):
+    with (
+        disable_run_logger(),
+        pytest.raises(StageFailed, match="dvc remote add --local -d NAME URL"),
+    ):
         remote.run_elsewhere("slow", "gpu")
