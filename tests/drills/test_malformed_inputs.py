@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import malformed_rows  # noqa: F401
+import malformed_files
+import malformed_rows
 import pandas as pd
 import pytest
 from malformed import CASES, HEADER
@@ -22,6 +23,7 @@ from hpgr.data.validate import ACCEPTED, REJECTED, VALIDATED, validate
 from hpgr.runtime import UserError
 
 MESSAGE_LINES = 25
+ENTERED_BY = (malformed_rows, malformed_files)  # importing them fills CASES
 GIGABYTE = 1 << 30
 MEMORY = GIGABYTE  # of the whole process; the libraries alone take a third of it
 
