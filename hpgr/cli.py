@@ -2,7 +2,8 @@
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
     hpgr gate | promote | lineage VERSION | base | monitor
-    hpgr fetch NAME | doctor | cache | params | recommend | recommend-all | serve | result
+    hpgr fetch NAME | doctor | incoming PATH | cache | params
+    hpgr recommend | recommend-all | serve | result
 
 A stage takes no arguments: it reads params.yaml and the artifacts of the stages before it
 (docs/artifacts.md). Every mistake of the user is one message on stderr and exit code 2. A stage's
