@@ -78,7 +78,7 @@ def test_a_stage_has_command_function_section_and_docs_line(stage):
     assert stage in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert stage in PARAMS
     assert re.search(rf"^\| {stage} \|", (ROOT / "docs/artifacts.md").read_text(), re.MULTILINE)
-    assert DVC["stages"][stage]["cmd"] == f"hpgr {stage}"
+    assert DVC["stages"][stage]["cmd"] == f"exec hpgr {stage}"
     assert DVC["stages"][stage]["outs"] == [str(STAGES[stage].output)]
 
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 FILES = ("prefect.yaml", "prefect.toml", "requirements.lock", "params.yaml", ".gitignore")
 STAGES = {
     "first": {"cmd": "cp data/log.txt artifacts/first.txt", "deps": ["data"]},
-    "slow": {"cmd": "python slow.py", "deps": ["artifacts/first.txt", "slow.py", "turn.txt"]},
+    "slow": {"cmd": "exec python slow.py", "deps": ["artifacts/first.txt", "slow.py", "turn.txt"]},
     "last": {"cmd": "cp -r prepared/. artifacts", "deps": ["artifacts/slow.txt", "prepared"]},
 }
 OUTS = {
@@ -113,6 +113,7 @@ class Project:
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
+            "SHELL": "/bin/sh",  # as under cron, in a container: DVC starts stages with it
         }
 
     def call(self, *command: str, check: bool = True, **environment: str):

@@ -89,12 +89,15 @@ class Command:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """As a user's, with the project in `folder`, if it is one, and no service of this machine."""
+    """As a user's, with the project in `folder`, if it is one, and no service of this machine.
+
+    The shell is the plain one, as under cron and in containers: DVC starts stages with it.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW", "DVC"))}
     code = folder if (folder / "hpgr").is_dir() else ROOT
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     one_core = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return {**kept, **TELEMETRY_OFF, **one_core, "PYTHONPATH": str(code.absolute()), "PATH": path}
+    return {**kept, **TELEMETRY_OFF, **one_core, "PYTHONPATH": str(code.absolute()), "PATH": path, "SHELL": "/bin/sh"}
 
 
 def run(*command: str, cwd: Path, **options: Any) -> Done:
