@@ -97,7 +97,8 @@ def environment(folder: Path) -> dict[str, str]:
     code = folder if (folder / "hpgr").is_dir() else ROOT
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     one_core = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return {**kept, **TELEMETRY_OFF, **one_core, "PYTHONPATH": str(code.absolute()), "PATH": path, "SHELL": "/bin/sh"}
+    places = {"PYTHONPATH": str(code.absolute()), "PATH": path, "SHELL": "/bin/sh"}
+    return {**kept, **TELEMETRY_OFF, **one_core, **places}
 
 
 def run(*command: str, cwd: Path, **options: Any) -> Done:
