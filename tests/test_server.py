@@ -165,7 +165,12 @@ def test_wrong_input_is_told_what_was_expected(ask, body, status, told):
 @pytest.mark.parametrize(
     ("content", "status", "told"),
     [
-        (b"{", 422, "JSON decode error"),
+        (b"{", 422, "the body is not JSON at character 1: Expecting property name"),
+        (b"", 422, "body: Field required"),
+        (b"\xff", 422, "the body is not JSON in UTF-8: 'utf-8' codec can't decode byte 0xff"),
+        (b"[" * 2000, 422, "the body is not JSON in UTF-8: lists or objects are nested too deep"),
+        (b'{"k": ' + b"9" * 9000 + b"}", 422, "not JSON in UTF-8: Exceeds the limit (4300 digits)"),
+        (b'{"requests": ' + b"[" * 500 + b"]" * 500 + b"}", 422, "found a list of 1"),
         (b'{"requests": [{"request_time": NaN}]}', 422, "valid integer, found nan"),
         (b'{"requests": [{"request_time": 1, "item_ids": ["\\ud800"], "timestamps": [2]}]}', 422,
          "event 0 (item \ud800)"),
@@ -178,6 +183,15 @@ def test_bodies_that_are_hardly_json(champion, content, status, told):
     found, answer = call(app, "POST", "/recommend", content=content, headers=json_body)
     assert found == status
     assert told in answer["detail"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}])
+def test_a_body_that_does_not_say_it_is_json_is_told_what_to_send(champion, headers):
+    app = create_app(champion, load_config().serve)
+    content = json.dumps(ONE).encode()
+    status, answer = call(app, "POST", "/recommend", content=content, headers=headers)
+    assert status == 422
+    assert "send Content-Type: application/json" in answer["detail"]
 
 
 def test_titles_are_searched_by_any_part_and_ids_come_first(champion):
