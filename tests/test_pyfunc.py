@@ -57,11 +57,15 @@ def post(recommender):
                     content=json.dumps(body).encode(),
                     headers={"content-type": "application/json"},
                 )
-                return reply.status_code, reply.json()
+                return reply.status_code, json.loads(reply.content, parse_constant=no_json)
 
         return asyncio.run(go())
 
     return send
+
+
+def no_json(constant):
+    raise AssertionError(f"{constant} is no JSON")
 
 
 def rows(*given, **params):

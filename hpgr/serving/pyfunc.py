@@ -75,7 +75,8 @@ class RecommenderModel(PythonModel):
             for number, answer in enumerate(answers)
             for rank, item in enumerate(answer.items, start=1)
         ]
-        return pd.DataFrame(rows, columns=list(COLUMNS))
+        # A gap in a column of numbers is NaN in pandas, and NaN is no JSON.
+        return pd.DataFrame(rows, columns=list(COLUMNS)).replace({np.nan: None})
 
 
 def _request(row: dict[Any, Any], number: int) -> Request:
