@@ -55,11 +55,16 @@ def test_an_answer_names_items_drivers_and_the_version(ask):
     (answer,) = body["answers"]
     assert answer["source"] == "history" and answer["unknown_items"] == 0
     assert len(answer["items"]) == 5
-    assert set(answer["items"][0]) == {"item_id", "title", "score", "similarity"}
+    assert set(answer["items"][0]) == {"item_id", "title", "score", "similarity", "drivers"}
     scores = [item["score"] for item in answer["items"]]
     assert scores == sorted(scores, reverse=True)
     assert {driver["title"] for driver in answer["drivers"]} == {"Title 3", "Title 4"}
     assert sum(driver["weight"] for driver in answer["drivers"]) == pytest.approx(1)
+    for item in answer["items"]:
+        assert {driver["item_id"] for driver in item["drivers"]} == {"id3", "id4"}
+        assert sum(driver["weight"] for driver in item["drivers"]) == pytest.approx(1)
+    weights = [[driver["weight"] for driver in item["drivers"]] for item in answer["items"]]
+    assert weights[0] != weights[1]
 
 
 def test_several_requests_are_answered_in_their_order(ask):

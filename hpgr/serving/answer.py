@@ -23,11 +23,12 @@ from hpgr.registry.versions import alias_of
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.champion import load_champion
 from hpgr.serving.history import SESSIONS, of_user, typed
-from hpgr.serving.recommender import Answer, Recommender
+from hpgr.serving.recommender import Answer, Driver, Recommender
 from hpgr.serving.request import Request
 
 SOURCES = ("champion", "artifacts")
 SHOWN_EVENTS = 5  # newest events printed above an answer
+SHOWN_DRIVERS = 2  # of an item
 SHOWN_USERS = 2  # of the log, in `hpgr result`
 SHOWN_ITEMS = 5
 
@@ -97,15 +98,21 @@ def show(recommender: Recommender, request: Request, *, k: int, title: str) -> N
     )
     console.print(_table(answer))
     if answer.drivers:
-        picked = "; ".join(f"{d.title} ({d.weight:.0%})" for d in answer.drivers[:SHOWN_EVENTS])
-        console.print(f"driven by: {picked}", highlight=False)
+        picked = _shares(answer.drivers[:SHOWN_EVENTS])
+        console.print(f"found by: {picked}", highlight=False)
 
 
 def _table(answer: Answer) -> Table:
     table = Table()
-    for column in ("", "title", "id", "score", "similarity"):
-        table.add_column(column, justify="left" if column in ("title", "id") else "right")
+    words = ("title", "id", "because of")
+    for column in ("", "title", "id", "score", "similarity", "because of"):
+        table.add_column(column, justify="left" if column in words else "right")
     for rank, item in enumerate(answer.items, start=1):
         numbers = ["–" if n is None else f"{n:.3f}" for n in (item.score, item.similarity)]
-        table.add_row(str(rank), item.title, item.item_id, *numbers)
+        because = _shares(item.drivers[:SHOWN_DRIVERS])
+        table.add_row(str(rank), item.title, item.item_id, *numbers, because)
     return table
+
+
+def _shares(drivers: list[Driver]) -> str:
+    return "; ".join(f"{driver.title} ({driver.weight:.0%})" for driver in drivers)

@@ -108,6 +108,14 @@ class Question(Sent):
     deny: Listed[Name] = Field(default=[], description="never recommended")
 
 
+class DrivingItem(BaseModel):
+    """A history item that the model picked; the weights of one list sum to 1."""
+
+    item_id: str
+    title: str
+    weight: float
+
+
 class RecommendedItem(BaseModel):
     """One item: `similarity` retrieved it, `score` (a probability) placed it; null if unused."""
 
@@ -115,21 +123,14 @@ class RecommendedItem(BaseModel):
     title: str
     score: float | None
     similarity: float | None
-
-
-class DrivingItem(BaseModel):
-    """A history item that drove the answer; the weights of an answer sum to 1."""
-
-    item_id: str
-    title: str
-    weight: float
+    drivers: list[DrivingItem] = Field(description="history items that placed this one")
 
 
 class OneAnswer(BaseModel):
     """Items, best first; `source` says where the candidates came from."""
 
     items: list[RecommendedItem]
-    drivers: list[DrivingItem]
+    drivers: list[DrivingItem] = Field(description="history items by which all were found")
     source: Literal["history", "popular"]
     unknown_items: int = Field(description="events with an item that the model does not know")
 
