@@ -220,6 +220,7 @@ class Recommend(Section):
     k: int = Field(ge=1)
     at: str | int | datetime | None
     chunk_users: int = Field(ge=1)
+    seen: Literal["keep", "drop"] | None
     allow: Path | None
     deny: Path | None
 
@@ -293,6 +294,16 @@ def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
         section, _, key = dotted.partition(".")
         if isinstance(target := sections.get(section), dict):
             sections[section] = {**target, key: value}
+    return _checked(sections, source)
+
+
+def replaced(cfg: Config, section: str, values: dict[str, Any], *, source: str) -> Config:
+    """`cfg` with `values` in one section, checked like params.yaml; see `load_config`."""
+    sections = cfg.model_dump(by_alias=True)
+    return _checked({**sections, section: {**sections[section], **values}}, source)
+
+
+def _checked(sections: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(sections)
     except ValidationError as error:

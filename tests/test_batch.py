@@ -115,15 +115,16 @@ def test_a_log_with_other_inside_ids_gets_the_same_answers(project):
     np.testing.assert_allclose(found["score"], before["score"], rtol=0, atol=1e-6)
 
 
-def test_items_that_a_user_has_seen_are_not_recommended(project):
-    found = answers(recommend_all(asked(k=28)))
+@pytest.mark.parametrize("seen", [None, "drop", "keep"])
+def test_items_that_a_user_had_before_are_kept_or_dropped(project, seen):
+    """With no word on it they are dropped: so the version was judged."""
     log = EventLog.open(SESSIONS / "arrays")
+    catalogue = {f"id{i}" for i in range(FIRST_ITEM, log.meta.num_items)}
+    found = answers(recommend_all(asked(k=len(catalogue), seen=seen)))
     for user in range(USERS):
         rows = log.item[log.user_offsets[user] : log.user_offsets[user + 1]]
         got = set(found.loc[found["user_id"] == f"user{user}", "item_id"])
-        assert got == {f"id{i}" for i in range(FIRST_ITEM, log.meta.num_items)} - {
-            f"id{i}" for i in rows
-        }
+        assert got == catalogue - (set() if seen == "keep" else {f"id{i}" for i in rows})
 
 
 def test_allow_and_deny_lists(project, capsys):
@@ -172,14 +173,15 @@ def test_a_finished_answer_is_not_scored_again_and_every_change_of_it_is(project
     assert (again.folder, again.scored_users) == (first.folder, 0)
     Path("deny.txt").write_text("id6\n")
     folders = {first.folder}
-    for changes in ({"k": 3}, {"at": 1_200_000_000}, {"deny": Path("deny.txt")}):
+    changed = ({"k": 3}, {"at": 1_200_000_000}, {"seen": "keep"}, {"deny": Path("deny.txt")})
+    for changes in changed:
         done = recommend_all(asked(**changes))
         assert done.scored_users == USERS
         folders.add(done.folder)
     promote(register_another(11))
     done = recommend_all(asked())
     assert done.scored_users == USERS and done.folder.name.startswith("hpgr-2-")
-    assert len(folders | {done.folder}) == 5
+    assert len(folders | {done.folder}) == 6
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "deleted", "not in the manifest"])
@@ -308,7 +310,12 @@ def test_the_flow_shows_progress_first_answers_and_the_folder(project, prefect_s
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"), [({"k": 0}, "recommend"), ({"at": "noon"}, "recommend.at 'noon'")]
+    ("parameters", "told"),
+    [
+        ({"k": 0}, r"in 1 place:\n  recommend.k: Input should be greater than or equal to 1 \(fou"),
+        ({"at": "noon"}, "recommend.at 'noon'"),
+        ({"at": 10}, "recommend.at is 10, the log's first event happened at"),
+    ],
 )
 def test_a_wrong_parameter_of_the_flow_is_one_message(project, prefect_server, parameters, told):
     from flows.recommend import recommend

@@ -64,7 +64,7 @@ def request(*events, at=1000, **columns) -> Request:
 
 def test_retrieves_by_similarity_then_orders_by_probability():
     # Retrieved: d (5), c (4), b (3). By probability 1/i: b, c, d.
-    (answer,) = recommender(remove_history=False).recommend([request(("a", 10))], k=2)
+    (answer,) = recommender(remove_history=False).recommend([request(("c", 10))], k=2)
     assert [(i.item_id, i.title) for i in answer.items] == [("b", "Beta"), ("c", "Gamma")]
     assert answer.items[0].score == pytest.approx(1 / 3)
     assert answer.items[0].similarity == 3

@@ -73,18 +73,21 @@ def recommend_all(cfg: Config, progress: Progress = lambda done, users: None) ->
     model = served.recommender
     at = _request_time(asked.at, log)
     allow, deny = (_read_list(path, model) for path in (asked.allow, asked.deny))
+    drop_seen = model.serving.remove_history if asked.seen is None else asked.seen == "drop"
     question = {
         "model": {"name": served.name, "version": served.version, "run_id": served.run_id},
         "log": {name: sha256_file(SESSIONS / f"{name}.parquet") for name in TABLES},
         "at": at,
         "k": asked.k,
+        "seen": "drop" if drop_seen else "keep",
         "allow": _list_hash(allow),
         "deny": _list_hash(deny),
         "chunk_users": asked.chunk_users,
     }
     key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
     folder = OUTPUT / f"{served.name}-{served.version}-{key}"
-    scorer = Scoring(model, log, at, asked.k, model.eligible(allow, deny or ()))
+    eligible = model.eligible(allow, deny or ())
+    scorer = Scoring(model, log, at, asked.k, eligible=eligible, drop_seen=drop_seen)
     users, scored, began = log.meta.num_users, 0, time.monotonic()
     with _locked(folder), tqdm(total=users, desc="recommend", unit="user", mininterval=2.0) as bar:
         manifest = _begin(folder, {**question, "users": users})
@@ -110,10 +113,18 @@ class Scoring:
     """One question to one model about the users of a log."""
 
     def __init__(
-        self, model: Recommender, log: EventLog, at: int, k: int, eligible: np.ndarray | None
+        self,
+        model: Recommender,
+        log: EventLog,
+        at: int,
+        k: int,
+        *,
+        eligible: np.ndarray | None,
+        drop_seen: bool,
     ) -> None:
-        """`at` is the time of the request, seconds; `eligible` as in `Recommender.eligible`."""
-        self.model, self.log, self.at, self.k, self.eligible = model, log, at, k, eligible
+        """`at` is the time of the request, seconds; the rest as in `Recommender.best`."""
+        self.model, self.log, self.at, self.k = model, log, at, k
+        self.eligible, self.drop_seen = eligible, drop_seen
         self.user_ids = pq.read_table(SESSIONS / "users.parquet").sort_by("user")["user_id"]
         # The model's ids of the log's items and actions, by the log's inside id.
         self.item = np.full(log.meta.num_items, UNKNOWN, dtype=np.int32)
@@ -143,7 +154,7 @@ class Scoring:
         end = bounds[:-1] + np.diff(before)  # events of a user are sorted by time
         asked = histories(log, user, end, np.full(len(user), self.at), log.meta.num_events)
         asked = replace(asked, item=self.item[asked.item], action=self.action[asked.action])
-        return self.model.best(asked, k=self.k, eligible=self.eligible)
+        return self.model.best(asked, k=self.k, eligible=self.eligible, drop_seen=self.drop_seen)
 
     def table(self, start: int, stop: int) -> pa.Table:
         """The same as the rows of a part; see the module's docstring."""

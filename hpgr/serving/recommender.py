@@ -215,7 +215,14 @@ class Recommender:
         mask[[self.item[i] for i in deny if i in self.item]] = False
         return mask
 
-    def best(self, histories: Histories, *, k: int, eligible: np.ndarray | None = None) -> Best:
+    def best(
+        self,
+        histories: Histories,
+        *,
+        k: int,
+        eligible: np.ndarray | None = None,
+        drop_seen: bool | None = None,
+    ) -> Best:
         """The best `k` items of every query, which may have no event at all.
 
         Args:
@@ -223,10 +230,12 @@ class Recommender:
                 reads: all of it is left out of the answer.
             k: places, at least 1.
             eligible: see `eligible`.
+            drop_seen: whether it is left out; None: as the model was judged.
         """
+        drop = self.serving.remove_history if drop_seen is None else drop_seen
         size = max(1, CELLS // len(self.popularity))
         parts = [
-            self._best(_part(histories, start, start + size), k, eligible)
+            self._best(_part(histories, start, start + size), k, eligible, drop)
             for start in range(0, len(histories), size)
         ]
         return Best(
@@ -235,7 +244,9 @@ class Recommender:
             np.concatenate([part.similarity for part in parts]),
         )
 
-    def _best(self, histories: Histories, k: int, eligible: np.ndarray | None) -> Best:
+    def _best(
+        self, histories: Histories, k: int, eligible: np.ndarray | None, drop_seen: bool
+    ) -> Best:
         read = newest(histories, self.serving.max_history)
         empty = np.diff(histories.offsets) == 0
         closeness = np.empty((len(histories), len(self.popularity)), dtype=np.float32)
@@ -245,7 +256,7 @@ class Recommender:
         if eligible is not None:
             closeness[:, ~eligible] = -np.inf
         removed = None
-        if self.serving.remove_history:
+        if drop_seen:
             nothing_kept = np.zeros(len(histories), dtype=np.int64)
             removed = removed_pairs(histories.offsets, histories.item, nothing_kept)
         item = top_items(closeness, removed, max(k, self.serving.retrieve))
