@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import shutil
 import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; see hpgr.cli
@@ -47,3 +48,16 @@ def registered_project(tmp_path_factory):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         register(load_config())
     return folder
+
+
+@pytest.fixture
+def own_registry(registered_project, tmp_path, monkeypatch):
+    """A copy of the registered project to work in and change; its aliases may be moved."""
+    import mlflow
+
+    folder = tmp_path / "project"
+    shutil.copytree(registered_project, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield folder
+    mlflow.set_tracking_uri(None)

@@ -49,6 +49,7 @@ def make_project(folder: Path, *, seed: int = 0) -> None:
     users = {"user": pa.array(range(log.meta.num_users), pa.int32())}
     users["user_id"] = [f"user{u}" for u in range(log.meta.num_users)]
     pq.write_table(pa.table(users), sessions / "users.parquet")
+    write_json(sessions / "stats.json", {"dropped": {"events": 5, "users": 3, "items": 0}})
     finetune = folder / "artifacts" / "finetune"
     torch.manual_seed(seed)
     write_network(finetune, log, load_config(folder / "params.yaml"))

@@ -6,7 +6,6 @@ import signal
 import subprocess
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,16 +27,13 @@ USERS = 40
 
 
 @pytest.fixture
-def project(registered_project, tmp_path, monkeypatch):
+def project(own_registry):
     """A copy of the registered project; parts of 16 users."""
-    folder = tmp_path / "project"
-    shutil.copytree(registered_project, folder)
-    text = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("chunk_users: 1024 ", "chunk_users: 16 "))
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield folder
-    mlflow.set_tracking_uri(None)
+    text = (own_registry / "params.yaml").read_text()
+    (own_registry / "params.yaml").write_text(
+        text.replace("chunk_users: 1024 ", "chunk_users: 16 ")
+    )
+    return own_registry
 
 
 def asked(**changes):
@@ -272,6 +268,26 @@ def test_the_command_shows_progress_and_where_the_answers_lie(project):
     assert done.returncode == 0, done.stderr
     assert "hpgr version 1: 40 users in artifacts/recommendations/hpgr-1-" in done.stdout
     assert "40/40" in done.stderr
+
+
+def test_a_deny_list_of_unknown_items_alone_denies_nothing(project, capsys):
+    before = answers(recommend_all(asked()))
+    Path("deny.txt").write_text("nowhere\n")
+    assert answers(recommend_all(asked(deny=Path("deny.txt")))).equals(before)
+    told = capsys.readouterr().out
+    assert "warning: deny.txt: the model does not know 1 of its 1 item ids: nowhere" in told
+
+
+def test_a_deny_list_of_the_whole_catalogue_is_warned_of(project, capsys):
+    Path("deny.txt").write_text("\n".join(f"id{i}" for i in range(2, 32)))
+    assert not len(answers(recommend_all(asked(deny=Path("deny.txt")))))
+    told = capsys.readouterr().out
+    assert "warning: recommend.allow and recommend.deny leave no item: every answer is" in told
+
+
+def test_the_manifest_says_how_many_users_the_log_left_out(project):
+    manifest = recommend_all(asked()).manifest
+    assert (manifest["users"], manifest["dropped_users"]) == (USERS, 3)
 
 
 def test_without_a_sessionized_log_the_message_says_what_to_run(project):

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpgr.config import Config
+from hpgr.failure import explained
 from hpgr.registry.bundle import write_bundle
 from hpgr.registry.stages import ARTIFACTS
 from hpgr.registry.summary import headline, terminal_tables
@@ -23,7 +24,7 @@ from hpgr.registry.versions import alias_of
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.champion import load_champion
 from hpgr.serving.history import SESSIONS, of_user, typed
-from hpgr.serving.recommender import Answer, Driver, Recommender
+from hpgr.serving.recommender import Answer, Driver, Recommender, load_told
 from hpgr.serving.request import Request
 
 SOURCES = ("champion", "artifacts")
@@ -33,6 +34,7 @@ SHOWN_USERS = 2  # of the log, in `hpgr result`
 SHOWN_ITEMS = 5
 
 
+@explained("recommend", Path(tempfile.gettempdir()))  # all that it writes
 def recommend(
     cfg: Config, *, user: str | None, history: str | None, at: str | None, k: int, source: str
 ) -> None:
@@ -50,6 +52,7 @@ def recommend(
     show(recommender, request, k=k, title=f"user {user}" if user is not None else "this history")
 
 
+@explained("result", Path(tempfile.gettempdir()))
 def result(cfg: Config) -> None:
     """Print the tables of the last evaluation, some recommendations and one line of JSON.
 
@@ -81,7 +84,8 @@ def result(cfg: Config) -> None:
 def from_artifacts(cfg: Config) -> Recommender:
     """The recommender of the last run's artifacts."""
     with tempfile.TemporaryDirectory() as scratch:
-        return Recommender.load(write_bundle(cfg, Path(scratch) / "bundle"), device="auto")
+        bundle = write_bundle(cfg, Path(scratch) / "bundle")
+        return load_told(bundle, "the last run's model", "`dvc repro` brings its files back")
 
 
 def show(recommender: Recommender, request: Request, *, k: int, title: str) -> None:

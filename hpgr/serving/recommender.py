@@ -27,6 +27,7 @@ from hpgr.runtime import UserError, read_json
 from hpgr.serving.request import Request, encode
 
 NEAREST, POPULAR = "history", "popular"  # where an answer's candidates came from
+SHOWN_REASON = 200  # characters
 CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
 
 
@@ -139,7 +140,7 @@ class Recommender:
 
         for name in ("serving.json", "items.parquet", "actions.parquet", "model"):
             if not (bundle / name).exists():
-                raise UserError(f"{bundle / name} not found: {bundle} is not a model bundle")
+                raise UserError(f"{bundle / name} not found, expected a model bundle")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         columns = ["item", "item_id", "title", "train_events"]
@@ -308,6 +309,26 @@ class Recommender:
             Driver(*self.names[item], weight / total)
             for item, weight in sorted(share.items(), key=lambda pair: -pair[1])
         ]
+
+
+def load_told(bundle: Path, what: str, cure: str) -> Recommender:
+    """The bundle on the best device; what is wrong with it is told in one message.
+
+    Args:
+        bundle: a copy, of which the message says nothing.
+        what: the model that it is a copy of.
+        cure: what to do where it cannot be read.
+
+    Raises:
+        UserError: it cannot be read, whatever the reason.
+    """
+    try:
+        return Recommender.load(bundle, device="auto")
+    except Exception as error:  # files of any kind, in any state
+        reason = " ".join((str(error) or repr(error)).replace(f"{bundle}/", "").split())
+        raise UserError(
+            f"{what} cannot be read by this installation ({reason[:SHOWN_REASON]}): {cure}"
+        ) from error
 
 
 def _known(value: np.float32) -> float | None:
