@@ -32,6 +32,7 @@ from hpgr.runtime import write_json
 def fill_base():
     for name in ("items", "actions", "categories"):
         shutil.copyfile(f"artifacts/sessions/{name}.parquet", BASE / f"{name}.parquet")
+    shutil.copyfile("artifacts/sessions/trained.npy", BASE / "trained.npy")
     write_json(BASE / "base.json", {"version": 1})
 
 def pipeline():

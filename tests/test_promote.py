@@ -6,13 +6,14 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation_log import random_log
 from registry_project import make_project, write_network
 
 from hpgr.config import load_config
-from hpgr.data.log import EventLog
+from hpgr.data.log import TEST, EventLog
 from hpgr.registry import promote as moves
 from hpgr.registry import tracking
 from hpgr.registry.judge import as_markdown, contestant, judge
@@ -130,14 +131,21 @@ def test_the_champion_is_not_judged(start):
     assert "nothing to compare" in as_markdown(verdict)
 
 
-def test_a_champion_of_another_split_is_no_comparison(client, start):
-    client.set_model_version_tag("hpgr", "1", "split", "global-time")
+def test_versions_that_trained_on_todays_test_events_are_no_comparison(start):
+    """Another split today: the first event of each user, which both were trained on, is test."""
+    path = Path("artifacts/sessions/events.parquet")
+    before, log = path.read_bytes(), pq.read_table(path)
+    split = np.where(log["position"].to_numpy() == 0, TEST, log["split"].to_numpy())
+    pq.write_table(log.drop_columns("split").append_column("split", pa.array(split)), path)
     try:
         verdict = judge(config(**{**GENEROUS, "margin": 0.001}))
-        assert verdict["verdict"] == "refused"
-        assert any("global-time" in reason for reason in verdict["reasons"])
     finally:
-        client.set_model_version_tag("hpgr", "1", "split", "leave-one-out")
+        path.write_bytes(before)
+    assert verdict["verdict"] == "refused"
+    for version in (1, 3):
+        rule = f"version {version} has not trained on today's test events"
+        (reason,) = [reason for reason in verdict["reasons"] if reason.startswith(rule)]
+        assert "40 of 80" in reason
 
 
 def test_a_refused_version_needs_force(client, start):

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpgr.config import Config
-from hpgr.data.log import UNKNOWN, EventLog
+from hpgr.data.log import TEST, UNKNOWN, EventLog
+from hpgr.data.memory import overlap, read_sketch
 from hpgr.evaluation.contest import Change, Contest, Contestant, contest
 from hpgr.evaluation.evaluate import load_network, open_log
 from hpgr.registry.gate import Check, Verdict, decide
@@ -38,12 +39,7 @@ if TYPE_CHECKING:
 SESSIONS = STAGES["sessionize"].output
 OUTPUT = ARTIFACTS / "gate"
 IS_CHAMPION = "champion"  # nothing to judge
-VERDICT_TAG, KEY_TAG, SPLIT_TAG, ROLLED_BACK_TAG = (
-    "gate.verdict",
-    "gate.key",
-    "split",
-    "rolled_back",
-)
+VERDICT_TAG, KEY_TAG, ROLLED_BACK_TAG = "gate.verdict", "gate.key", "rolled_back"
 HEADING, CARD = "## Gate\n\n", "\n\n# "  # the verdict stands before the card
 
 
@@ -114,33 +110,37 @@ def _decide(
             cfg.evaluate,
             deciding=cfg.gate.metric,
         )
-    facts = _facts(log, get_version(client, name, champion), challenger)
+        facts = [*_leaks(champion, old), *_leaks(int(challenger.version), new)]
+    facts += _roll_backs(challenger)
     return figures, Verdict((*decide(figures, cfg.gate).checks, *facts))
 
 
-def _facts(log: EventLog, champion: ModelVersion, challenger: ModelVersion) -> list[Check]:
-    """What no metric shows; only what went wrong is listed."""
-    found = []
-    split = champion.tags.get(SPLIT_TAG, log.meta.split)
-    if split != log.meta.split:
-        found.append(
-            Check(
-                "the champion has not trained on today's test events",
-                False,
-                f"it was trained under the {split} split",
-                f"{log.meta.split}; compare under one split, or promote by hand with --force",
-            )
+def _leaks(version: int, bundle: Path) -> list[Check]:
+    """A failed check where a version has trained on what is test today: no metric shows that."""
+    found = overlap(read_sketch(bundle), SESSIONS, TEST)
+    if not found.trained:
+        return []
+    return [
+        Check(
+            f"version {version} has not trained on today's test events",
+            False,
+            f"{found.trained:,} of {found.told:,}",
+            "none; train anew under today's split (flow train), or promote by hand with --force",
         )
-    if ROLLED_BACK_TAG in challenger.tags:
-        found.append(
-            Check(
-                "the version was not rolled back",
-                False,
-                f"rolled back: {challenger.tags[ROLLED_BACK_TAG]}",
-                "a version that served well; promote by hand with --force",
-            )
+    ]
+
+
+def _roll_backs(challenger: ModelVersion) -> list[Check]:
+    if ROLLED_BACK_TAG not in challenger.tags:
+        return []
+    return [
+        Check(
+            "the version was not rolled back",
+            False,
+            f"rolled back: {challenger.tags[ROLLED_BACK_TAG]}",
+            "a version that served well; promote by hand with --force",
         )
-    return found
+    ]
 
 
 def contestant(bundle: Path, log: EventLog, device: str) -> Contestant:

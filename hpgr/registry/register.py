@@ -22,7 +22,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hpgr.config import Config
 from hpgr.registry.bundle import content_hashes, write_bundle
-from hpgr.registry.judge import SPLIT_TAG
 from hpgr.registry.promote import record_first
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.summary import headline, markdown_tables
@@ -111,7 +110,7 @@ def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> t
             name,
             source=model.model_uri,
             run_id=run_id,
-            tags={KEY_TAG: key, SPLIT_TAG: _meta()["split"]},
+            tags={KEY_TAG: key, "split": _meta()["split"]},
             description=card,
             model_id=model.model_id,
         )
