@@ -238,6 +238,7 @@ class Monitor(Section):
     """Thresholds of the monitoring page."""
 
     max_age_days: float = Field(gt=0)
+    max_volume_change: float = Field(gt=1)
     max_item_drift: float = Field(ge=0, le=1)
     max_action_drift: float = Field(ge=0, le=1)
     max_unknown_items: float = Field(ge=0, le=1)
