@@ -5,7 +5,6 @@ The rules are the section `gate` of params.yaml, the figures a `Contest`. Reads 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from hpgr.config import Gate
@@ -106,9 +105,8 @@ def _metric(contest: Contest, name: str, key: str) -> Change:
 
 
 def _fall(name: str, change: Change) -> float:
-    """How much worse, relative; negative where it got better."""
-    worse = change.relative if name in LOWER_IS_BETTER else -change.relative
-    return 0.0 if math.isnan(worse) else worse
+    """How much worse, relative, negative where better; of no number NaN, which passes no limit."""
+    return change.relative if name in LOWER_IS_BETTER else -change.relative
 
 
 def _told(change: Change) -> str:
