@@ -5,7 +5,8 @@
 Both are loaded from the registry and scored on the test queries of `artifacts/sessions`, the log
 that the challenger was trained on. Writes `artifacts/gate/verdict.json` and `verdict.html`, the
 same two to the version's run, and the version's tags `gate.*` and description. Judging the same
-two by the same rules on the same log again repeats the verdict that is there.
+two by the same rules on the same log again repeats the verdict that is there, which carries the key
+of that question.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from hpgr.registry.gate import Check, Verdict, decide
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHALLENGER, CHAMPION, aliases, bundle_of, get_version
-from hpgr.runtime import UserError, atomic_folder, read_json, sha256_file, write_json, write_text
+from hpgr.runtime import UserError, atomic_folder, read_json, sha256_file, write_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,21 +38,17 @@ if TYPE_CHECKING:
 
 SESSIONS = STAGES["sessionize"].output
 OUTPUT = ARTIFACTS / "gate"
-IS_CHAMPION = "champion"  # nothing to judge
-VERDICT_TAG, KEY_TAG, SPLIT_TAG, ROLLED_BACK_TAG = (
-    "gate.verdict",
-    "gate.key",
-    "split",
-    "rolled_back",
-)
+IS_CHAMPION, UNJUDGED = "champion", "unjudged"  # nothing to compare with
+VERDICT_TAG, CHAMPION_TAG, REASONS_TAG = "gate.verdict", "gate.champion", "gate.reasons"
+KEY_TAG, SPLIT_TAG, ROLLED_BACK_TAG = "gate.key", "split", "rolled_back"
 HEADING, CARD = "## Gate\n\n", "\n\n# "  # the verdict stands before the card
 
 
 def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
     """Judge `version`, by default the challenger; returns what verdict.json holds.
 
-    Keys: name, version, champion, verdict (accepted | refused | champion), reasons, checks,
-    metrics, slices, judged_at. Without another champion there is nothing to judge.
+    Keys: name, version, champion, verdict (accepted | refused, or champion | unjudged where there
+    is no other champion to compare with), reasons, checks, metrics, slices, judged_at, key.
 
     Raises:
         UserError: nothing is registered, the version is unknown, or a rule names no metric.
@@ -64,14 +61,20 @@ def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
         raise UserError(f"the registry has no version of {name}: run `make run` first")
     found, champion = get_version(client, name, version), called.get(CHAMPION)
     facts = {"name": name, "version": version, "champion": champion}
-    if champion in (None, version):
+    if champion is None:
+        return _nothing(
+            facts,
+            UNJUDGED,
+            f"there is no champion to compare version {version} with; "
+            f"`hpgr promote {version} --why TEXT` makes it the champion",
+        )
+    if champion == version:
         told = f"version {version} is the champion: there is nothing to compare it with"
-        verdict = {**facts, "verdict": IS_CHAMPION, "reasons": [told], "checks": []}
-        return _write(verdict | {"metrics": {}, "slices": {}, "judged_at": _now()})
-    assert champion is not None
-    key = _key(cfg, champion, version)
-    if found.tags.get(KEY_TAG) == key:
-        return _write(_stored(client, found))
+        return _nothing(facts, IS_CHAMPION, told)
+    key = _key(cfg, champion, found)
+    if found.tags.get(KEY_TAG) == key and (stored := _stored(found, key)):
+        _write(_files(stored))
+        return stored
     figures, decided = _decide(cfg, client, name, champion, found)
     verdict = {
         **facts,
@@ -81,9 +84,11 @@ def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
         "metrics": {n: _plain(c) for n, c in figures.metrics.items()},
         "slices": {n: _plain(c) for n, c in figures.slices.items()},
         "judged_at": _now(),
+        "key": key,
     }
-    _write(verdict)
-    _publish(client, found, verdict, key)
+    files = _files(verdict)
+    _write(files)
+    _publish(client, found, verdict, files)
     return verdict
 
 
@@ -170,10 +175,12 @@ def _own_ids(
     return ids
 
 
-def _key(cfg: Config, champion: int, version: int) -> str:
+def _key(cfg: Config, champion: int, challenger: ModelVersion) -> str:
     """Hash of everything the verdict depends on."""
     rules = [cfg.gate.model_dump(mode="json"), cfg.evaluate.model_dump(mode="json")]
-    parts = [champion, version, rules, sha256_file(SESSIONS / "events.parquet")]
+    mark = challenger.tags.get(ROLLED_BACK_TAG)
+    log = sha256_file(SESSIONS / "events.parquet")
+    parts = [champion, int(challenger.version), mark, rules, log]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -187,43 +194,60 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _write(verdict: dict[str, Any]) -> dict[str, Any]:
-    """Both files below artifacts/gate, as a whole."""
-    environment = Environment(
-        loader=PackageLoader("hpgr", "registry"), undefined=StrictUndefined, autoescape=True
-    )
-    page = environment.get_template("verdict.html.j2").render(**verdict)
-    with atomic_folder(OUTPUT) as folder:
-        write_json(folder / "verdict.json", verdict)
-        write_text(folder / "verdict.html", page)
+def _nothing(facts: dict[str, Any], word: str, reason: str) -> dict[str, Any]:
+    """Write and return a verdict without a comparison."""
+    figures: dict[str, Any] = {"checks": [], "metrics": {}, "slices": {}}
+    told = {"verdict": word, "reasons": [reason], "judged_at": _now(), "key": None}
+    verdict = {**facts, **told, **figures}
+    _write(_files(verdict))
     return verdict
 
 
-def _stored(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
+def _files(verdict: dict[str, Any]) -> dict[str, str]:
+    """Name and text of the verdict's two files."""
+    environment = Environment(
+        loader=PackageLoader("hpgr", "registry"), undefined=StrictUndefined, autoescape=True
+    )
+    return {
+        "verdict.json": json.dumps(verdict, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "verdict.html": environment.get_template("verdict.html.j2").render(**verdict),
+    }
+
+
+def _write(files: dict[str, str]) -> None:
+    """Both files below artifacts/gate, as a whole."""
+    with atomic_folder(OUTPUT) as folder:
+        for name, text in files.items():
+            write_text(folder / name, text)
+
+
+def _stored(version: ModelVersion, key: str) -> dict[str, Any] | None:
+    """The verdict of the version's run, unless it answers another question than `key`."""
     import mlflow
 
     text = mlflow.artifacts.load_text(f"runs:/{version.run_id}/gate/verdict.json")
-    return json.loads(text)
+    verdict = json.loads(text)
+    return verdict if verdict.get("key") == key else None
 
 
 def _publish(
-    client: MlflowClient, version: ModelVersion, verdict: dict[str, Any], key: str
+    client: MlflowClient, version: ModelVersion, verdict: dict[str, Any], files: dict[str, str]
 ) -> None:
     """Files to the version's run, verdict to its description and tags; the key last, as done."""
-    for path in sorted(OUTPUT.iterdir()):
-        client.log_artifact(str(version.run_id), str(path), "gate")
+    for name, text in files.items():
+        client.log_text(str(version.run_id), text, f"gate/{name}")
     card = version.description or ""
     if card.startswith(HEADING):  # of an earlier verdict
         card = CARD.lstrip() + card.partition(CARD)[2]
     client.update_model_version(
         version.name, version.version, f"{HEADING}{as_markdown(verdict)}\n\n{card}"
     )
-    tags = {
+    tags = {  # the word before its champion: no old "accepted" beside a new champion
         VERDICT_TAG: verdict["verdict"],
-        "gate.champion": verdict["champion"],
-        "gate.reasons": "; ".join(verdict["reasons"]),
+        CHAMPION_TAG: verdict["champion"],
+        REASONS_TAG: "; ".join(verdict["reasons"]),
         "gate.judged_at": verdict["judged_at"],
-        KEY_TAG: key,
+        KEY_TAG: verdict["key"],
     }
     for tag, value in tags.items():
         client.set_model_version_tag(version.name, version.version, tag, str(value))

@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hpgr.config import Config
 from hpgr.registry.bundle import content_hashes, write_bundle
 from hpgr.registry.judge import SPLIT_TAG
-from hpgr.registry.promote import record_first
+from hpgr.registry.promote import finish_interrupted, record_registered
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.summary import headline, markdown_tables
 from hpgr.registry.trace import keep
@@ -121,9 +121,10 @@ def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> t
 def _alias(client: MlflowClient, cfg: Config, version: int) -> str:
     """Give the version its alias: the champion stays, the newest registered is challenger."""
     name = cfg.register_.model_name
+    finish_interrupted(client, cfg)
     called = aliases(client, name)
     if CHAMPION not in called:
-        record_first(client, cfg, version)
+        record_registered(client, cfg, version, "the first version registered")
     elif called[CHAMPION] != version:
         if called.get(CHALLENGER) != version:
             client.set_registered_model_alias(name, CHALLENGER, str(version))
