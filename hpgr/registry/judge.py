@@ -156,6 +156,7 @@ def contestant(bundle: Path, log: EventLog, device: str) -> Contestant:
         item=_own_ids("items", "item", "item_id", bundle, log.meta.num_items, UNKNOWN),
         action=_own_ids("actions", "action", "name", bundle, log.meta.num_actions, 0),
         max_history=serving["max_history"],
+        retrieve=serving["retrieve"],
         ranks=config["ranking"],
     )
 
