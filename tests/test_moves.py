@@ -4,6 +4,7 @@ import re
 
 import mlflow
 import pytest
+from bare_registry import make_versions
 from params_text import params_text
 
 from hpgr.config import load_config
@@ -69,18 +70,14 @@ def client():
 
 @pytest.fixture
 def cfg(client, request):
-    """Version 1 was champion before, 2 is, 3 is the challenger and was once rolled back."""
+    """Version 1 was champion before, 2 is; the challenger, 3, was once rolled back."""
     cfg = load_config()
     name = re.sub(r"\W+", "-", request.node.name)
-    client.create_registered_model(name)
-    run = client.create_run(tracking.experiment_id(client, cfg.register_.experiment)).info.run_id
-    for _ in range(3):
-        client.create_model_version(name, source="file:///nowhere", run_id=run)
-    for number, alias in enumerate(("previous", "champion", "challenger"), start=1):
-        client.set_registered_model_alias(name, alias, str(number))
-    client.set_model_version_tag(name, "3", "rolled_back", "before")
     section = cfg.register_.model_copy(update={"model_name": name})
-    return cfg.model_copy(update={"register_": section})
+    cfg = cfg.model_copy(update={"register_": section})
+    make_versions(client, cfg)
+    client.set_model_version_tag(name, "3", "rolled_back", "before")
+    return cfg
 
 
 def promote(cfg, why="better"):
