@@ -138,7 +138,7 @@ def judge(
             metric_fall(past),
             limits.max_metric_fall,
             "bring new events with the flow refresh, or train anew; if an older version is better "
-            "on the same queries (hpgr gate VERSION), go back to it (hpgr promote)",
+            "on the same queries (hpgr gate VERSION), go back to it (hpgr promote --roll-back)",
         ),
         Threshold(
             "max_volume_change",
