@@ -22,7 +22,8 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 
 from flows.launch import launch
-from hpgr.config import Config, load_config, replaced
+from flows.params import with_params
+from hpgr.config import Config
 from hpgr.serving.batch import Done, recommend_all
 
 SHOWN_USERS = 5
@@ -45,10 +46,9 @@ def recommend(
         allow: file of item ids, one a line: nothing else is recommended.
         deny: file of item ids, one a line: never recommended.
     """
-    cfg = load_config()
     asked = {"k": k, "at": at, "seen": seen, "allow": allow, "deny": deny}
-    given = {name: value for name, value in asked.items() if value is not None}
-    done = score(replaced(cfg, "recommend", given, source="this run of recommend"))
+    given = {f"recommend.{name}": value for name, value in asked.items() if value is not None}
+    done = score(with_params(given))
     publish(done)
     return {"folder": str(done.folder), "scored_users": done.scored_users, **done.manifest}
 

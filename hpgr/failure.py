@@ -1,7 +1,8 @@
 """What a person is told when a stage ends in an error that is not of the project's own making.
 
 A full disk, a damaged file, missing rights: libraries report each in words of their own and from
-deep inside. Reads what lies below artifacts/ and base/, after the fact only. Writes nothing.
+deep inside. Reads what lies below artifacts/ and base/, after the fact only. Writes nothing, but
+removes compiled modules that a full disk may have cut off.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hpgr.params import ConfigError
 from hpgr.runtime import DamagedFile, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CODE = Path(__file__).parent
 FOLDERS = (Path("artifacts"), Path("base"))
 MEGABYTE = 1 << 20
 
@@ -53,7 +55,14 @@ def told(error: Exception, output: Path) -> str | None:
     if isinstance(error, UserError | ConfigError):
         return None
     if (full := next((e for e in _chain(error) if _is_full(e)), None)) is not None:
+        _drop_compiled()
         return _no_room(full, output)
+    if isinstance(error, EOFError) and "marshal" in str(error):
+        _drop_compiled()
+        return (
+            f"a compiled module below {CODE} was cut off ({error}), most likely by a full disk. "
+            "The compiled ones are removed: run the same command again"
+        )
     if damaged := [str(DamagedFile(path, why)) for path, why in _damaged(output)]:
         return "\n".join(damaged)
     if isinstance(error, OSError) and error.filename is not None:
@@ -62,6 +71,16 @@ def told(error: Exception, output: Path) -> str | None:
             "or look at the disk"
         )
     return None
+
+
+def _drop_compiled() -> None:
+    """Remove what Python has compiled of this package; it compiles again.
+
+    On a full disk Python 3.11 and 3.12 may write half a module and not see it (their loader looks
+    away from how many bytes were written); every later import of it would fail.
+    """
+    for folder in CODE.rglob("__pycache__"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -7,6 +7,7 @@ of it compared byte for byte with what was there before.
 from __future__ import annotations
 
 import os
+import py_compile
 import shutil
 import signal
 from collections.abc import Callable
@@ -181,3 +182,15 @@ def test_a_damaged_dvc_lock_is_told_and_can_be_deleted(project, damage):
     assert done.returncode == 0, done.told
     assert "step/s" not in done.told
     assert contents(project / "artifacts") == before
+
+
+def test_a_compiled_module_that_is_cut_off(project):
+    """What Python itself leaves on a full disk: it compiles a module and loses the end."""
+    expected = weights(project, "pretrain")
+    compiled = py_compile.compile(str(project / "hpgr/training/pretrain.py"), doraise=True)
+    cut(Path(compiled))
+    message = one_message(hpgr("pretrain", cwd=project))
+    assert "cut off" in message and "run the same command again" in message
+    done = hpgr("pretrain", cwd=project)
+    assert done.returncode == 0, done.told
+    assert weights(project, "pretrain") == expected
