@@ -270,7 +270,16 @@ def test_a_port_in_use_is_one_clear_message():
             bind("127.0.0.1", port)
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+def test_an_address_that_is_told_is_listened_on_and_given_once():
+    """The kernel takes callers in before the application runs."""
+    with bind("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port)).close()
+        with pytest.raises(UserError, match="another process listens there"):
+            bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7", "a..b"])
 def test_an_address_that_is_not_ours_is_one_clear_message(host):
     with pytest.raises(UserError, match=f"cannot serve on {host}:1"):
         bind(host, 18_000)

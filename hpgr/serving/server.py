@@ -100,11 +100,13 @@ def bind(host: str, port: int) -> socket.socket:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
+            listening.listen()  # two servers may bind one address, but only one may listen
         except OSError:
             listening.close()
             raise
-    except OSError as error:
-        reason = "another process listens there" if error.errno == errno.EADDRINUSE else str(error)
+    except (OSError, UnicodeError) as error:  # a host such as a..b cannot even be asked for
+        taken = getattr(error, "errno", None) == errno.EADDRINUSE
+        reason = "another process listens there" if taken else str(error)
         raise UserError(
             f"cannot serve on {host}:{port}: {reason}. Stop that process, or change serve.port or "
             "serve.host in params.yaml."
