@@ -10,6 +10,7 @@ import sys
 from typing import Any, NoReturn
 
 from prefect import Flow
+from prefect.exceptions import Abort
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from ruamel.yaml import YAML
 
@@ -26,7 +27,7 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     try:
         with temporary_settings(patience):
             flow(**parameters)
-    except (ConfigError, UserError, StageFailed, TransientFault) as error:
+    except (ConfigError, UserError, StageFailed, TransientFault, Abort) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

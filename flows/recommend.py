@@ -21,7 +21,9 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
+from flows.faults import retry_options
 from flows.launch import launch
+from flows.recall import recallable
 from hpgr.config import Config, ConfigError, Recommend, load_config
 from hpgr.serving.batch import Done, recommend_all
 
@@ -45,7 +47,9 @@ def recommend(
     """
     cfg = load_config()
     given = {"k": k, "at": at, "allow": allow, "deny": deny}
-    done = score(_with(cfg, {name: value for name, value in given.items() if value is not None}))
+    asked = _with(cfg, {name: value for name, value in given.items() if value is not None})
+    with recallable():
+        done = score.with_options(**retry_options(cfg.orchestrate))(asked)
     publish(done)
     return {"folder": str(done.folder), "scored_users": done.scored_users, **done.manifest}
 

@@ -21,6 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.faults import StageFailed
 from flows.launch import add_overrides, launch, read_overrides
 from flows.params import set_params
+from flows.recall import recallable
 from flows.stages import check_data, pin_data, reproduce
 from flows.train import pipeline
 from hpgr.config import load_config
@@ -55,8 +56,8 @@ def refresh(
         profile: a name below `profiles` in params.yaml; None leaves the file's own.
         overrides: `section.key` to value, on top of params.yaml.
     """
-    set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
-    with ledger.one_at_a_time():
+    with recallable(), ledger.one_at_a_time():
+        set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
         require_champion()
         settle()
         check_data()

@@ -22,6 +22,7 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelled, Cancelling
 
 from flows.faults import StageFailed, retry_options
+from flows.recall import recallable
 from flows.stages import DATA, dvc_output, is_current, run_stage, upstream
 from hpgr.config import PARAMS_FILE, load_config
 from hpgr.data.base import BASE, is_filled
@@ -146,19 +147,20 @@ def stage_flow(
     Raises:
         StageFailed: the commits differ, the code here was changed, or the stage failed.
     """
-    if clean_commit() != commit:
-        raise StageFailed(
-            f"the clone at {Path.cwd()} is at commit {clean_commit()[:12]}, the run needs "
-            f"{commit[:12]}: `git fetch && git checkout {commit[:12]}` there, then run again"
-        )
-    for name, text in files.items():
-        if name not in CARRIED:
-            raise StageFailed(f"{name} is not a file that a run may bring along")
-        write_text(Path(name), text)
-    _take_base(base_version)
-    dvc_output("pull", "--force", "--run-cache", *upstream(stage))
-    settings = load_config().orchestrate
-    named = run_stage.with_options(name=stage, task_run_name=stage, **retry_options(settings))
-    outcome = named(stage)
-    dvc_output("push", "--run-cache", stage)
-    return outcome
+    with recallable():
+        if clean_commit() != commit:
+            raise StageFailed(
+                f"the clone at {Path.cwd()} is at commit {clean_commit()[:12]}, the run needs "
+                f"{commit[:12]}: `git fetch && git checkout {commit[:12]}` there, then run again"
+            )
+        for name, text in files.items():
+            if name not in CARRIED:
+                raise StageFailed(f"{name} is not a file that a run may bring along")
+            write_text(Path(name), text)
+        _take_base(base_version)
+        dvc_output("pull", "--force", "--run-cache", *upstream(stage))
+        settings = load_config().orchestrate
+        named = run_stage.with_options(name=stage, task_run_name=stage, **retry_options(settings))
+        outcome = named(stage)
+        dvc_output("push", "--run-cache", stage)
+        return outcome

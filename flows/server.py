@@ -91,9 +91,9 @@ def ensure_automation(client: SyncPrefectClient, silent_s: float = SILENT_S) -> 
                 force=False,
                 state=StateType.CRASHED,
                 message=(
-                    f"No heartbeat for {silent_s:g} s: the flow's process or its machine is gone. "
-                    "What was finished stays. Run it again: training goes on from its last "
-                    "checkpoint."
+                    f"No heartbeat for {silent_s:g} s: the flow's process or its machine is gone, "
+                    "or the server was away; then the run stops itself. What was finished stays. "
+                    "Run it again: training goes on from its last checkpoint."
                 ),
             )
         ],

@@ -264,10 +264,21 @@ def _dvc_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         if not finished:
             # Not until the stage has ended too: the next run must not find it still writing.
-            process.terminate()
-            end_with(DVC_RUN, mark, STOP_GRACE_S)
-            process.wait()
-            drop_stale_locks()
+            with _undisturbed():
+                process.terminate()
+                end_with(DVC_RUN, mark, STOP_GRACE_S)
+                process.wait()
+                drop_stale_locks()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second SIGTERM to this thread (flows/recall.py) waits: it must not cut off a clean-up."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _die_with_parent() -> None:

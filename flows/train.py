@@ -20,6 +20,7 @@ from flows.monitor import watch
 from flows.pages import publish
 from flows.params import set_params
 from flows.promote import judge_and_promote
+from flows.recall import recallable
 from flows.stages import bring_log, check_data, reproduce, stage_order
 from hpgr.config import PARAMS_FILE, load_config
 from hpgr.registry.base import clear_base
@@ -38,13 +39,14 @@ def train(profile: str | None = None, overrides: dict[str, Any] | None = None) -
     Returns:
         What registered.json holds, and the gate's `verdict`.
     """
-    changed = set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
-    get_run_logger().info(
-        "profile %s; changed in %s: %s", load_config().profile, PARAMS_FILE, changed
-    )
-    start_from_nothing()
-    bring_log.with_options(**retry_options(load_config().orchestrate))()
-    return pipeline()
+    with recallable():
+        changed = set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
+        get_run_logger().info(
+            "profile %s; changed in %s: %s", load_config().profile, PARAMS_FILE, changed
+        )
+        start_from_nothing()
+        bring_log.with_options(**retry_options(load_config().orchestrate))()
+        return pipeline()
 
 
 @task(name="base", task_run_name="base", cache_policy=NO_CACHE)
