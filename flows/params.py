@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from hpgr.config import PARAMS_FILE, ConfigError, resolve
+from hpgr.config import PARAMS_FILE, Config, ConfigError, resolve
 from hpgr.params import read_params
 from hpgr.runtime import atomic_path
 
@@ -25,12 +25,36 @@ def set_params(values: dict[str, Any], path: Path = PARAMS_FILE) -> dict[str, An
     Raises:
         ConfigError: a key is no parameter, or the value is not allowed.
     """
+    yaml, document = _read(path)
+    changed = _set(document, values, path)
+    resolve(document, source=f"{path} with overrides")
+    if changed:
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            yaml.dump(document, file)
+    return changed
+
+
+def with_params(values: dict[str, Any], path: Path = PARAMS_FILE) -> Config:
+    """The configuration with `section.key` entries set for the moment; params.yaml stays.
+
+    Raises:
+        ConfigError: as `set_params`.
+    """
+    _, document = _read(path)
+    _set(document, values, path)
+    return resolve(document, source=f"{path} with overrides")
+
+
+def _read(path: Path) -> tuple[YAML, Any]:
     read_params(path)  # tells what ruamel.yaml would tell in its own way
     yaml = YAML()  # round trip: comments and order survive
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.representer.add_representer(type(None), _null)
-    document = yaml.load(path.read_text(encoding="utf-8"))
+    return yaml, yaml.load(path.read_text(encoding="utf-8"))
+
+
+def _set(document: Any, values: dict[str, Any], path: Path) -> dict[str, Any]:
     changed = {}
     for dotted, value in sorted(values.items(), key=lambda entry: entry[0] != "profile"):
         target, key = _place(document, dotted)
@@ -38,10 +62,6 @@ def set_params(values: dict[str, Any], path: Path = PARAMS_FILE) -> dict[str, An
             raise ConfigError(f"{path}: no parameter {dotted!r}; `hpgr params` prints them all")
         if target[key] != value:
             target[key] = changed[dotted] = value
-    resolve(document, source=f"{path} with overrides")
-    if changed:
-        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            yaml.dump(document, file)
     return changed
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from flows.faults import retry_options
 from flows.launch import launch
@@ -27,7 +28,11 @@ from hpgr.registry.judge import judge
 
 @flow(name="promote", persist_result=False)
 def promote(
-    version: int | None = None, why: str = "", roll_back: bool = False, force: bool = False
+    version: int | None = None,
+    why: str = "",
+    roll_back: bool = False,
+    force: bool = False,
+    who: str | None = None,
 ) -> dict[str, Any]:
     """Make a version the champion, or the previous champion again; returns the move.
 
@@ -36,9 +41,10 @@ def promote(
         why: the reason, kept with the move.
         roll_back: go back to the previous champion instead.
         force: promote what the gate has not accepted.
+        who: whose decision it is; None is the account of the process, under a worker the worker's.
     """
     options = retry_options(load_config().orchestrate)
-    return move_champion.with_options(**options)(version, why, roll_back, force)
+    return move_champion.with_options(**options)(version, why, roll_back, force, who)
 
 
 @task(name="gate", task_run_name="gate", cache_policy=NO_CACHE)
@@ -55,9 +61,14 @@ def judge_model(version: int) -> dict[str, Any]:
 
 
 @task(name="promote", task_run_name="promote", cache_policy=NO_CACHE)
-def move_champion(version: int | None, why: str, roll_back: bool, force: bool) -> dict[str, Any]:
+def move_champion(
+    version: int | None, why: str, roll_back: bool, force: bool, who: str | None
+) -> dict[str, Any]:
     """Move the alias and put who, when and why on the run's page."""
-    moved = moves.move(load_config(), version, why=why, back=roll_back, force=force)
+    via = f"Prefect flow run {flow_run.name} ({flow_run.id})"
+    moved = moves.move(
+        load_config(), version, why=why, back=roll_back, force=force, who=who, via=via
+    )
     get_run_logger().info(moves.told(moved))
     rows = "".join(f"| {key} | {value} |\n" for key, value in asdict(moved).items())
     create_markdown_artifact(
@@ -69,13 +80,23 @@ def move_champion(version: int | None, why: str, roll_back: bool, force: bool) -
 
 
 def judge_and_promote(version: int) -> dict[str, Any]:
-    """The gate after a registration; promotes what it accepts where `gate.promotes` says so."""
-    cfg = load_config()
-    options = retry_options(cfg.orchestrate)
+    """The gate after a registration; promotes what it accepts where `gate.promotes` says so.
+
+    Where somebody moves the champion in between, it is judged once more, against the new one.
+    """
+    options = retry_options(load_config().orchestrate)
+    try:
+        return _judge_and_promote(version, options)
+    except moves.OldVerdict as error:
+        get_run_logger().warning("%s; judged again", error)
+        return _judge_and_promote(version, options)
+
+
+def _judge_and_promote(version: int, options: dict[str, Any]) -> dict[str, Any]:
     verdict = judge_model.with_options(**options)(version)
-    if verdict["verdict"] == ACCEPTED and cfg.gate.promotes:
+    if verdict["verdict"] == ACCEPTED and load_config().gate.promotes:
         why = f"accepted by the gate: {verdict['reasons'][0]}"
-        move_champion.with_options(**options)(version, why, False, False)
+        move_champion.with_options(**options)(version, why, False, False, None)
     return verdict
 
 
@@ -87,6 +108,7 @@ def main() -> None:
     parser.add_argument("version", type=int, nargs="?", help="default: the challenger")
     parser.add_argument("--why", default="", help="the reason, kept with the move")
     parser.add_argument("--force", action="store_true", help="whatever the gate said")
+    parser.add_argument("--who", help="whose decision it is; default: the account")
     parser.add_argument("--roll-back", action="store_true", help="the previous champion again")
     arguments = parser.parse_args()
     launch(promote, **vars(arguments))

@@ -11,6 +11,7 @@ Writes data/, data.dvc, base/, artifacts/, params.yaml (flows/params.py) and the
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.faults import StageFailed
+from flows.faults import StageFailed, retry_options
 from flows.launch import add_overrides, launch, read_overrides
-from flows.params import set_params
+from flows.monitor import watch
+from flows.params import set_params, with_params
 from flows.recall import recallable
 from flows.stages import check_data, pin_data, reproduce
 from flows.train import pipeline
-from hpgr.config import load_config
+from hpgr.config import Config, load_config
 from hpgr.data import ledger
 from hpgr.data.incoming import Verdict, examine
 from hpgr.data.validate import REJECTED
@@ -54,17 +56,24 @@ def refresh(
     Args:
         incoming: file or folder of new events.
         profile: a name below `profiles` in params.yaml; None leaves the file's own.
-        overrides: `section.key` to value, on top of params.yaml.
+        overrides: `section.key` to value, on top of params.yaml; those of the section refresh are
+            limits for this batch and are not written there.
     """
+    given = {**(overrides or {}), **({"profile": profile} if profile else {})}
+    limits = {key: value for key, value in given.items() if key.startswith("refresh.")}
     with recallable(), ledger.one_at_a_time():
-        set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
+        set_params({key: value for key, value in given.items() if key not in limits})
         require_champion()
         settle()
         check_data()
         reproduce("validate")  # what the batch is compared with
-        verdict = judge(incoming)
-        if not verdict.taken:
-            take_in(verdict)
+        try:
+            verdict = judge(incoming, with_params(limits))
+            if not verdict.taken:
+                take_in(verdict)
+        except (UserError, StageFailed):
+            show_refusal()
+            raise
         if ledger.TAKING.is_file():  # new events came in: this time, or before an interruption
             start_from_champion()
             ledger.finish()
@@ -94,13 +103,13 @@ def settle() -> None:
 
 
 @task(name="incoming", task_run_name="incoming", cache_policy=NO_CACHE)
-def judge(incoming: str) -> Verdict:
+def judge(incoming: str, cfg: Config) -> Verdict:
     """Check the batch and show its figures on the run's page.
 
     Raises:
         UserError: it is refused, or cannot be read.
     """
-    verdict = examine(load_config(), Path(incoming), evidence=True)
+    verdict = examine(cfg, Path(incoming), evidence=True)
     if verdict.taken:
         get_run_logger().info("%s is in the log already: %s", incoming, verdict.taken)
         return verdict
@@ -114,6 +123,14 @@ def judge(incoming: str) -> Verdict:
         ledger.record(verdict.record)
         raise UserError(f"{verdict.refusal()}\nSee {REJECTED / 'report.html'}.")
     return verdict
+
+
+def show_refusal() -> None:
+    """Bring the monitoring page up to date and send its events; the refusal itself comes after."""
+    try:
+        watch.with_options(**retry_options(load_config().orchestrate))()
+    except Exception as error:  # must not take the place of why the batch was refused
+        get_run_logger().warning("the monitoring page is not up to date: %s", error)
 
 
 def page(verdict: Verdict, last: dict[str, Any] | None) -> str:
@@ -144,7 +161,9 @@ def take_in(verdict: Verdict) -> None:
     """Make an accepted batch part of the log, or leave the log as it was.
 
     Raises:
-        StageFailed: DVC failed, or the validate stage refuses the log with this batch.
+        StageFailed: the validate stage refuses the log with this batch, or DVC failed; only the
+            first is noted as a refusal.
+        TransientFault: DVC was busy.
     """
     data = load_config().data
     if ledger.TAKING.is_file():  # an earlier batch is in, but no training began on it
@@ -154,11 +173,15 @@ def take_in(verdict: Verdict) -> None:
     except Exception:
         ledger.undo(data)
         raise
+    shutil.rmtree(REJECTED, ignore_errors=True)  # of an earlier batch
     try:
         reproduce("validate")
     except Exception as error:
-        ledger.undo(data, reason=str(error))
+        refused = REJECTED.is_dir()
+        ledger.undo(data, reason=str(error) if refused else None)
         get_run_logger().warning("%s is taken out again", verdict.record["source"])
+        if not refused:  # killed, out of time, DVC busy: nothing is said of the batch
+            raise
         reproduce("validate")  # brings back what DVC deleted before the stage ran
         raise StageFailed(
             f"{verdict.record['source']} is refused, the log stays as it is: with it, {error}"

@@ -238,6 +238,7 @@ class Monitor(Section):
     """Thresholds of the monitoring page."""
 
     max_age_days: float = Field(gt=0)
+    max_volume_change: float = Field(gt=1)
     max_item_drift: float = Field(ge=0, le=1)
     max_action_drift: float = Field(ge=0, le=1)
     max_unknown_items: float = Field(ge=0, le=1)
@@ -294,11 +295,41 @@ def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
         if isinstance(target := sections.get(section), dict):
             sections[section] = {**target, key: value}
     try:
-        return Config.model_validate(sections)
+        cfg = Config.model_validate(sections)
+        lines = list(_impossible(cfg))
     except ValidationError as error:
         lines = list(_told(error))
+    if lines:
         places = "1 place" if len(lines) == 1 else f"{len(lines)} places"
-        raise ConfigError(f"{source} is wrong in {places}:\n" + "\n".join(lines)) from None
+        raise ConfigError(f"{source} is wrong in {places}:\n" + "\n".join(lines))
+    return cfg
+
+
+def gate_metrics(evaluate: Evaluate, split: str) -> list[str]:
+    """Names of what `hpgr.evaluation.contest` measures, where both models rank."""
+    found = [*(f"{name}@{k}" for name in ("hr", "ndcg") for k in evaluate.cutoffs), "mrr"]
+    ranking = ["auc", "log_loss"] if split == "global-time" else []
+    return [*found, *(f"served.{n}" for n in found), f"coverage@{evaluate.cutoffs[0]}", *ranking]
+
+
+def _impossible(cfg: Config) -> Iterator[str]:
+    """One line for each rule of the gate that no model could meet."""
+    known = gate_metrics(cfg.evaluate, cfg.sessionize.split)
+    named = {"gate.metric": cfg.gate.metric} | {f"gate.guards.{n}": n for n in cfg.gate.guards}
+    for key, name in named.items():
+        if name not in known:
+            cure = (
+                "it needs sessionize.split: global-time"
+                if name in ("auc", "log_loss")
+                else "name one of these, or add its cutoff to evaluate.cutoffs"
+            )
+            yield f"  {key}: {name!r} is not among {', '.join(known)}{meant(name, known)}; {cure}"
+    samples, lowest = cfg.evaluate.bootstrap_samples, 2 / (cfg.evaluate.bootstrap_samples + 1)
+    if cfg.gate.significance < 1 and cfg.gate.significance <= lowest:
+        yield (
+            f"  gate.significance: no p-value is below {cfg.gate.significance:g}, as "
+            f"evaluate.bootstrap_samples: {samples} gives none below {lowest:.4f}; raise either"
+        )
 
 
 def _checked_profiles(profiles: Any, source: str) -> dict[str, dict[str, Any]]:

@@ -32,6 +32,7 @@ from hpgr.runtime import write_json
 def fill_base():
     for name in ("items", "actions", "categories"):
         shutil.copyfile(f"artifacts/sessions/{name}.parquet", BASE / f"{name}.parquet")
+    shutil.copyfile("artifacts/sessions/trained.npy", BASE / "trained.npy")
     write_json(BASE / "base.json", {"version": 1})
 
 def pipeline():
@@ -47,7 +48,7 @@ for step in json.loads(sys.argv[1]):
         ledger.begin(cfg.data, refresh.examine(cfg, Path("one.csv"), evidence=False))
         continue
     try:
-        outcomes.append(refresh.refresh(step))
+        outcomes.append(refresh.refresh(**(step if isinstance(step, dict) else {"incoming": step})))
     except Exception as error:
         outcomes.append(str(error))
     outcomes[-1] = [outcomes[-1], Path("data.dvc").read_text()]
@@ -98,8 +99,8 @@ def run(folder: Path, *command: str, code: int = 0) -> str:
     return log.read_text()
 
 
-def drive(folder: Path, *steps: str) -> tuple[list, str]:
-    """Outcome of each step, with data.dvc after it, and the log."""
+def drive(folder: Path, *steps: str | dict[str, Any]) -> tuple[list, str]:
+    """Outcome of each step (a batch, or the flow's parameters), with data.dvc after it; the log."""
     log = run(folder, sys.executable, "driver.py", json.dumps(steps))
     return json.loads((folder / "outcomes.json").read_text()), log
 

@@ -15,11 +15,13 @@ from safetensors.torch import save_file
 
 from hpgr.config import load_config
 from hpgr.data.log import FIRST_ITEM, TRAIN
+from hpgr.data.memory import remember
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.scoring import build
 from hpgr.registry.resources import COLUMNS
 from hpgr.runtime import write_json
 
+EVENT_COLUMNS = ("item", "timestamp", "action", "label", "session", "split")
 ROOT = Path(__file__).parents[1]
 METRICS = {"R1": {"hpgr": {"hr@10": 0.5, "mrr": 0.25}, "counts": {"queries": 40}}}
 
@@ -63,7 +65,14 @@ def write_tables(folder, log):
     pq.write_table(pa.table(actions), folder / "actions.parquet")
     categories = {"category": pa.array([], pa.int32()), "name": pa.array([], pa.string())}
     pq.write_table(pa.table(categories), folder / "categories.parquet")
-    pq.write_table(pa.table({"item": np.asarray(log.item)}), folder / "events.parquet")
+    users = {"user": pa.array(range(log.meta.num_users), pa.int32())}
+    users["user_id"] = [f"user{u}" for u in range(log.meta.num_users)]
+    pq.write_table(pa.table(users), folder / "users.parquet")
+    events = {name: np.asarray(getattr(log, name)) for name in EVENT_COLUMNS}
+    events["user"] = log.user_of_event().astype(np.int32)
+    events["position"] = np.arange(log.meta.num_events) - log.user_offsets[events["user"]]
+    pq.write_table(pa.table(events), folder / "events.parquet")
+    remember(folder)
 
 
 def make_project(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ import yaml
 
 from hpgr.config import Config, resolve
 from hpgr.data import sessionize
+from hpgr.data.base import BASE
+from hpgr.data.memory import SKETCH
+from hpgr.data.sessionize import SESSIONS
+from hpgr.runtime import write_json
 
 PARAMS = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
 TESTED = {
@@ -62,4 +67,26 @@ def contents(folder: Path) -> dict[str, bytes]:
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
+    }
+
+
+def keep_as_base() -> None:
+    """The vocabulary of the last run becomes what a model below base/ knows."""
+    BASE.mkdir(exist_ok=True)
+    for table in ("items", "actions", "categories"):
+        shutil.copyfile(SESSIONS / f"{table}.parquet", BASE / f"{table}.parquet")
+    shutil.copyfile(SESSIONS / SKETCH, BASE / SKETCH)
+    write_json(BASE / "base.json", {"version": 1})
+
+
+def log_of(rows: list[tuple[int, int, int, int]]) -> dict[str, list]:
+    """Columns of a log from user, item, time and action of each event, repeated ones once."""
+    rows = list(dict.fromkeys(rows))
+    return {
+        "user_id": [f"u{user}" for user, *_ in rows],
+        "item_id": [f"i{item}" for _, item, *_ in rows],
+        "timestamp": [time for _, _, time, _ in rows],
+        "action": [None if action == 0 else str(action) for *_, action in rows],
+        "session_id": [None] * len(rows),
+        "row": list(range(len(rows))),
     }

@@ -9,9 +9,6 @@ import time
 from pathlib import Path
 
 import httpx
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from evaluation_log import random_log, write_arrays
 from params_text import params_text
@@ -28,7 +25,6 @@ PYTHON = sys.executable
 NOW = 1_100_000_000
 HISTORY = {"item_ids": ["id3", "id4"], "timestamps": [NOW - 200, NOW - 100], "actions": ["5", "1"]}
 ONE = {"requests": [{"request_time": NOW, **HISTORY}], "k": 5}
-EVENT_COLUMNS = ("item", "timestamp", "action", "label", "session", "split")
 
 
 def make_project(folder: Path, *, seed: int = 0) -> None:
@@ -42,13 +38,6 @@ def make_project(folder: Path, *, seed: int = 0) -> None:
     sessions = folder / "artifacts" / "sessions"
     write_arrays(log, sessions / "arrays")
     write_tables(sessions, log)
-    events = {name: np.asarray(getattr(log, name)) for name in EVENT_COLUMNS}
-    events["user"] = log.user_of_event().astype(np.int32)
-    events["position"] = np.arange(log.meta.num_events) - log.user_offsets[events["user"]]
-    pq.write_table(pa.table(events), sessions / "events.parquet")
-    users = {"user": pa.array(range(log.meta.num_users), pa.int32())}
-    users["user_id"] = [f"user{u}" for u in range(log.meta.num_users)]
-    pq.write_table(pa.table(users), sessions / "users.parquet")
     finetune = folder / "artifacts" / "finetune"
     torch.manual_seed(seed)
     write_network(finetune, log, load_config(folder / "params.yaml"))

@@ -20,7 +20,7 @@ from hpgr.runtime import UserError, read_json, write_json
 
 FILES = {
     "model/model.safetensors", "model/config.json",
-    "items.parquet", "actions.parquet", "categories.parquet",
+    "items.parquet", "actions.parquet", "categories.parquet", "trained.npy",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 from evaluation_log import random_log
 from sklearn.metrics import roc_auc_score
 
-from hpgr.config import load_config
+from hpgr.config import gate_metrics, load_config
 from hpgr.data.log import FIRST_ITEM, TEST, UNKNOWN, Histories
 from hpgr.evaluation import protocols
 from hpgr.evaluation.contest import Contestant, Translated, contest
@@ -33,15 +33,24 @@ class Follower:
         return np.zeros((len(histories), 1), np.int64), np.ones((len(histories), 1), np.float32)
 
 
-def same_ids(log, network):
-    return Contestant(
-        network, np.arange(log.meta.num_items), np.arange(log.meta.num_actions), REACH, True
-    )
+class Ordering(Follower):
+    """Finds like a `Follower`; its head prefers high item ids, or low ones, or says nothing."""
+
+    def __init__(self, num_items, preference):
+        super().__init__(num_items, 1.0)
+        self.preference = preference
+
+    def rank(self, histories, offsets, candidates):
+        return (0.5 + self.preference * candidates / 1000).astype(np.float32)
 
 
-def brute_force_ndcg(log, network, k):
-    """Mean NDCG@k of a network in the log's ids, query by query."""
-    gains = []
+def same_ids(log, network, *, retrieve=10, ranks=True):
+    ids = np.arange(log.meta.num_items)
+    return Contestant(network, ids, np.arange(log.meta.num_actions), REACH, retrieve, ranks)
+
+
+def queries_of(log, network):
+    """Hidden item, items that compete with it, and the network's scores, query by query."""
     for user in range(log.meta.num_users):
         rows = np.arange(*log.user_offsets[user : user + 2])
         for row in rows[log.split[rows] == TEST]:
@@ -56,11 +65,27 @@ def brute_force_ndcg(log, network, k):
             scores = network.retrieve(asked)[0].astype(float)
             target = log.item[row]
             others = set(range(FIRST_ITEM, log.meta.num_items)) - set(log.item[before]) - {target}
-            better = sum(scores[i] > scores[target] for i in others)
-            tied = sum(scores[i] == scores[target] for i in others)
-            rank = 1 + better + (tied + 1) // 2
-            gains.append(1 / np.log2(rank + 1) if rank <= k else 0.0)
+            yield target, others, scores
+
+
+def brute_force_ndcg(log, network, k):
+    """Mean NDCG@k of a network in the log's ids, query by query."""
+    gains = []
+    for target, others, scores in queries_of(log, network):
+        better = sum(scores[i] > scores[target] for i in others)
+        tied = sum(scores[i] == scores[target] for i in others)
+        rank = 1 + better + (tied + 1) // 2
+        gains.append(1 / np.log2(rank + 1) if rank <= k else 0.0)
     return np.mean(gains)
+
+
+def brute_force_served_hits(log, network, k, retrieve):
+    """Share of the queries whose hidden item is among the k most preferred of the retrieved."""
+    hits = []
+    for target, others, scores in queries_of(log, network):
+        found = sorted({*others, target}, key=lambda item: -scores[item])[:retrieve]
+        hits.append(target in sorted(found, key=lambda item: -network.preference * item)[:k])
+    return np.mean(hits)
 
 
 @pytest.mark.parametrize("split", ["leave-one-out", "global-time"])
@@ -72,6 +97,43 @@ def test_both_are_judged_on_the_same_queries(split):
     assert change.champion == pytest.approx(brute_force_ndcg(log, first, 3))
     assert change.challenger == pytest.approx(brute_force_ndcg(log, second, 3))
     assert change.low <= change.challenger - change.champion <= change.high
+
+
+@pytest.mark.parametrize("split", ["leave-one-out", "global-time"])
+def test_a_ranking_head_shows_in_the_served_order_alone(split):
+    """Both find the same; each orders its own number of the best as its head says."""
+    log = random_log(9, split=split)
+    first, second = (Ordering(log.meta.num_items, preference) for preference in (1.0, -1.0))
+    pair = same_ids(log, first, retrieve=6), same_ids(log, second, retrieve=8)
+    found = contest(log, *pair, SETTINGS, deciding="ndcg@3").metrics
+    assert found["hr@3"].relative == 0.0
+    served = found["served.hr@3"]
+    assert served.champion == pytest.approx(brute_force_served_hits(log, first, 3, 6))
+    assert served.challenger == pytest.approx(brute_force_served_hits(log, second, 3, 8))
+    assert served.relative != 0.0
+
+
+@pytest.mark.parametrize("split", ["leave-one-out", "global-time"])
+def test_the_configuration_knows_what_is_measured(split):
+    log = random_log(5, split=split)
+    pair = [same_ids(log, Follower(log.meta.num_items, noise)) for noise in (0.5, 1.0)]
+    found = contest(log, *pair, SETTINGS, deciding="ndcg@3")
+    assert set(found.metrics) == set(gate_metrics(SETTINGS, split))
+
+
+def test_without_a_ranking_head_retrieval_is_what_is_served():
+    log = random_log(9)
+    network = same_ids(log, Ordering(log.meta.num_items, -1.0), ranks=False)
+    found = contest(log, network, network, SETTINGS, deciding="ndcg@3").metrics
+    for name in ("hr@3", "ndcg@5", "mrr"):
+        assert found[f"served.{name}"] == found[name]
+
+
+def test_a_ranking_head_that_says_nothing_is_no_perfect_one():
+    log = random_log(9)
+    network = same_ids(log, Ordering(log.meta.num_items, np.nan))
+    with pytest.raises(ValueError, match="pCTR holds NaN"):
+        contest(log, network, network, SETTINGS, deciding="ndcg@3")
 
 
 def test_a_model_against_itself_changes_nothing():
@@ -120,7 +182,7 @@ def test_another_vocabulary_gives_the_same_answers():
             return super().retrieve(names)[:, reverse]
 
     plain = Follower(num_items, 1.0)
-    other = Contestant(Reversed(num_items, 1.0), reverse, np.arange(3), REACH, True)
+    other = Contestant(Reversed(num_items, 1.0), reverse, np.arange(3), REACH, 10, True)
     np.testing.assert_array_equal(
         Translated(other).retrieve(asked)[:, FIRST_ITEM:], plain.retrieve(asked)[:, FIRST_ITEM:]
     )
@@ -130,7 +192,7 @@ def test_an_item_that_a_model_does_not_know_cannot_be_retrieved():
     log = random_log(8)
     known = np.arange(log.meta.num_items)
     known[-5:] = UNKNOWN
-    small = Contestant(Follower(log.meta.num_items - 5, 0.0), known, np.arange(3), REACH, True)
+    small = Contestant(Follower(log.meta.num_items - 5, 0.0), known, np.arange(3), REACH, 10, True)
     asked = protocols.next_item(log, TEST).histories(log, REACH)
     scores = Translated(small).retrieve(asked)
     assert np.isneginf(scores[:, -5:]).all()

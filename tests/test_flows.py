@@ -11,7 +11,7 @@ from params_text import params_text
 from prefect.logging import disable_run_logger
 
 from flows import stages
-from flows.params import set_params
+from flows.params import set_params, with_params
 from flows.stages import (
     RAN,
     RESTORED,
@@ -200,6 +200,14 @@ def test_an_override_that_changes_nothing_leaves_the_file_alone(params):
     before = params.stat().st_mtime_ns
     assert set_params({"profile": load_config(params).profile}, params) == {}
     assert params.stat().st_mtime_ns == before
+
+
+def test_values_for_the_moment_are_checked_alike_and_not_written(params):
+    before = params.read_text()
+    assert with_params({"refresh.max_item_drift": 0.9}, params).refresh.max_item_drift == 0.9
+    with pytest.raises(ConfigError, match=r"no parameter 'refresh\.max_drift'"):
+        with_params({"refresh.max_drift": 0.9}, params)
+    assert params.read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from hpgr.config import Gate
+from hpgr.data.memory import Overlap
 from hpgr.evaluation.contest import Change, Contest
-from hpgr.registry.gate import decide
+from hpgr.registry.gate import Past, decide
 from hpgr.runtime import UserError
 
 RULES = Gate(
@@ -49,7 +50,13 @@ CASES = [
     ("a guard that counts downwards rises", contest(loss=(0.6, 0.7)), {}, False, "log_loss holds"),
     ("a guard that counts downwards falls", contest(loss=(0.6, 0.3)), {}, True, None),
     ("no guards", contest(hr=(0.5, 0.1)), {"guards": {}}, True, None),
+    ("a guard is no number", contest(hr=(0.5, math.nan)), {}, False, "hr@50 holds"),
+    ("a guard that counts downwards is no number", contest(loss=(0.6, math.nan)), {}, False,
+     "log_loss holds"),
+    ("the deciding metric is no number", contest(ndcg=(0.2, math.nan)), {}, False, "gains:"),
     ("a slice falls", contest(slices=BIG_FALL), {}, False, "holds for item: tail"),
+    ("a slice is no number", contest(slices={"item: tail": change(0.1, math.nan)}), {}, False,
+     "holds for item: tail"),
     ("a small slice falls", contest(slices=BIG_FALL), {"min_slice_queries": 101}, True, None),
     ("a slice falls and may", contest(slices=BIG_FALL), {"max_slice_fall": 0.25}, True, None),
     ("from nothing to something", contest(ndcg=(0.0, 0.1)), {}, True, None),
@@ -63,33 +70,49 @@ CASES = [
     ids=[case[0] for case in CASES],
 )
 def test_the_truth_table(figures, changed, accepted, refusing):
-    verdict = decide(figures, RULES.model_copy(update=changed))
+    verdict = decide(figures, RULES.model_copy(update=changed), Past())
     assert verdict.accepted is accepted
     assert verdict.word == ("accepted" if accepted else "refused")
     if refusing is not None:
         assert any(refusing in reason for reason in verdict.reasons)
 
 
+@pytest.mark.parametrize(
+    ("past", "refusing"),
+    [
+        (Past(), None),
+        (Past({1: Overlap(0, 100), 2: Overlap(0, 100)}), None),
+        (Past({1: Overlap(3, 100), 2: Overlap(0, 100)}), "version 1 has not trained on today's"),
+        (Past({1: Overlap(0, 100), 2: Overlap(1, 100)}), "version 2 has not trained on today's"),
+        (Past(rolled_back="yesterday by me: slow"), "was not rolled back: rolled back: yesterday"),
+    ],
+)
+def test_what_no_figure_shows_refuses_whatever_the_figures_are(past, refusing):
+    verdict = decide(contest(), RULES, past)
+    assert verdict.accepted is (refusing is None)
+    assert refusing is None or [refusing in reason for reason in verdict.reasons] == [True]
+
+
 def test_every_broken_rule_is_told_not_the_first_alone():
     figures = contest(ndcg=(0.2, 0.1), p=0.5, hr=(0.5, 0.1), loss=(0.6, 1.0), slices=BIG_FALL)
-    assert len(decide(figures, RULES).reasons) == 5
+    assert len(decide(figures, RULES, Past()).reasons) == 5
 
 
 def test_an_accepted_verdict_tells_the_gain():
-    (reason,) = decide(contest(), RULES).reasons
+    (reason,) = decide(contest(), RULES, Past()).reasons
     assert reason == "ndcg@10 gains: 0.2000 to 0.2200 (+10.0%), expected more than +1.0%"
 
 
 @pytest.mark.parametrize("changed", [{"metric": "ndcg@7"}, {"guards": {"auc": 0.1}}])
 def test_a_metric_that_is_not_there_is_the_users_mistake(changed):
     with pytest.raises(UserError, match=r"there are ndcg@10, hr@50, log_loss"):
-        decide(contest(), RULES.model_copy(update=changed))
+        decide(contest(), RULES.model_copy(update=changed), Past())
 
 
 def test_a_figure_without_resamples_can_guard():
     figures = contest()
     figures.metrics["coverage@10"] = change(0.5, 0.3, p=math.nan)
-    verdict = decide(figures, RULES.model_copy(update={"guards": {"coverage@10": 0.2}}))
+    verdict = decide(figures, RULES.model_copy(update={"guards": {"coverage@10": 0.2}}), Past())
     assert verdict.reasons == [
         "coverage@10 holds: 0.5000 to 0.3000 (-40.0%), expected at most 20.0% lower"
     ]

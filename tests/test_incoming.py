@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from own_log import START, config, write_csv
 
+from hpgr.data import ledger
 from hpgr.data.expectations import Expectations
 from hpgr.data.incoming import Verdict, batch_files, examine
 from hpgr.data.increments import digest, place
@@ -186,6 +187,22 @@ def test_overlap_is_reported_and_allowed(folder, tmp_path):
     assert record["accepted"]
     assert (record["rows"], record["repeated"], record["late"]) == (700, 100, 0)
     assert record["first_timestamp"] == START + 600 * LOG_EVENTS
+
+
+def test_a_repeated_event_is_known_in_another_spelling_of_its_time(folder, tmp_path):
+    again = [(u, i, f"{t}.0", a) for u, i, t, a in events(0, LOG_EVENTS)[-100:]]
+    record = judge(tmp_path, [*again, *following()]).record
+    assert (record["accepted"], record["rows"], record["repeated"]) == (True, 700, 100)
+
+
+@pytest.mark.parametrize("rows", [BATCH_EVENTS * 6, BATCH_EVENTS // 6])
+def test_a_batch_cut_off_or_doubled_is_refused(folder, tmp_path, rows):
+    ledger.record({"batch": "before", "accepted": True, "rows": rows})
+    ledger.record({"batch": "refused", "accepted": False, "rows": BATCH_EVENTS})
+    try:
+        assert names(judge(tmp_path, following())) == ["rows against the batch accepted last"]
+    finally:
+        ledger.BATCHES.unlink()
 
 
 def test_late_events_are_reported_and_allowed(folder, tmp_path):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from own_log import config, good_rows, write_csv
 
+from flows import refresh
+from flows.faults import StageFailed
 from hpgr.data import ledger
 from hpgr.data.incoming import Verdict
 from hpgr.data.increments import increments
-from hpgr.data.validate import VALIDATED
-from hpgr.runtime import UserError, read_json, write_json
+from hpgr.data.validate import REJECTED, VALIDATED
+from hpgr.runtime import DamagedFile, UserError, read_json, write_json
 
 PIN = "outs:\n- path: data\n  md5: before\n"
 NAME = "0001-abcdefabcdef"
@@ -123,6 +127,36 @@ def test_a_batch_that_was_validated_stays_until_training_begins(data, verdict, n
     ledger.finish()
     assert state(data) == ([NAME], "moved", [verdict.record])
     assert not ledger.TAKING.exists()
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_fault_on_the_way_says_nothing_of_the_batch(data, verdict, monkeypatch, refused):
+    """Only where the validate stage left its evidence was it the batch."""
+
+    def fails(_):
+        if refused:
+            REJECTED.mkdir(parents=True, exist_ok=True)
+            monkeypatch.setattr(refresh, "reproduce", lambda _: None)
+        raise StageFailed("killed")
+
+    monkeypatch.setattr(refresh, "load_config", lambda: SimpleNamespace(data=data))
+    monkeypatch.setattr(refresh, "get_run_logger", lambda: logging.getLogger())
+    monkeypatch.setattr(refresh, "place", lambda verdict: ledger.begin(data, verdict))
+    monkeypatch.setattr(refresh, "reproduce", fails)
+    with pytest.raises(StageFailed, match="is refused" if refused else "^killed$"):
+        refresh.take_in(verdict)
+    assert [entry["accepted"] for entry in ledger.batches()] == [False] * refused
+    assert state(data)[:2] == ([], PIN)
+
+
+@pytest.mark.parametrize(
+    ("path", "cure"), [(ledger.BATCHES, "delete it"), (ledger.TAKING, "bring data/ back")]
+)
+def test_a_damaged_record_is_told_with_its_own_cure(data, path, cure):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[{")
+    with pytest.raises(DamagedFile, match=rf"{path.name} is damaged .*: {cure}"):
+        ledger.batches() if path == ledger.BATCHES else ledger.settle(data)
 
 
 def test_batches_are_listed_in_order_and_the_last_accepted_is_found(data):

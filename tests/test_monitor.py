@@ -20,8 +20,8 @@ from flows import monitor as flow_module
 from hpgr.cli import app
 from hpgr.config import load_config
 from hpgr.registry import monitor as monitoring
-from hpgr.registry.history import History, Reign, Version, history
-from hpgr.registry.monitor import judge, metric_fall, monitor
+from hpgr.registry.history import History, Reign, Score, Version, history
+from hpgr.registry.monitor import judge, metric_fall, monitor, volume_change
 from hpgr.registry.promote import promote
 from hpgr.registry.register import register
 from hpgr.runtime import write_json
@@ -45,7 +45,11 @@ def past(metrics, reigns, **changes):
     versions = {n: version(n, m, day=n) for n, m in enumerate(metrics, 1)}
     versions |= {n: replace(versions[n], **fields) for n, fields in changes.get("but", {}).items()}
     order = tuple(Reign(v, START + timedelta(days=n), "me", "why") for n, v in enumerate(reigns))
-    return History(versions, order, reigns[-1] if reigns else None)
+    scores = tuple(
+        Score(v, START + timedelta(days=20 + n), protocol, metric)
+        for n, (v, metric, protocol) in enumerate(changes.get("again", []))
+    )
+    return History(versions, order, reigns[-1] if reigns else None, scores)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +101,23 @@ def test_the_newest_batch_decides_and_the_limit_itself_is_kept(cfg, name, key):
     assert states(cfg, batches=[beyond, {**BATCH, key: None}])[name] == "not measured"
 
 
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [
+        ([], None),
+        ([BATCH], None),
+        ([{**BATCH, "events_per_day_before": 48_000.0}], 4.0),
+        ([{**BATCH, "events_per_day_before": 4_000.0}], 3.0),
+        ([{**BATCH, "rows": 6_000}, BATCH], 2.0),
+        ([BATCH, {**BATCH, "rows": 6_000, "events_per_day_before": 18_000.0}], 2.0),
+        ([{**BATCH, "rows": 6_000, "accepted": False}, BATCH], None),  # a refused one is no measure
+        ([BATCH, {**BATCH, "rows": 0}], None),
+    ],
+)
+def test_volume_changes_either_way_by_rate_or_rows(batches, expected):
+    assert volume_change(batches) == (None if expected is None else pytest.approx(expected))
+
+
 def test_without_a_batch_the_logs_quarantine_counts(cfg):
     found = states(cfg, log={"quarantined_share": 1.0})
     assert found["max_quarantined"] == "breached"
@@ -126,6 +147,13 @@ def test_an_empty_registry_and_no_data_measure_nothing(cfg):
         (past([0.4, None], [1, 2]), None),
         (past([0.4, 0.3], [1, 2], but={1: {"protocol": "R2"}}), None),  # other queries
         (past([0.4], [1, 7]), None),  # a version that is no longer registered
+        (past([0.3, 0.4], [1, 2, 1], but={2: {"rolled_back": True}}), None),  # 2 is no measure
+        (past([0.3, 0.4, 0.5], [1, 2, 1, 3, 1]), 0.4),
+        (past([0.4], [1], again=[(1, 0.3, "R1")]), 0.25),  # the champion itself grew old
+        (past([0.4], [1], again=[(1, 0.3, "R1"), (1, 0.4, "R1")]), 0.0),  # the last one counts
+        (past([0.5, 0.4], [1, 2], again=[(2, 0.3, "R1")]), 0.4),
+        (past([0.4], [1], again=[(1, 0.3, "R2")]), None),  # other queries
+        (past([0.4, 0.4], [1, 2], again=[(1, 0.1, "R1")]), 0.0),  # of an earlier champion
     ],
 )
 def test_the_fall_is_against_the_best_champion_before(known, expected):
@@ -153,7 +181,7 @@ def test_the_page_stands_alone_and_says_what_is_breached(cfg):
     found = monitor(cfg)
     assert [t.name for t in found.breaches] == ["max_metric_fall", "max_item_drift"]
     page = found.report.read_text()
-    assert "2 of 6 thresholds breached" in page
+    assert "2 of 7 thresholds breached" in page
     assert page.count("data:image/png;base64,") == 3
     assert not re.search(r"https?://|<script|<link|src=\"(?!data:)", page)
     assert "&lt;too&gt; much" in page

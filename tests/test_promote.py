@@ -6,15 +6,18 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation_log import random_log
 from registry_project import make_project, write_network
 
 from hpgr.config import load_config
-from hpgr.data.log import EventLog
+from hpgr.data.log import TEST, EventLog
+from hpgr.registry import judge as judge_module
 from hpgr.registry import promote as moves
 from hpgr.registry import tracking
+from hpgr.registry.history import history
 from hpgr.registry.judge import as_markdown, contestant, judge
 from hpgr.registry.register import register
 from hpgr.registry.trace import restore, trace
@@ -84,6 +87,12 @@ def last_move(client):
     return max(runs, key=lambda run: run.info.start_time)
 
 
+def accept(client, version, *, against):
+    """The tags of an accepted verdict."""
+    for tag, value in (("verdict", "accepted"), ("champion", against)):
+        client.set_model_version_tag("hpgr", str(version), f"gate.{tag}", str(value))
+
+
 def test_the_first_version_is_champion_by_registration_and_that_is_recorded(client, start):
     experiment = client.get_experiment_by_name("hpgr").experiment_id
     (first,) = client.search_runs([experiment], "tags.`move.kind` = 'register'")
@@ -102,6 +111,14 @@ def test_a_verdict_is_file_tags_and_description(client, start):
     assert json.loads(Path("artifacts/gate/verdict.json").read_text()) == verdict
     stored = {entry.path for entry in client.list_artifacts(version.run_id, "gate")}
     assert stored == {"gate/verdict.html", "gate/verdict.json"}
+
+
+def test_what_the_gate_found_of_the_champion_is_in_its_history(start):
+    cfg = config(**GENEROUS)
+    verdict = judge(cfg)
+    (score,) = [score for score in history(cfg).scores if score.version == 1]
+    assert score.metric == verdict["metrics"]["hr@10"]["champion"]
+    assert (score.protocol, score.at.isoformat()) == ("R1", verdict["judged_at"])
 
 
 def test_both_are_scored_on_the_same_queries(start):
@@ -124,20 +141,67 @@ def test_other_rules_are_another_question(client, start):
     assert "**failed**" in description
 
 
+def test_a_roll_back_is_another_question(client, start):
+    """The same champion, version, rules and log as before: the mark alone asks anew."""
+    rules = config(**GENEROUS)
+    judge(rules, 3)
+    moves.promote(config(), 3, why="try", force=True)
+    moves.roll_back(config(), why="clicks fell")
+    try:
+        verdict = judge(rules, 3)
+        assert verdict["verdict"] == "refused"
+        assert any("rolled back" in reason for reason in verdict["reasons"])
+    finally:
+        client.delete_model_version_tag("hpgr", "3", "rolled_back")
+
+
+def test_a_verdict_of_another_question_is_not_repeated(client, start):
+    """Another clone put its verdict beside this one's key."""
+    first = judge(config(**GENEROUS))
+    other = json.dumps({**first, "key": "another", "verdict": "accepted", "reasons": ["mine"]})
+    client.log_text(client.get_model_version("hpgr", "3").run_id, other, "gate/verdict.json")
+    again = judge(config(**GENEROUS))
+    assert (again["key"], again["reasons"]) == (first["key"], first["reasons"])
+
+
+def test_what_is_published_is_what_was_judged_now(client, start, monkeypatch):
+    """Another judge replaces artifacts/gate in between."""
+    write = judge_module._write
+    monkeypatch.setattr(judge_module, "_write", lambda files: write(dict.fromkeys(files, "{}")))
+    verdict = judge(config(**{**GENEROUS, "margin": 0.003}))
+    run = client.get_model_version("hpgr", "3").run_id
+    assert mlflow.artifacts.load_dict(f"runs:/{run}/gate/verdict.json") == verdict
+
+
+def test_without_a_champion_there_is_nothing_to_compare_with(client, start):
+    client.delete_registered_model_alias("hpgr", "champion")
+    verdict = judge(config(), 2)
+    assert (verdict["verdict"], verdict["champion"]) == ("unjudged", None)
+    assert "there is no champion to compare version 2 with" in as_markdown(verdict)
+    assert "no champion" in Path("artifacts/gate/verdict.html").read_text()
+
+
 def test_the_champion_is_not_judged(start):
     verdict = judge(config(), 1)
     assert verdict["verdict"] == "champion"
     assert "nothing to compare" in as_markdown(verdict)
 
 
-def test_a_champion_of_another_split_is_no_comparison(client, start):
-    client.set_model_version_tag("hpgr", "1", "split", "global-time")
+def test_versions_that_trained_on_todays_test_events_are_no_comparison(start):
+    """Another split today: the first event of each user, which both were trained on, is test."""
+    path = Path("artifacts/sessions/events.parquet")
+    before, log = path.read_bytes(), pq.read_table(path)
+    split = np.where(log["position"].to_numpy() == 0, TEST, log["split"].to_numpy())
+    pq.write_table(log.drop_columns("split").append_column("split", pa.array(split)), path)
     try:
         verdict = judge(config(**{**GENEROUS, "margin": 0.001}))
-        assert verdict["verdict"] == "refused"
-        assert any("global-time" in reason for reason in verdict["reasons"])
     finally:
-        client.set_model_version_tag("hpgr", "1", "split", "leave-one-out")
+        path.write_bytes(before)
+    assert verdict["verdict"] == "refused"
+    for version in (1, 3):
+        rule = f"version {version} has not trained on today's test events"
+        (reason,) = [reason for reason in verdict["reasons"] if reason.startswith(rule)]
+        assert "40 of 80" in reason
 
 
 def test_a_refused_version_needs_force(client, start):
@@ -155,14 +219,30 @@ def test_a_version_that_was_never_judged_needs_force(start):
 
 
 def test_an_accepted_version_is_promoted_and_the_move_recorded(client, start):
-    client.set_model_version_tag("hpgr", "3", "gate.verdict", "accepted")
+    accept(client, 3, against=1)
     move = moves.promote(config(), why="better")
     assert aliases(client, "hpgr") == {"champion": 3, "previous": 1}
     run = last_move(client)
     assert run.info.status == "FINISHED"
     found = {key: run.data.tags[f"move.{key}"] for key in ("from", "to", "why", "by", "at")}
     assert found == {"from": "1", "to": "3", "why": "better", "by": move.by, "at": move.at}
+    assert run.data.tags["move.model"] == "hpgr"
     assert client.get_model_version("hpgr", "3").tags["champion.why"] == "better"
+
+
+def test_accepted_against_another_champion_is_not_accepted(client, start):
+    accept(client, 3, against=2)
+    told = r"judged against version 2, the champion is 1: run `hpgr gate 3`"
+    with pytest.raises(moves.OldVerdict, match=told):
+        moves.promote(config(), why="better")
+    assert aliases(client, "hpgr")["champion"] == 1
+
+
+def test_a_move_keeps_who_decided_and_what_started_it(client, start):
+    moves.move(config(), 3, why="x", back=False, force=True, who="Ada", via="a run")
+    tags = last_move(client).data.tags
+    assert (tags["move.by"], tags["move.via"]) == ("Ada", "a run")
+    assert client.get_model_version("hpgr", "3").tags["champion.by"] == "Ada"
 
 
 def test_promoting_the_champion_changes_nothing(client, start):

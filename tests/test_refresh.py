@@ -140,11 +140,12 @@ def test_a_log_that_the_validate_stage_refuses_is_as_it_was(refreshed, project):
     params = (project / "params.yaml").read_text()
     values = yaml.safe_load(params)
     values["validate"]["max_volume_change"] = 0.25
-    values["refresh"] |= {"max_item_drift": 1.0, "max_action_drift": 1.0}
     (project / "params.yaml").write_text(yaml.safe_dump(values))
     before = items(project)
+    limits = {"refresh.max_item_drift": 1.0, "refresh.max_action_drift": 1.0}
     try:
-        ((message, pin),), _ = drive(project, "much.csv")
+        ((message, pin),), _ = drive(project, {"incoming": "much.csv", "overrides": limits})
+        assert yaml.safe_load((project / "params.yaml").read_text()) == values  # for one run only
         assert "rows against the last accepted batch" in message
         assert pin == refreshed["two"][1]
         assert "up to date" in run(project, *DVC, "status", "data.dvc")

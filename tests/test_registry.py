@@ -10,14 +10,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from registry_project import make_project
 
 from hpgr.config import load_config
 from hpgr.registry import lineage, tracking
+from hpgr.registry import register as registration
 from hpgr.registry.bundle import content_hashes, write_bundle
+from hpgr.registry.history import history
+from hpgr.registry.promote import promote
 from hpgr.registry.register import content_key, register
-from hpgr.runtime import UserError
+from hpgr.registry.versions import aliases
+from hpgr.runtime import UserError, sole_writer
 from hpgr.serving.recommender import Recommender
 from hpgr.serving.request import Request
 
@@ -155,6 +160,113 @@ def test_a_changed_model_becomes_the_challenger(registered, client, project):
     finally:
         source.write_bytes(before)
     assert register(load_config())["alias"] == "champion"
+
+
+@pytest.fixture
+def versions(registered, client):
+    """The numbers of the versions; aliases and versions are put back afterwards."""
+
+    def numbers():
+        return sorted(int(v.version) for v in client.search_model_versions("name='hpgr'"))
+
+    before, called = numbers(), aliases(client, "hpgr")
+    yield numbers
+    for alias in aliases(client, "hpgr"):
+        client.delete_registered_model_alias("hpgr", alias)
+    for number in set(numbers()) - set(before):
+        client.delete_model_version("hpgr", str(number))
+    for alias, number in called.items():
+        client.set_registered_model_alias("hpgr", alias, str(number))
+
+
+@pytest.fixture
+def changed(project):
+    """Another model than the registered one."""
+    source = project / "artifacts" / "sessions" / "actions.parquet"
+    before = source.read_bytes()
+    table = pa.table({"action": pa.array([1, 2], pa.int16()), "name": ["0", "4"]})
+    pq.write_table(table, source)
+    yield
+    source.write_bytes(before)
+
+
+def test_two_clones_at_once_make_one_version(versions, changed, project, tmp_path, monkeypatch):
+    before, make, other = versions(), registration._new_version, []
+    clone = shutil.copytree(project, tmp_path / "clone")
+
+    def interleaved(*arguments):
+        """The other clone registers after this one has found nothing."""
+        monkeypatch.setattr(registration, "_new_version", make)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow/store/mlflow.db")
+        monkeypatch.chdir(clone)
+        other.append(register(load_config()))
+        monkeypatch.chdir(project)
+        return make(*arguments)
+
+    monkeypatch.setattr(registration, "_new_version", interleaved)
+    mine = register(load_config())
+    assert (mine["new"], other[0]["new"]) == (False, True)
+    assert (mine["version"], mine["run_id"]) == (other[0]["version"], other[0]["run_id"])
+    assert versions() == [*before, other[0]["version"]]
+
+
+def test_a_version_made_twice_by_a_lost_reply_is_one(versions, changed, monkeypatch):
+    before, make = versions(), MlflowClient.create_model_version
+
+    def twice(*arguments, **keywords):
+        make(*arguments, **keywords)
+        return make(*arguments, **keywords)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", twice)
+    mine = register(load_config())
+    assert mine["new"] and versions() == [*before, mine["version"]]
+
+
+def test_two_processes_of_one_clone_wait_for_each_other(registered, monkeypatch):
+    monkeypatch.setattr("hpgr.runtime.WRITER_WAIT_S", 0.0)
+    with (
+        sole_writer(Path("artifacts/registered.json")),
+        pytest.raises(UserError, match=r"registered\.json is being written"),
+    ):
+        register(load_config())
+
+
+@pytest.fixture
+def others(versions, registered, client):
+    """Two more versions."""
+    made = [
+        client.create_model_version("hpgr", source="file:///nowhere", run_id=registered["run_id"])
+        for _ in range(2)
+    ]
+    return [str(version.version) for version in made]
+
+
+def test_an_old_version_does_not_take_the_challengers_place(others, client):
+    client.set_registered_model_alias("hpgr", "champion", others[0])
+    client.set_registered_model_alias("hpgr", "challenger", others[1])
+    assert register(load_config())["alias"] is None
+    assert aliases(client, "hpgr")["challenger"] == int(others[1])
+    client.delete_registered_model_alias("hpgr", "challenger")
+    assert register(load_config())["alias"] == "challenger"
+
+
+def test_a_version_that_fills_an_empty_place_is_not_called_the_first(others, client):
+    client.delete_registered_model_alias("hpgr", "champion")
+    assert register(load_config())["alias"] == "champion"
+    why = client.get_model_version("hpgr", "1").tags["champion.why"]
+    assert why == "registered where there was no champion"
+
+
+def test_a_registration_finishes_a_move_that_was_cut_off(others, client, monkeypatch):
+    """The repeated run of a flow that was cut off in its promotion registers the same version."""
+    client.set_registered_model_alias("hpgr", "champion", others[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_model_version_tag", None)
+        with pytest.raises(TypeError):
+            promote(load_config(), 1, why="better", force=True)
+    assert register(load_config())["alias"] == "champion"
+    (last, *_) = history(load_config()).reigns[::-1]
+    assert (last.version, last.why) == (1, "better")
 
 
 def test_without_an_evaluation_nothing_is_registered(tmp_path, monkeypatch):

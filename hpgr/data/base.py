@@ -3,6 +3,7 @@
     base/base.json          name, version, run_id and key of the registered model
     base/model/             model.safetensors and config.json, as the finetune stage wrote them
     base/{items,actions,categories}.parquet   its vocabulary: ids that must not move
+    base/trained.npy        what it has trained on (`hpgr.data.memory`)
 
 `hpgr.registry.base` fills it from the registry and empties it; sessionize, pretrain and finetune
 depend on it, so that DVC sees what a warm start began with. Reads the folder, writes nothing.

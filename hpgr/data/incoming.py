@@ -4,7 +4,8 @@
 
 The batch alone must keep the contract, row by row, as the whole log does in the validate stage; and
 it is compared with the newest events of the log: volume, drift of items and actions, unknown items,
-newest event. Reads the batch and `artifacts/validated/`, which must be of the log as it stands.
+newest event; and with the batch accepted last: rows. Reads the batch, `artifacts/accepted/` and
+`artifacts/validated/`, which must be of the log as it stands.
 Writes the evidence against a refused batch to `artifacts/rejected/` where it is asked to.
 """
 
@@ -27,6 +28,7 @@ from hpgr.data.expectations import Expectations, failures
 from hpgr.data.findings import facts_of, hashes, summary_of, write_reports
 from hpgr.data.formats import Format, Part, RawLog, format_of, read_parts
 from hpgr.data.increments import digest, find, increments
+from hpgr.data.ledger import last_accepted
 from hpgr.data.screening import Counts, bad_rows, breach, check_rows, check_tables, publish
 from hpgr.data.staging import copies, repeated_from, stage
 from hpgr.data.tables import PARQUET
@@ -200,6 +202,14 @@ def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
     between = "expect_column_values_to_be_between"
     return (
         Rule(
+            name="rows against the batch accepted last",
+            column="rows_factor",
+            expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
+            cure="look for a file that was cut off or written twice, or raise the limit",
+            check=between,
+            arguments={"column": "rows_factor", "min_value": 1 / most, "max_value": most},
+        ),
+        Rule(
             name="events a day against the newest of the log",
             column="volume_factor",
             expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
@@ -251,10 +261,12 @@ def _check_batch(
 ) -> None:
     now = datetime.now(UTC).timestamp()
     last, before = figures["last_timestamp"], figures["events_per_day_before"]
+    before_rows = (last_accepted() or {}).get("rows")
     facts = {
         "rows_accepted": counts.accepted,
         "quarantined_share": counts.quarantined_share,
         "days_old": None if last is None else (now - last) / 86400,
+        "rows_factor": None if before_rows is None else counts.rows / before_rows,
         "volume_factor": None if last is None else figures["events_per_day"] / before,
         "item_drift": figures["item_drift"],
         "action_drift": figures["action_drift"],

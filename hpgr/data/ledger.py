@@ -15,13 +15,15 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpgr.config import Data
-from hpgr.data.incoming import Verdict
 from hpgr.data.increments import FOLDER, next_name, place, remove
 from hpgr.data.validate import ACCEPTED, VALIDATED
-from hpgr.runtime import UserError, read_json, write_json, write_text
+from hpgr.runtime import DamagedFile, UserError, read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    from hpgr.data.incoming import Verdict
 
 BATCHES = ACCEPTED.parent / "batches.json"
 TAKING = ACCEPTED.parent / "taking.json"
@@ -49,7 +51,7 @@ def one_at_a_time() -> Iterator[None]:
 
 def batches() -> list[dict[str, Any]]:
     """Every batch that was judged, oldest first."""
-    return read_json(BATCHES) if BATCHES.is_file() else []
+    return _read(BATCHES, "delete it; batches are then listed anew") if BATCHES.is_file() else []
 
 
 def record(entry: dict[str, Any]) -> None:
@@ -75,7 +77,7 @@ def begin(data: Data, verdict: Verdict) -> Path:
 
 def note() -> None:
     """Note the batch that is being taken in as accepted: the validate stage took it."""
-    entry = read_json(TAKING)["record"]
+    entry = _taking()["record"]
     if last_accepted() != entry:  # an interruption after this line must not note it twice
         record(entry)
 
@@ -93,7 +95,7 @@ def undo(data: Data, reason: str | None = None) -> None:
     """
     if not TAKING.is_file():
         return
-    taking = read_json(TAKING)
+    taking = _taking()
     remove(data.path, taking["increment"])
     if PIN.read_text(encoding="utf-8") != taking["pin"]:
         write_text(PIN, taking["pin"])
@@ -110,7 +112,7 @@ def settle(data: Data) -> str | None:
     """
     if not TAKING.is_file():
         return None
-    name = read_json(TAKING)["increment"]
+    name = _taking()["increment"]
     path = VALIDATED / "summary.json"
     inputs = read_json(path)["inputs"] if path.is_file() else {}
     there = (data.path / FOLDER / name).is_dir()
@@ -119,3 +121,19 @@ def settle(data: Data) -> str | None:
         return f"an interrupted refresh took in {name}; training goes on from there"
     undo(data)
     return f"an interrupted refresh had begun to take in {name}: undone"
+
+
+def _taking() -> dict[str, Any]:
+    return _read(
+        TAKING,
+        "bring data/ back with `git checkout data.dvc` and `dvc checkout data.dvc`, "
+        "delete the file and start the refresh again",
+    )
+
+
+def _read(path: Path, cure: str) -> Any:
+    """JSON of a file that is no stage's output, so that DVC cannot bring it back."""
+    try:
+        return read_json(path)
+    except DamagedFile as error:
+        raise DamagedFile(path, error.__cause__, cure) from error

@@ -2,9 +2,9 @@
 
 Run: `hpgr sessionize`. Reads `artifacts/validated/{events,items}.parquet`, the section
 `sessionize` of params.yaml, and base/ where training goes on from a model: its ids of items,
-actions and categories stay, new ones follow. Writes `artifacts/sessions/` (docs/artifacts.md) as a
-whole or not at all. The expression is `hpgr.data.sessions`; the engine holds the log, Python sees
-record batches.
+actions and categories stay, new ones follow, and nothing it trained on may be held out. Writes
+`artifacts/sessions/` (docs/artifacts.md) as a whole or not at all. The expression is
+`hpgr.data.sessions`; the engine holds the log, Python sees record batches.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from hpgr.config import Config, Sessionize
 from hpgr.data.base import BASE, is_filled
 from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
 from hpgr.data.log import DTYPES, FIRST_ITEM, EventLog, Meta
+from hpgr.data.memory import remember
 from hpgr.data.session_statistics import Totals, gap_table, statistics, totals
 from hpgr.data.vocabulary import grown
 from hpgr.runtime import UserError, atomic_folder, write_json
@@ -49,8 +50,8 @@ def sessionize(cfg: Config) -> None:
 
     Raises:
         UserError: the validated log is missing or not as agreed; the filters leave no event; a
-            part of the split is empty; actions are measurements rather than kinds; Spark is asked
-            for and cannot start.
+            part of the split is empty, or the model below base/ has trained on it; actions are
+            measurements rather than kinds; Spark is asked for and cannot start.
     """
     settings = cfg.sessionize
     _check_inputs()
@@ -64,6 +65,7 @@ def sessionize(cfg: Config) -> None:
         _judge(sums, settings, out)
         items = items.append_column("train_events", pa.array(sums.train_events[FIRST_ITEM:]))
         pq.write_table(items.drop_columns("category_ids"), out / "items.parquet")
+        remember(out)
         write_json(out / "stats.json", {**statistics(log, sums), "dropped": dropped})
         with (out / "gaps.csv").open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")

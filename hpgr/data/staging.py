@@ -24,6 +24,11 @@ STAGED_SCHEMA = pa.schema(
 )
 
 KEYS = (USER, ITEM, TIMESTAMP, ACTION)  # what makes two events the same
+# 978300760 and 978300760.0, as pandas writes a column that had a gap, are one time.
+READ = (
+    f"SELECT * REPLACE (regexp_replace({TIMESTAMP}, '\\.0*$', '') AS {TIMESTAMP}) "
+    "FROM read_parquet(?)"
+)
 
 
 def stage(chunks: Iterator[pd.DataFrame], target: Path) -> None:
@@ -44,15 +49,15 @@ def copies(staged: Path) -> tuple[np.ndarray, np.ndarray]:
         keys = ", ".join(KEYS)
         found = connection.execute(
             f"""
-            WITH twice AS (
+            WITH log AS ({READ}), twice AS (
                 SELECT {keys}, min({ROW}) AS first, min({PART}) AS first_part
-                FROM read_parquet(?) GROUP BY ALL HAVING count(*) > 1
+                FROM log GROUP BY ALL HAVING count(*) > 1
             )
             SELECT log.{ROW}, log.{PART} > twice.first_part AS repeated
-            FROM read_parquet(?) AS log JOIN twice ON log.{ROW} > twice.first AND {_same("twice")}
+            FROM log JOIN twice ON log.{ROW} > twice.first AND {_same("twice")}
             ORDER BY log.{ROW}
             """,
-            [str(staged), str(staged)],
+            [str(staged)],
         ).fetchnumpy()
     rows, repeated = np.asarray(found[ROW], dtype=np.int64), np.asarray(found["repeated"], bool)
     return rows[~repeated], rows[repeated]
@@ -63,7 +68,7 @@ def repeated_from(staged: Path, events: Path) -> np.ndarray:
     with open_duckdb(staged.parent) as connection:
         found = connection.execute(
             f"""
-            SELECT log.{ROW} FROM read_parquet(?) AS log SEMI JOIN (
+            SELECT log.{ROW} FROM ({READ}) AS log SEMI JOIN (
                 SELECT * REPLACE ({TIMESTAMP}::VARCHAR AS {TIMESTAMP}) FROM read_parquet(?)
             ) AS known ON {_same("known")} ORDER BY log.{ROW}
             """,

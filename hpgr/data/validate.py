@@ -35,6 +35,7 @@ from hpgr.data.contract import (
 from hpgr.data.expectations import Expectations, failures
 from hpgr.data.findings import digest_of, facts_of, hashes, summary_of, write_reports
 from hpgr.data.formats import RawLog, read_raw
+from hpgr.data.increments import FOLDER
 from hpgr.data.screening import (
     as_table,
     bad_rows,
@@ -178,13 +179,27 @@ def _last_accepted(source: str, inputs: dict[str, str]) -> dict[str, Any] | None
     """The batch accepted before this one; None for the first.
 
     An input that was accepted before is compared with what it was compared with then, so that
-    repeating a run repeats its outputs.
+    repeating a run repeats its outputs. A log with increments is compared with the longest part of
+    it that was accepted: a batch that was taken out again is no measure for the mended one.
     """
     history = _history().get(source, [])
     digests = [batch["digest"] for batch in history]
     digest = digest_of(inputs)
     before = history[: digests.index(digest)] if digest in digests else history
+    digests = digests[: len(before)]
+    newest_first = sorted({_increment(name) for name in inputs} - {""}, reverse=True)
+    part = dict(inputs)
+    for increment in newest_first:
+        part = {name: value for name, value in part.items() if _increment(name) != increment}
+        if (found := digest_of(part)) in digests:
+            return history[digests.index(found)]
     return before[-1] if before else None
+
+
+def _increment(name: str) -> str:
+    """Folder of the increment that an input lies in; nothing for the base."""
+    folder, _, rest = name.partition("/")
+    return rest.partition("/")[0] if folder == FOLDER else ""
 
 
 def _remember(source: str, inputs: dict[str, str], summary: dict[str, Any]) -> None:

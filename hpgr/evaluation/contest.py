@@ -2,8 +2,10 @@
 
 Both networks answer for today's log, whatever log they were trained on: a network with another
 vocabulary is wrapped so that it reads and answers in the log's ids. An item that it has never seen
-is the unknown item in a history and cannot be retrieved. R1 or R2 as the split says, K1 besides
-where both rank and the split is global-time. Reads the arrays of `hpgr.data.log`. Writes nothing.
+is the unknown item in a history and cannot be retrieved. R1 or R2 as the split says, in retrieval's
+order and in the order that is served (`served.*`: the best items ordered by pCTR, where the network
+ranks); K1 besides where both rank and the split is global-time. Reads the arrays of
+`hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from hpgr.config import Evaluate
 from hpgr.data.log import FIRST_ITEM, TEST, EventLog, Histories
 from hpgr.evaluation import compare, metrics, protocols, ranking, retrieval
 from hpgr.evaluation.retrieval import FromNetwork, Network
 
+SERVED = "served."  # before the name of a metric of retrieval: of the order that is served
 LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error"})
 
 
@@ -33,6 +37,7 @@ class Contestant:
     item: np.ndarray
     action: np.ndarray
     max_history: int
+    retrieve: int  # best items that its ranking head orders when it serves
     ranks: bool  # whether its ranking head was trained
 
 
@@ -118,21 +123,18 @@ def contest(
     """
     pair = {"champion": champion, "challenger": challenger}
     queries = protocols.next_item(log, TEST)
-    outcomes = {
-        name: retrieval.run(
-            log,
-            queries,
-            {name: FromNetwork(Translated(own))},
-            settings,
-            max_history=own.max_history,
-            title=name,
-            end_to_end={},
-        )[name]
-        for name, own in pair.items()
+    outcomes = {name: _retrieval(log, queries, own, settings, name) for name, own in pair.items()}
+    orders = {
+        name: {"": outcome.ranks, SERVED: _served(log, queries, pair[name], outcome, name)}
+        for name, outcome in outcomes.items()
     }
     per_query = {
-        name: metrics.retrieval_metrics(outcome.ranks, settings.cutoffs)
-        for name, outcome in outcomes.items()
+        name: {
+            f"{order}{metric}": value
+            for order, ranks in ordered.items()
+            for metric, value in metrics.retrieval_metrics(ranks, settings.cutoffs).items()
+        }
+        for name, ordered in orders.items()
     }
     masks = compare.slices(log, queries.user, queries.row)
     found = _means(queries.user, per_query, settings)
@@ -145,8 +147,9 @@ def contest(
         for name, mask in masks.items()
         if deciding in per_query["champion"] and mask.any()
     }
-    shown = {n: metrics.coverage(o.top, log.meta.num_items) for n, o in outcomes.items()}
-    found[f"coverage@{settings.cutoffs[0]}"] = _alone(shown, len(queries))
+    k = settings.cutoffs[0]
+    shown = {n: metrics.coverage(o.top[:, :k], log.meta.num_items) for n, o in outcomes.items()}
+    found[f"coverage@{k}"] = _alone(shown, len(queries))
     named: tuple[str, ...] = ("R1" if log.meta.split == "leave-one-out" else "R2",)
     if named == ("R2",) and champion.ranks and challenger.ranks:
         candidates = protocols.labelled(log, TEST)
@@ -156,6 +159,50 @@ def contest(
             found |= ranked
             sliced |= by_slice
     return Contest(named, found, sliced)
+
+
+def _retrieval(
+    log: EventLog, queries: protocols.Queries, own: Contestant, settings: Evaluate, title: str
+) -> retrieval.Outcome:
+    """Ranks, and as many of the best items as coverage and the ranking head ask for."""
+    deep = settings.model_copy(update={"cutoffs": (max(own.retrieve, settings.cutoffs[0]),)})
+    return retrieval.run(
+        log,
+        queries,
+        {title: FromNetwork(Translated(own))},
+        deep,
+        max_history=own.max_history,
+        title=title,
+        end_to_end={},
+    )[title]
+
+
+def _served(
+    log: EventLog,
+    queries: protocols.Queries,
+    own: Contestant,
+    outcome: retrieval.Outcome,
+    title: str,
+) -> np.ndarray:
+    """Ranks as `retrieval.reorder` gives them, int64 [Q]; as they are where nothing ranks.
+
+    The head is asked only where the hidden item was retrieved: elsewhere it cannot help it.
+    """
+    if not own.ranks:
+        return outcome.ranks
+    top = outcome.top[:, : own.retrieve]
+    ranks = np.maximum(outcome.ranks, (top >= FIRST_ITEM).sum(axis=1) + 1)
+    found = np.flatnonzero((top == queries.target[:, None]).any(axis=1))
+    with tqdm(total=len(found), desc=f"{title}, served", unit="query", mininterval=2.0) as bar:
+        for block in retrieval.blocks(len(found), log.meta.num_items):
+            part = found[block]
+            asked = queries.take(part)
+            histories = asked.histories(log, own.max_history)
+            ranks[part], _ = retrieval.reorder(
+                Translated(own), histories, top[part], asked.target, ranks[part]
+            )
+            bar.update(len(part))
+    return ranks
 
 
 def _ranking(

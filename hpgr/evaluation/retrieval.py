@@ -143,12 +143,17 @@ def reorder(
 
     Returns:
         New ranks [Q] (ties as in `metrics.ranks_of`) and the reordered items [Q, N].
+
+    Raises:
+        ValueError: a probability is NaN, which would put its query's target first.
     """
     filled = retrieved >= 0
     count = filled.sum(axis=1)
     offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
     probability = np.full(retrieved.shape, -np.inf, dtype=np.float32)
     probability[filled] = network.rank(histories, offsets, retrieved[filled])
+    if np.isnan(probability).any():
+        raise ValueError("pCTR holds NaN: the model diverged or was saved broken")
     order = np.argsort(-probability, axis=1, kind="stable")
     is_target = (retrieved == target[:, None]) & (target[:, None] >= FIRST_ITEM)
     reference = np.where(is_target, probability, -np.inf).max(axis=1, keepdims=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpgr.config import Config
 from hpgr.data.base import BASE, is_filled
+from hpgr.data.memory import SKETCH
 from hpgr.registry.bundle import content_hashes
 from hpgr.registry.register import KEY_TAG
 from hpgr.registry.tracking import connect
@@ -26,7 +27,7 @@ from hpgr.runtime import UserError, read_json, write_json
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-CONTENTS = ("model", "items.parquet", "actions.parquet", "categories.parquet")
+CONTENTS = ("model", "items.parquet", "actions.parquet", "categories.parquet", SKETCH)
 STAYS = ".gitignore"  # tracked by git: a clone has the folder, and DVC something to depend on
 
 
@@ -102,7 +103,7 @@ def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:
     if missing:
         raise UserError(
             f"{_title(wanted)} has no {', '.join(missing)}: it was registered before versions "
-            "carried their whole vocabulary, and ids could not be kept. Register a new version "
+            "carried their whole vocabulary and what they trained on. Register a new version "
             "with the flow `train`, then start from that."
         )
     return bundle

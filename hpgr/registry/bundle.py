@@ -3,6 +3,7 @@
     BUNDLE/model/       model.safetensors, config.json (of the finetune stage)
     BUNDLE/items.parquet, actions.parquet, categories.parquet
                         the vocabulary: outside ids to inside ids, titles
+    BUNDLE/trained.npy  what it has trained on (`hpgr.data.memory`), for the gate and a warm start
     BUNDLE/serving.json `Serving` below
 
 Reads `artifacts/finetune` and `artifacts/sessions`. The registry ships a bundle with every model
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hpgr.config import Config
+from hpgr.data.memory import SKETCH
 from hpgr.registry.stages import STAGES
 from hpgr.runtime import UserError, read_json, sha256_file, write_json
 
@@ -65,4 +67,4 @@ def content_hashes(bundle: Path) -> dict[str, str]:
 
 def _files() -> dict[Path, Path]:
     model = {FINETUNE / name: Path("model") / name for name in MODEL_FILES}
-    return model | {SESSIONS / name: Path(name) for name in TABLES}
+    return model | {SESSIONS / name: Path(name) for name in (*TABLES, SKETCH)}

@@ -1,14 +1,16 @@
 """May the challenger take the champion's place: a pure decision with its reasons.
 
-The rules are the section `gate` of params.yaml, the figures a `Contest`. Reads and writes nothing.
+The rules are the section `gate` of params.yaml, the figures a `Contest`; what no figure shows is a
+`Past`. Reads and writes nothing.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from hpgr.config import Gate
+from hpgr.data.memory import Overlap
 from hpgr.evaluation.contest import LOWER_IS_BETTER, Change, Contest
 from hpgr.runtime import UserError
 
@@ -48,8 +50,20 @@ class Verdict:
         return [f"{check.rule}: {check.found}, expected {check.expected}" for check in told]
 
 
-def decide(contest: Contest, rules: Gate) -> Verdict:
-    """Apply the rules to the figures.
+@dataclass(frozen=True)
+class Past:
+    """What the versions bring along.
+
+    `trained` is the overlap of each version's training events with the test events of today,
+    `rolled_back` who took the challenger back, when and why; None where nobody did.
+    """
+
+    trained: Mapping[int, Overlap] = field(default_factory=dict)
+    rolled_back: str | None = None
+
+
+def decide(contest: Contest, rules: Gate, past: Past) -> Verdict:
+    """Apply the rules to the figures, and to what no figure shows.
 
     Raises:
         UserError: a rule names a metric that the contest does not have.
@@ -88,7 +102,29 @@ def decide(contest: Contest, rules: Gate) -> Verdict:
                     _most(rules.metric, rules.max_slice_fall),
                 )
             )
-    return Verdict(tuple(checks))
+    return Verdict((*checks, *_past(past)))
+
+
+def _past(past: Past) -> list[Check]:
+    checks = [
+        Check(
+            f"version {version} has not trained on today's test events",
+            found.trained == 0,
+            f"{found.trained:,} of {found.told:,}",
+            "none; train anew under today's split (flow train), or promote by hand with --force",
+        )
+        for version, found in past.trained.items()
+    ]
+    if past.rolled_back is not None:
+        checks.append(
+            Check(
+                "the version was not rolled back",
+                False,
+                f"rolled back: {past.rolled_back}",
+                "a version that served well; promote by hand with --force",
+            )
+        )
+    return checks
 
 
 def _metric(contest: Contest, name: str, key: str) -> Change:
@@ -106,9 +142,8 @@ def _metric(contest: Contest, name: str, key: str) -> Change:
 
 
 def _fall(name: str, change: Change) -> float:
-    """How much worse, relative; negative where it got better."""
-    worse = change.relative if name in LOWER_IS_BETTER else -change.relative
-    return 0.0 if math.isnan(worse) else worse
+    """How much worse, relative, negative where better; of no number NaN, which passes no limit."""
+    return change.relative if name in LOWER_IS_BETTER else -change.relative
 
 
 def _told(change: Change) -> str:

@@ -1,23 +1,26 @@
-"""Who was champion when, and how well each version did on its own test queries.
+"""Who was champion when, and how well each version did: when it was made, and later.
 
-Reads the registry: versions with the metrics of their runs, the alias `champion`, and the moves
-that `hpgr.registry.promote` recorded. Writes nothing.
+Reads the registry: versions with the metrics of their runs, what the gate found of the champion on
+newer queries, the alias `champion`, and the moves that `hpgr.registry.promote` recorded. Writes
+nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from hpgr.config import Config
+from hpgr.registry.judge import ROLLED_BACK_TAG
 from hpgr.registry.tracking import connect, metric_name
 from hpgr.registry.versions import CHAMPION, aliases
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 PROTOCOLS = {"auc": ("K1",)}  # of a deciding metric; any other is one of retrieval
 RETRIEVAL = ("R1", "R2")
@@ -35,6 +38,7 @@ class Version:
     protocol: str | None
     metric: float | None
     base: str | None
+    rolled_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,23 @@ class Reign:
 
 
 @dataclass(frozen=True)
+class Score:
+    """The deciding metric of a champion, when the gate scored it again on the queries of then."""
+
+    version: int
+    at: datetime
+    protocol: str
+    metric: float
+
+
+@dataclass(frozen=True)
 class History:
-    """Versions by number, reigns in time order, and who is champion now."""
+    """Versions by number, reigns and scores in time order, and who is champion now."""
 
     versions: dict[int, Version]
     reigns: tuple[Reign, ...]
     champion: int | None
+    scores: tuple[Score, ...] = ()
 
 
 def history(cfg: Config) -> History:
@@ -63,16 +78,20 @@ def history(cfg: Config) -> History:
     """
     client, name = connect(), cfg.register_.model_name
     champion = aliases(client, name).get(CHAMPION)
-    versions = {version.number: version for version in _versions(client, cfg)}
+    found = list(client.search_model_versions(f"name='{name}'"))
+    versions = {version.number: version for version in _versions(client, cfg, found)}
+    scores = sorted(_scores(cfg, found), key=lambda score: score.at)
     reigns = tuple(sorted(_moves(client, cfg), key=lambda reign: reign.since))
     if not reigns and champion in versions:
         reigns = (Reign(champion, versions[champion].made, "", "no move is recorded"),)
-    return History(versions, reigns, champion)
+    return History(versions, reigns, champion, tuple(scores))
 
 
-def _versions(client: MlflowClient, cfg: Config) -> Iterator[Version]:
+def _versions(
+    client: MlflowClient, cfg: Config, registered: Iterable[ModelVersion]
+) -> Iterator[Version]:
     wanted = cfg.gate.metric
-    for found in client.search_model_versions(f"name='{cfg.register_.model_name}'"):
+    for found in registered:
         run = client.get_run(str(found.run_id))
         metrics = {
             protocol: run.data.metrics.get(f"{protocol}.{metric_name(wanted)}")
@@ -85,14 +104,29 @@ def _versions(client: MlflowClient, cfg: Config) -> Iterator[Version]:
             protocol=protocol,
             metric=metrics[protocol] if protocol else None,
             base=run.data.tags.get("base.version"),
+            rolled_back=ROLLED_BACK_TAG in found.tags,
         )
+
+
+def _scores(cfg: Config, registered: Iterable[ModelVersion]) -> Iterator[Score]:
+    """What judging each version told of the champion then, by the metric that decides today."""
+    for found in registered:
+        tags = found.tags
+        if tags.get("gate.metric") == cfg.gate.metric:
+            yield Score(
+                int(tags["gate.champion"]),
+                datetime.fromisoformat(tags["gate.judged_at"]),
+                tags["gate.protocol"],
+                float(tags["gate.champion_metric"]),
+            )
 
 
 def _moves(client: MlflowClient, cfg: Config) -> Iterator[Reign]:
     """Moves that were finished; an interrupted one may not have taken place."""
     for run in _runs(client, cfg.register_.experiment):
         tags = run.data.tags
-        if run.info.status == "FINISHED":
+        ours = tags.get("move.model") == cfg.register_.model_name
+        if ours and run.info.status == "FINISHED":
             yield Reign(
                 int(tags["move.to"]),
                 datetime.fromisoformat(tags["move.at"]),

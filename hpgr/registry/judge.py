@@ -5,7 +5,8 @@
 Both are loaded from the registry and scored on the test queries of `artifacts/sessions`, the log
 that the challenger was trained on. Writes `artifacts/gate/verdict.json` and `verdict.html`, the
 same two to the version's run, and the version's tags `gate.*` and description. Judging the same
-two by the same rules on the same log again repeats the verdict that is there.
+two by the same rules on the same log again repeats the verdict that is there, which carries the key
+of that question.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpgr.config import Config
-from hpgr.data.log import UNKNOWN, EventLog
+from hpgr.data.log import TEST, UNKNOWN, EventLog
+from hpgr.data.memory import overlap, read_sketch
 from hpgr.evaluation.contest import Change, Contest, Contestant, contest
 from hpgr.evaluation.evaluate import load_network, open_log
-from hpgr.registry.gate import Check, Verdict, decide
+from hpgr.registry.gate import Past, Verdict, decide
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHALLENGER, CHAMPION, aliases, bundle_of, get_version
-from hpgr.runtime import UserError, atomic_folder, read_json, sha256_file, write_json, write_text
+from hpgr.runtime import UserError, atomic_folder, read_json, sha256_file, write_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,21 +39,18 @@ if TYPE_CHECKING:
 
 SESSIONS = STAGES["sessionize"].output
 OUTPUT = ARTIFACTS / "gate"
-IS_CHAMPION = "champion"  # nothing to judge
-VERDICT_TAG, KEY_TAG, SPLIT_TAG, ROLLED_BACK_TAG = (
-    "gate.verdict",
-    "gate.key",
-    "split",
-    "rolled_back",
-)
+IS_CHAMPION, UNJUDGED = "champion", "unjudged"  # nothing to compare with
+VERDICT_TAG, CHAMPION_TAG, REASONS_TAG = "gate.verdict", "gate.champion", "gate.reasons"
+KEY_TAG, ROLLED_BACK_TAG = "gate.key", "rolled_back"
 HEADING, CARD = "## Gate\n\n", "\n\n# "  # the verdict stands before the card
 
 
 def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
     """Judge `version`, by default the challenger; returns what verdict.json holds.
 
-    Keys: name, version, champion, verdict (accepted | refused | champion), reasons, checks,
-    metrics, slices, judged_at. Without another champion there is nothing to judge.
+    Keys: name, version, champion, verdict (accepted | refused, or champion | unjudged where there
+    is no other champion to compare with), reasons, checks,
+    metrics, slices, judged_at, key, and the protocol and metric that decided.
 
     Raises:
         UserError: nothing is registered, the version is unknown, or a rule names no metric.
@@ -64,14 +63,20 @@ def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
         raise UserError(f"the registry has no version of {name}: run `make run` first")
     found, champion = get_version(client, name, version), called.get(CHAMPION)
     facts = {"name": name, "version": version, "champion": champion}
-    if champion in (None, version):
+    if champion is None:
+        return _nothing(
+            facts,
+            UNJUDGED,
+            f"there is no champion to compare version {version} with; "
+            f"`hpgr promote {version} --why TEXT` makes it the champion",
+        )
+    if champion == version:
         told = f"version {version} is the champion: there is nothing to compare it with"
-        verdict = {**facts, "verdict": IS_CHAMPION, "reasons": [told], "checks": []}
-        return _write(verdict | {"metrics": {}, "slices": {}, "judged_at": _now()})
-    assert champion is not None
-    key = _key(cfg, champion, version)
-    if found.tags.get(KEY_TAG) == key:
-        return _write(_stored(client, found))
+        return _nothing(facts, IS_CHAMPION, told)
+    key = _key(cfg, champion, found)
+    if found.tags.get(KEY_TAG) == key and (stored := _stored(found, key)):
+        _write(_files(stored))
+        return stored
     figures, decided = _decide(cfg, client, name, champion, found)
     verdict = {
         **facts,
@@ -80,10 +85,14 @@ def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
         "checks": [asdict(check) for check in decided.checks],
         "metrics": {n: _plain(c) for n, c in figures.metrics.items()},
         "slices": {n: _plain(c) for n, c in figures.slices.items()},
+        "protocol": "K1" if cfg.gate.metric == "auc" else figures.protocols[0],
+        "metric": cfg.gate.metric,
         "judged_at": _now(),
+        "key": key,
     }
-    _write(verdict)
-    _publish(client, found, verdict, key)
+    files = _files(verdict)
+    _write(files)
+    _publish(client, found, verdict, files)
     return verdict
 
 
@@ -114,33 +123,10 @@ def _decide(
             cfg.evaluate,
             deciding=cfg.gate.metric,
         )
-    facts = _facts(log, get_version(client, name, champion), challenger)
-    return figures, Verdict((*decide(figures, cfg.gate).checks, *facts))
-
-
-def _facts(log: EventLog, champion: ModelVersion, challenger: ModelVersion) -> list[Check]:
-    """What no metric shows; only what went wrong is listed."""
-    found = []
-    split = champion.tags.get(SPLIT_TAG, log.meta.split)
-    if split != log.meta.split:
-        found.append(
-            Check(
-                "the champion has not trained on today's test events",
-                False,
-                f"it was trained under the {split} split",
-                f"{log.meta.split}; compare under one split, or promote by hand with --force",
-            )
-        )
-    if ROLLED_BACK_TAG in challenger.tags:
-        found.append(
-            Check(
-                "the version was not rolled back",
-                False,
-                f"rolled back: {challenger.tags[ROLLED_BACK_TAG]}",
-                "a version that served well; promote by hand with --force",
-            )
-        )
-    return found
+        bundles = {champion: old, int(challenger.version): new}
+        trained = {v: overlap(read_sketch(b), SESSIONS, TEST) for v, b in bundles.items()}
+    past = Past(trained, challenger.tags.get(ROLLED_BACK_TAG))
+    return figures, decide(figures, cfg.gate, past)
 
 
 def contestant(bundle: Path, log: EventLog, device: str) -> Contestant:
@@ -151,6 +137,7 @@ def contestant(bundle: Path, log: EventLog, device: str) -> Contestant:
         item=_own_ids("items", "item", "item_id", bundle, log.meta.num_items, UNKNOWN),
         action=_own_ids("actions", "action", "name", bundle, log.meta.num_actions, 0),
         max_history=serving["max_history"],
+        retrieve=serving["retrieve"],
         ranks=config["ranking"],
     )
 
@@ -170,10 +157,12 @@ def _own_ids(
     return ids
 
 
-def _key(cfg: Config, champion: int, version: int) -> str:
+def _key(cfg: Config, champion: int, challenger: ModelVersion) -> str:
     """Hash of everything the verdict depends on."""
     rules = [cfg.gate.model_dump(mode="json"), cfg.evaluate.model_dump(mode="json")]
-    parts = [champion, version, rules, sha256_file(SESSIONS / "events.parquet")]
+    mark = challenger.tags.get(ROLLED_BACK_TAG)
+    log = sha256_file(SESSIONS / "events.parquet")
+    parts = [champion, int(challenger.version), mark, rules, log]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -187,43 +176,63 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _write(verdict: dict[str, Any]) -> dict[str, Any]:
-    """Both files below artifacts/gate, as a whole."""
-    environment = Environment(
-        loader=PackageLoader("hpgr", "registry"), undefined=StrictUndefined, autoescape=True
-    )
-    page = environment.get_template("verdict.html.j2").render(**verdict)
-    with atomic_folder(OUTPUT) as folder:
-        write_json(folder / "verdict.json", verdict)
-        write_text(folder / "verdict.html", page)
+def _nothing(facts: dict[str, Any], word: str, reason: str) -> dict[str, Any]:
+    """Write and return a verdict without a comparison."""
+    figures: dict[str, Any] = {"checks": [], "metrics": {}, "slices": {}}
+    told = {"verdict": word, "reasons": [reason], "judged_at": _now(), "key": None}
+    verdict = {**facts, **told, **figures}
+    _write(_files(verdict))
     return verdict
 
 
-def _stored(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
+def _files(verdict: dict[str, Any]) -> dict[str, str]:
+    """Name and text of the verdict's two files."""
+    environment = Environment(
+        loader=PackageLoader("hpgr", "registry"), undefined=StrictUndefined, autoescape=True
+    )
+    return {
+        "verdict.json": json.dumps(verdict, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "verdict.html": environment.get_template("verdict.html.j2").render(**verdict),
+    }
+
+
+def _write(files: dict[str, str]) -> None:
+    """Both files below artifacts/gate, as a whole."""
+    with atomic_folder(OUTPUT) as folder:
+        for name, text in files.items():
+            write_text(folder / name, text)
+
+
+def _stored(version: ModelVersion, key: str) -> dict[str, Any] | None:
+    """The verdict of the version's run, unless it answers another question than `key`."""
     import mlflow
 
     text = mlflow.artifacts.load_text(f"runs:/{version.run_id}/gate/verdict.json")
-    return json.loads(text)
+    verdict = json.loads(text)
+    return verdict if verdict.get("key") == key else None
 
 
 def _publish(
-    client: MlflowClient, version: ModelVersion, verdict: dict[str, Any], key: str
+    client: MlflowClient, version: ModelVersion, verdict: dict[str, Any], files: dict[str, str]
 ) -> None:
     """Files to the version's run, verdict to its description and tags; the key last, as done."""
-    for path in sorted(OUTPUT.iterdir()):
-        client.log_artifact(str(version.run_id), str(path), "gate")
+    for name, text in files.items():
+        client.log_text(str(version.run_id), text, f"gate/{name}")
     card = version.description or ""
     if card.startswith(HEADING):  # of an earlier verdict
         card = CARD.lstrip() + card.partition(CARD)[2]
     client.update_model_version(
         version.name, version.version, f"{HEADING}{as_markdown(verdict)}\n\n{card}"
     )
-    tags = {
+    tags = {  # the word before its champion: no old "accepted" beside a new champion
         VERDICT_TAG: verdict["verdict"],
-        "gate.champion": verdict["champion"],
-        "gate.reasons": "; ".join(verdict["reasons"]),
+        CHAMPION_TAG: verdict["champion"],
+        REASONS_TAG: "; ".join(verdict["reasons"]),
+        "gate.metric": verdict["metric"],  # and what the champion reaches today, for its history
+        "gate.protocol": verdict["protocol"],
+        "gate.champion_metric": verdict["metrics"][verdict["metric"]]["champion"],
         "gate.judged_at": verdict["judged_at"],
-        KEY_TAG: key,
+        KEY_TAG: verdict["key"],
     }
     for tag, value in tags.items():
         client.set_model_version_tag(version.name, version.version, tag, str(value))

@@ -120,6 +120,7 @@ def judge(
     """
     newest = batches[-1] if batches else {}
     quarantined = (newest or log or {}).get("quarantined_share")
+    volume = volume_change(batches)
     limits = cfg.monitor
     refused = "" if newest.get("accepted", True) else "the batch was refused: "
     return (
@@ -132,11 +133,19 @@ def judge(
         ),
         Threshold(
             "max_metric_fall",
-            f"fall of the champion's {cfg.gate.metric} against the best champion before",
+            f"fall of the champion's {cfg.gate.metric}, as scored last, against its own before and "
+            "the champions' before it",
             metric_fall(past),
             limits.max_metric_fall,
-            "compare the two versions on the same queries (hpgr gate VERSION) and, if the older "
-            "one is better, go back to it (hpgr promote --roll-back)",
+            "bring new events with the flow refresh, or train anew; if an older version is better "
+            "on the same queries (hpgr gate VERSION), go back to it (hpgr promote --roll-back)",
+        ),
+        Threshold(
+            "max_volume_change",
+            "factor between the newest batch's volume and that before it (events a day, rows)",
+            volume,
+            limits.max_volume_change,
+            f"{refused}look for a lost or doubled part of the source",
         ),
         Threshold(
             "max_item_drift",
@@ -169,22 +178,43 @@ def judge(
     )
 
 
-def metric_fall(past: History) -> float | None:
-    """Relative fall of the champion's metric against the best earlier champion of its protocol.
+def volume_change(batches: Sequence[dict[str, Any]]) -> float | None:
+    """The larger of two factors, either way; None where neither can be told.
 
-    None without an earlier champion to compare with; 0 where nothing fell. Each figure is of the
-    version's own test queries: the gate's page compares two versions on the same.
+    Events a day against the newest of the log, rows against the batch accepted last.
+    """
+    if not batches:
+        return None
+    newest, before = batches[-1], [batch for batch in batches[:-1] if batch["accepted"]]
+    pairs = [(newest.get("events_per_day"), newest.get("events_per_day_before"))]
+    pairs += [(newest.get("rows"), batch.get("rows")) for batch in before[-1:]]
+    return max((max(a / b, b / a) for a, b in pairs if a and b), default=None)
+
+
+def metric_fall(past: History) -> float | None:
+    """Relative fall of the champion's metric, as scored last, against the best that was there.
+
+    That is its own figure when it was made, and those of the champions before it that were not
+    rolled back. Only figures of one protocol are compared; each is of the test queries of its day:
+    the gate's page compares two versions on the same. None where there is nothing to compare with.
     """
     now = past.versions.get(past.champion) if past.champion else None
+    if now is None or now.metric is None:
+        return None
+    since = max(reign.since for reign in past.reigns if reign.version == now.number)
     before = [
         version.metric
-        for number in {reign.version for reign in past.reigns} - {past.champion}
+        for number in {reign.version for reign in past.reigns if reign.since < since}
         if (version := past.versions.get(number)) and version.metric is not None
-        if now and version.protocol == now.protocol
+        if version.protocol == now.protocol and not version.rolled_back and number != now.number
     ]
-    if now is None or now.metric is None or not before or max(before) <= 0:
+    last = now.metric
+    for score in past.scores:
+        if score.version == now.number and score.protocol == now.protocol and score.at > now.made:
+            before, last = [*before, now.metric], score.metric
+    if not before or max(before) <= 0:
         return None
-    return max(0.0, 1 - now.metric / max(before))
+    return max(0.0, 1 - last / max(before))
 
 
 def as_rows(found: Monitoring) -> list[dict[str, str]]:

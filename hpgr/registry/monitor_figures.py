@@ -66,7 +66,10 @@ def drift(batches: Sequence[dict[str, Any]], limits: Monitor) -> Figure:
 
 
 def metrics(past: History, metric: str, now: datetime) -> Figure:
-    """The champion's metric over time as steps; a point for every version when it was made."""
+    """The champion's metric over time as steps; a point for every version when it was made.
+
+    Diamonds are champions that the gate scored again, on the test queries of that day.
+    """
     figure, (axes,) = canvas(9.0, 3.0)
     for version in past.versions.values():
         if version.metric is not None:
@@ -85,6 +88,10 @@ def metrics(past: History, metric: str, now: datetime) -> Figure:
     if steps:
         times, values = zip(*[*steps, (date2num(now), steps[-1][1])], strict=True)
         axes.step(times, values, where="post", color=MAIN, linewidth=2.2, label="champion")
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
+    if past.scores:
+        again = [(date2num(score.at), score.metric) for score in past.scores]
+        axes.plot(*zip(*again, strict=True), "D", color=MAIN, mfc="white", label="scored again")
         axes.legend(frameon=False, fontsize=9, loc="lower right")
     axes.set_ylabel(metric, color=INK)
     axes.margins(y=0.25)

@@ -2,10 +2,11 @@
 
 Not a DVC stage: it changes the world outside the workspace, which DVC's run cache would skip.
 Reads all artifacts. Writes the MLflow store and `artifacts/registered.json`: `name`, `version`,
-`alias`, `run_id`, `key`, `new` (False if this very model was there already).
+`alias` (null where it has none), `run_id`, `key`, `new` (False if this very model was there
+already).
 
-The first version of a name becomes `champion`; every later one is the `challenger`, which the gate
-judges (`hpgr.registry.judge`).
+Where there is no `champion` the version becomes it; every later new one is the `challenger`, which
+the gate judges (`hpgr.registry.judge`).
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hpgr.config import Config
 from hpgr.registry.bundle import content_hashes, write_bundle
-from hpgr.registry.judge import SPLIT_TAG
-from hpgr.registry.promote import record_first
+from hpgr.registry.promote import finish_interrupted, record_registered
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.summary import headline, markdown_tables
 from hpgr.registry.trace import keep
 from hpgr.registry.tracking import connect, experiment_id, log_pipeline
-from hpgr.registry.versions import CHALLENGER, CHAMPION, aliases
-from hpgr.runtime import read_json, sha256_file, write_json
+from hpgr.registry.versions import CHALLENGER, CHAMPION, alias_of, aliases
+from hpgr.runtime import read_json, sha256_file, sole_writer, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+REGISTERED = ARTIFACTS / "registered.json"
 KEY_TAG = "content_key"
 CARD = Path("mlflow/model_card.md.j2")
 LOCK = Path("requirements.lock")
@@ -45,24 +46,23 @@ def register(cfg: Config) -> dict[str, Any]:
     """Register the model of the current artifacts and return what registered.json holds.
 
     Raises:
-        UserError: a stage's output is missing.
+        UserError: a stage's output is missing, or another process registers here.
     """
     headline()  # a model is registered with its evaluation or not at all
     client, name = connect(), cfg.register_.model_name
-    with tempfile.TemporaryDirectory() as scratch:
+    with sole_writer(REGISTERED), tempfile.TemporaryDirectory() as scratch:
         bundle = write_bundle(cfg, Path(scratch) / "bundle")
         key = content_key(bundle)
-        found = _version_with(client, name, key)
-        version, run_id = found or _new_version(client, cfg, bundle, key)
-    registered = {
-        "name": name,
-        "version": version,
-        "alias": _alias(client, cfg, version),
-        "run_id": run_id,
-        "key": key,
-        "new": found is None,
-    }
-    write_json(ARTIFACTS / "registered.json", registered)
+        version, run_id, new = _version_of(client, cfg, bundle, key)
+        registered = {
+            "name": name,
+            "version": version,
+            "alias": _alias(client, cfg, version, new=new),
+            "run_id": run_id,
+            "key": key,
+            "new": new,
+        }
+        write_json(REGISTERED, registered)
     word = "registered" if registered["new"] else "already there:"
     print(f"{word} {name} version {version}, alias {registered['alias']}")
     return registered
@@ -73,6 +73,23 @@ def content_key(bundle: Path) -> str:
     log = STAGES["sessionize"].output / "events.parquet"
     hashes = content_hashes(bundle) | {"log": sha256_file(log)}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _version_of(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> tuple[int, str, bool]:
+    """Version and run of the bundle, and whether it was made now.
+
+    A version with the key may come into being beside this one: another clone registers the same
+    model, or MLflow's client asks again because the reply to the first request was lost. The
+    oldest stays.
+    """
+    name = cfg.register_.model_name
+    if found := _version_with(client, name, key):
+        return *found, False
+    made = _new_version(client, cfg, bundle, key)
+    oldest = _version_with(client, name, key) or made
+    if oldest != made:
+        client.delete_model_version(name, str(made[0]))
+    return *oldest, oldest[1] == made[1]
 
 
 def _version_with(client: MlflowClient, name: str, key: str) -> tuple[int, str] | None:
@@ -111,24 +128,28 @@ def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> t
             name,
             source=model.model_uri,
             run_id=run_id,
-            tags={KEY_TAG: key, SPLIT_TAG: _meta()["split"]},
+            tags={KEY_TAG: key, "split": _meta()["split"]},
             description=card,
             model_id=model.model_id,
         )
     return int(version.version), run_id
 
 
-def _alias(client: MlflowClient, cfg: Config, version: int) -> str:
-    """Give the version its alias: the champion stays, the newest registered is challenger."""
+def _alias(client: MlflowClient, cfg: Config, version: int, *, new: bool) -> str | None:
+    """What the version is called now: champion if there was none, else a new one is challenger.
+
+    An old one becomes challenger only where there is none: another may wait for its promotion.
+    """
     name = cfg.register_.model_name
+    finish_interrupted(client, cfg)
     called = aliases(client, name)
     if CHAMPION not in called:
-        record_first(client, cfg, version)
-    elif called[CHAMPION] != version:
-        if called.get(CHALLENGER) != version:
-            client.set_registered_model_alias(name, CHALLENGER, str(version))
-        return CHALLENGER
-    return CHAMPION
+        alone = len(client.search_model_versions(f"name='{name}'")) == 1
+        why = "the first version registered" if alone else "registered where there was no champion"
+        record_registered(client, cfg, version, why)
+    elif called[CHAMPION] != version and (new or CHALLENGER not in called):
+        client.set_registered_model_alias(name, CHALLENGER, str(version))
+    return alias_of(client, name, version)
 
 
 def _signature() -> Any:

@@ -3,127 +3,219 @@
     hpgr lineage VERSION [--restore]
 
 At registration the files that pin a result - `params.yaml`, `data.dvc`, `dvc.lock`,
-`requirements.lock`, what warm training began from, and a patch where the working tree differed from
-its commit - are kept with the run below `lineage/`. Reads the registry; `restore` writes those
-files into the current folder.
+`requirements.lock`, and a patch where the working tree differed from its commit - are kept with the
+run below `lineage/`. Reads the registry; `restore` writes those files into the current folder.
 """
 
 from __future__ import annotations
 
-import subprocess
+import json
+import shlex
+import shutil
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from hpgr.config import Config
-from hpgr.data.base import BASE
-from hpgr.registry.lineage import PINS
-from hpgr.registry.tracking import connect
+from hpgr.config import PARAMS_FILE, Config
+from hpgr.registry.lineage import ABSENT, PINS
+from hpgr.registry.tracking import existing_store, flatten, public_uri
 from hpgr.registry.versions import get_version
-from hpgr.runtime import UserError, read_json, write_text
+from hpgr.registry.worktree import apply, changes, committed, head
+from hpgr.runtime import UserError, atomic_path, sha256_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FOLDER = "lineage"
 PATCH = "changes.patch"
-KEPT = (*PINS, Path("requirements.lock"), BASE / "base.json")
+LEFT_OUT = "left_out.txt"  # new files too large for the patch, one a line
+KEPT = (*PINS, Path("requirements.lock"))
+TAGS = ("git.commit", "git.dirty", "dvc.data", "dvc.changed", "environment.lock")
+LISTED = 20  # names in one line
+NOT_SET = object()
+
+
+class Origin(NamedTuple):
+    """What a version's run says of where it comes from; `kept` by file name, downloaded."""
+
+    title: str
+    tags: dict[str, str]
+    kept: dict[str, Path]
+
+    @property
+    def commit(self) -> str:
+        """The commit that was checked out, or ABSENT."""
+        return self.tags.get("git.commit", ABSENT)
+
+    @property
+    def base(self) -> str:
+        """The version that training went on from, or ABSENT."""
+        return self.tags.get("base.version", ABSENT)
 
 
 def keep(client: MlflowClient, run_id: str) -> None:
-    """Store what pins the current artifacts with the run; what is absent is left out."""
+    """Store what pins the current artifacts with the run; what is absent is left out.
+
+    New files are named, for they go where everybody reads.
+    """
     for path in KEPT:
         if path.is_file():
             client.log_artifact(run_id, str(path), FOLDER)
-    if patch := _git("diff", "--binary", "HEAD", "--", ".", *(f":!{path}" for path in PINS)):
-        client.log_text(run_id, patch + "\n", f"{FOLDER}/{PATCH}")
+    found = changes(without=PINS)
+    if found.new:
+        print(f"kept with the version though not in git: {_listed(found.new)}")
+    if found.left_out:
+        print(f"not in git and too large to keep with the version: {_listed(found.left_out)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, content in (
+            (PATCH, found.patch),
+            (LEFT_OUT, "".join(f"{name}\n" for name in found.left_out).encode()),
+        ):
+            if content:
+                (Path(scratch) / name).write_bytes(content)
+                client.log_artifact(run_id, str(Path(scratch) / name), FOLDER)
 
 
 def trace(cfg: Config, version: int) -> str:
     """The version's origin and the commands that bring it back, for a person to read.
 
     Raises:
-        UserError: there is no such version.
+        UserError: there is no such version, or no registry to ask.
     """
-    client = connect()
-    found = get_version(client, cfg.register_.model_name, version)
-    run = client.get_run(str(found.run_id))
-    kept = _kept(client, str(found.run_id))
-    tags = run.data.tags
-    lines = [f"{found.name} version {version}, run {found.run_id}", ""]
-    for name in ("git.commit", "git.dirty", "dvc.data", "dvc.changed", "environment.lock"):
-        lines.append(f"{name:<18}{tags.get(name, 'absent')}")
-    if "base.json" in kept:
-        base = read_json(kept["base.json"])
-        lines.append(f"{'began from':<18}{base['name']} version {base['version']}")
-    if "dvc.lock" in kept:
+    origin = _origin(cfg, version)
+    lines = [origin.title, ""]
+    lines += [f"{name:<18}{origin.tags.get(name, ABSENT)}" for name in TAGS]
+    began = "nothing" if origin.base == ABSENT else f"version {origin.base}"
+    lines += [f"{'began from':<18}{began}"]
+    lines += [f"warning: {warning}" for warning in _warnings(origin)]
+    if "dvc.lock" in origin.kept:
         lines += ["", "stage outputs (DVC hashes)"]
-        lines += [f"  {path:<24}{digest}" for path, digest in _outputs(kept["dvc.lock"])]
-    if "params.yaml" in kept:
-        params = yaml.safe_load(kept["params.yaml"].read_text(encoding="utf-8"))
-        overrides = params["profiles"].get(params["profile"]) or {}
-        told = ", ".join(f"{k}={v}" for k, v in overrides.items()) or "as params.yaml says"
-        lines += ["", f"profile {params['profile']}: {told}"]
-    return "\n".join([*lines, "", "to have it again, in a clone:", *_commands(version, tags, kept)])
+        lines += [f"  {path:<24}{digest}" for path, digest in _outputs(origin.kept["dvc.lock"])]
+    if PARAMS_FILE.name in origin.kept:
+        lines += ["", *_parameters(origin)]
+    return "\n".join([*lines, "", *_commands(version, origin)])
 
 
 def restore(cfg: Config, version: int) -> None:
     """Write the version's params.yaml, data.dvc and dvc.lock, and apply its patch to the code.
 
     Raises:
-        UserError: there is no such version, it kept nothing, this clone is at another commit, or
-            its files differ from that commit so that the patch does not fit.
+        UserError: there is no such version or no registry to ask, it kept nothing, this clone is at
+            another commit, or its files differ from that commit so that the patch does not fit.
     """
-    client = connect()
-    found = get_version(client, cfg.register_.model_name, version)
-    kept = _kept(client, str(found.run_id))
-    if absent := [path.name for path in PINS if path.name not in kept]:
+    origin = _origin(cfg, version)
+    if missing := _missing(origin):
         raise UserError(
-            f"version {version} was registered without {', '.join(absent)}: its rows cannot be "
+            f"version {version} was registered without {', '.join(missing)}: its rows cannot be "
             "pinned. Versions registered from a run of the pipeline keep them"
         )
-    commit = client.get_run(str(found.run_id)).data.tags["git.commit"]
-    here = _git("rev-parse", "HEAD")
-    if here != commit:
+    here = head()
+    if origin.commit not in (ABSENT, here):
         raise UserError(
-            f"version {version} was made at commit {commit}, this clone is at {here or 'none'}: "
-            f"git checkout {commit}"
+            f"version {version} was made at commit {origin.commit}, this clone is at "
+            f"{here or 'none'}: git checkout {origin.commit}"
         )
-    if PATCH in kept and not _fits(kept[PATCH], "--reverse"):  # else it is applied already
-        if not _fits(kept[PATCH]):
-            raise UserError(
-                f"the patch of version {version} does not fit this working tree: it differs from "
-                f"commit {commit}. Restore in a fresh clone"
-            )
-        subprocess.run(("git", "apply", str(kept[PATCH])), check=True)
-        print(f"applied what differed from commit {commit}")
+    if PATCH in origin.kept and apply(origin.kept[PATCH]):
+        print(f"applied what differed from commit {origin.commit}")
     for path in PINS:
-        write_text(path, kept[path.name].read_text(encoding="utf-8"))
+        _write_pin(path, origin.kept[path.name].read_bytes())
     print(f"wrote {', '.join(map(str, PINS))} as they were for version {version}")
+    for warning in _warnings(origin):
+        print(f"warning: {warning}")
 
 
-def _commands(version: int, tags: dict[str, str], kept: dict[str, Path]) -> list[str]:
-    patched = " and what differed from the commit" if PATCH in kept else ""
-    commands = [
-        f"git checkout {tags.get('git.commit')}",
-        f"hpgr lineage {version} --restore   # params.yaml, data.dvc, dvc.lock as then{patched}",
-    ]
-    if "base.json" in kept:
-        commands.append(f"hpgr base {read_json(kept['base.json'])['version']}")
+def _origin(cfg: Config, version: int) -> Origin:
+    with existing_store() as client:
+        found = get_version(client, cfg.register_.model_name, version)
+        run_id = str(found.run_id)
+        kept: dict[str, Path] = {}
+        if any(entry.path == FOLDER for entry in client.list_artifacts(run_id)):
+            folder = Path(client.download_artifacts(run_id, FOLDER))
+            kept = {path.name: path for path in sorted(folder.iterdir())}
+        title = f"{found.name} version {found.version}, run {run_id}"
+        return Origin(title, client.get_run(run_id).data.tags, kept)
+
+
+def _missing(origin: Origin) -> list[str]:
+    return [path.name for path in PINS if path.name not in origin.kept]
+
+
+def _warnings(origin: Origin) -> list[str]:
+    """What stands between the version and having it again exactly."""
+    found = []
+    if origin.commit == ABSENT:
+        found.append("registered outside git: which code made it was not kept")
+    if LEFT_OUT in origin.kept:
+        names = origin.kept[LEFT_OUT].read_text(encoding="utf-8").splitlines()
+        found.append(f"not in git and too large to keep: {_listed(names)}")
+    elif origin.tags.get("git.dirty") == "true" and PATCH not in origin.kept:
+        found.append("the working tree differed from the commit, and how was not kept")
+    changed = origin.tags.get("dvc.changed", ABSENT)
+    if changed == ABSENT:
+        found.append("registered outside DVC: nothing says that dvc.lock belongs to the version")
+    elif changed != "none":
+        found.append(
+            f"registered while {changed} differed from dvc.lock: what DVC brings back is what "
+            "dvc.lock records, not what was registered"
+        )
+    return found
+
+
+def _commands(version: int, origin: Origin) -> list[str]:
+    if missing := _missing(origin):
+        return [f"it cannot be had again: {', '.join(missing)} was not kept with it"]
+    patched = " and what differed from the commit" if PATCH in origin.kept else ""
+    commands = [f"export MLFLOW_TRACKING_URI={shlex.quote(public_uri())}"]
+    if origin.commit != ABSENT:
+        commands.append(f"git checkout {origin.commit}")
     commands += [
+        f"hpgr lineage {version} --restore   # params.yaml, data.dvc, dvc.lock as then{patched}",
+        f"hpgr base {'--clear' if origin.base == ABSENT else origin.base}",
         "dvc pull      # the log and every stage's output, from the remote",
         "dvc status    # says that all is up to date",
     ]
-    return [f"  {command}" for command in commands]
+    return ["to have it again, in a clone:", *(f"  {command}" for command in commands)]
 
 
-def _kept(client: MlflowClient, run_id: str) -> dict[str, Path]:
-    """What `keep` stored, by file name, downloaded to MLflow's cache."""
-    if not any(entry.path == FOLDER for entry in client.list_artifacts(run_id)):
-        return {}
-    folder = Path(client.download_artifacts(run_id, FOLDER))
-    return {path.name: path for path in sorted(folder.iterdir())}
+def _parameters(origin: Origin) -> list[str]:
+    """Every parameter in force then; marked are those that the commit's params.yaml sets not so."""
+    raw = origin.kept[PARAMS_FILE.name].read_bytes()
+    params = yaml.safe_load(raw)
+    overrides = params["profiles"].get(params["profile"]) or {}
+    told = ", ".join(f"{k}={v}" for k, v in overrides.items()) or "as params.yaml says"
+    lines = [f"profile {params['profile']}: {told}"]
+    now, before = _in_force(raw), committed(PARAMS_FILE, origin.commit)
+    then = now if before is None else _in_force(before)
+    if before is None:
+        lines.append("parameters (the commit is not at hand to compare with)")
+    else:
+        lines.append("parameters (marked where the commit has another value)")
+    for key in {**now, **then}:
+        mine, its = now.get(key, NOT_SET), then.get(key, NOT_SET)
+        mark = "" if mine == its else f"    # commit: {_told(its)}"
+        lines.append(f"  {key}: {_told(mine)}{mark}")
+    return lines
+
+
+def _in_force(text: bytes) -> dict[str, Any]:
+    """section.key to value, the profile applied; as they stand, for today's keys may be others."""
+    params = yaml.safe_load(text)
+    sections = {name: value for name, value in params.items() if name != "profiles"}
+    for dotted, value in (params["profiles"].get(params["profile"]) or {}).items():
+        section, _, key = dotted.partition(".")
+        sections[section] = {**sections[section], key: value}
+    return flatten(sections)
+
+
+def _told(value: Any) -> str:
+    return "not set" if value is NOT_SET else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _outputs(lock: Path) -> list[tuple[str, str]]:
@@ -131,11 +223,14 @@ def _outputs(lock: Path) -> list[tuple[str, str]]:
     return [(out["path"], out["md5"]) for stage in stages.values() for out in stage["outs"]]
 
 
-def _fits(patch: Path, *options: str) -> bool:
-    command = ("git", "apply", "--check", *options, str(patch))
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def _write_pin(path: Path, content: bytes) -> None:
+    """Write a pin; one that neither git nor the version has is put aside, under its content's name.
 
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(("git", *arguments), capture_output=True, text=True, check=False)
-    return done.stdout.strip("\n") if done.returncode == 0 else ""
+    Not refused: dvc.lock is never committed, and every run of the pipeline writes it.
+    """
+    if path.is_file() and path.read_bytes() not in (content, committed(path)):
+        aside = path.with_name(f"{path.name}.{sha256_file(path)[:8]}.before")
+        shutil.copyfile(path, aside)
+        print(f"{path} was not committed: as it was it is now {aside}")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)

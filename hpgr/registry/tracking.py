@@ -11,8 +11,10 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from hpgr.config import Config
 from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
 from hpgr.registry.stages import STAGES
 from hpgr.registry.summary import headline
-from hpgr.runtime import read_json
+from hpgr.runtime import UserError, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,9 +54,50 @@ def connect() -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a small file
     import mlflow
 
-    STORE.mkdir(parents=True, exist_ok=True)
+    if tracking_uri() == own_uri():
+        STORE.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(tracking_uri())
     return mlflow.MlflowClient()
+
+
+def public_uri() -> str:
+    """`tracking_uri` for other folders and other eyes: absolute, and without a password."""
+    uri = tracking_uri()
+    if file := _sqlite_file(uri):
+        return f"sqlite:///{file.resolve()}"
+    return re.sub(r"(://[^/:@]*):.*@", r"\1@", uri)
+
+
+@contextmanager
+def existing_store() -> Iterator[MlflowClient]:
+    """MLflow's client for questions alone.
+
+    Raises:
+        UserError: there is no such store, which asking would make, or the server does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    file = _sqlite_file(tracking_uri())
+    if file is not None and not file.is_file():
+        raise UserError(
+            f"nothing is registered at {public_uri()}: there is no such store. Where versions are "
+            "registered elsewhere, name it: export MLFLOW_TRACKING_URI=..."
+        )
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a person waits
+    try:
+        yield connect()
+    except MlflowException as error:
+        if not str(error).startswith("API request to"):
+            raise
+        raise UserError(
+            f"MLflow at {public_uri()} does not answer: start it, or name another with "
+            "MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else Path(path)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:

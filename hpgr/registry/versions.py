@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpgr.registry.tracking import public_uri
 from hpgr.runtime import UserError
 
 if TYPE_CHECKING:
@@ -52,8 +53,14 @@ def get_version(client: MlflowClient, name: str, version: int) -> ModelVersion:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         found = sorted(int(v.version) for v in client.search_model_versions(f"name='{name}'"))
-        there = f"it has {', '.join(map(str, found))}" if found else "it is empty: run `make run`"
-        raise UserError(f"the registry has no version {version} of {name}; {there}") from None
+        there = (
+            f"it has {', '.join(map(str, found))}"
+            if found
+            else "it is empty: run `make run`, or name another with MLFLOW_TRACKING_URI"
+        )
+        raise UserError(
+            f"the registry has no version {version} of {name}; {there} ({public_uri()})"
+        ) from None
 
 
 @contextmanager

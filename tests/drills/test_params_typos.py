@@ -176,3 +176,25 @@ def test_a_stage_ends_with_the_message_and_code_2(stage, tmp_path):
     assert "sessionize.gap: unknown key; did you mean 'gap_s'?" in done.stderr
     assert no_traceback(done.told)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("section", "find", "put", "told"),
+    [
+        ("gate", "metric: ndcg@10", "metric: ndcg@20", "gate.metric: 'ndcg@20' is not among hr@10"),
+        ("gate", "metric: ndcg@10", "metric: auc", "it needs sessionize.split: global-time"),
+        ("gate", "coverage@10:", "coverage@50:", "gate.guards.coverage@50: 'coverage@50' is not"),
+        ("gate", "served.ndcg@10:", "served.ndgc@10:", "did you mean 'served.ndcg@10'?"),
+        ("evaluate", "bootstrap_samples: 2000", "bootstrap_samples: 39", "gate.significance: no"),
+    ],
+)  # fmt: skip
+def test_a_rule_of_the_gate_that_nothing_could_meet_is_named(section, find, put, told, tmp_path):
+    message = refusal(tmp_path, in_section(section, re.escape(find), put))
+    assert told in message
+    assert message.count("\n") == 1
+
+
+def test_the_smallest_number_of_resamples_that_can_be_significant_is_one_more(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(in_section("evaluate", "bootstrap_samples: 2000", "bootstrap_samples: 40"))
+    assert load_config(path).gate.significance > 2 / 41

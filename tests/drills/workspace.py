@@ -181,7 +181,7 @@ def small_params(folder: Path, **sections: dict[str, Any]) -> None:
         "data": {"path": "data/own", "format": "table", "interactions": "log.csv"},
         "pretrain": {**training, "epochs": 3},
         "finetune": {**training, "epochs": 3, "validation_queries": 20},
-        "evaluate": {"bootstrap_samples": 20, "report_users": 1, "cutoffs": [5, 10]},
+        "evaluate": {"bootstrap_samples": 50, "report_users": 1, "cutoffs": [10, 50]},
     }
     names = {*base, *sections}
     write_params(folder, **{n: {**base.get(n, {}), **sections.get(n, {})} for n in names})

@@ -1,0 +1,134 @@
+"""What a working tree holds beyond its commit: as one git patch, and that patch put back.
+
+Bytes from end to end, so that line ends, encodings and binary files come back as they were. Only
+git's plumbing compares: a person's settings (colours, prefixes, another diff program) do not reach
+it. Reads and patches the files below the current folder; git's own index stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hpgr.runtime import UserError
+
+NEW_FILES = 10 << 20  # bytes of new files that a patch carries; logs and models are no code
+APPLY = ("apply", "--whitespace=nowarn")  # else apply.whitespace may "mend" what was kept
+
+
+class Changes(NamedTuple):
+    """`patch` is empty where nothing differs, or where there is no commit to differ from."""
+
+    patch: bytes
+    new: list[str]  # files that the commit does not have, and the patch does
+    left_out: list[str]  # files that neither has
+
+
+def changes(*, without: Iterable[Path]) -> Changes:
+    """How the files below the current folder differ from HEAD; what git ignores does not count.
+
+    New files are carried, the smallest first, while all of them stay within NEW_FILES. The others
+    are left out, and so are repositories inside this one.
+
+    Args:
+        without: files that are kept in another way.
+
+    Raises:
+        UserError: git cannot read one of the files.
+    """
+    if head() is None:
+        return Changes(b"", [], [])
+    apart = [str(path) for path in without]
+    with tempfile.TemporaryDirectory() as scratch:
+        own = {"GIT_INDEX_FILE": str(Path(scratch) / "index"), "GIT_LITERAL_PATHSPECS": "0"}
+        _checked("read-tree", "HEAD", env=own)
+        known = _names(_checked("ls-files", "-z", env=own))
+        # By the real index: a file that was added by force counts although git ignores it.
+        there = _names(_checked("ls-files", "-z", "--cached", "--others", "--exclude-standard"))
+        new, left_out = _within(NEW_FILES, there - known - set(apart))
+        if new:
+            names = b"\0".join(os.fsencode(name) for name in new)
+            add = ("add", "--force", "--intent-to-add", "--pathspec-from-file=-")
+            literally = own | {"GIT_LITERAL_PATHSPECS": "1"}
+            _checked(*add, "--pathspec-file-nul", given=names, env=literally)
+        compare = ("diff-index", "--binary", "--no-ext-diff", "--no-textconv", "HEAD")
+        patch = _checked(*compare, "--", ".", *(f":!{name}" for name in apart), env=own)
+    return Changes(patch, _readable(new), _readable(left_out))
+
+
+def apply(patch: Path) -> bool:
+    """Apply `patch`, whole or not at all; False if all of it is there already.
+
+    Raises:
+        UserError: the files differ from what the patch was made for.
+    """
+    back = _git(*APPLY, "--check", "--reverse", str(patch))
+    if back.returncode == 0 and not back.stderr:  # of another mode git only warns
+        return False
+    done = _git(*APPLY, str(patch))
+    if done.returncode != 0:
+        raise UserError(
+            "what differed from the commit does not fit this working tree: "
+            f"{_told(done)}. Nothing was changed; restore in a fresh clone"
+        )
+    return True
+
+
+def head() -> str | None:
+    """The commit that is checked out; None outside git and before the first commit."""
+    done = _git("rev-parse", "--verify", "--quiet", "HEAD")
+    return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None
+
+
+def committed(path: Path, commit: str = "HEAD") -> bytes | None:
+    """`path` as `commit` has it; None if one of the two is not at hand."""
+    done = _git("cat-file", "blob", f"{commit}:./{path}")
+    return done.stdout if done.returncode == 0 else None
+
+
+def _within(limit: int, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Names of the files that fit, and of those that do not; what is not on disk is in neither."""
+    fit: list[str] = []
+    rest: list[str] = []
+    sizes = {name: os.lstat(name).st_size for name in names if os.path.lexists(name)}
+    for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+        if name.endswith("/"):  # another repository
+            rest.append(name)
+            continue
+        limit -= sizes[name]
+        (fit if limit >= 0 else rest).append(name)
+    return fit, rest
+
+
+def _readable(names: Iterable[str]) -> list[str]:
+    """In order, and with a mark in place of what is no UTF-8."""
+    return sorted(os.fsencode(name).decode(errors="replace") for name in names)
+
+
+def _names(listed: bytes) -> set[str]:
+    return {os.fsdecode(name) for name in listed.split(b"\0") if name}
+
+
+def _checked(*arguments: str, **options: Any) -> bytes:
+    done = _git(*arguments, **options)
+    if done.returncode != 0:
+        raise UserError(f"git {arguments[0]} cannot read this working tree: {_told(done)}")
+    return done.stdout
+
+
+def _git(
+    *arguments: str, given: bytes | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    command, env = ("git", *arguments), {**os.environ, **(env or {})}
+    try:
+        return subprocess.run(command, input=given, capture_output=True, check=False, env=env)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, b"", b"git is not installed")
+
+
+def _told(done: subprocess.CompletedProcess[bytes]) -> str:
+    return "; ".join(done.stderr.decode(errors="replace").splitlines())

@@ -1,0 +1,249 @@
+"""From a version back to its rows: what is told, and what is brought back."""
+
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+from params_text import params_text
+
+from hpgr.config import load_config
+from hpgr.registry import tracking, worktree
+from hpgr.registry.trace import keep, restore, trace
+from hpgr.runtime import UserError
+
+AUTHOR = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+
+
+def git(*arguments, cwd=None):
+    done = subprocess.run(["git", *AUTHOR, *arguments], cwd=cwd, capture_output=True, check=True)
+    return done.stdout.decode().strip()
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://me:secret@host:443/mlflow", "https://me@host:443/mlflow"),
+        ("postgresql://me:se/cr@et@host/db", "postgresql://me@host/db"),
+        ("sqlite:////srv/mlflow.db", "sqlite:////srv/mlflow.db"),
+    ],
+)
+def test_a_store_is_named_without_its_password(monkeypatch, uri, told):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracking.public_uri() == told
+
+
+def test_a_relative_store_is_named_as_other_folders_find_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert tracking.public_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+LOCK = {"schema": "2.0", "stages": {"validate": {"outs": [{"path": "artifacts/x", "md5": "d1"}]}}}
+CLEAN = {"git.dirty": "false", "dvc.changed": "none", "base.version": "absent"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A committed project with a registry; dvc.lock is there and not committed, as ever."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "params.yaml").write_text(params_text("quick"))
+    (folder / "data.dvc").write_bytes(b"outs:\r\n- md5: abc.dir\r\n  path: data\r\n")
+    (folder / "requirements.lock").write_text("numpy==2\n")
+    (folder / ".gitignore").write_text("mlflow/store/\n*.before\nbase/\n")
+    git("init", "-q", cwd=folder)
+    git("add", "-A", cwd=folder)
+    git("commit", "-qm", "start", cwd=folder)
+    (folder / "dvc.lock").write_text(json.dumps(LOCK))
+    return folder
+
+
+@pytest.fixture
+def here(project, monkeypatch):
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield project
+    git("checkout", "-q", "--", ".")
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def version(here):
+    """Register a version without a model, a run with tags and what pins it; returns its number."""
+
+    def make(**tags):
+        client = tracking.connect()
+        experiment = tracking.experiment_id(client, "hpgr")
+        known = {"git.commit": git("rev-parse", "HEAD"), **CLEAN}
+        tags = {name.replace("__", "."): value for name, value in tags.items()}
+        run_id = client.create_run(experiment, tags={**known, **tags}).info.run_id
+        keep(client, run_id)
+        if not client.search_registered_models("name='hpgr'"):
+            client.create_registered_model("hpgr")
+        return int(client.create_model_version("hpgr", "file:///none", run_id).version)
+
+    return make
+
+
+def recipe(told):
+    """The commands that `hpgr lineage` prints."""
+    return [line.strip() for line in told.split("in a clone:\n")[1].splitlines()]
+
+
+def test_the_parameters_in_force_are_told_and_marked_where_the_commit_has_others(here, version):
+    params = yaml.safe_load((here / "params.yaml").read_text())
+    own = params["model"]["num_blocks"], params["finetune"]["epochs"]
+    params["profile"] = "smoke"
+    params["orchestrate"]["remote"] = {"pretrain": "gpu"}
+    (here / "params.yaml").write_text(yaml.safe_dump(params))
+    told = trace(load_config(), version()).splitlines()
+    assert '  profile: "smoke"    # commit: "quick"' in told
+    assert f"  model.num_blocks: 1    # commit: {own[0]}" in told
+    assert f"  finetune.epochs: 1    # commit: {own[1]}" in told
+    assert '  orchestrate.remote.pretrain: "gpu"    # commit: not set' in told
+    assert f"  sessionize.gap_s: {params['sessionize']['gap_s']}" in told
+    assert not [line for line in told if line.startswith("  profiles")]
+
+
+def test_where_the_commit_is_not_at_hand_the_parameters_are_told_unmarked(version):
+    told = trace(load_config(), version(git__commit="0" * 40))
+    assert "the commit is not at hand to compare with" in told
+    assert '  profile: "quick"\n' in told
+    assert "# commit" not in told
+
+
+def test_the_recipe_of_a_training_from_nothing(here, version):
+    number = version()
+    commands = [line.split("  #")[0].rstrip() for line in recipe(trace(load_config(), number))]
+    assert commands == [
+        f"export MLFLOW_TRACKING_URI=sqlite:///{here}/mlflow/store/mlflow.db",
+        f"git checkout {git('rev-parse', 'HEAD')}",
+        f"hpgr lineage {number} --restore",
+        "hpgr base --clear",
+        "dvc pull",
+        "dvc status",
+    ]
+
+
+def test_a_warm_start_is_told_as_it_was_whatever_lies_in_base_by_then(here, version):
+    (here / "base").mkdir(exist_ok=True)
+    (here / "base/base.json").write_text('{"name": "hpgr", "version": 7}')
+    told = trace(load_config(), version(base__version="2"))
+    assert "began from        version 2\n" in told
+    assert "hpgr base 2" in recipe(told)
+
+
+def test_a_clean_version_has_no_warning(version):
+    assert "warning" not in trace(load_config(), version())
+
+
+def test_stages_that_differed_from_dvc_lock_are_warned_of(version):
+    told = trace(load_config(), version(dvc__changed="evaluate, finetune"))
+    assert "warning: registered while evaluate, finetune differed from dvc.lock" in told
+
+
+def test_without_a_commit_there_is_a_warning_and_no_checkout(here, version, capsys):
+    number = version(git__commit="absent")
+    told = trace(load_config(), number)
+    assert "warning: registered outside git" in told
+    assert "git checkout" not in told
+    restore(load_config(), number)
+    assert "warning: registered outside git" in capsys.readouterr().out
+
+
+def test_new_files_are_named_at_registration_and_those_too_large_later_too(
+    here, version, capsys, monkeypatch
+):
+    monkeypatch.setattr(worktree, "NEW_FILES", 100)
+    (here / "small.py").write_text("x = 1\n")
+    (here / "large.bin").write_bytes(bytes(101))
+    try:
+        number = version(git__dirty="true")
+    finally:
+        (here / "small.py").unlink()
+        (here / "large.bin").unlink()
+    told = capsys.readouterr().out
+    assert "kept with the version though not in git: small.py\n" in told
+    assert "too large to keep with the version: large.bin\n" in told
+    assert "warning: not in git and too large to keep: large.bin\n" in trace(load_config(), number)
+
+
+def test_without_its_pins_a_version_has_no_recipe(here, version):
+    (here / "dvc.lock").rename(here / "away")
+    try:
+        number = version()
+    finally:
+        (here / "away").rename(here / "dvc.lock")
+    assert trace(load_config(), number).endswith(
+        "it cannot be had again: dvc.lock was not kept with it"
+    )
+
+
+@pytest.fixture
+def clone(here, version, tmp_path, monkeypatch):
+    """A fresh clone that asks the project's registry, and the version to restore there."""
+    params = (here / "params.yaml").read_text()
+    (here / "params.yaml").write_text(params.replace("profile: quick", "profile: smoke"))
+    number = version()
+    git("clone", "-q", str(here), str(tmp_path / "clone"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.own_uri())
+    monkeypatch.chdir(tmp_path / "clone")
+    return number
+
+
+PINS = ("params.yaml", "data.dvc", "dvc.lock")
+
+
+def aside():
+    return {path.name.split(".")[0]: path.read_text() for path in Path().glob("*.before")}
+
+
+def test_in_a_fresh_clone_the_pins_come_back_byte_by_byte_and_nothing_is_put_aside(here, clone):
+    restore(load_config(), clone)
+    restore(load_config(), clone)
+    for name in PINS:
+        assert Path(name).read_bytes() == (here / name).read_bytes()
+    assert aside() == {}
+
+
+def test_what_was_not_committed_is_put_aside_and_named(here, clone, capsys):
+    Path("params.yaml").write_text(params_text("full"))
+    Path("dvc.lock").write_text("of a run here\n")
+    restore(load_config(), clone)
+    Path("params.yaml").write_text(params_text("ranking"))
+    restore(load_config(), clone)
+    assert {path.read_text() for path in Path().glob("params.yaml.*.before")} == {
+        params_text("full"),
+        params_text("ranking"),
+    }
+    assert aside()["dvc"] == "of a run here\n"
+    told = capsys.readouterr().out
+    for path in Path().glob("*.before"):
+        assert f"is now {path}\n" in told
+    assert Path("params.yaml").read_bytes() == (here / "params.yaml").read_bytes()
+
+
+def test_in_a_clone_without_the_address_the_store_is_named_and_none_is_made(clone, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(UserError, match=r"/clone/mlflow/store/mlflow\.db: .*MLFLOW_TRACKING_URI"):
+        trace(load_config(), clone)
+    assert not Path("mlflow").exists()
+
+
+def test_a_version_that_the_store_lacks_is_told_with_the_store(here, version):
+    version()
+    with pytest.raises(UserError, match=r"no version 99 .*\(sqlite:////.*/mlflow\.db\)"):
+        trace(load_config(), 99)
+
+
+def test_a_server_that_is_down_is_one_message_without_its_password(here, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
+    with pytest.raises(UserError, match=f"MLflow at http://me@127.0.0.1:{port} does not answer"):
+        trace(load_config(), 1)
