@@ -32,7 +32,7 @@ from hpgr.data.incoming import Verdict, examine
 from hpgr.data.validate import REJECTED
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION, aliases
-from hpgr.runtime import UserError
+from hpgr.runtime import UserError, sole_run
 
 FIGURES = {  # of batches.json: label and format
     "rows": ("rows", ",d"),
@@ -61,7 +61,7 @@ def refresh(
     """
     given = {**(overrides or {}), **({"profile": profile} if profile else {})}
     limits = {key: value for key, value in given.items() if key.startswith("refresh.")}
-    with recallable(), ledger.one_at_a_time():
+    with recallable(), sole_run():
         set_params({key: value for key, value in given.items() if key not in limits})
         require_champion()
         settle()

@@ -26,7 +26,7 @@ from flows.recall import recallable
 from flows.stages import DATA, dvc_output, is_current, run_stage, upstream
 from hpgr.config import PARAMS_FILE, load_config
 from hpgr.data.base import BASE, is_filled
-from hpgr.runtime import read_json, write_text
+from hpgr.runtime import read_json, sole_run, write_text
 
 CARRIED = (str(PARAMS_FILE), DATA, "dvc.lock")  # what differs between runs of one commit
 POLL_S = 2.0
@@ -147,7 +147,7 @@ def stage_flow(
     Raises:
         StageFailed: the commits differ, the code here was changed, or the stage failed.
     """
-    with recallable():
+    with recallable(), sole_run():
         if clean_commit() != commit:
             raise StageFailed(
                 f"the clone at {Path.cwd()} is at commit {clean_commit()[:12]}, the run needs "

@@ -26,6 +26,7 @@ from hpgr.config import PARAMS_FILE, load_config
 from hpgr.registry.base import clear_base
 from hpgr.registry.register import register
 from hpgr.registry.tracking import tracking_uri
+from hpgr.runtime import sole_run
 
 
 @flow(name="train", persist_result=False)
@@ -39,7 +40,7 @@ def train(profile: str | None = None, overrides: dict[str, Any] | None = None) -
     Returns:
         What registered.json holds, and the gate's `verdict`.
     """
-    with recallable():
+    with recallable(), sole_run():
         changed = set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
         get_run_logger().info(
             "profile %s; changed in %s: %s", load_config().profile, PARAMS_FILE, changed

@@ -27,7 +27,7 @@ import yaml
 from hpgr.config import ConfigError, load_config
 from hpgr.registry.resources import recorded
 from hpgr.registry.stages import ARTIFACTS, STAGES
-from hpgr.runtime import TELEMETRY_OFF, UserError, sole_writer
+from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -161,7 +161,8 @@ def lineage(
 
     cfg = load_config()
     if restore:
-        bring_back(cfg, version)
+        with sole_run():
+            bring_back(cfg, version)
     else:
         print(trace(cfg, version))
 
@@ -178,10 +179,11 @@ def base(
 
     if clear and version is not None:
         raise UserError(f"say either a version ({version}) or --clear")
-    if clear:
-        clear_base()
-    else:
-        fill_base(load_config(), version)
+    with sole_run():
+        if clear:
+            clear_base()
+        else:
+            fill_base(load_config(), version)
 
 
 @app.command(rich_help_panel="Registry")

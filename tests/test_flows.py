@@ -12,6 +12,8 @@ from prefect.logging import disable_run_logger
 
 from flows import stages
 from flows.params import set_params, with_params
+from flows.refresh import refresh
+from flows.remote import stage_flow
 from flows.stages import (
     RAN,
     RESTORED,
@@ -23,8 +25,9 @@ from flows.stages import (
     run_stage,
     stage_order,
 )
+from flows.train import train
 from hpgr.config import ConfigError, load_config
-from hpgr.runtime import TELEMETRY_OFF
+from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run
 
 ROOT = Path(__file__).parents[1]
 # Named so that neither the file's order nor the alphabet is the graph's order.
@@ -224,3 +227,47 @@ def test_a_wrong_override_is_refused_and_nothing_written(params, values, told):
     with pytest.raises(ConfigError, match=told):
         set_params(values, params)
     assert params.read_text() == before
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr("hpgr.runtime.WRITER_WAIT_S", 0.0)
+    (tmp_path / "params.yaml").write_text(params_text("quick"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: train.fn(profile="smoke"),
+        lambda: refresh.fn("batch", profile="smoke"),
+        lambda: stage_flow.fn("validate", "abc", {"params.yaml": ""}),
+    ],
+    ids=["train", "refresh", "stage"],
+)
+def test_a_run_beside_another_in_one_folder_is_refused_before_it_writes_parameters(own_folder, run):
+    before = (own_folder / "params.yaml").read_text()
+    held = f"held for a whole run by process {os.getpid()}"
+    with sole_run(), pytest.raises(UserError, match=held):
+        run()
+    assert (own_folder / "params.yaml").read_text() == before
+
+
+def test_a_killed_run_does_not_hold_its_folder(own_folder):
+    code = "import sys; from hpgr.runtime import sole_run"
+    code += "\nwith sole_run(): print(1); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    with holder:
+        assert holder.stdout.readline()
+        with pytest.raises(UserError, match=f"by process {holder.pid}"), sole_run():
+            pass
+        holder.kill()
+    with sole_run():
+        pass
