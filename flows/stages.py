@@ -18,6 +18,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -192,7 +193,7 @@ def _repro(stage: str, computed_by: str | None = None) -> str:
     logger = get_run_logger()
     outcome, tail, started = RAN, deque[str](maxlen=TAIL_LINES), False
     pull = () if computed_by is None else ("--pull",)
-    with _dvc_process("repro", "--single-item", *pull, stage) as process:
+    with _dvc_process("repro", "--single-item", *pull, stage, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
         for line in process.stdout:
             line = line.rstrip()
@@ -241,7 +242,7 @@ def failure_message(lines: list[str]) -> str:
 
 
 @contextmanager
-def _dvc_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def _dvc_process(*arguments: str, stderr: int) -> Iterator[subprocess.Popen[str]]:
     """A running `dvc`; whatever ends the block early ends the process and its stage as well.
 
     It stays in this process's group: that is what a cancelled Prefect run signals.
@@ -249,12 +250,13 @@ def _dvc_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [*DVC, *arguments],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
         errors="replace",
         env={**_environment(), DVC_RUN: mark},
-        preexec_fn=_die_with_parent,
+        preexec_fn=partial(_die_with, os.getpid()),
     )
     finished = False
     try:
@@ -281,10 +283,12 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """A killed flow run must not leave a DVC that works on beside the next run's (Linux only)."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # killed before it was asked for
+            os._exit(128 + signal.SIGTERM)
 
 
 def _environment() -> dict[str, str]:
@@ -295,21 +299,15 @@ def _environment() -> dict[str, str]:
 
 
 def dvc_output(*arguments: str) -> str:
-    """What a short `dvc` command prints.
+    """What a `dvc` command that runs no stage prints.
 
     Raises:
         StageFailed: it failed; the message is DVC's.
         TransientFault: its lock or remote was busy or unreachable.
     """
-    done = subprocess.run(
-        [*DVC, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode != 0:
-        kind = TransientFault if TRANSIENT.search(done.stderr) else StageFailed
-        raise kind(f"dvc {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.strip()
+    with _dvc_process(*arguments, stderr=subprocess.PIPE) as process:
+        printed, told = process.communicate()
+    if process.returncode != 0:
+        kind = TransientFault if TRANSIENT.search(told) else StageFailed
+        raise kind(f"dvc {' '.join(arguments)}: {told.strip()}")
+    return printed.strip()

@@ -89,6 +89,9 @@ def _enter_stage() -> None:
         # A killed DVC must not leave a stage that goes on writing the outputs of the next run.
         # Not for a stage started by hand, which may outlive its shell.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        # Killed before that: whoever adopts is of another group. So is torchrun, of its processes'.
+        if os.getpgid(os.getppid()) != os.getpgrp() and "RANK" not in os.environ:
+            _leave()
 
 
 def _leave(*_: object) -> NoReturn:

@@ -1,8 +1,10 @@
 """The bridge between Prefect and DVC, on a small DVC project of its own with real `dvc` runs."""
 
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,29 @@ def test_without_a_message_the_last_line_speaks():
     lines = ["Traceback (most recent call last):", "  File x", "ZeroDivisionError: by zero"]
     closing = "ERROR: failed to reproduce 'middle': failed to run: middle, exited with 1"
     assert failure_message([*lines, closing]) == "ZeroDivisionError: by zero"
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+# What a process may know of its end: the signal at its parent's death, and the mark of its call.
+ENDS = """
+import ctypes, os
+signal = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(signal))  # PR_GET_PDEATHSIG
+print(signal.value, len(os.environ["HPGR_DVC_RUN"]))
+"""
+
+
+@linux
+def test_a_dvc_that_runs_no_stage_ends_with_the_flow_too(monkeypatch):
+    monkeypatch.setattr(stages, "DVC", (sys.executable, "-c", ENDS))
+    assert stages.dvc_output("push") == f"{signal.SIGTERM} 32"
+
+
+@linux
+@pytest.mark.parametrize(("parent", "code"), [(os.getpid, 0), (os.getppid, 143)])
+def test_a_dvc_whose_flow_was_killed_before_it_began_does_not_begin(parent, code):
+    begun_by = partial(stages._die_with, parent())
+    assert subprocess.run(["true"], preexec_fn=begun_by, check=False).returncode == code
 
 
 def test_data_as_pinned_passes(project):
