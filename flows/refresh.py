@@ -63,9 +63,10 @@ def refresh(
     limits = {key: value for key, value in given.items() if key.startswith("refresh.")}
     with recallable(), sole_run():
         set_params({key: value for key, value in given.items() if key not in limits})
-        require_champion()
+        options = retry_options(load_config().orchestrate)
+        require_champion.with_options(**options)()
         settle()
-        check_data()
+        check_data.with_options(**options)()
         reproduce("validate")  # what the batch is compared with
         try:
             verdict = judge(incoming, with_params(limits))
@@ -75,7 +76,7 @@ def refresh(
             show_refusal()
             raise
         if ledger.TAKING.is_file():  # new events came in: this time, or before an interruption
-            start_from_champion()
+            start_from_champion.with_options(**options)()
             ledger.finish()
         return pipeline()
 

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State, StateType
 from prefect.deployments import run_deployment
@@ -157,10 +158,21 @@ def stage_flow(
             if name not in CARRIED:
                 raise StageFailed(f"{name} is not a file that a run may bring along")
             write_text(Path(name), text)
-        _take_base(base_version)
-        dvc_output("pull", "--force", "--run-cache", *upstream(stage))
-        settings = load_config().orchestrate
-        named = run_stage.with_options(name=stage, task_run_name=stage, **retry_options(settings))
-        outcome = named(stage)
-        dvc_output("push", "--run-cache", stage)
+        options = retry_options(load_config().orchestrate)
+        bring.with_options(**options)(stage, base_version)
+        outcome = run_stage.with_options(name=stage, task_run_name=stage, **options)(stage)
+        send.with_options(**options)(stage)
         return outcome
+
+
+@task(name="bring", task_run_name="bring", cache_policy=NO_CACHE)
+def bring(stage: str, base_version: int | None) -> None:
+    """What the stage reads: the model below base/, and files from DVC's remote."""
+    _take_base(base_version)
+    dvc_output("pull", "--force", "--run-cache", *upstream(stage))
+
+
+@task(name="send", task_run_name="send", cache_policy=NO_CACHE)
+def send(stage: str) -> None:
+    """The stage's result and its entry of the run cache, to DVC's remote."""
+    dvc_output("push", "--run-cache", stage)

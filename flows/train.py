@@ -63,7 +63,7 @@ def pipeline() -> dict[str, Any]:
     outcomes = {stage: reproduce(stage) for stage in stage_order()}
     registered = register_model.with_options(**options)()
     verdict = judge_and_promote(registered["version"])
-    publish(outcomes, registered, verdict)
+    publish.with_options(**options)(outcomes, registered, verdict)
     watch.with_options(**options)()
     return {**registered, "verdict": verdict["verdict"]}
 
