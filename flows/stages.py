@@ -29,6 +29,7 @@ from prefect.task_engine import TaskRunTimeoutError
 from flows.faults import TRANSIENT, StageFailed, TransientFault, retry_options
 from flows.locks import drop_stale_locks
 from flows.processes import end_with
+from hpgr.cache import clean_cache
 from hpgr.config import load_config
 from hpgr.data.sources import DATASETS, fetch
 
@@ -177,6 +178,20 @@ def run_stage(stage: str, pool: str | None = None) -> str:
         StageFailed: the stage failed; the message is what it printed.
         TransientFault: DVC could not even start, since its lock or remote was busy.
     """
+    for _ in range(2):
+        outcome = _compute(stage, pool)
+        # DVC trusts its cache: what a disk has changed there comes back without a word.
+        if outcome != RESTORED or not (damaged := clean_cache(stage)):
+            return outcome
+        names = ", ".join(map(str, damaged))
+        get_run_logger().warning("stage %s: corrupted in DVC's cache, removed: %s", stage, names)
+    raise StageFailed(
+        f"stage {stage} came back corrupted twice ({names}): DVC's remote or the clone that "
+        "computed it holds damaged files. Run `hpgr cache` there, then the flow again."
+    )
+
+
+def _compute(stage: str, pool: str | None) -> str:
     if pool is None:
         return _repro(stage)
     from flows.remote import run_elsewhere
