@@ -32,8 +32,8 @@ TRANSIENT = re.compile(
             r"Remote end closed connection",
             r"Server disconnected",
             r"(RemoteDisconnected|ConnectError|ConnectTimeout|ReadTimeout|ReadError)\b",
-            r"Max retries exceeded with url",
-            r"SlowDown|RequestTimeTooSkewed|ServiceUnavailable|InternalError",  # S3
+            r"Max retries exceeded with url(?!.*certificate)",
+            r"SlowDown|RequestTimeTooSkewed|ServiceUnavailable|\(InternalError\)",  # S3
             r"\b429 Too Many Requests|\b50[234] (Bad Gateway|Service Unavailable|Gateway Time)",
             r"failed with error code 50[234]",  # MLflow's client
         )
@@ -53,10 +53,13 @@ class TransientFault(Exception):
 def is_transient(error: BaseException) -> bool:
     """Whether the same task may succeed later without anybody doing anything.
 
-    A mistake of the user and a stage's own failure never are, whatever words they use.
+    A mistake of the user and a stage's own failure never are, whatever words they use; but what
+    hpgr tells as a mistake may come from a registry that did not answer, its cause.
     """
     if isinstance(error, TransientFault | ConnectionError):
         return True
+    if isinstance(error, UserError) and error.__cause__ is not None:
+        return is_transient(error.__cause__)
     if isinstance(error, UserError | ConfigError | StageFailed) or not isinstance(error, Exception):
         return False
     return bool(TRANSIENT.search(f"{type(error).__name__}: {error}"))

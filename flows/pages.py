@@ -9,12 +9,14 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
+from prefect import task
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
     create_table_artifact,
 )
+from prefect.cache_policies import NO_CACHE
 
 from hpgr.registry.judge import as_markdown
 from hpgr.registry.stages import STAGES
@@ -39,6 +41,7 @@ def artifact_address(run: str, path: str) -> str:
     return f"{mlflow_address()}/#/experiments/{experiment}/runs/{run}/artifacts/{path}"
 
 
+@task(name="page", task_run_name="page", cache_policy=NO_CACHE)
 def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[str, Any]) -> None:
     """The result of train and refresh: metrics, verdict, stages, report, the first figure."""
     name, version, run = registered["name"], registered["version"], registered["run_id"]

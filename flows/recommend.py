@@ -21,8 +21,10 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
+from flows.faults import retry_options
 from flows.launch import launch
 from flows.params import with_params
+from flows.recall import recallable
 from hpgr.config import Config
 from hpgr.serving.batch import Done, recommend_all
 
@@ -48,7 +50,9 @@ def recommend(
     """
     asked = {"k": k, "at": at, "seen": seen, "allow": allow, "deny": deny}
     given = {f"recommend.{name}": value for name, value in asked.items() if value is not None}
-    done = score(with_params(given))
+    cfg = with_params(given)
+    with recallable():
+        done = score.with_options(**retry_options(cfg.orchestrate))(cfg)
     publish(done)
     return {"folder": str(done.folder), "scored_users": done.scored_users, **done.manifest}
 

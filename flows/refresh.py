@@ -23,6 +23,7 @@ from flows.faults import StageFailed, retry_options
 from flows.launch import add_overrides, launch, read_overrides
 from flows.monitor import watch
 from flows.params import set_params, with_params
+from flows.recall import recallable
 from flows.stages import check_data, pin_data, reproduce
 from flows.train import pipeline
 from hpgr.config import Config, load_config
@@ -31,7 +32,7 @@ from hpgr.data.incoming import Verdict, examine
 from hpgr.data.validate import REJECTED
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION, aliases
-from hpgr.runtime import UserError
+from hpgr.runtime import UserError, sole_run
 
 FIGURES = {  # of batches.json: label and format
     "rows": ("rows", ",d"),
@@ -60,11 +61,12 @@ def refresh(
     """
     given = {**(overrides or {}), **({"profile": profile} if profile else {})}
     limits = {key: value for key, value in given.items() if key.startswith("refresh.")}
-    with ledger.one_at_a_time():
+    with recallable(), sole_run():
         set_params({key: value for key, value in given.items() if key not in limits})
-        require_champion()
+        options = retry_options(load_config().orchestrate)
+        require_champion.with_options(**options)()
         settle()
-        check_data()
+        check_data.with_options(**options)()
         reproduce("validate")  # what the batch is compared with
         try:
             verdict = judge(incoming, with_params(limits))
@@ -74,7 +76,7 @@ def refresh(
             show_refusal()
             raise
         if ledger.TAKING.is_file():  # new events came in: this time, or before an interruption
-            start_from_champion()
+            start_from_champion.with_options(**options)()
             ledger.finish()
         return pipeline()
 

@@ -15,17 +15,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State, StateType
 from prefect.deployments import run_deployment
 from prefect.states import Cancelled, Cancelling
 
 from flows.faults import StageFailed, retry_options
+from flows.recall import recallable
 from flows.stages import DATA, dvc_output, is_current, run_stage, upstream
 from hpgr.config import PARAMS_FILE, load_config
 from hpgr.data.base import BASE, is_filled
-from hpgr.runtime import read_json, write_text
+from hpgr.runtime import read_json, sole_run, write_text
 
 CARRIED = (str(PARAMS_FILE), DATA, "dvc.lock")  # what differs between runs of one commit
 POLL_S = 2.0
@@ -146,19 +148,31 @@ def stage_flow(
     Raises:
         StageFailed: the commits differ, the code here was changed, or the stage failed.
     """
-    if clean_commit() != commit:
-        raise StageFailed(
-            f"the clone at {Path.cwd()} is at commit {clean_commit()[:12]}, the run needs "
-            f"{commit[:12]}: `git fetch && git checkout {commit[:12]}` there, then run again"
-        )
-    for name, text in files.items():
-        if name not in CARRIED:
-            raise StageFailed(f"{name} is not a file that a run may bring along")
-        write_text(Path(name), text)
+    with recallable(), sole_run():
+        if clean_commit() != commit:
+            raise StageFailed(
+                f"the clone at {Path.cwd()} is at commit {clean_commit()[:12]}, the run needs "
+                f"{commit[:12]}: `git fetch && git checkout {commit[:12]}` there, then run again"
+            )
+        for name, text in files.items():
+            if name not in CARRIED:
+                raise StageFailed(f"{name} is not a file that a run may bring along")
+            write_text(Path(name), text)
+        options = retry_options(load_config().orchestrate)
+        bring.with_options(**options)(stage, base_version)
+        outcome = run_stage.with_options(name=stage, task_run_name=stage, **options)(stage)
+        send.with_options(**options)(stage)
+        return outcome
+
+
+@task(name="bring", task_run_name="bring", cache_policy=NO_CACHE)
+def bring(stage: str, base_version: int | None) -> None:
+    """What the stage reads: the model below base/, and files from DVC's remote."""
     _take_base(base_version)
     dvc_output("pull", "--force", "--run-cache", *upstream(stage))
-    settings = load_config().orchestrate
-    named = run_stage.with_options(name=stage, task_run_name=stage, **retry_options(settings))
-    outcome = named(stage)
+
+
+@task(name="send", task_run_name="send", cache_policy=NO_CACHE)
+def send(stage: str) -> None:
+    """The stage's result and its entry of the run cache, to DVC's remote."""
     dvc_output("push", "--run-cache", stage)
-    return outcome

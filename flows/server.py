@@ -24,11 +24,15 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 
+from flows.port import is_leftover
+from flows.processes import end, processes_with
 from hpgr.runtime import UserError
 
 HOME = "HPGR_HOME"  # prefect.yaml: the folder in which a worker's runs happen
 POOLS = ("local", "gpu")
 PER_POOL = 1  # a worker's runs share its clone, and DVC allows one run in a workspace
+TEMPORARY = "PREFECT__SERVER_EPHEMERAL"  # set by Prefect for the server of a run without one
+GRACE_S = 10
 SILENT_S = 90  # three missed heartbeats (prefect.toml)
 AUTOMATION = "Mark silent runs as crashed"
 FINAL = ("Completed", "Failed", "Cancelled", "Crashed")
@@ -91,9 +95,9 @@ def ensure_automation(client: SyncPrefectClient, silent_s: float = SILENT_S) -> 
                 force=False,
                 state=StateType.CRASHED,
                 message=(
-                    f"No heartbeat for {silent_s:g} s: the flow's process or its machine is gone. "
-                    "What was finished stays. Run it again: training goes on from its last "
-                    "checkpoint."
+                    f"No heartbeat for {silent_s:g} s: the flow's process or its machine is gone, "
+                    "or the server was away; then the run stops itself. What was finished stays. "
+                    "Run it again: training goes on from its last checkpoint."
                 ),
             )
         ],
@@ -105,12 +109,18 @@ def ensure_automation(client: SyncPrefectClient, silent_s: float = SILENT_S) -> 
         client.update_automation(found[0].id, wanted)
 
 
+def end_orphans() -> None:
+    """End temporary servers of this folder whose flow was killed; Prefect would leave them."""
+    end(filter(is_leftover, processes_with(TEMPORARY, "1")), GRACE_S)
+
+
 def set_up() -> None:
-    """Pools, the deployments of prefect.yaml and the automation.
+    """Pools, the deployments of prefect.yaml and the automation; no orphaned server beside it.
 
     Raises:
         UserError: `prefect deploy` refuses a deployment; the message is its own.
     """
+    end_orphans()
     with get_client(sync_client=True) as client:
         for pool in POOLS:
             ensure_pool(client, pool)

@@ -18,6 +18,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from prefect.task_engine import TaskRunTimeoutError
 from flows.faults import TRANSIENT, StageFailed, TransientFault, retry_options
 from flows.locks import drop_stale_locks
 from flows.processes import end_with
+from hpgr.cache import clean_cache
 from hpgr.config import load_config
 from hpgr.data.sources import DATASETS, fetch
 
@@ -176,6 +178,20 @@ def run_stage(stage: str, pool: str | None = None) -> str:
         StageFailed: the stage failed; the message is what it printed.
         TransientFault: DVC could not even start, since its lock or remote was busy.
     """
+    for _ in range(2):
+        outcome = _compute(stage, pool)
+        # DVC trusts its cache: what a disk has changed there comes back without a word.
+        if outcome != RESTORED or not (damaged := clean_cache(stage)):
+            return outcome
+        names = ", ".join(map(str, damaged))
+        get_run_logger().warning("stage %s: corrupted in DVC's cache, removed: %s", stage, names)
+    raise StageFailed(
+        f"stage {stage} came back corrupted twice ({names}): DVC's remote or the clone that "
+        "computed it holds damaged files. Run `hpgr cache` there, then the flow again."
+    )
+
+
+def _compute(stage: str, pool: str | None) -> str:
     if pool is None:
         return _repro(stage)
     from flows.remote import run_elsewhere
@@ -192,7 +208,7 @@ def _repro(stage: str, computed_by: str | None = None) -> str:
     logger = get_run_logger()
     outcome, tail, started = RAN, deque[str](maxlen=TAIL_LINES), False
     pull = () if computed_by is None else ("--pull",)
-    with _dvc_process("repro", "--single-item", *pull, stage) as process:
+    with _dvc_process("repro", "--single-item", *pull, stage, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
         for line in process.stdout:
             line = line.rstrip()
@@ -241,7 +257,7 @@ def failure_message(lines: list[str]) -> str:
 
 
 @contextmanager
-def _dvc_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def _dvc_process(*arguments: str, stderr: int) -> Iterator[subprocess.Popen[str]]:
     """A running `dvc`; whatever ends the block early ends the process and its stage as well.
 
     It stays in this process's group: that is what a cancelled Prefect run signals.
@@ -249,12 +265,13 @@ def _dvc_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [*DVC, *arguments],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
         errors="replace",
         env={**_environment(), DVC_RUN: mark},
-        preexec_fn=_die_with_parent,
+        preexec_fn=partial(_die_with, os.getpid()),
     )
     finished = False
     try:
@@ -264,16 +281,29 @@ def _dvc_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         if not finished:
             # Not until the stage has ended too: the next run must not find it still writing.
-            process.terminate()
-            end_with(DVC_RUN, mark, STOP_GRACE_S)
-            process.wait()
-            drop_stale_locks()
+            with _undisturbed():
+                process.terminate()
+                end_with(DVC_RUN, mark, STOP_GRACE_S)
+                process.wait()
+                drop_stale_locks()
 
 
-def _die_with_parent() -> None:
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second SIGTERM to this thread (flows/recall.py) waits: it must not cut off a clean-up."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _die_with(parent: int) -> None:
     """A killed flow run must not leave a DVC that works on beside the next run's (Linux only)."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # killed before it was asked for
+            os._exit(128 + signal.SIGTERM)
 
 
 def _environment() -> dict[str, str]:
@@ -284,21 +314,15 @@ def _environment() -> dict[str, str]:
 
 
 def dvc_output(*arguments: str) -> str:
-    """What a short `dvc` command prints.
+    """What a `dvc` command that runs no stage prints.
 
     Raises:
         StageFailed: it failed; the message is DVC's.
         TransientFault: its lock or remote was busy or unreachable.
     """
-    done = subprocess.run(
-        [*DVC, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode != 0:
-        kind = TransientFault if TRANSIENT.search(done.stderr) else StageFailed
-        raise kind(f"dvc {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.strip()
+    with _dvc_process(*arguments, stderr=subprocess.PIPE) as process:
+        printed, told = process.communicate()
+    if process.returncode != 0:
+        kind = TransientFault if TRANSIENT.search(told) else StageFailed
+        raise kind(f"dvc {' '.join(arguments)}: {told.strip()}")
+    return printed.strip()

@@ -20,11 +20,13 @@ from flows.monitor import watch
 from flows.pages import publish
 from flows.params import set_params
 from flows.promote import judge_and_promote
+from flows.recall import recallable
 from flows.stages import bring_log, check_data, reproduce, stage_order
 from hpgr.config import PARAMS_FILE, load_config
 from hpgr.registry.base import clear_base
 from hpgr.registry.register import register
 from hpgr.registry.tracking import tracking_uri
+from hpgr.runtime import sole_run
 
 
 @flow(name="train", persist_result=False)
@@ -38,13 +40,14 @@ def train(profile: str | None = None, overrides: dict[str, Any] | None = None) -
     Returns:
         What registered.json holds, and the gate's `verdict`.
     """
-    changed = set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
-    get_run_logger().info(
-        "profile %s; changed in %s: %s", load_config().profile, PARAMS_FILE, changed
-    )
-    start_from_nothing()
-    bring_log.with_options(**retry_options(load_config().orchestrate))()
-    return pipeline()
+    with recallable(), sole_run():
+        changed = set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
+        get_run_logger().info(
+            "profile %s; changed in %s: %s", load_config().profile, PARAMS_FILE, changed
+        )
+        start_from_nothing()
+        bring_log.with_options(**retry_options(load_config().orchestrate))()
+        return pipeline()
 
 
 @task(name="base", task_run_name="base", cache_policy=NO_CACHE)
@@ -60,7 +63,7 @@ def pipeline() -> dict[str, Any]:
     outcomes = {stage: reproduce(stage) for stage in stage_order()}
     registered = register_model.with_options(**options)()
     verdict = judge_and_promote(registered["version"])
-    publish(outcomes, registered, verdict)
+    publish.with_options(**options)(outcomes, registered, verdict)
     watch.with_options(**options)()
     return {**registered, "verdict": verdict["verdict"]}
 

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hpgr.runtime import UserError
+import yaml
+
+from hpgr.runtime import UserError, read_json
 
 
-def clean_cache() -> list[Path]:
-    """Remove the corrupted files of DVC's cache and return them.
+def clean_cache(stage: str | None = None) -> list[Path]:
+    """Remove the corrupted files of DVC's cache, or of one stage's outputs, and return them.
 
     Raises:
         UserError: this folder is no DVC repository.
@@ -26,18 +28,29 @@ def clean_cache() -> list[Path]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UserError(f"dvc cache dir: {done.stderr.strip()}")
-    found = list(corrupted(Path(done.stdout.strip()) / "files" / "md5"))
+    store = Path(done.stdout.strip()) / "files" / "md5"
+    files = store.glob("[0-9a-f][0-9a-f]/*") if stage is None else outputs(store, stage)
+    found = [path for path in sorted(files) if is_corrupted(path)]
     for path in found:
         path.unlink()
     return found
 
 
-def corrupted(store: Path) -> Iterator[Path]:
-    """Files below `store` whose md5 is not their name (two digits of folder, the rest, `.dir`)."""
-    for path in sorted(store.glob("[0-9a-f][0-9a-f]/*")):
-        name = path.parent.name + path.name.removesuffix(".dir")
-        if len(name) != 32:  # a file that is being written
-            continue
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "md5").hexdigest() != name:
-                yield path
+def outputs(store: Path, stage: str, lock: Path = Path("dvc.lock")) -> Iterator[Path]:
+    """Files below `store` that hold the outputs of a stage, as dvc.lock names them."""
+    recorded = yaml.safe_load(lock.read_text())["stages"][stage]
+    for out in recorded.get("outs", []):
+        path = store / out["md5"][:2] / out["md5"][2:]
+        yield path
+        if path.suffix == ".dir" and path.is_file() and not is_corrupted(path):
+            for entry in read_json(path):
+                yield store / entry["md5"][:2] / entry["md5"][2:]
+
+
+def is_corrupted(path: Path) -> bool:
+    """Whether a file's md5 is not its name (two digits of folder, the rest, `.dir`)."""
+    name = path.parent.name + path.name.removesuffix(".dir")
+    if len(name) != 32 or not path.is_file():  # a file that is being written
+        return False
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest() != name

@@ -28,7 +28,7 @@ from hpgr.config import ConfigError, load_config
 from hpgr.failure import explained
 from hpgr.registry.resources import recorded
 from hpgr.registry.stages import STAGES
-from hpgr.runtime import TELEMETRY_OFF, UserError, sole_writer
+from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -77,6 +77,9 @@ def _enter_stage() -> None:
         # A killed DVC must not leave a stage that goes on writing the outputs of the next run.
         # Not for a stage started by hand, which may outlive its shell.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        # Killed before that: whoever adopts is of another group. So is torchrun, of its processes'.
+        if os.getpgid(os.getppid()) != os.getpgrp() and "RANK" not in os.environ:
+            _leave()
 
 
 def _leave(*_: object) -> NoReturn:
@@ -149,7 +152,8 @@ def lineage(
 
     cfg = load_config()
     if restore:
-        bring_back(cfg, version)
+        with sole_run():
+            bring_back(cfg, version)
     else:
         print(trace(cfg, version))
 
@@ -166,10 +170,11 @@ def base(
 
     if clear and version is not None:
         raise UserError(f"say either a version ({version}) or --clear")
-    if clear:
-        clear_base()
-    else:
-        fill_base(load_config(), version)
+    with sole_run():
+        if clear:
+            clear_base()
+        else:
+            fill_base(load_config(), version)
 
 
 @app.command(rich_help_panel="Registry")

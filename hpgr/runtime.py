@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 WRITER_WAIT_S = 60.0
+RUN_LOCK = Path("artifacts/.run.lock")
 TELEMETRY_OFF = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -84,15 +85,34 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def sole_writer(target: Path) -> Iterator[None]:
-    """Hold the lock of an output; it goes with the process, however that ends.
-
-    A writer that was told to stop may need a moment for its checkpoint: it is waited for.
+    """Hold the lock of an output; see `_held`.
 
     Raises:
         UserError: another process still writes `target` after WRITER_WAIT_S.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f".{target.name}.lock").open("a+") as file:
+    with _held(target.with_name(f".{target.name}.lock"), f"{target} is being written by"):
+        yield
+
+
+@contextmanager
+def sole_run() -> Iterator[None]:
+    """Hold this folder for a whole run: its later stages read the params.yaml and base/ it set.
+
+    Raises:
+        UserError: another process still holds it after WRITER_WAIT_S.
+    """
+    with _held(RUN_LOCK, "params.yaml and base/ are held for a whole run by"):
+        yield
+
+
+@contextmanager
+def _held(lock: Path, busy: str) -> Iterator[None]:
+    """Hold a lock that goes with the process, however that ends.
+
+    A process that was told to stop may need a moment for its checkpoint: it is waited for.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as file:
         end = time.monotonic() + WRITER_WAIT_S
         while True:
             try:
@@ -103,8 +123,7 @@ def sole_writer(target: Path) -> Iterator[None]:
                 other = f"process {file.read().strip()}"
             if time.monotonic() > end:
                 raise UserError(
-                    f"{target} is being written by {other}: wait for its end, or stop it, and run "
-                    "the same command again"
+                    f"{busy} {other}: wait for its end, or stop it, and run the same command again"
                 )
             time.sleep(0.1)
         file.truncate(0)

@@ -39,8 +39,8 @@ def pipeline():
     stages.check_data()
     return {s: stages.reproduce(s) for s in stages.stage_order()}
 
-refresh.start_from_champion, refresh.pipeline = fill_base, pipeline
-refresh.require_champion = lambda: None
+refresh.start_from_champion.fn, refresh.pipeline = fill_base, pipeline
+refresh.require_champion.fn = lambda: None
 outcomes = []
 for step in json.loads(sys.argv[1]):
     if step == "die while taking in":

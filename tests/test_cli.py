@@ -141,6 +141,29 @@ def test_a_stage_of_dvc_dies_with_dvc(project):
     wait_for(project / "cleaned")
 
 
+# DVC starts the stage and is gone before the stage has loaded its modules.
+EARLY = """
+import os, subprocess, sys
+WAITING = "import os, time\\nwhile os.getppid() == DVC: time.sleep(0.01)\\n"
+code = WAITING.replace("DVC", str(os.getpid())) + sys.argv[1]
+subprocess.Popen([sys.executable, "-c", code])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_stage_whose_dvc_was_killed_before_it_began_does_not_begin(project):
+    dvc = subprocess.Popen(
+        [sys.executable, "-c", EARLY, SLOW_STAGE],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DVC_STAGE": "validate"},
+        process_group=0,
+    )
+    with dvc:
+        assert dvc.communicate(timeout=30) == (b"", None)  # the stage has ended as well
+    assert not (project / "started").exists()
+
+
 def test_a_stage_records_what_it_cost(project):
     code = SLOW_STAGE.replace("time.sleep(60)", "time.sleep(0.1)")
     subprocess.run(

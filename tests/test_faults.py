@@ -16,6 +16,7 @@ TRANSIENT = [
     "HTTPConnectionPool(host='127.0.0.1', port=5000): Max retries exceeded with url: /api/2.0",
     "[Errno -3] Temporary failure in name resolution",
     "An error occurred (SlowDown) when calling the PutObject operation",
+    "An error occurred (InternalError) when calling the PutObject operation: We encountered an",
     "An error occurred (503) when calling the HeadObject operation: 503 Service Unavailable",
     "API request failed with error code 503 != 200",
     "Connection aborted.', RemoteDisconnected('Remote end closed connection without response')",
@@ -31,6 +32,10 @@ LASTING = [
     "ERROR: no remote specified in DVC repository",
     "RESOURCE_DOES_NOT_EXIST: Registered Model with name=hpgr not found",
     "[Errno 28] No space left on device",
+    "HTTPSConnectionPool(host='mlflow', port=443): Max retries exceeded with url: /api/2.0 (Caused "
+    "by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify "
+    "failed: self-signed certificate (_ssl.c:1006)')))",
+    '(pymysql.err.InternalError) (1054, "Unknown column")',
     "Scope timed out after 8.0 second(s).",
     "CUDA out of memory",
     "the loss is not finite at step 503",
@@ -51,6 +56,14 @@ def test_what_stays_is_not(message):
 @pytest.mark.parametrize("message", TRANSIENT)
 def test_a_mistake_or_a_failed_stage_is_never_tried_again_whatever_it_says(kind, message):
     assert not is_transient(kind(message))
+
+
+@pytest.mark.parametrize(("cause", "expected"), [(TRANSIENT[4], True), (LASTING[0], False)])
+def test_what_a_mistake_was_told_for_decides_where_that_is_known(cause, expected):
+    """As hpgr tells it where the registry does not answer."""
+    error = UserError("the registry cannot be reached")
+    error.__cause__ = RuntimeError(cause)
+    assert is_transient(error) is expected
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The bridge between Prefect and DVC, on a small DVC project of its own with real `dvc` runs."""
 
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from prefect.logging import disable_run_logger
 
 from flows import stages
 from flows.params import set_params, with_params
+from flows.refresh import refresh
+from flows.remote import stage_flow
 from flows.stages import (
     RAN,
     RESTORED,
@@ -23,8 +27,9 @@ from flows.stages import (
     run_stage,
     stage_order,
 )
+from flows.train import train
 from hpgr.config import ConfigError, load_config
-from hpgr.runtime import TELEMETRY_OFF
+from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run
 
 ROOT = Path(__file__).parents[1]
 # Named so that neither the file's order nor the alphabet is the graph's order.
@@ -111,6 +116,29 @@ def test_without_a_message_the_last_line_speaks():
     lines = ["Traceback (most recent call last):", "  File x", "ZeroDivisionError: by zero"]
     closing = "ERROR: failed to reproduce 'middle': failed to run: middle, exited with 1"
     assert failure_message([*lines, closing]) == "ZeroDivisionError: by zero"
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+# What a process may know of its end: the signal at its parent's death, and the mark of its call.
+ENDS = """
+import ctypes, os
+signal = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(signal))  # PR_GET_PDEATHSIG
+print(signal.value, len(os.environ["HPGR_DVC_RUN"]))
+"""
+
+
+@linux
+def test_a_dvc_that_runs_no_stage_ends_with_the_flow_too(monkeypatch):
+    monkeypatch.setattr(stages, "DVC", (sys.executable, "-c", ENDS))
+    assert stages.dvc_output("push") == f"{signal.SIGTERM} 32"
+
+
+@linux
+@pytest.mark.parametrize(("parent", "code"), [(os.getpid, 0), (os.getppid, 143)])
+def test_a_dvc_whose_flow_was_killed_before_it_began_does_not_begin(parent, code):
+    begun_by = partial(stages._die_with, parent())
+    assert subprocess.run(["true"], preexec_fn=begun_by, check=False).returncode == code
 
 
 def test_data_as_pinned_passes(project):
@@ -224,3 +252,47 @@ def test_a_wrong_override_is_refused_and_nothing_written(params, values, told):
     with pytest.raises(ConfigError, match=told):
         set_params(values, params)
     assert params.read_text() == before
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr("hpgr.runtime.WRITER_WAIT_S", 0.0)
+    (tmp_path / "params.yaml").write_text(params_text("quick"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: train.fn(profile="smoke"),
+        lambda: refresh.fn("batch", profile="smoke"),
+        lambda: stage_flow.fn("validate", "abc", {"params.yaml": ""}),
+    ],
+    ids=["train", "refresh", "stage"],
+)
+def test_a_run_beside_another_in_one_folder_is_refused_before_it_writes_parameters(own_folder, run):
+    before = (own_folder / "params.yaml").read_text()
+    held = f"held for a whole run by process {os.getpid()}"
+    with sole_run(), pytest.raises(UserError, match=held):
+        run()
+    assert (own_folder / "params.yaml").read_text() == before
+
+
+def test_a_killed_run_does_not_hold_its_folder(own_folder):
+    code = "import sys; from hpgr.runtime import sole_run"
+    code += "\nwith sole_run(): print(1); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    with holder:
+        assert holder.stdout.readline()
+        with pytest.raises(UserError, match=f"by process {holder.pid}"), sole_run():
+            pass
+        holder.kill()
+    with sole_run():
+        pass

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +15,7 @@ from hpgr.data import ledger
 from hpgr.data.incoming import Verdict
 from hpgr.data.increments import increments
 from hpgr.data.validate import REJECTED, VALIDATED
-from hpgr.runtime import DamagedFile, UserError, read_json, write_json
+from hpgr.runtime import DamagedFile, read_json, write_json
 
 PIN = "outs:\n- path: data\n  md5: before\n"
 NAME = "0001-abcdefabcdef"
@@ -165,25 +163,3 @@ def test_batches_are_listed_in_order_and_the_last_accepted_is_found(data):
         ledger.record({"batch": batch, "accepted": accepted})
     assert [entry["batch"] for entry in read_json(ledger.BATCHES)] == ["a", "b", "c"]
     assert ledger.last_accepted()["batch"] == "b"
-
-
-def test_one_process_refreshes_at_a_time_and_a_killed_one_does_not_block(data):
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys\nfrom hpgr.data.ledger import one_at_a_time\n"
-            "with one_at_a_time():\n    print('held', flush=True)\n    sys.stdin.read()",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={"PYTHONPATH": str(ROOT)},
-    )
-    with holder:
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match="another refresh is running"), ledger.one_at_a_time():
-            pass
-        holder.kill()
-        holder.wait()
-    with ledger.one_at_a_time():
-        pass

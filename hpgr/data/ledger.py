@@ -2,7 +2,6 @@
 
     artifacts/accepted/batches.json    every batch that was judged, oldest first
     artifacts/accepted/taking.json     the one that is being taken in; gone when training begins
-    artifacts/accepted/refresh.lock    held by the process that does it
 
 A batch is in the log when its increment is in place, data.dvc pins it, and the validate stage
 accepted the whole log. taking.json is written before the first of these and says how to undo them
@@ -11,42 +10,20 @@ all. Reads and writes data.dvc, the increments below `data.path`, and the files 
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpgr.config import Data
 from hpgr.data.increments import FOLDER, next_name, place, remove
 from hpgr.data.validate import ACCEPTED, VALIDATED
-from hpgr.runtime import DamagedFile, UserError, read_json, write_json, write_text
+from hpgr.runtime import DamagedFile, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from hpgr.data.incoming import Verdict
 
 BATCHES = ACCEPTED.parent / "batches.json"
 TAKING = ACCEPTED.parent / "taking.json"
-LOCK = ACCEPTED.parent / "refresh.lock"
 PIN = Path("data.dvc")
-
-
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Hold the lock of refreshing; it goes with the process, however that ends.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another refresh is running here (it holds {LOCK}): wait for its end"
-            ) from None
-        yield
 
 
 def batches() -> list[dict[str, Any]]:

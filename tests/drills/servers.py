@@ -234,7 +234,9 @@ class Project:
 
     def leftovers(self) -> list[str]:
         """Half-written files, and entries of DVC's lock that no living process holds."""
-        found = [str(p) for p in (self.folder / "artifacts").rglob(".*") if p.name != ".gitignore"]
+        kept = (".gitignore", ".lock")  # locks are flock's: never stale
+        hidden = (self.folder / "artifacts").rglob(".*")
+        found = [str(path) for path in hidden if not path.name.endswith(kept)]
         rwlock = self.folder / ".dvc/tmp/rwlock"
         holders = re.findall(r'"pid": (\d+)', rwlock.read_text()) if rwlock.is_file() else []
         return found + [pid for pid in holders if not psutil.pid_exists(int(pid))]

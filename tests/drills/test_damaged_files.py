@@ -10,6 +10,7 @@ import os
 import py_compile
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from workspace import (
     leftovers,
     no_traceback,
     one_message,
+    run,
 )
 
 from hpgr.runtime import read_json
@@ -140,11 +142,11 @@ def test_dvc_repro_brings_every_damaged_artifact_back(project, finished):
         assert contents(project / "artifacts" / folder) == contents(finished / "artifacts" / folder)
 
 
-def cached(project: Path, file: str) -> Path:
-    """Where DVC's cache keeps an artifact of pretrain."""
+def cached(project: Path, stage: str, file: str) -> Path:
+    """Where DVC's cache keeps a file of a stage's output."""
     store = project / ".dvc/cache/files/md5"
     lock = yaml.safe_load((project / "dvc.lock").read_text())
-    (folder,) = (out["md5"] for out in lock["stages"]["pretrain"]["outs"])
+    (folder,) = (out["md5"] for out in lock["stages"][stage]["outs"])
     listed = read_json(store / folder[:2] / folder[2:])
     (md5,) = (entry["md5"] for entry in listed if entry["relpath"] == file)
     return store / md5[:2] / md5[2:]
@@ -154,7 +156,7 @@ def cached(project: Path, file: str) -> Path:
 def test_a_corrupted_cache_file_is_found_removed_and_made_anew(project, damage):
     """DVC trusts what it has write-protected, and puts it into the workspace as it is."""
     expected = weights(project, "pretrain")
-    file = cached(project, WEIGHTS)
+    file = cached(project, "pretrain", WEIGHTS)
     damage(file)  # keeps the mode, as a failing disk does
     shutil.rmtree(project / "artifacts/pretrain")
     assert dvc("checkout", "artifacts/pretrain", cwd=project).returncode == 0
@@ -166,6 +168,30 @@ def test_a_corrupted_cache_file_is_found_removed_and_made_anew(project, damage):
     assert done.returncode == 0, done.told
     assert weights(project, "pretrain") == expected
     assert "every file of DVC's cache" in hpgr("cache", cwd=project).stdout
+
+
+FLOW_STAGE = """
+from prefect.logging import disable_run_logger
+from flows.stages import run_stage
+with disable_run_logger():
+    print("outcome:", run_stage.fn("sessionize"))
+"""
+
+
+def test_a_flow_makes_anew_what_comes_back_corrupted(project):
+    """Flipped bits in an array change what is trained on, and no reader could tell."""
+    sessions = project / "artifacts/sessions"
+    expected = contents(sessions)
+    file = cached(project, "sessionize", "arrays/item.npy")
+    flip(file)
+    shutil.rmtree(sessions)
+    done = run(sys.executable, "-c", FLOW_STAGE, cwd=project)
+    assert done.returncode == 0, done.told
+    assert "outcome: ran" in done.stdout
+    assert contents(sessions) == expected
+    shutil.rmtree(sessions)
+    assert "outcome: restored" in run(sys.executable, "-c", FLOW_STAGE, cwd=project).stdout
+    assert contents(sessions) == expected
 
 
 @pytest.mark.parametrize("damage", [cut, empty])

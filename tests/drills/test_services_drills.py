@@ -7,16 +7,18 @@ That next run is what the drill after it disturbs; a drill that finds none start
 
 import subprocess
 import sys
+import time
 from datetime import timedelta
 
 import psutil
 import pytest
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Crashed
 from servers import free_port, make_project, until
 
 from flows.server import AUTOMATION, ensure_automation
 
 pytestmark = pytest.mark.pipeline
+OUTAGE_S = 40  # above the half minute in which Prefect's worker looks three times
 SILENT_S = 40  # above the 30 s of a heartbeat, which is Prefect's least
 
 
@@ -126,6 +128,34 @@ def test_a_killed_prefect_server_comes_back_and_the_run_goes_on(project, run):
     kill(project.process("prefect server start"))
     until(project.answers, "the server is back")
     completes(project, run)
+
+
+def test_after_an_outage_a_run_can_still_be_cancelled(project, run):
+    """An outage so long that Prefect's worker gives up listening for cancels."""
+    step, log = project.step(), project.folder / ".services/worker.log"
+    told = log.stat().st_size
+    supervisor = project.process("supervisord")
+    supervisor.suspend()
+    try:
+        kill(project.process("prefect server start"))
+        time.sleep(OUTAGE_S)
+    finally:
+        supervisor.resume()  # which also writes the logs
+    until(lambda: "Cancellation polling task failed" in log.read_text()[told:], "it gave up")
+    until(project.answers, "the server is back")
+    with project.client as client:
+        client.set_flow_run_state(run.id, Cancelling())
+    project.ends(run, "Cancelled")
+    gone_and_succeeded(project, step)
+
+
+def test_a_run_that_its_server_gave_up_stops_itself(project, run):
+    """As the automation does after an outage as long as its patience."""
+    step = project.step()
+    with project.client as client:
+        client.set_flow_run_state(run.id, Crashed(message="silent"), force=True)
+    gone_and_succeeded(project, step)
+    assert "silent" not in project.log(project.current)
 
 
 def test_a_killed_mlflow_server_comes_back_on_its_port(project):
