@@ -70,7 +70,7 @@ def write_project(folder: Path) -> None:
     shutil.copy(ROOT / "mlflow/model_card.md.j2", folder / "mlflow")
     shutil.copy(Path(__file__).with_name("slow.py"), folder)
     text = params_text("smoke")
-    text, moved = re.subn(r"^  port: 8000\b", f"  port: {free_port()}", text, flags=re.MULTILINE)
+    text, moved = re.subn(r"^  port: \d+\b", f"  port: {free_port()}", text, flags=re.MULTILINE)
     assert moved == 1
     (folder / "params.yaml").write_text(text)
     stages = {name: {**stage, "outs": OUTS[name]} for name, stage in STAGES.items()}
@@ -251,10 +251,9 @@ def make_project(folder: Path) -> Project:
     project = Project(folder, free_port(), free_port())
     write_project(folder)
     dvc = (sys.executable, "-m", "dvc")
-    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
     project.call("git", "init", "-q")
     project.call(*dvc, "init", "-q")
     project.call(*dvc, "add", "-q", "data")
     project.call("git", "add", "-A")
-    project.call("git", *author, "commit", "-qm", "project")
+    project.call("git", "commit", "-qm", "project")
     return project

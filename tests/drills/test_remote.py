@@ -14,7 +14,6 @@ from servers import Project, make_project, until
 
 pytestmark = pytest.mark.pipeline
 GPU = {"orchestrate__remote": {"slow": "gpu"}}
-AUTHOR = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 
 
 def start(project, *command):
@@ -42,7 +41,7 @@ def stop(process):
 def commit_a_turn(project):
     """A new commit after which `slow` is outdated."""
     project.new_turn()
-    project.call("git", *AUTHOR, "commit", "-qam", "turn")
+    project.call("git", "commit", "-qam", "turn")
 
 
 def update(there, here):
@@ -57,7 +56,7 @@ def clones(tmp_path_factory):
     (root / "here").mkdir()
     here = make_project(root / "here")
     here.call(sys.executable, "-m", "dvc", "remote", "add", "-d", "shared", str(root / "shared"))
-    here.call("git", *AUTHOR, "commit", "-qam", "remote")
+    here.call("git", "commit", "-qam", "remote")
     here.call("git", "clone", "-q", str(here.folder), str(root / "there"))
     there = Project(root / "there", here.prefect_port, here.mlflow_port)
     (there.folder / "artifacts").mkdir()
