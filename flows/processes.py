@@ -20,7 +20,7 @@ def processes_with(variable: str, value: str) -> list[psutil.Process]:
 
 
 def carries(process: psutil.Process, variable: str, value: str) -> bool:
-    """Whether its environment holds `variable` with `value`; no, if it is gone or another user's."""
+    """Whether its environment holds `variable` with `value`; no if gone or somebody else's."""
     try:
         return process.environ().get(variable) == value
     except (psutil.Error, OSError):

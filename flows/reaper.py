@@ -1,7 +1,7 @@
 """After a power cut or a killed worker: end what is left of its runs and free their slot.
 
 A run whose worker died stays Running for Prefect and holds the pool's only slot. Its processes may
-even live on. `reap` is called while no worker of the pool runs in this clone (flows/worker_lock.py),
+even live on. `reap` is called while no worker of the pool runs in this clone (see worker_lock.py),
 ends what is left, with time for a checkpoint, and tells Prefect. Reads and writes Prefect's server.
 """
 

@@ -113,7 +113,7 @@ class Project:
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
-            "SHELL": "/bin/sh",  # as under cron, in a container: DVC starts stages with it
+            "SHELL": "/usr/sbin/nologin",  # as of a service's user: stages must not start with it
         }
 
     def call(self, *command: str, check: bool = True, **environment: str):
@@ -130,8 +130,10 @@ class Project:
         return done
 
     def services(self, command: str, check: bool = True, **environment: str):
+        """`flows.services`, with a proxy set that does not answer: none may be asked for these."""
+        proxy = {"http_proxy": f"http://127.0.0.1:{free_port()}"}
         return self.call(
-            sys.executable, "-m", "flows.services", command, check=check, **environment
+            sys.executable, "-m", "flows.services", command, check=check, **proxy, **environment
         )
 
     @property
