@@ -26,6 +26,7 @@ from evaluation_log import random_log, write_arrays
 from params_text import params_text
 from prefect.client.orchestration import SyncPrefectClient
 from registry_project import METRICS, write_network, write_tables
+from slow import read_step
 
 from hpgr.config import load_config
 from hpgr.runtime import TELEMETRY_OFF, write_json
@@ -224,11 +225,8 @@ class Project:
 
     def step(self) -> int:
         """Where the stage's checkpoint of this turn is; 0 without one."""
-        try:
-            state = json.loads((self.folder / "checkpoints/slow.json").read_text())
-        except OSError:
-            return 0
-        return state["step"] if state["turn"] == (self.folder / "turn.txt").read_text() else 0
+        turn = (self.folder / "turn.txt").read_text()
+        return read_step(self.folder / f"checkpoints/slow-{turn}/checkpoint.safetensors")
 
     def works(self) -> int:
         """Wait until the stage has written a checkpoint; returns its step."""
