@@ -26,6 +26,7 @@ import yaml
 
 from hpgr.config import ConfigError, load_config
 from hpgr.failure import explained
+from hpgr.loopback import spare_loopback
 from hpgr.registry.resources import recorded
 from hpgr.registry.stages import STAGES
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
@@ -43,6 +44,7 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Entry point of `hpgr`: telemetry off, then the command; see the module's docstring."""
     os.environ.update(TELEMETRY_OFF)
+    spare_loopback()
     # Threads that wait must sleep, not spin: on a busy machine two spinning processes starve each
     # other, and a training step took ten times as long. Read when torch loads OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
