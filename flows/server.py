@@ -116,7 +116,7 @@ def end_orphans() -> None:
 
 
 def _is_orphan(server: psutil.Process) -> bool:
-    """Whether it works in this folder, but what started it here is gone: its parent is elsewhere."""
+    """Whether it works in this folder, but what started it here is gone."""
     try:
         if Path(server.cwd()) != Path.cwd():
             return False
