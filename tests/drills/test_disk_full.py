@@ -1,19 +1,22 @@
 """Drill: the disk is full while a stage writes; with room again the same command goes on.
 
-The project lies on a small file system of its own, filled to the last kilobytes. Where a test may
-not mount one, a limit on the size of files stands in for it: the same paths, another error number.
+The project lies on a small file system of its own, filled to the last kilobytes. Who may not mount
+one mostly may in a namespace of their own, where the same tests then run. A limit on the size of
+files needs no right at all: the same paths, another error number.
 """
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from workspace import (
+    ROOT,
     STAGES,
     contents,
     copy,
@@ -25,6 +28,7 @@ from workspace import (
     one_message,
 )
 
+NAMESPACE = ("unshare", "--map-root-user", "--mount")
 DISK_MB = 64
 SPARE_KB = 24  # enough to begin, too little to end
 OUTPUTS = {"validate": "validated", "sessionize": "sessions", "evaluate": "evaluation"}
@@ -53,14 +57,19 @@ class SmallDisk:
         self._filler.unlink()
 
 
+def mount(folder: Path, *within: str) -> str:
+    """Mount a file system of DISK_MB; returns why that was not possible."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
+    made = subprocess.run([*within, *command], capture_output=True, text=True, check=False)
+    return made.stderr.strip() if made.returncode != 0 else ""
+
+
 @contextmanager
 def mounted(folder: Path) -> Iterator[None]:
     """A file system of DISK_MB at `folder`."""
     folder.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
-    made = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"no right to mount a small disk ({made.stderr.strip()}); see the limit below")
+    if why := mount(folder):
+        pytest.skip(f"no right to mount a small disk ({why}); see the namespace below")
     try:
         yield
     finally:
@@ -162,3 +171,16 @@ def test_a_limit_on_files_reads_the_same(project, stage, size):
     assert "no room left to write" in message
     assert contents(outputs(stage, project)) == before
     assert leftovers(project) == []
+
+
+def test_who_may_not_mount_runs_it_all_in_a_namespace(tmp_path):
+    if not mount(tmp_path):
+        subprocess.run(["umount", str(tmp_path)], check=True)
+        pytest.skip("the tests above could mount")
+    if why := mount(tmp_path, *NAMESPACE):
+        pytest.skip(f"no right to mount in a namespace either ({why})")
+    chosen = ["-k", "not limit and not namespace", f"--basetemp={tmp_path / 'base'}", __file__]
+    pytest_there = [*NAMESPACE, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
+    done = subprocess.run(pytest_there, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "skipped" not in done.stdout
