@@ -1,11 +1,13 @@
 """Orchestration with Prefect: when and where the stages run; no science, no graph of its own.
 
-Importing this package switches telemetry off, because Prefect reads the setting when *it* is
-imported, and every module here imports it.
+Importing this package switches telemetry off, and proxies for servers on this machine, because
+Prefect reads the settings when *it* is imported, and every module here imports it.
 """
 
 import os
 
+from hpgr.loopback import spare_loopback
 from hpgr.runtime import TELEMETRY_OFF
 
 os.environ.update(TELEMETRY_OFF)
+spare_loopback()

@@ -2,12 +2,14 @@
 
 DVC does so itself, unless another process has got the dead one's number since - likely after a
 reboot, certain in a restarted container - and then calls the workspace busy for good. The command
-line that DVC notes beside the number tells them apart. Reads and writes .dvc/tmp/rwlock.
+line that DVC notes beside the number tells them apart. A file that is cut off, since DVC rewrites
+it in place, blocks every command of DVC's: it counts as empty. Reads and writes .dvc/tmp/rwlock.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,49 @@ RWLOCK = Path(".dvc/tmp/rwlock")
 
 
 def drop_stale_locks(path: Path = RWLOCK) -> int:
-    """Remove the entries whose process does not live any more; returns how many there were."""
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):  # none, or damaged: DVC has a message for that
+    """Remove the entries whose process does not live any more; returns how many there were.
+
+    Nothing happens while a DVC command is busy with the file: the next call comes again.
+    """
+    if not path.exists():
         return 0
-    read = {name: [i for i in infos if _lives(i)] for name, infos in found.get("read", {}).items()}
-    write = {name: info for name, info in found.get("write", {}).items() if _lives(info)}
+    from dvc.config import Config
+    from dvc.lock import LockError, make_lock
+    from dvc.rwlock import RWLOCK_LOCK
+
+    # DVC's own guard: without it what a command writes meanwhile would be lost.
+    guard = make_lock(
+        str(path.with_name(RWLOCK_LOCK)),
+        tmp_dir=str(path.parent),
+        hardlink_lock=Config.from_cwd()["core"].get("hardlink_lock", False),
+    )
+    with suppress(LockError), guard:
+        return _drop(path)
+    return 0
+
+
+def _drop(path: Path) -> int:
+    found, damaged = _read(path)
+    read = {name: [i for i in infos if _lives(i)] for name, infos in found["read"].items()}
+    write = {name: info for name, info in found["write"].items() if _lives(info)}
     kept = {"read": {name: infos for name, infos in read.items() if infos}, "write": write}
     stale = _count(found) - _count(kept)
-    if stale:
+    if stale or damaged:
         write_json(path, kept)
     return stale
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bool]:
+    """The lock's entries, and whether DVC could not read the file: then there are none."""
+    from dvc.rwlock import SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        return SCHEMA(json.loads(path.read_bytes())), False
+    except FileNotFoundError:
+        return SCHEMA({}), False
+    except (ValueError, Invalid):
+        return SCHEMA({}), True
 
 
 def _lives(info: dict[str, Any]) -> bool:
@@ -45,4 +78,4 @@ def _lives(info: dict[str, Any]) -> bool:
 
 
 def _count(lock: dict[str, Any]) -> int:
-    return sum(map(len, lock.get("read", {}).values())) + len(lock.get("write", {}))
+    return sum(map(len, lock["read"].values())) + len(lock["write"])

@@ -3,7 +3,7 @@
     python -m flows.port PORT MODULE [ARGUMENT ...]
 
 Some servers run in a child process. Killed with -9, the parent leaves that child on the port, and
-no successor could start. Reads the table of connections. Writes nothing.
+no successor could start. Reads HPGR_SERVICES and the table of connections. Writes nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import sys
 
 import psutil
 
-from flows.processes import end
+from flows.processes import carries, end
 
 GRACE_S = 10
+MARK = "HPGR_SERVICES"  # what `make up` starts carries it: the folder whose services these are
 
 
 def listeners(port: int) -> list[psutil.Process]:
@@ -31,22 +32,22 @@ def listeners(port: int) -> list[psutil.Process]:
     return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
 
 
-def is_leftover(process: psutil.Process) -> bool:
-    """Whether it was started in this folder, by something that is gone (init adopted it)."""
+def is_leftover(process: psutil.Process, folder: str) -> bool:
+    """Whether a service of `folder` started it that is gone: who adopted it is none of them."""
     try:
         parent = process.parent()
-        adopted = parent is None or parent.pid == 1 or parent.name() in ("systemd", "init")
-        return adopted and process.cwd() == os.getcwd()  # noqa: PTH109
     except psutil.Error:
         return False
+    adopted = parent is None or not carries(parent, MARK, folder)
+    return adopted and carries(process, MARK, folder)
 
 
 def main() -> None:
     """Entry point of `python -m flows.port`."""
     if len(sys.argv) < 3 or not sys.argv[1].isdigit():
         sys.exit("usage: python -m flows.port PORT MODULE [ARGUMENT ...]")
-    left = [process for process in listeners(int(sys.argv[1])) if is_leftover(process)]
-    end(left, GRACE_S)
+    folder = os.environ.get(MARK, "")
+    end([p for p in listeners(int(sys.argv[1])) if is_leftover(p, folder)], GRACE_S)
     os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
 
 

@@ -15,14 +15,16 @@ SCANS = 3  # a process may start another one between a look and the signal
 
 def processes_with(variable: str, value: str) -> list[psutil.Process]:
     """Other processes of this user whose environment holds `variable` with `value`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(variable) == value and process.pid != psutil.Process().pid:
-                found.append(process)
-        except (psutil.Error, OSError):  # gone, or another user's
-            continue
-    return found
+    me = psutil.Process().pid
+    return [p for p in psutil.process_iter() if p.pid != me and carries(p, variable, value)]
+
+
+def carries(process: psutil.Process, variable: str, value: str) -> bool:
+    """Whether its environment holds `variable` with `value`; no if gone or somebody else's."""
+    try:
+        return process.environ().get(variable) == value
+    except (psutil.Error, OSError):
+        return False
 
 
 def end_with(variable: str, value: str, grace_s: float) -> int:

@@ -1,8 +1,8 @@
 """After a power cut or a killed worker: end what is left of its runs and free their slot.
 
 A run whose worker died stays Running for Prefect and holds the pool's only slot. Its processes may
-even live on. `reap` is called while no worker of the pool runs (flows/worker.py holds a lock), ends
-what is left, with time for a checkpoint, and tells Prefect. Reads and writes Prefect's server.
+even live on. `reap` is called while no worker of the pool runs in this clone (see worker_lock.py),
+ends what is left, with time for a checkpoint, and tells Prefect. Reads and writes Prefect's server.
 """
 
 from __future__ import annotations
@@ -15,30 +15,39 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.states import Cancelled, Crashed
 
 from flows.processes import end_with
 from flows.stages import STOP_GRACE_S
 
+WORKER = "prefect.worker.name"  # the label that a worker gives the run it takes
 RUN_ID = "PREFECT__FLOW_RUN_ID"  # Prefect sets it for a flow run's process; its children inherit it
 LOST = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 PAGE = 200
 
 
-def reap(client: SyncPrefectClient, pool: str) -> list[FlowRun]:
+def reap(client: SyncPrefectClient, pool: str, worker: str) -> list[FlowRun]:
     """Mark the pool's runs that no worker looks after; returns them as they were.
+
+    `worker` is the one that is about to start; those of other clones keep their runs.
 
     Running and Pending become Crashed, Cancelling becomes Cancelled: that was asked for. Runs that
     wait for a slot stay, and the worker that starts now takes them.
     """
-    lost = client.read_flow_runs(
+    found = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(LOST)))
         ),
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
         limit=PAGE,
     )
+    others = {
+        other.name
+        for other in client.read_workers_for_work_pool(pool)
+        if other.status == WorkerStatus.ONLINE and other.name != worker
+    }
+    lost = [run for run in found if run.labels.get(WORKER) not in others]
     for run in lost:
         ended = end_with(RUN_ID, str(run.id), STOP_GRACE_S)
         message = (

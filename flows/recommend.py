@@ -1,7 +1,7 @@
 """Batch scoring as a flow: the champion's answers for every user, with progress on the run's page.
 
-    python -m flows.recommend [--k 10] [--at TIME] [--allow FILE] [--deny FILE]   without a server
-    prefect deployment run 'recommend/local' --param k=20                         with one
+    python -m flows.recommend [--k 10] [--at TIME] [--deny FILE] ...   without a server
+    prefect deployment run 'recommend/local' --param k=20              with one
 
 Reads params.yaml, artifacts/sessions/ and the registry. Writes artifacts/recommendations/.
 """
@@ -9,7 +9,7 @@ Reads params.yaml, artifacts/sessions/ and the registry. Writes artifacts/recomm
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pyarrow.parquet as pq
@@ -23,8 +23,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.faults import retry_options
 from flows.launch import launch
+from flows.params import with_params
 from flows.recall import recallable
-from hpgr.config import Config, ConfigError, Recommend, load_config
+from hpgr.config import Config
 from hpgr.serving.batch import Done, recommend_all
 
 SHOWN_USERS = 5
@@ -33,7 +34,8 @@ SHOWN_USERS = 5
 @flow(name="recommend", persist_result=False)
 def recommend(
     k: int | None = None,
-    at: str | None = None,
+    at: str | int | None = None,
+    seen: Literal["keep", "drop"] | None = None,
     allow: str | None = None,
     deny: str | None = None,
 ) -> dict[str, Any]:
@@ -42,14 +44,15 @@ def recommend(
     Args:
         k: items for each user; None takes params.yaml's value, here and below.
         at: time of the request, ISO 8601 (UTC) or seconds since 1970.
+        seen: keep or drop items that the user had before.
         allow: file of item ids, one a line: nothing else is recommended.
         deny: file of item ids, one a line: never recommended.
     """
-    cfg = load_config()
-    given = {"k": k, "at": at, "allow": allow, "deny": deny}
-    asked = _with(cfg, {name: value for name, value in given.items() if value is not None})
+    asked = {"k": k, "at": at, "seen": seen, "allow": allow, "deny": deny}
+    given = {f"recommend.{name}": value for name, value in asked.items() if value is not None}
+    cfg = with_params(given)
     with recallable():
-        done = score.with_options(**retry_options(cfg.orchestrate))(asked)
+        done = score.with_options(**retry_options(cfg.orchestrate))(cfg)
     publish(done)
     return {"folder": str(done.folder), "scored_users": done.scored_users, **done.manifest}
 
@@ -83,19 +86,6 @@ def publish(done: Done) -> None:
     )
 
 
-def _with(cfg: Config, given: dict[str, Any]) -> Config:
-    """`cfg` with `given` in its section recommend, checked like params.yaml.
-
-    Raises:
-        ConfigError: a value is not allowed.
-    """
-    try:
-        section = Recommend.model_validate({**cfg.recommend.model_dump(), **given})
-    except ValueError as error:
-        raise ConfigError(f"recommend: {error}") from None
-    return cfg.model_copy(update={"recommend": section})
-
-
 def main() -> None:
     """Entry point of `python -m flows.recommend`."""
     parser = argparse.ArgumentParser(
@@ -103,6 +93,7 @@ def main() -> None:
     )
     parser.add_argument("--k", type=int, help="items for each user")
     parser.add_argument("--at", help="time of the request, ISO 8601 (UTC) or seconds since 1970")
+    parser.add_argument("--seen", choices=("keep", "drop"), help="items that the user had before")
     parser.add_argument("--allow", help="file of item ids: nothing else is recommended")
     parser.add_argument("--deny", help="file of item ids: never recommended")
     launch(recommend, **vars(parser.parse_args()))

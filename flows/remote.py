@@ -4,7 +4,7 @@ The run that wants the stage pushes what the stage reads and starts the deployme
 worker there checks that its clone has the same code, takes over parameters and hashes, pulls, runs
 the stage, and pushes the result with its entry of the run cache. Back here DVC finds that entry and
 restores the result instead of computing it: DVC, not this module, judges that it is the same.
-A training that was interrupted there goes on there: checkpoints stay on their machine.
+Checkpoints go to the remote as well (see checkpoints.py): another machine can go on from them.
 Reads and writes DVC's remote; there also params.yaml, data.dvc, dvc.lock and base/.
 """
 
@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.deployments import run_deployment
 from prefect.states import Cancelled, Cancelling
 
+from flows.checkpoints import kept_in_remote
 from flows.faults import StageFailed, retry_options
 from flows.recall import recallable
 from flows.stages import DATA, dvc_output, is_current, run_stage, upstream
@@ -52,13 +53,16 @@ def run_elsewhere(stage: str, pool: str) -> None:
             "data: `dvc remote add --local -d NAME URL`, here and in the other clone"
         )
     commit = clean_commit()
-    dvc_output("push", *upstream(stage))
+    needed = upstream(stage)
+    dvc_output("push", *needed)
+    # The other clone's data.dvc pins its data/, which only a stage that reads it takes from here.
+    carried = [name for name in CARRIED if name != DATA or name in needed]
     began: Any = run_deployment(
         f"stage/{pool}",
         parameters={
             "stage": stage,
             "commit": commit,
-            "files": {name: Path(name).read_text() for name in CARRIED if Path(name).is_file()},
+            "files": {name: Path(name).read_text() for name in carried if Path(name).is_file()},
             "base_version": _base_version(),
         },
         timeout=0,
@@ -68,7 +72,7 @@ def run_elsewhere(stage: str, pool: str) -> None:
         state = _await(client, began.id)
     if state.type != StateType.COMPLETED:
         raise StageFailed(f"stage {stage} on pool {pool} ended {state.name}: {state.message}")
-    dvc_output("fetch", "--run-cache", *upstream(stage))
+    dvc_output("fetch", "--run-cache", *needed)
 
 
 def clean_commit() -> str:
@@ -142,7 +146,7 @@ def stage_flow(
     Args:
         stage: a stage of dvc.yaml.
         commit: the commit that the other clone is at; this one must be there too.
-        files: text of params.yaml, data.dvc and dvc.lock there.
+        files: text of params.yaml and dvc.lock there, and of data.dvc if the stage reads the log.
         base_version: registered version below base/ there, from which training starts; None: none.
 
     Raises:
@@ -160,7 +164,8 @@ def stage_flow(
             write_text(Path(name), text)
         options = retry_options(load_config().orchestrate)
         bring.with_options(**options)(stage, base_version)
-        outcome = run_stage.with_options(name=stage, task_run_name=stage, **options)(stage)
+        with kept_in_remote(stage):
+            outcome = run_stage.with_options(name=stage, task_run_name=stage, **options)(stage)
         send.with_options(**options)(stage)
         return outcome
 

@@ -13,8 +13,10 @@ import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
@@ -24,7 +26,6 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL
 
-from flows.port import is_leftover
 from flows.processes import end, processes_with
 from hpgr.runtime import UserError
 
@@ -111,7 +112,20 @@ def ensure_automation(client: SyncPrefectClient, silent_s: float = SILENT_S) -> 
 
 def end_orphans() -> None:
     """End temporary servers of this folder whose flow was killed; Prefect would leave them."""
-    end(filter(is_leftover, processes_with(TEMPORARY, "1")), GRACE_S)
+    end([p for p in processes_with(TEMPORARY, "1") if _is_orphan(p)], GRACE_S)
+
+
+def _is_orphan(server: psutil.Process) -> bool:
+    """Whether it works in this folder, but what started it here is gone."""
+    try:
+        if Path(server.cwd()) != Path.cwd():
+            return False
+        parent = server.parent()
+        return parent is None or Path(parent.cwd()) != Path.cwd()
+    except psutil.AccessDenied:  # the system's own first process has adopted it
+        return True
+    except (psutil.Error, OSError):
+        return False
 
 
 def set_up() -> None:

@@ -21,14 +21,14 @@ from pathlib import Path
 import httpx
 import psutil
 
-from flows.port import listeners
+from flows.port import MARK, listeners
 from flows.processes import end, processes_with
+from flows.worker_lock import STATE, tidy_up
 from hpgr.config import ConfigError, load_config
 from hpgr.registry.tracking import STORE, own_uri, tracking_uri
 from hpgr.runtime import UserError
 
 CONF = Path(__file__).with_name("services.conf")
-STATE = Path(".services")
 PIDFILE = STATE / "supervisord.pid"
 HOST = "127.0.0.1"
 UP_DEADLINE_S = 240
@@ -93,6 +93,9 @@ def up() -> None:
         _wait(wanted)
         print("it is up already")
     else:
+        if _left_behind():
+            print("a killed supervisor left services behind", flush=True)
+            down()
         _check_ports(wanted)
         STATE.mkdir(exist_ok=True)
         STORE.mkdir(parents=True, exist_ok=True)
@@ -124,11 +127,10 @@ def down() -> None:
     if running is not None:
         running.terminate()
         psutil.wait_procs(family, timeout=DOWN_GRACE_S)
-    # What a killed supervisor or worker left behind carries the mark that its children inherit.
-    left = {p for p in processes_with("HPGR_SERVICES", str(Path.cwd())) if p.pid not in _own()}
+    left = _left_behind()
     killed = end({*left, *(p for p in family if p.is_running())}, DOWN_GRACE_S)
-    for path in (PIDFILE, *STATE.glob("worker-*.lock")):
-        path.unlink(missing_ok=True)
+    PIDFILE.unlink(missing_ok=True)
+    tidy_up()
     if running is None and not left:
         print("nothing is up")
     else:
@@ -146,10 +148,12 @@ def supervisor() -> psutil.Process | None:
     return None
 
 
-def _own() -> set[int]:
-    """This process and those that wait for it, which may run in an environment of ours."""
-    me = psutil.Process()
-    return {me.pid, *(parent.pid for parent in me.parents())}
+def _left_behind() -> set[psutil.Process]:
+    """What a killed supervisor or worker started: it carries the mark that children inherit.
+
+    Not this process and those that wait for it, which may run in an environment of ours.
+    """
+    return set(processes_with(MARK, str(Path.cwd()))) - set(psutil.Process().parents())
 
 
 def _environment(wanted: list[Service]) -> dict[str, str]:
@@ -161,7 +165,7 @@ def _environment(wanted: list[Service]) -> dict[str, str]:
         "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(Path(".prefect").resolve()),
         "PREFECT_API_URL": f"http://{HOST}:{ports['prefect']}/api",
         "HPGR_HOME": home,
-        "HPGR_SERVICES": home,
+        MARK: home,
         "HPGR_PREFECT_PORT": ports["prefect"],
         "HPGR_MLFLOW_PORT": ports.get("mlflow", "0"),
         "HPGR_OWN_MLFLOW": str("mlflow" in ports).lower(),

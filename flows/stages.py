@@ -307,10 +307,13 @@ def _die_with(parent: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """`hpgr` of this environment first on PATH; live output; progress bars at a log's pace."""
+    """`hpgr` of this environment first on PATH; live output; progress bars at a log's pace.
+
+    DVC starts stages with $SHELL, which for a service's user often is /usr/sbin/nologin.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     paced = {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "10"}
-    return {**os.environ, **paced, "PATH": path}
+    return {**os.environ, **paced, "PATH": path, "SHELL": "/bin/sh"}
 
 
 def dvc_output(*arguments: str) -> str:

@@ -25,8 +25,10 @@ import typer
 import yaml
 
 from hpgr.config import ConfigError, load_config
+from hpgr.failure import explained
+from hpgr.loopback import spare_loopback
 from hpgr.registry.resources import recorded
-from hpgr.registry.stages import ARTIFACTS, STAGES
+from hpgr.registry.stages import STAGES
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -42,6 +44,7 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Entry point of `hpgr`: telemetry off, then the command; see the module's docstring."""
     os.environ.update(TELEMETRY_OFF)
+    spare_loopback()
     # Threads that wait must sleep, not spin: on a busy machine two spinning processes starve each
     # other, and a training step took ten times as long. Read when torch loads OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -57,27 +60,14 @@ def run_stage(name: str) -> None:
     """Run stage `name` with params.yaml as it stands; its resources are recorded beside it."""
     _enter_stage()
     stage, cfg = STAGES[name], load_config()
-    try:
-        # Under torchrun the first process writes the outputs, and what they cost.
-        first = os.environ.get("RANK", "0") == "0"
-        with (
-            sole_writer(stage.output) if first else nullcontext(),
-            recorded(stage.output) if first else nullcontext(),
-        ):
-            getattr(import_module(stage.module), name)(cfg)
-    except FileNotFoundError as error:
-        missing = Path(str(error.filename))
-        if missing.parts[:1] != ARTIFACTS.parts:
-            raise
-        raise UserError(
-            f"{missing} not found: run the stages before {name} first; `dvc repro` runs them all"
-        ) from error
-    except Exception as error:
-        from hpgr.failure import told
-
-        if message := told(error, stage.output):
-            raise UserError(message) from error
-        raise
+    # Under torchrun the first process writes the outputs, and what they cost.
+    first = os.environ.get("RANK", "0") == "0"
+    with (
+        explained(name, stage.output),
+        sole_writer(stage.output) if first else nullcontext(),
+        recorded(stage.output) if first else nullcontext(),
+    ):
+        getattr(import_module(stage.module), name)(cfg)
 
 
 def _enter_stage() -> None:
@@ -301,7 +291,10 @@ def recommend(
 
 @app.command("recommend-all")
 def recommend_all() -> None:
-    """Answer every user of the log with the champion, into Parquet; continues after a stop."""
+    """Answer every user of the log with the champion, into Parquet; continues after a stop.
+
+    The users are those that sessionize kept (min_user_events).
+    """
     from hpgr.serving.batch import recommend_all
 
     _enter_stage()

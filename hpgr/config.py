@@ -220,6 +220,7 @@ class Recommend(Section):
     k: int = Field(ge=1)
     at: str | int | datetime | None
     chunk_users: int = Field(ge=1)
+    seen: Literal["keep", "drop"] | None
     allow: Path | None
     deny: Path | None
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hpgr.params import ConfigError
@@ -21,6 +22,29 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CODE = Path(__file__).parent
 FOLDERS = (Path("artifacts"), Path("base"))
 MEGABYTE = 1 << 20
+
+
+@contextmanager
+def explained(name: str, output: Path) -> Iterator[None]:
+    """Turn what ends the block of the command `name` into a UserError where its cause is known.
+
+    Args:
+        name: of the command or stage.
+        output: what it writes; see `told`.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename))
+        if missing.parts[:1] != FOLDERS[0].parts:
+            raise
+        raise UserError(
+            f"{missing} not found: run the stages before {name} first; `dvc repro` runs them all"
+        ) from error
+    except Exception as error:
+        if message := told(error, output):
+            raise UserError(message) from error
+        raise
 
 
 def told(error: Exception, output: Path) -> str | None:

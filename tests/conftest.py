@@ -1,13 +1,29 @@
 """Fixtures that several test files share."""
 
 import os
+import shutil
 import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; see hpgr.cli
 
 import pytest
 from evaluation_log import random_log, write_arrays
 from hypothesis import settings
+
+from hpgr.runtime import TELEMETRY_OFF
+
+# Nothing that a developer's machine sets may reach the repositories, remotes and stores of the
+# tests: with GIT_DIR set, as in a git hook, their `git init` and `git commit` would hit this one.
+for name in [name for name in os.environ if name.startswith(("GIT_", "DVC_", "AWS_"))]:
+    del os.environ[name]
+here = Path(__file__).parent
+os.environ |= TELEMETRY_OFF | {
+    "GIT_CONFIG_GLOBAL": str(here / "gitconfig"),
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "DVC_GLOBAL_CONFIG_DIR": str(here / "none"),
+    "DVC_SYSTEM_CONFIG_DIR": str(here / "none"),
+}
 
 # The same examples at every run; to look for new ones: pytest --hypothesis-profile=default
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -52,3 +68,16 @@ def registered_project(tmp_path_factory):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         register(load_config())
     return folder
+
+
+@pytest.fixture
+def own_registry(registered_project, tmp_path, monkeypatch):
+    """A copy of the registered project to work in and change; its aliases may be moved."""
+    import mlflow
+
+    folder = tmp_path / "project"
+    shutil.copytree(registered_project, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield folder
+    mlflow.set_tracking_uri(None)

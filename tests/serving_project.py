@@ -38,6 +38,7 @@ def make_project(folder: Path, *, seed: int = 0) -> None:
     sessions = folder / "artifacts" / "sessions"
     write_arrays(log, sessions / "arrays")
     write_tables(sessions, log)
+    write_json(sessions / "stats.json", {"dropped": {"events": 5, "users": 3, "items": 0}})
     finetune = folder / "artifacts" / "finetune"
     torch.manual_seed(seed)
     write_network(finetune, log, load_config(folder / "params.yaml"))

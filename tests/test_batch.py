@@ -6,7 +6,6 @@ import signal
 import subprocess
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,16 +27,13 @@ USERS = 40
 
 
 @pytest.fixture
-def project(registered_project, tmp_path, monkeypatch):
+def project(own_registry):
     """A copy of the registered project; parts of 16 users."""
-    folder = tmp_path / "project"
-    shutil.copytree(registered_project, folder)
-    text = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("chunk_users: 1024 ", "chunk_users: 16 "))
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield folder
-    mlflow.set_tracking_uri(None)
+    text = (own_registry / "params.yaml").read_text()
+    (own_registry / "params.yaml").write_text(
+        text.replace("chunk_users: 1024 ", "chunk_users: 16 ")
+    )
+    return own_registry
 
 
 def asked(**changes):
@@ -115,15 +111,16 @@ def test_a_log_with_other_inside_ids_gets_the_same_answers(project):
     np.testing.assert_allclose(found["score"], before["score"], rtol=0, atol=1e-6)
 
 
-def test_items_that_a_user_has_seen_are_not_recommended(project):
-    found = answers(recommend_all(asked(k=28)))
+@pytest.mark.parametrize("seen", [None, "drop", "keep"])
+def test_items_that_a_user_had_before_are_kept_or_dropped(project, seen):
+    """With no word on it they are dropped: so the version was judged."""
     log = EventLog.open(SESSIONS / "arrays")
+    catalogue = {f"id{i}" for i in range(FIRST_ITEM, log.meta.num_items)}
+    found = answers(recommend_all(asked(k=len(catalogue), seen=seen)))
     for user in range(USERS):
         rows = log.item[log.user_offsets[user] : log.user_offsets[user + 1]]
         got = set(found.loc[found["user_id"] == f"user{user}", "item_id"])
-        assert got == {f"id{i}" for i in range(FIRST_ITEM, log.meta.num_items)} - {
-            f"id{i}" for i in rows
-        }
+        assert got == catalogue - (set() if seen == "keep" else {f"id{i}" for i in rows})
 
 
 def test_allow_and_deny_lists(project, capsys):
@@ -172,14 +169,15 @@ def test_a_finished_answer_is_not_scored_again_and_every_change_of_it_is(project
     assert (again.folder, again.scored_users) == (first.folder, 0)
     Path("deny.txt").write_text("id6\n")
     folders = {first.folder}
-    for changes in ({"k": 3}, {"at": 1_200_000_000}, {"deny": Path("deny.txt")}):
+    changed = ({"k": 3}, {"at": 1_200_000_000}, {"seen": "keep"}, {"deny": Path("deny.txt")})
+    for changes in changed:
         done = recommend_all(asked(**changes))
         assert done.scored_users == USERS
         folders.add(done.folder)
     promote(register_another(11))
     done = recommend_all(asked())
     assert done.scored_users == USERS and done.folder.name.startswith("hpgr-2-")
-    assert len(folders | {done.folder}) == 5
+    assert len(folders | {done.folder}) == 6
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "deleted", "not in the manifest"])
@@ -272,6 +270,26 @@ def test_the_command_shows_progress_and_where_the_answers_lie(project):
     assert "40/40" in done.stderr
 
 
+def test_a_deny_list_of_unknown_items_alone_denies_nothing(project, capsys):
+    before = answers(recommend_all(asked()))
+    Path("deny.txt").write_text("nowhere\n")
+    assert answers(recommend_all(asked(deny=Path("deny.txt")))).equals(before)
+    told = capsys.readouterr().out
+    assert "warning: deny.txt: the model does not know 1 of its 1 item ids: nowhere" in told
+
+
+def test_a_deny_list_of_the_whole_catalogue_is_warned_of(project, capsys):
+    Path("deny.txt").write_text("\n".join(f"id{i}" for i in range(2, 32)))
+    assert not len(answers(recommend_all(asked(deny=Path("deny.txt")))))
+    told = capsys.readouterr().out
+    assert "warning: recommend.allow and recommend.deny leave no item: every answer is" in told
+
+
+def test_the_manifest_says_how_many_users_the_log_left_out(project):
+    manifest = recommend_all(asked()).manifest
+    assert (manifest["users"], manifest["dropped_users"]) == (USERS, 3)
+
+
 def test_without_a_sessionized_log_the_message_says_what_to_run(project):
     shutil.rmtree(SESSIONS / "arrays")
     with pytest.raises(UserError, match=r"arrays not found: run `hpgr sessionize`"):
@@ -308,7 +326,12 @@ def test_the_flow_shows_progress_first_answers_and_the_folder(project, prefect_s
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"), [({"k": 0}, "recommend"), ({"at": "noon"}, "recommend.at 'noon'")]
+    ("parameters", "told"),
+    [
+        ({"k": 0}, r"in 1 place:\n  recommend.k: Input should be greater than or equal to 1 \(fou"),
+        ({"at": "noon"}, "recommend.at 'noon'"),
+        ({"at": 10}, "recommend.at is 10, the log's first event happened at"),
+    ],
 )
 def test_a_wrong_parameter_of_the_flow_is_one_message(project, prefect_server, parameters, told):
     from flows.recommend import recommend

@@ -1,10 +1,11 @@
 """The server follows the registry: promotions, roll-backs, and a registry that is gone."""
 
-import shutil
 import signal
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import httpx
 import mlflow
@@ -20,8 +21,10 @@ from serving_project import (
 )
 
 from hpgr.config import load_config
+from hpgr.registry.bundle import write_bundle
 from hpgr.registry.tracking import connect
-from hpgr.serving.champion import BUNDLE, Champion
+from hpgr.runtime import UserError, read_json, write_json
+from hpgr.serving.champion import BUNDLE, Champion, load
 from hpgr.serving.server import create_app
 
 
@@ -31,17 +34,6 @@ def champion(own_registry):
     watch.look()
     assert watch.problem is None
     return watch
-
-
-@pytest.fixture
-def own_registry(registered_project, tmp_path, monkeypatch):
-    """A copy of the project whose aliases may be moved; `other` is a second version."""
-    folder = tmp_path / "project"
-    shutil.copytree(registered_project, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield folder
-    mlflow.set_tracking_uri(None)
 
 
 def test_a_promotion_and_a_roll_back_are_followed(own_registry):
@@ -96,6 +88,69 @@ def test_a_champion_that_cannot_be_read_leaves_the_one_before(own_registry):
     assert ready["model"]["version"] == 1
     assert ready["problem"]
     assert call(app, "POST", "/recommend", json=ONE)[0] == 200
+
+
+def unknown_key(bundle):
+    """As a later release of the project would write it."""
+    serving = read_json(bundle / "serving.json")
+    write_json(bundle / "serving.json", {**serving, "novelty": 1})
+
+
+def fewer_keys(bundle):
+    serving = read_json(bundle / "serving.json")
+    write_json(bundle / "serving.json", {"gap_s": serving["gap_s"]})
+
+
+def no_key_of_the_network(bundle):
+    config = read_json(bundle / "model/config.json")
+    del config["model"]["num_blocks"]
+    write_json(bundle / "model/config.json", config)
+
+
+def other_width(bundle):
+    config = read_json(bundle / "model/config.json")
+    config["model"]["dim"] *= 2
+    write_json(bundle / "model/config.json", config)
+
+
+def cut(name):
+    def harm(bundle):
+        content = (bundle / name).read_bytes()
+        (bundle / name).write_bytes(content[: len(content) // 2])
+
+    return harm
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (unknown_key, "unexpected keyword argument 'novelty'"),
+        (fewer_keys, "missing 4 required"),
+        (no_key_of_the_network, "num_blocks"),
+        (other_width, "Error(s) in loading state_dict"),
+        (cut("model/model.safetensors"), "(model/model.safetensors is damaged"),
+        (cut("items.parquet"), "Parquet"),
+        (lambda bundle: (bundle / "actions.parquet").unlink(), "(actions.parquet not found"),
+    ],
+)
+def test_a_version_that_cannot_be_read_is_one_message(
+    registered_project, tmp_path, monkeypatch, harm, why
+):
+    """A good bundle, harmed; the message names the version and no temporary file."""
+    monkeypatch.chdir(registered_project)
+    bundle = write_bundle(load_config(), tmp_path / "bundle")
+    harm(bundle)
+    version = SimpleNamespace(name="hpgr", version="7")
+    with (
+        patch("mlflow.artifacts.download_artifacts", return_value=str(bundle)),
+        pytest.raises(UserError) as told,
+    ):
+        load(version)
+    message = str(told.value)
+    assert message.startswith("hpgr version 7 cannot be read by this installation (")
+    assert message.endswith("): promote another version or register again")
+    assert why in message
+    assert str(tmp_path) not in message and "\n" not in message
 
 
 def test_without_a_champion_it_says_why_and_takes_it_when_it_comes(own_registry):

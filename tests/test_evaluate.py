@@ -100,6 +100,9 @@ def test_leave_one_out_writes_every_declared_output(monkeypatch, tmp_path):
         "figures/R1_hr_at_k.png",
         "figures/training_finetune.png",
     }
+    settings = CONFIG.evaluate
+    rules = json.loads((evaluate.TARGET / "rules.json").read_text())
+    assert rules == {"retrieve": settings.retrieve, "remove_history": settings.remove_history}
     assert list(metrics()["R1"]) == [
         *("hpgr", "hpgr_then_rank", "hstu", "hstu_then_rank"),
         *("popularity", "recency", "transitions", "ease", "counts"),

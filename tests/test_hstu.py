@@ -83,7 +83,7 @@ def outputs(reference):
         request_time=tensors["input.request_time"].numpy(),
     )
     with torch.no_grad():
-        states, items, _, _ = model(pack(histories, torch.device("cpu")), None)
+        states, items, _ = model(pack(histories, torch.device("cpu")), None)
     return {"input": seen[0], "block.0": seen[1], "block.1": states, "items": items}
 
 

@@ -7,6 +7,9 @@ import sys
 
 import psutil
 import pytest
+from dvc.fs import localfs
+from dvc.lock import make_lock
+from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError, rwlock
 
 from flows.locks import drop_stale_locks
 
@@ -55,9 +58,32 @@ def test_entries_whose_number_another_process_has_now_go(tmp_path):
     assert drop_stale_locks(path) == 2
 
 
-@pytest.mark.parametrize("text", [None, "", "{"])
-def test_no_lock_or_a_damaged_one_is_left_to_dvc(tmp_path, text):
+def test_no_lock_stays_none(tmp_path):
+    assert drop_stale_locks(tmp_path / "rwlock") == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"read": {"a"', "[]", '{"write": {"a": {"pid": "x"}}}'])
+def test_a_damaged_lock_no_longer_stops_dvc(tmp_path, text):
     path = tmp_path / "rwlock"
-    if text is not None:
-        path.write_text(text)
+    path.write_text(text)
+    with pytest.raises((RWLockFileCorruptedError, RWLockFileFormatError)):
+        take(tmp_path)
     assert drop_stale_locks(path) == 0
+    take(tmp_path)
+
+
+def test_nothing_is_dropped_while_dvc_writes_the_lock(tmp_path, gone, monkeypatch):
+    monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.06)
+    write(path := tmp_path / "rwlock", gone)
+    before = path.read_bytes()
+    with make_lock(str(tmp_path / "rwlock.lock")):
+        assert drop_stale_locks(path) == 0
+    assert path.read_bytes() == before
+    assert drop_stale_locks(path) == 2
+
+
+def take(folder):
+    """What a DVC command does before and after its work."""
+    with rwlock(str(folder), localfs, "dvc repro slow", ["a"], ["b"], False):
+        pass

@@ -25,10 +25,8 @@ LOG = ("data.path=data/ml-100k", "data.format=movielens-100k")
 QUERIES = 20
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
+def make_clone(folder, log):
     """A repository of its own with this working tree's files and the log below data/."""
-    folder = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -44,9 +42,15 @@ def clone(tmp_path_factory):
     run(folder, "git", "add", "-A")
     author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
     run(folder, "git", *author, "commit", "-qm", "clone")
-    fetched = run(folder, *HPGR, "fetch", "ml-100k", check=False)
+    fetched = run(folder, *HPGR, "fetch", log, check=False)
     if fetched.returncode != 0:
-        pytest.skip(f"ml-100k cannot be fetched: {fetched.stderr.strip()[-400:]}")
+        pytest.skip(f"{log} cannot be fetched: {fetched.stderr.strip()[-400:]}")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clone")
+    make_clone(folder, "ml-100k")
     cut(folder / "data/ml-100k/u.data", folder.parent / "new.data")
     run(folder, *DVC, "add", "-q", "data")
     return folder

@@ -24,7 +24,11 @@ SERVING = Serving(gap_s=100, max_history=3, retrieve=3, remove_history=True, ran
 
 
 class FakeScorer:
-    """Item i has similarity i and probability 1 / i; the first history event is the only anchor."""
+    """Item i has similarity i and probability 1 / i.
+
+    The first history event is the only anchor of a query; a candidate has the last event as well,
+    three times as heavy.
+    """
 
     def __init__(self):
         self.seen: Histories | None = None
@@ -38,10 +42,16 @@ class FakeScorer:
         assert offsets[-1] == len(candidates)
         return (1 / candidates).astype(np.float32)
 
-    def explain(self, histories):
-        assert np.diff(histories.offsets).all(), "nothing explains an empty history"
-        q = len(histories)
-        return np.tile([0, -1], (q, 1)), np.tile(np.float32([0.5, 0.0]), (q, 1))
+    def explain(self, histories, offsets=None, candidates=None):
+        length = np.diff(histories.offsets)
+        assert length.all(), "nothing explains an empty history"
+        if candidates is None:
+            q = len(histories)
+            return np.tile([0, -1], (q, 1)), np.tile(np.float32([0.5, 0.0]), (q, 1))
+        last = np.repeat(length - 1, np.diff(offsets))
+        assert len(last) == len(candidates)
+        weights = np.tile(np.float32([0.2, 0.6]), (len(last), 1))
+        return np.stack([np.zeros(len(last), dtype=int), last], axis=1), weights
 
 
 def recommender(**changes) -> Recommender:
@@ -54,7 +64,7 @@ def request(*events, at=1000, **columns) -> Request:
 
 def test_retrieves_by_similarity_then_orders_by_probability():
     # Retrieved: d (5), c (4), b (3). By probability 1/i: b, c, d.
-    (answer,) = recommender(remove_history=False).recommend([request(("a", 10))], k=2)
+    (answer,) = recommender(remove_history=False).recommend([request(("c", 10))], k=2)
     assert [(i.item_id, i.title) for i in answer.items] == [("b", "Beta"), ("c", "Gamma")]
     assert answer.items[0].score == pytest.approx(1 / 3)
     assert answer.items[0].similarity == 3
@@ -74,6 +84,26 @@ def test_items_beyond_the_networks_reach_are_removed_too():
 def test_drivers_are_the_items_at_the_anchors():
     (answer,) = recommender().recommend([request(("b", 1), ("a", 2))], k=1)
     assert [(d.title, d.weight) for d in answer.drivers] == [("Beta", 1.0)]
+
+
+def test_each_item_has_the_drivers_that_placed_it():
+    empty, full, other = recommender().recommend(
+        [request(), request(("b", 1), ("a", 2)), request(("c", 3), ("new", 4))], k=3
+    )
+    assert [[d.title for d in item.drivers] for item in empty.items] == [[], [], []]
+    for item in full.items:
+        assert [(d.item_id, d.title) for d in item.drivers] == [("a", "Alpha"), ("b", "Beta")]
+        assert [d.weight for d in item.drivers] == pytest.approx([0.75, 0.25])
+    # An unknown item has no name to be told by: the others share its weight.
+    assert [[(d.title, d.weight) for d in item.drivers] for item in other.items] == [
+        [("Gamma", 1.0)]
+    ] * 3
+
+
+def test_without_a_ranking_head_the_answers_drivers_are_those_of_each_item():
+    (answer,) = recommender(ranked=False).recommend([request(("b", 1), ("a", 2))], k=2)
+    assert [item.drivers for item in answer.items] == [answer.drivers] * 2
+    assert [driver.title for driver in answer.drivers] == ["Beta"]
 
 
 def test_events_are_sorted_by_time_and_ties_keep_their_order():

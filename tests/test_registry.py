@@ -22,7 +22,7 @@ from hpgr.registry.history import history
 from hpgr.registry.promote import promote
 from hpgr.registry.register import content_key, register
 from hpgr.registry.versions import aliases
-from hpgr.runtime import UserError, sole_writer
+from hpgr.runtime import UserError, read_json, sole_writer, write_json
 from hpgr.serving.recommender import Recommender
 from hpgr.serving.request import Request
 
@@ -134,6 +134,49 @@ def test_the_version_holds_no_pickle(registered, client):
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".joblib"}
     assert (folder / "artifacts" / "bundle" / "items.parquet").is_file()
+
+
+def changed_params(project, monkeypatch, tmp_path):
+    """The project's artifacts beside a params.yaml that says something else by now."""
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder, ignore=shutil.ignore_patterns("store"))
+    text = (folder / "params.yaml").read_text()
+    for old, new in (
+        ("max_history: 200", "max_history: 7"),
+        ("retrieve: 50", "retrieve: 9"),
+        ("remove_history: true", "remove_history: false"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "params.yaml").write_text(text)
+    monkeypatch.chdir(folder)
+    return load_config()
+
+
+def test_a_bundle_holds_the_rules_of_training_and_judgement(project, monkeypatch, tmp_path):
+    cfg = changed_params(project, monkeypatch, tmp_path)
+    write_json(Path("artifacts/evaluation/rules.json"), {"retrieve": 50, "remove_history": True})
+    serving = read_json(write_bundle(cfg, tmp_path / "bundle") / "serving.json")
+    assert (serving["max_history"], serving["retrieve"]) == (200, 50)
+    assert serving["remove_history"] is True
+
+
+def test_rules_of_a_model_that_was_never_judged_are_those_of_params(project, monkeypatch, tmp_path):
+    cfg = changed_params(project, monkeypatch, tmp_path)
+    serving = read_json(write_bundle(cfg, tmp_path / "bundle") / "serving.json")
+    assert (serving["max_history"], serving["retrieve"]) == (200, 9)
+    assert serving["remove_history"] is False
+
+
+@pytest.mark.parametrize("name", ["num_items", "num_actions", "gap_s"])
+def test_a_model_of_another_log_makes_no_bundle(project, monkeypatch, tmp_path, name):
+    cfg = changed_params(project, monkeypatch, tmp_path)
+    meta = Path("artifacts/sessions/arrays/meta.json")
+    write_json(meta, {**read_json(meta), name: 99})
+    with pytest.raises(
+        UserError, match=rf"another log .*\({name} is \d+, now 99\): run `dvc repro"
+    ):
+        write_bundle(cfg, tmp_path / "bundle")
 
 
 def test_the_key_follows_weights_vocabulary_and_rules(project, tmp_path):

@@ -1,6 +1,8 @@
 """The scorer: the same answer alone as in a batch, from disk as from memory, without a past."""
 
 import json
+import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from test_leaks import catalogue, random_histories, settings, trained_looking
 
 import hpgr.model.scoring
 from hpgr.data.log import Histories
+from hpgr.model.packed import pack, place_candidates
 from hpgr.model.scoring import Scorer, build
 
 CPU = torch.device("cpu")
@@ -84,10 +87,56 @@ def test_anchors_are_positions_of_the_own_history():
     assert (weight[position < 0] == 0).all()
 
 
-def test_a_network_without_signals_explains_nothing():
-    model = build("hstu", settings(), catalogue(), ranking=True)
-    position, weight = Scorer(model, CPU, 40).explain(random_histories([3], seed=5))
-    assert position.shape == weight.shape == (1, 0)
+@pytest.mark.parametrize("history_rows", ["causal", "preference"])
+def test_anchors_of_candidates_are_those_that_ranking_read_through(history_rows, monkeypatch):
+    """The masks that `rank` computes on its way are caught where the signals give them."""
+    monkeypatch.setattr(hpgr.model.scoring, "TOKENS_AT_A_TIME", 25)
+    model = build("hpgr", settings(history_rows=history_rows), catalogue(), ranking=True)
+    scorer = Scorer(trained_looking(model), CPU, 40)
+    histories = random_histories([12, 1, 20, 5], seed=7)
+    offsets, items = np.array([0, 3, 5, 9, 10]), np.arange(10) + 2
+    position, weight = scorer.explain(histories, offsets, items)
+    assert position.shape == weight.shape == (10, 3)
+    caught = []
+    model.signals.register_forward_hook(lambda _, inputs, mask: caught.append(mask))
+    for query, (low, high) in enumerate(pairwise(offsets)):
+        for candidate in range(low, high):
+            scorer.rank(one(histories, query), np.array([0, 1]), items[candidate : candidate + 1])
+            mask = caught[-1]  # the candidates' mask is the last that a pass computes
+            assert position[candidate].tolist() == mask.anchor[0].tolist()
+            np.testing.assert_allclose(weight[candidate], mask.peak[0], atol=1e-5)
+
+
+def test_anchors_of_candidates_are_the_most_similar_events_by_brute_force():
+    model = trained_looking(build("hpgr", settings(), catalogue(), ranking=True))
+    histories, items = random_histories([12, 20], seed=8), np.array([7, 8, 9])
+    position, weight = Scorer(model, CPU, 40).explain(histories, np.array([0, 1, 3]), items)
+    for candidate, query in enumerate([0, 1, 1]):
+        alone = one(histories, query)
+        length = len(alone.item)
+        placed = place_candidates(
+            alone, np.array([0, 1]), items[candidate : candidate + 1], np.array([length]),
+            alone.request_time, CPU,
+        )  # fmt: skip
+        with torch.no_grad():
+            packed = pack(alone, CPU)
+            trunk = model.trunk(packed, causal=True)
+            asking = model.signals.query(model.trunk.candidates(trunk, packed, placed))[0]
+            past = model.signals.key(trunk.fused)
+            cosine = [float(asking @ key / asking.norm() / key.norm()) for key in past]
+            sharpness, offset = float(model.signals.sharpness), float(model.signals.offset)
+        best = sorted(range(length), key=lambda i: -cosine[i])[:3]
+        assert position[candidate].tolist() == best
+        expected = [1 / (1 + math.exp(-sharpness * cosine[i] - offset)) for i in best]
+        np.testing.assert_allclose(weight[candidate], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [(), (np.array([0, 2]), np.array([4, 5]))])
+@pytest.mark.parametrize(("encoder", "preference"), [("hstu", True), ("hpgr", False)])
+def test_a_network_without_signals_explains_nothing(encoder, preference, asked):
+    model = build(encoder, settings(preference=preference), catalogue(), ranking=True)
+    position, weight = Scorer(model, CPU, 40).explain(random_histories([3], seed=5), *asked)
+    assert position.shape == weight.shape == (2 if asked else 1, 0)
 
 
 @pytest.mark.parametrize("encoder", ["hpgr", "hstu"])

@@ -55,11 +55,16 @@ def test_an_answer_names_items_drivers_and_the_version(ask):
     (answer,) = body["answers"]
     assert answer["source"] == "history" and answer["unknown_items"] == 0
     assert len(answer["items"]) == 5
-    assert set(answer["items"][0]) == {"item_id", "title", "score", "similarity"}
+    assert set(answer["items"][0]) == {"item_id", "title", "score", "similarity", "drivers"}
     scores = [item["score"] for item in answer["items"]]
     assert scores == sorted(scores, reverse=True)
     assert {driver["title"] for driver in answer["drivers"]} == {"Title 3", "Title 4"}
     assert sum(driver["weight"] for driver in answer["drivers"]) == pytest.approx(1)
+    for item in answer["items"]:
+        assert {driver["item_id"] for driver in item["drivers"]} == {"id3", "id4"}
+        assert sum(driver["weight"] for driver in item["drivers"]) == pytest.approx(1)
+    weights = [[driver["weight"] for driver in item["drivers"]] for item in answer["items"]]
+    assert weights[0] != weights[1]
 
 
 def test_several_requests_are_answered_in_their_order(ask):
@@ -165,7 +170,12 @@ def test_wrong_input_is_told_what_was_expected(ask, body, status, told):
 @pytest.mark.parametrize(
     ("content", "status", "told"),
     [
-        (b"{", 422, "JSON decode error"),
+        (b"{", 422, "the body is not JSON at character 1: Expecting property name"),
+        (b"", 422, "body: Field required"),
+        (b"\xff", 422, "the body is not JSON in UTF-8: 'utf-8' codec can't decode byte 0xff"),
+        (b"[" * 2000, 422, "the body is not JSON in UTF-8: lists or objects are nested too deep"),
+        (b'{"k": ' + b"9" * 9000 + b"}", 422, "not JSON in UTF-8: Exceeds the limit (4300 digits)"),
+        (b'{"requests": ' + b"[" * 500 + b"]" * 500 + b"}", 422, "found a list of 1"),
         (b'{"requests": [{"request_time": NaN}]}', 422, "valid integer, found nan"),
         (b'{"requests": [{"request_time": 1, "item_ids": ["\\ud800"], "timestamps": [2]}]}', 422,
          "event 0 (item \ud800)"),
@@ -178,6 +188,15 @@ def test_bodies_that_are_hardly_json(champion, content, status, told):
     found, answer = call(app, "POST", "/recommend", content=content, headers=json_body)
     assert found == status
     assert told in answer["detail"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}])
+def test_a_body_that_does_not_say_it_is_json_is_told_what_to_send(champion, headers):
+    app = create_app(champion, load_config().serve)
+    content = json.dumps(ONE).encode()
+    status, answer = call(app, "POST", "/recommend", content=content, headers=headers)
+    assert status == 422
+    assert "send Content-Type: application/json" in answer["detail"]
 
 
 def test_titles_are_searched_by_any_part_and_ids_come_first(champion):
@@ -251,7 +270,16 @@ def test_a_port_in_use_is_one_clear_message():
             bind("127.0.0.1", port)
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+def test_an_address_that_is_told_is_listened_on_and_given_once():
+    """The kernel takes callers in before the application runs."""
+    with bind("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port)).close()
+        with pytest.raises(UserError, match="another process listens there"):
+            bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7", "a..b"])
 def test_an_address_that_is_not_ours_is_one_clear_message(host):
     with pytest.raises(UserError, match=f"cannot serve on {host}:1"):
         bind(host, 18_000)

@@ -4,23 +4,29 @@ What the whole set of servers does when something is killed stands in tests/dril
 """
 
 import configparser
+import fcntl
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import yaml
+from prefect.client.schemas.objects import StateType, WorkerStatus
 
 from flows import services
-from flows.port import is_leftover, listeners
+from flows.port import MARK, is_leftover, listeners
 from flows.processes import end, processes_with
+from flows.reaper import WORKER, reap
 from flows.server import HOME, POOLS
-from flows.worker import hold_lock
+from flows.worker import worker_name
+from flows.worker_lock import hold_lock, temporary_folder, tidy_up
 from hpgr.runtime import TELEMETRY_OFF, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -47,10 +53,11 @@ def listener():
 
 
 @pytest.fixture
-def child():
+def child(tmp_path):
+    """A process of tmp_path's services whose parent, this one, is none of them: an orphan."""
     process = subprocess.Popen(
         [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"],
-        env={**os.environ, "MARK": "a"},
+        env={**os.environ, MARK: str(tmp_path)},
         stdout=subprocess.PIPE,
     )
     process.stdout.readline()  # it has become the command, environment and all
@@ -127,13 +134,47 @@ def test_listeners_are_found(listener):
     assert [process.pid for process in listeners(listener)] == [os.getpid()]
 
 
-def test_a_process_whose_parent_lives_is_no_leftover(child):
-    assert not is_leftover(child)
+def test_an_orphan_of_these_services_alone_is_a_leftover(child, tmp_path):
+    assert is_leftover(child, str(tmp_path))
+    assert not is_leftover(child, str(tmp_path / "another"))
+    assert not is_leftover(psutil.Process(), str(tmp_path))
 
 
-def test_processes_are_found_by_what_they_inherit(child):
-    assert processes_with("MARK", "a") == [child]
-    assert processes_with("MARK", "b") == []
+def test_a_process_whose_parent_lives_is_no_leftover(tmp_path):
+    code = "import subprocess as s, sys; s.run([sys.executable, '-c', 'print(1); input()'])"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, MARK: str(tmp_path), "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout.readline()
+    (child,) = psutil.Process(parent.pid).children()
+    assert not is_leftover(child, str(tmp_path))
+    parent.communicate(b"\n")
+
+
+def test_processes_are_found_by_what_they_inherit(child, tmp_path):
+    assert processes_with(MARK, str(tmp_path)) == [child]
+    assert processes_with(MARK, str(tmp_path / "another")) == []
+
+
+def test_up_ends_first_what_a_killed_supervisor_left(child, tmp_path, monkeypatch):
+    """Else it would find its own ports taken."""
+
+    class PortsAreChecked(Exception):
+        pass
+
+    def check(_):
+        assert not child.is_running()
+        raise PortsAreChecked
+
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(services, "_check_ports", check)
+    monkeypatch.setattr(services, "DOWN_GRACE_S", 5)
+    with pytest.raises(PortsAreChecked):
+        services.up()
 
 
 def test_a_process_that_will_not_end_is_killed():
@@ -158,6 +199,76 @@ def test_a_pool_has_one_worker_a_clone(tmp_path):
     os.close(handle)
     os.close(hold_lock("local", tmp_path))
     os.close(other)
+
+
+def test_down_leaves_the_lock_of_a_worker_that_lives(tmp_path):
+    handle, other = hold_lock("local", tmp_path), hold_lock("gpu", tmp_path)
+    for pool in ("local", "gpu"):
+        temporary_folder(pool, tmp_path)
+    os.close(handle)
+    tidy_up(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"worker-gpu.lock", "worker-gpu.tmp"}
+    with pytest.raises(UserError, match="runs in this folder already"):
+        hold_lock("gpu", tmp_path)
+    os.close(other)
+
+
+def test_a_lock_that_is_removed_while_it_is_taken_is_taken_again(tmp_path, monkeypatch):
+    path, flock = tmp_path / "worker-local.lock", fcntl.flock
+
+    def after_a_down(handle, operation):
+        monkeypatch.undo()
+        path.unlink()
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_a_down)
+    handle = hold_lock("local", tmp_path)
+    assert os.path.samestat(os.fstat(handle), path.stat())
+    os.close(handle)
+
+
+def test_a_workers_temporary_folder_is_empty_at_its_start(tmp_path):
+    (temporary_folder("local", tmp_path) / "left").touch()
+    assert not list(temporary_folder("local", tmp_path).iterdir())
+
+
+class Server:
+    """A Prefect server with a pool, its workers and its lost runs, for the reaper."""
+
+    def __init__(self, online, **runs):
+        self.workers = [SimpleNamespace(name=n, status=WorkerStatus.ONLINE) for n in online]
+        self.workers.append(SimpleNamespace(name="gone", status=WorkerStatus.OFFLINE))
+        self.runs = [
+            SimpleNamespace(id=name, labels={WORKER: worker}, state_type=StateType.RUNNING)
+            for name, worker in runs.items()
+        ]
+        self.ended = {}
+
+    def read_flow_runs(self, **_):
+        return self.runs
+
+    def read_workers_for_work_pool(self, _):
+        return self.workers
+
+    def set_flow_run_state(self, run, state, force):
+        self.ended[run] = state.name
+
+
+def test_the_runs_of_a_living_worker_in_another_clone_are_left_to_it():
+    server = Server(["me", "other"], mine="me", theirs="other", lost="gone", early=None)
+    reap(server, "local", "me")
+    assert server.ended == dict.fromkeys(("mine", "lost", "early"), "Crashed")
+
+
+def test_a_workers_name_tells_the_clone_and_is_one_that_prefect_takes(tmp_path, monkeypatch):
+    from prefect.workers.process import ProcessWorker
+
+    names = set()
+    for clone in ("a", "b%"):
+        (tmp_path / clone).mkdir()
+        monkeypatch.chdir(tmp_path / clone)
+        names.add(ProcessWorker("local", name=worker_name("local")).name)
+    assert len(names) == 2
 
 
 def test_a_worker_without_a_server_says_how_to_name_one(tmp_path):

@@ -3,8 +3,8 @@
 The only reader of the test split. R1 where the split is leave-one-out; R2 and K1 where it is
 global-time. Reads `artifacts/sessions/`, `artifacts/finetune/`, the curves of `artifacts/pretrain/`
 and, where it is there, `artifacts/finetune_hstu/` (a second network for the same tables). Writes
-`artifacts/evaluation/`: `metrics.json`, `queries.parquet`, `candidates.parquet` (K1),
-`plots/*.csv`, `figures/*.png`, `report.html`.
+`artifacts/evaluation/`: `metrics.json`, `rules.json` (by which a served answer is as judged),
+`queries.parquet`, `candidates.parquet` (K1), `plots/*.csv`, `figures/*.png`, `report.html`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def evaluate(cfg: Config) -> None:
         ranks=main in rankers,
         **reach,
     )
+    rules = {"retrieve": cfg.evaluate.retrieve, "remove_history": cfg.evaluate.remove_history}
     with atomic_folder(TARGET) as folder:
+        write_json(folder / "rules.json", rules)
         write_outputs(folder, cfg, tables, list(networks), cards, notes)
         query_table(queries, outcomes).to_parquet(folder / "queries.parquet", index=False)
         if probabilities:

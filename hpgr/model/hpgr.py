@@ -181,7 +181,7 @@ class HPGR(nn.Module):
 
     def forward(
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None, PreferenceMask | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """States and scores of one batch.
 
         Args:
@@ -191,13 +191,12 @@ class HPGR(nn.Module):
                 histories that have one; the last block then computes nothing else.
 
         Returns:
-            retrieval states [T, D]; catalogue vectors [V, D]; pCTR logits [C] or None; the mask of
-            the retrieval states' preference signals or None.
+            retrieval states [T, D]; catalogue vectors [V, D]; pCTR logits [C] or None.
         """
         trunk = self.trunk(packed, causal=True)
         below = self._history_tiles(trunk, packed)
         asking = packed.newest if newest_only else None
-        last_tiles, last_weight, mask = self._query_tiles(trunk, packed, asking, below)
+        last_tiles, last_weight = self._query_tiles(trunk, packed, asking, below)
         x = trunk.fused
         c = self.trunk.candidates(trunk, packed, candidates) if candidates is not None else None
         c_input = c
@@ -219,7 +218,21 @@ class HPGR(nn.Module):
         logits = None
         if c is not None and c_input is not None and candidates is not None:
             logits = self.click(c, c_input, packed, candidates)
-        return x, trunk.table[: self.trunk.items.num_items], logits, mask
+        return x, trunk.table[: self.trunk.items.num_items], logits
+
+    def preferences(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
+        """The mask through which `forward` has the candidates read, without them the newest rows.
+
+        Every block reads through the same mask, so the trunk is all that this takes. None where
+        there are no signals or no history.
+        """
+        if self.signals is None or not len(packed.item):
+            return None
+        trunk = self.trunk(packed, causal=True)
+        if candidates is None:
+            return self._mask(trunk, packed, packed.newest)
+        c = self.trunk.candidates(trunk, packed, candidates)
+        return self._candidate_mask(trunk, packed, candidates, c)
 
     def _history_tiles(
         self, trunk: Trunk, packed: Packed
@@ -236,15 +249,14 @@ class HPGR(nn.Module):
         packed: Packed,
         asking: Tensor | None,
         below: tuple[Tiles, Tensor | None, PreferenceMask | None],
-    ) -> tuple[Tiles, Tensor | None, PreferenceMask | None]:
+    ) -> tuple[Tiles, Tensor | None]:
         """What the rows `asking` (None: all) read in the last block."""
         if self.signals is None or not len(packed.item):
-            tiles = below[0] if asking is None else self._causal_tiles(packed, asking)
-            return tiles, None, None
-        if asking is None and below[2] is not None:
-            return below  # the same queries already have their mask
-        mask = self._mask(trunk, packed, asking)
-        return mask.tiles, mask.weight, mask
+            return below[0] if asking is None else self._causal_tiles(packed, asking), None
+        mask = below[2] if asking is None else None  # the same queries may have their mask already
+        if mask is None:
+            mask = self._mask(trunk, packed, asking)
+        return mask.tiles, mask.weight
 
     def _causal_tiles(self, packed: Packed, asking: Tensor | None) -> Tiles:
         return build_tiles(
@@ -270,21 +282,27 @@ class HPGR(nn.Module):
             query_position=asking,
         )
 
+    def _candidate_mask(
+        self, trunk: Trunk, packed: Packed, candidates: Candidates, c: Tensor
+    ) -> PreferenceMask:
+        assert self.signals is not None
+        return self.signals(
+            c,
+            trunk.fused,
+            candidates.first,
+            candidates.last,
+            size=self.tile,
+            query_time=candidates.time,
+            key_time=packed.time,
+            query_position=candidates.last,
+        )
+
     def _reader(
         self, trunk: Trunk, packed: Packed, candidates: Candidates, c: Tensor | None
     ) -> tuple[Tiles, Tensor | None]:
         """Tiles and weights through which the candidates read the history."""
         if self.signals is not None and c is not None and len(packed.item):
-            mask = self.signals(
-                c,
-                trunk.fused,
-                candidates.first,
-                candidates.last,
-                size=self.tile,
-                query_time=candidates.time,
-                key_time=packed.time,
-                query_position=candidates.last,
-            )
+            mask = self._candidate_mask(trunk, packed, candidates, c)
             return mask.tiles, mask.weight
         tiles = build_tiles(
             candidates.first,

@@ -137,8 +137,8 @@ class HSTU(nn.Module):
 
     def forward(
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        """States [T, D], catalogue vectors [V, D], pCTR logits [C] or None, and no mask.
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States [T, D], catalogue vectors [V, D] and pCTR logits [C] or None.
 
         `newest_only` keeps the states of each history's newest row.
         """
@@ -178,7 +178,10 @@ class HSTU(nn.Module):
         logits = None
         if c is not None and candidates is not None:
             logits = self.click(c, c_input, packed, candidates)
-        return x[packed.newest] if newest_only else x, self.item.weight, logits, None
+        return x[packed.newest] if newest_only else x, self.item.weight, logits
+
+    def preferences(self, packed: Packed, candidates: Candidates | None) -> None:
+        """No mask: attention here reads everything alike."""
 
     def _embed(self, item: Tensor, position: Tensor) -> Tensor:
         place = position.clamp_max(self.position.num_embeddings - 1)

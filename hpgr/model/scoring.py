@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from hpgr.data.log import FIRST_ITEM, Histories
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import HPGR
 from hpgr.model.hstu import HSTU
-from hpgr.model.packed import pack, place_candidates
+from hpgr.model.packed import Candidates, pack, place_candidates
 from hpgr.model.preference import PreferenceMask
 from hpgr.runtime import DamagedFile, read_json
 
@@ -79,7 +79,7 @@ class Scorer:
         table: Tensor | None = None
         parts = []
         for chunk, _ in _chunks(histories):
-            states, items, _, _ = self.model(pack(chunk, self.device), None, newest_only=True)
+            states, items, _ = self.model(pack(chunk, self.device), None, newest_only=True)
             if table is None:
                 table = functional.normalize(items.float(), dim=-1)
             parts.append(functional.normalize(states.float(), dim=-1) @ table.T)
@@ -99,45 +99,57 @@ class Scorer:
         """
         parts = [np.zeros(0, dtype=np.float32)]
         for chunk, queries in _chunks(histories, keep_empty=True, extra=np.diff(offsets)):
-            low, high = offsets[queries.start], offsets[queries.stop]
-            count = np.diff(offsets[queries.start : queries.stop + 1])
-            placed = place_candidates(
-                chunk,
-                np.asarray(offsets[queries.start : queries.stop + 1]) - low,
-                candidates[low:high],
-                np.repeat(np.diff(chunk.offsets), count),
-                np.repeat(chunk.request_time, count),
-                self.device,
-            )
-            _, _, logits, _ = self.model(pack(chunk, self.device), placed, newest_only=True)
+            placed = self._placed(chunk, queries, offsets, candidates)
+            _, _, logits = self.model(pack(chunk, self.device), placed, newest_only=True)
             parts.append(torch.sigmoid(logits.float()).cpu().numpy())
         return np.concatenate(parts)
 
     @torch.inference_mode()
-    def explain(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-        """Anchors of each query: position in its history, int64 [Q, A] (-1 none), and weight.
+    def explain(
+        self,
+        histories: Histories,
+        offsets: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Anchors: positions in the history, int64 [N, A] (-1 none), and weights float32 [N, A].
 
-        A network without preference signals gives arrays with A = 0.
+        Those of each query's state, N = Q, or those through which `rank` has each candidate read
+        the history, N = C. A network without preference signals gives arrays with A = 0. Every
+        history has an event: nothing explains an empty one.
         """
-        anchors, weights = [], []
-        for chunk, _ in _chunks(histories, keep_empty=True):
-            mask: PreferenceMask | None = self.model(
-                pack(chunk, self.device), None, newest_only=True
-            )[3]
-            if mask is None:
-                continue
-            full = np.diff(chunk.offsets) > 0
-            first = torch.from_numpy(chunk.offsets[:-1][full]).to(self.device)
-            anchor = torch.where(mask.anchor >= 0, mask.anchor - first[:, None], -1)
-            shape = (len(chunk), anchor.shape[1])
-            position, weight = np.full(shape, -1, dtype=np.int64), np.zeros(shape, np.float32)
-            position[full], weight[full] = anchor.cpu().numpy(), mask.peak.float().cpu().numpy()
-            anchors.append(position)
-            weights.append(weight)
-        if not anchors:
-            empty = np.zeros((len(histories), 0))
-            return empty.astype(np.int64), empty.astype(np.float32)
-        return np.concatenate(anchors), np.concatenate(weights)
+        extra = None if offsets is None else np.diff(offsets)
+        positions, weights = [], []
+        for chunk, queries in _chunks(histories, extra=extra):
+            placed, query = None, np.arange(len(chunk))
+            if offsets is not None and candidates is not None:
+                placed = self._placed(chunk, queries, offsets, candidates)
+                query = np.repeat(query, np.diff(offsets[queries.start : queries.stop + 1]))
+            network = cast(HPGR | HSTU, self.model)
+            mask: PreferenceMask | None = network.preferences(pack(chunk, self.device), placed)
+            anchor, peak = (
+                np.zeros((len(query), 0), np.int64),
+                np.zeros((len(query), 0), np.float32),
+            )
+            if mask is not None:
+                anchor, peak = mask.anchor.cpu().numpy(), mask.peak.float().cpu().numpy()
+            positions.append(np.where(anchor >= 0, anchor - chunk.offsets[query, None], -1))
+            weights.append(peak)
+        return np.concatenate(positions), np.concatenate(weights)
+
+    def _placed(
+        self, chunk: Histories, queries: range, offsets: np.ndarray, candidates: np.ndarray
+    ) -> Candidates:
+        """The candidates of a chunk, each asked for at its query's request time."""
+        bounds = np.asarray(offsets[queries.start : queries.stop + 1])
+        count = np.diff(bounds)
+        return place_candidates(
+            chunk,
+            bounds - bounds[0],
+            candidates[bounds[0] : bounds[-1]],
+            np.repeat(np.diff(chunk.offsets), count),
+            np.repeat(chunk.request_time, count),
+            self.device,
+        )
 
 
 def _chunks(histories: Histories, *, keep_empty: bool = False, extra: np.ndarray | None = None):

@@ -6,8 +6,8 @@
     BUNDLE/trained.npy  what it has trained on (`hpgr.data.memory`), for the gate and a warm start
     BUNDLE/serving.json `Serving` below
 
-Reads `artifacts/finetune` and `artifacts/sessions`. The registry ships a bundle with every model
-version; `hpgr.serving.recommender` reads it.
+Reads `artifacts/finetune`, `artifacts/sessions` and `artifacts/evaluation/rules.json`. The registry
+ships a bundle with every model version; `hpgr.serving.recommender` reads it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hpgr.registry.stages import STAGES
 from hpgr.runtime import UserError, read_json, sha256_file, write_json
 
 FINETUNE, SESSIONS = STAGES["finetune"].output, STAGES["sessionize"].output
+JUDGED = STAGES["evaluate"].output / "rules.json"
 MODEL_FILES = ("model.safetensors", "config.json")
 TABLES = ("items.parquet", "actions.parquet", "categories.parquet")
 
@@ -40,20 +41,33 @@ class Serving:
 def write_bundle(cfg: Config, target: Path) -> Path:
     """Write the bundle of the current artifacts into the empty or new folder `target`.
 
+    What the model was trained and judged with goes into it, whatever params.yaml says by now; only
+    a model that was never judged takes its rules from there.
+
     Raises:
-        UserError: a stage's output is missing.
+        UserError: a stage's output is missing, or the model was trained on another log.
     """
     (target / "model").mkdir(parents=True)
     for source, goal in _files().items():
         if not source.is_file():
             raise UserError(f"{source} not found: run `dvc repro` (or the stage that writes it)")
         shutil.copyfile(source, target / goal)
+    trained, log = read_json(FINETUNE / "config.json"), read_json(SESSIONS / "arrays/meta.json")
+    for name, size in trained["catalogue"].items():
+        if log[name] != size:
+            raise UserError(
+                f"the model of {FINETUNE} was trained on another log than {SESSIONS} holds "
+                f"({name} is {size}, now {log[name]}): run `dvc repro`"
+            )
+    judged = cfg.evaluate.model_dump()
+    if JUDGED.is_file():
+        judged = read_json(JUDGED)
     serving = Serving(
-        gap_s=read_json(SESSIONS / "arrays" / "meta.json")["gap_s"],
-        max_history=cfg.model.max_history,
-        retrieve=cfg.evaluate.retrieve,
-        remove_history=cfg.evaluate.remove_history,
-        ranked=read_json(FINETUNE / "config.json")["ranking"],
+        gap_s=log["gap_s"],
+        max_history=trained["model"]["max_history"],
+        retrieve=judged["retrieve"],
+        remove_history=judged["remove_history"],
+        ranked=trained["ranking"],
     )
     write_json(target / "serving.json", asdict(serving))
     return target

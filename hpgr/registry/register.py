@@ -155,9 +155,10 @@ def _alias(client: MlflowClient, cfg: Config, version: int, *, new: bool) -> str
 def _signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType, Array
+    from mlflow.types.schema import AnyType, Array, Object, Property
 
     text, number, real = DataType.string, DataType.long, DataType.double
+    driver = {"item_id": text, "title": text, "weight": real}
     return ModelSignature(
         inputs=Schema(
             [
@@ -176,7 +177,7 @@ def _signature() -> Any:
                 ColSpec(real, "score"),
                 ColSpec(real, "similarity"),
                 ColSpec(text, "source"),
-                ColSpec(Array(text), "because"),
+                ColSpec(Array(Object([Property(*part) for part in driver.items()])), "because"),
             ]
         ),
         params=ParamSchema([ParamSpec("k", number, 10)]),

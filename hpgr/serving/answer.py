@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpgr.config import Config
+from hpgr.failure import explained
 from hpgr.registry.bundle import write_bundle
 from hpgr.registry.stages import ARTIFACTS
 from hpgr.registry.summary import headline, terminal_tables
@@ -23,15 +24,17 @@ from hpgr.registry.versions import alias_of
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.champion import load_champion
 from hpgr.serving.history import SESSIONS, of_user, typed
-from hpgr.serving.recommender import Answer, Recommender
+from hpgr.serving.recommender import Answer, Driver, Recommender, load_told
 from hpgr.serving.request import Request
 
 SOURCES = ("champion", "artifacts")
 SHOWN_EVENTS = 5  # newest events printed above an answer
+SHOWN_DRIVERS = 2  # of an item
 SHOWN_USERS = 2  # of the log, in `hpgr result`
 SHOWN_ITEMS = 5
 
 
+@explained("recommend", Path(tempfile.gettempdir()))  # all that it writes
 def recommend(
     cfg: Config, *, user: str | None, history: str | None, at: str | None, k: int, source: str
 ) -> None:
@@ -49,6 +52,7 @@ def recommend(
     show(recommender, request, k=k, title=f"user {user}" if user is not None else "this history")
 
 
+@explained("result", Path(tempfile.gettempdir()))
 def result(cfg: Config) -> None:
     """Print the tables of the last evaluation, some recommendations and one line of JSON.
 
@@ -80,7 +84,8 @@ def result(cfg: Config) -> None:
 def from_artifacts(cfg: Config) -> Recommender:
     """The recommender of the last run's artifacts."""
     with tempfile.TemporaryDirectory() as scratch:
-        return Recommender.load(write_bundle(cfg, Path(scratch) / "bundle"), device="auto")
+        bundle = write_bundle(cfg, Path(scratch) / "bundle")
+        return load_told(bundle, "the last run's model", "`dvc repro` brings its files back")
 
 
 def show(recommender: Recommender, request: Request, *, k: int, title: str) -> None:
@@ -97,15 +102,21 @@ def show(recommender: Recommender, request: Request, *, k: int, title: str) -> N
     )
     console.print(_table(answer))
     if answer.drivers:
-        picked = "; ".join(f"{d.title} ({d.weight:.0%})" for d in answer.drivers[:SHOWN_EVENTS])
-        console.print(f"driven by: {picked}", highlight=False)
+        picked = _shares(answer.drivers[:SHOWN_EVENTS])
+        console.print(f"found by: {picked}", highlight=False)
 
 
 def _table(answer: Answer) -> Table:
     table = Table()
-    for column in ("", "title", "id", "score", "similarity"):
-        table.add_column(column, justify="left" if column in ("title", "id") else "right")
+    words = ("title", "id", "because of")
+    for column in ("", "title", "id", "score", "similarity", "because of"):
+        table.add_column(column, justify="left" if column in words else "right")
     for rank, item in enumerate(answer.items, start=1):
         numbers = ["–" if n is None else f"{n:.3f}" for n in (item.score, item.similarity)]
-        table.add_row(str(rank), item.title, item.item_id, *numbers)
+        because = _shares(item.drivers[:SHOWN_DRIVERS])
+        table.add_row(str(rank), item.title, item.item_id, *numbers, because)
     return table
+
+
+def _shares(drivers: list[Driver]) -> str:
+    return "; ".join(f"{driver.title} ({driver.weight:.0%})" for driver in drivers)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from hpgr.config import Config
 from hpgr.data.log import FIRST_ITEM, PADDING, UNKNOWN, EventLog, histories
+from hpgr.failure import explained
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.runtime import UserError, atomic_path, read_json, sha256_file, write_json
 from hpgr.serving.champion import load_champion
@@ -40,7 +41,8 @@ from hpgr.serving.request import NO_ACTION
 
 OUTPUT = ARTIFACTS / "recommendations"
 SESSIONS = STAGES["sessionize"].output
-TABLES = ("events", "items", "users", "actions")
+TABLES = ("items", "users", "actions")
+HASHED = (*(f"{name}.parquet" for name in ("events", *TABLES)), "arrays/meta.json")
 MANIFEST, LOCK = "manifest.json", ".lock"
 SHOWN_IDS = 5  # of a list's unknown ids
 
@@ -56,6 +58,39 @@ class Done:
     scored_users: int
 
 
+@dataclass(frozen=True)
+class Sessions:
+    """The sessionized log as it lay there at one moment: arrays, tables, hashes of the files."""
+
+    log: EventLog
+    tables: dict[str, pa.Table]
+    hashes: dict[str, str]
+    dropped_users: int  # by the k-core, so that they are not in the log
+
+    @classmethod
+    def read(cls) -> Sessions:
+        """Map the arrays and read the tables of `artifacts/sessions/`.
+
+        Raises:
+            UserError: there is none, or another one was put there meanwhile.
+        """
+        for path in (SESSIONS / "arrays", *(SESSIONS / name for name in HASHED)):
+            if not path.exists():
+                raise UserError(f"{path} not found: run `hpgr sessionize`, or `dvc repro` for all")
+        before = cls._hashes()
+        log = EventLog.open(SESSIONS / "arrays")
+        tables = {name: pq.read_table(SESSIONS / f"{name}.parquet") for name in TABLES}
+        dropped = read_json(SESSIONS / "stats.json")["dropped"]["users"]
+        if cls._hashes() != before:
+            raise UserError(f"{SESSIONS}: the log changed while it was read: run again")
+        return cls(log, tables, before, dropped)
+
+    @staticmethod
+    def _hashes() -> dict[str, str]:
+        return {Path(name).stem: sha256_file(SESSIONS / name) for name in HASHED}
+
+
+@explained("recommend-all", OUTPUT)
 def recommend_all(cfg: Config, progress: Progress = lambda done, users: None) -> Done:
     """Score every user of the log with the champion, as `cfg.recommend` asks.
 
@@ -64,30 +99,37 @@ def recommend_all(cfg: Config, progress: Progress = lambda done, users: None) ->
         progress: called after every part with the users done so far and those of the whole log.
 
     Raises:
-        UserError: no champion, no log, no event before the time asked, a list that names no known
-            item, or another run that is writing the same answers.
+        UserError: no champion, no log, no event before the time asked, an allow list that names
+            no known item, a damaged file, or another run that is writing the same answers.
     """
     asked = cfg.recommend
-    log = _read_log()
+    sessions = Sessions.read()
     served = load_champion(cfg)
     model = served.recommender
-    at = _request_time(asked.at, log)
-    allow, deny = (_read_list(path, model) for path in (asked.allow, asked.deny))
+    at = _request_time(asked.at, sessions.log)
+    allow = _read_list(asked.allow, model, some_known=True)
+    deny = _read_list(asked.deny, model, some_known=False)
+    drop_seen = model.serving.remove_history if asked.seen is None else asked.seen == "drop"
     question = {
         "model": {"name": served.name, "version": served.version, "run_id": served.run_id},
-        "log": {name: sha256_file(SESSIONS / f"{name}.parquet") for name in TABLES},
+        "log": sessions.hashes,
         "at": at,
         "k": asked.k,
+        "seen": "drop" if drop_seen else "keep",
         "allow": _list_hash(allow),
         "deny": _list_hash(deny),
         "chunk_users": asked.chunk_users,
     }
     key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
     folder = OUTPUT / f"{served.name}-{served.version}-{key}"
-    scorer = Scoring(model, log, at, asked.k, model.eligible(allow, deny or ()))
-    users, scored, began = log.meta.num_users, 0, time.monotonic()
+    eligible = model.eligible(allow, deny or ())
+    if eligible is not None and not eligible[list(model.names)].any():
+        print("warning: recommend.allow and recommend.deny leave no item: every answer is empty")
+    scorer = Scoring(model, sessions, at, asked.k, eligible=eligible, drop_seen=drop_seen)
+    users, scored, began = sessions.log.meta.num_users, 0, time.monotonic()
     with _locked(folder), tqdm(total=users, desc="recommend", unit="user", mininterval=2.0) as bar:
-        manifest = _begin(folder, {**question, "users": users})
+        counts = {"users": users, "dropped_users": sessions.dropped_users}
+        manifest = _begin(folder, question | counts)
         for number, start in enumerate(range(0, users, asked.chunk_users)):
             stop = min(start + asked.chunk_users, users)
             path = folder / f"part-{number:05d}.parquet"
@@ -110,19 +152,28 @@ class Scoring:
     """One question to one model about the users of a log."""
 
     def __init__(
-        self, model: Recommender, log: EventLog, at: int, k: int, eligible: np.ndarray | None
+        self,
+        model: Recommender,
+        sessions: Sessions,
+        at: int,
+        k: int,
+        *,
+        eligible: np.ndarray | None,
+        drop_seen: bool,
     ) -> None:
-        """`at` is the time of the request, seconds; `eligible` as in `Recommender.eligible`."""
-        self.model, self.log, self.at, self.k, self.eligible = model, log, at, k, eligible
-        self.user_ids = pq.read_table(SESSIONS / "users.parquet").sort_by("user")["user_id"]
+        """`at` is the time of the request, seconds; the rest as in `Recommender.best`."""
+        self.model, self.log, self.at, self.k = model, sessions.log, at, k
+        self.eligible, self.drop_seen = eligible, drop_seen
+        log, tables = sessions.log, sessions.tables
+        self.user_ids = tables["users"].sort_by("user")["user_id"]
         # The model's ids of the log's items and actions, by the log's inside id.
         self.item = np.full(log.meta.num_items, UNKNOWN, dtype=np.int32)
         self.item[PADDING] = PADDING
-        known = [model.item.get(i, UNKNOWN) for i in _column("items", "item_id").to_pylist()]
-        self.item[_column("items", "item").to_numpy()] = known
+        known = [model.item.get(i, UNKNOWN) for i in tables["items"]["item_id"].to_pylist()]
+        self.item[tables["items"]["item"].to_numpy()] = known
         self.action = np.full(log.meta.num_actions, NO_ACTION, dtype=np.int16)
-        names = [model.actions.get(n, NO_ACTION) for n in _column("actions", "name").to_pylist()]
-        self.action[_column("actions", "action").to_numpy()] = names
+        names = [model.actions.get(n, NO_ACTION) for n in tables["actions"]["name"].to_pylist()]
+        self.action[tables["actions"]["action"].to_numpy()] = names
         # The model's catalogue by its inside id, the reserved ones without a name.
         catalogue = [
             model.names.get(inside, (None, None)) for inside in range(len(model.popularity))
@@ -143,7 +194,7 @@ class Scoring:
         end = bounds[:-1] + np.diff(before)  # events of a user are sorted by time
         asked = histories(log, user, end, np.full(len(user), self.at), log.meta.num_events)
         asked = replace(asked, item=self.item[asked.item], action=self.action[asked.action])
-        return self.model.best(asked, k=self.k, eligible=self.eligible)
+        return self.model.best(asked, k=self.k, eligible=self.eligible, drop_seen=self.drop_seen)
 
     def table(self, start: int, stop: int) -> pa.Table:
         """The same as the rows of a part; see the module's docstring."""
@@ -163,18 +214,6 @@ class Scoring:
         )
 
 
-def _read_log() -> EventLog:
-    for path in (SESSIONS / "arrays", *(SESSIONS / f"{name}.parquet" for name in TABLES)):
-        if not path.exists():
-            raise UserError(f"{path} not found: run `hpgr sessionize`, or `dvc repro` for all")
-    return EventLog.open(SESSIONS / "arrays")
-
-
-def _column(table: str, name: str) -> pa.Array:
-    column = pq.read_table(SESSIONS / f"{table}.parquet", columns=[name])[name]
-    return column.combine_chunks()
-
-
 def _request_time(asked: Any, log: EventLog) -> int:
     """`recommend.at`, or one second after the log's last event."""
     if not log.meta.num_events:
@@ -189,11 +228,12 @@ def _request_time(asked: Any, log: EventLog) -> int:
     return at
 
 
-def _read_list(path: Path | None, model: Recommender) -> list[str] | None:
+def _read_list(path: Path | None, model: Recommender, *, some_known: bool) -> list[str] | None:
     """Item ids of a file, one a line; tells how many of them the model does not know.
 
     Raises:
-        UserError: the file is missing, is not UTF-8 text, or names no known item.
+        UserError: the file is missing, is not UTF-8 text, or names no known item although
+            `some_known`: one at least must be.
     """
     if path is None:
         return None
@@ -205,7 +245,7 @@ def _read_list(path: Path | None, model: Recommender) -> list[str] | None:
         ) from error
     ids = sorted({line.strip() for line in lines} - {""})
     unknown = [item_id for item_id in ids if item_id not in model.item]
-    if ids and len(unknown) == len(ids):
+    if some_known and ids and len(unknown) == len(ids):
         raise UserError(
             f"{path}: none of its {len(ids)} lines is the id of one of the model's "
             f"{len(model.item)} items ({', '.join(list(model.item)[:SHOWN_IDS])}, ...); expected "

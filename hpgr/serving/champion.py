@@ -19,7 +19,7 @@ from hpgr.config import Config
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION
 from hpgr.runtime import UserError
-from hpgr.serving.recommender import Recommender
+from hpgr.serving.recommender import Recommender, load_told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,7 +76,7 @@ def load(version: ModelVersion) -> Served:
     """Fetch the version's bundle and load it onto the best device that is there.
 
     Raises:
-        UserError: the version's files cannot be fetched, or are no bundle.
+        UserError: the version's files cannot be fetched, or not be read.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -90,7 +90,11 @@ def load(version: ModelVersion) -> Served:
                 f"{version.name} version {version.version} cannot be fetched from the registry: "
                 f"{error}"
             ) from error
-        recommender = Recommender.load(folder, device="auto")
+        recommender = load_told(
+            folder,
+            f"{version.name} version {version.version}",
+            "promote another version or register again",
+        )
     return Served(
         recommender=recommender,
         name=version.name,

@@ -3,12 +3,13 @@
 Input, one row a request: `request_time` (seconds, UTC), `item_ids`, `timestamps`, `actions`,
 `session_ids` (lists of equal length). Parameter `k`: items to return.
 Output, one row a recommended item: `request` (row of the input, from 0), `rank` (from 1),
-`item_id`, `title`, `score`, `similarity`, `source` (history | popular), `because` (titles of the
-history items that drove it). Reads the version's artifact `bundle`.
+`item_id`, `title`, `score`, `similarity`, `source` (history | popular), `because` (the history
+items that drove it: `item_id`, `title`, `weight`). Reads the version's artifact `bundle`.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,13 @@ class RecommenderModel(PythonModel):
                 "score": item.score,
                 "similarity": item.similarity,
                 "source": answer.source,
-                "because": [driver.title for driver in answer.drivers],
+                "because": [asdict(driver) for driver in item.drivers],
             }
             for number, answer in enumerate(answers)
             for rank, item in enumerate(answer.items, start=1)
         ]
-        return pd.DataFrame(rows, columns=list(COLUMNS))
+        # A gap in a column of numbers is NaN in pandas, and NaN is no JSON.
+        return pd.DataFrame(rows, columns=list(COLUMNS)).replace({np.nan: None})
 
 
 def _request(row: dict[Any, Any], number: int) -> Request:

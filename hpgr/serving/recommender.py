@@ -27,6 +27,7 @@ from hpgr.runtime import UserError, read_json
 from hpgr.serving.request import Request, encode
 
 NEAREST, POPULAR = "history", "popular"  # where an answer's candidates came from
+SHOWN_REASON = 200  # characters
 CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
 
 
@@ -41,22 +42,8 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Recommended:
-    """One item: `similarity` retrieved it, `score` (a probability) placed it.
-
-    `score` is None for a model trained without its ranking head: similarity alone decides.
-    `similarity` is None where popularity retrieved it.
-    """
-
-    item_id: str
-    title: str
-    score: float | None
-    similarity: float | None
-
-
-@dataclass(frozen=True)
 class Driver:
-    """A history item that the preference signals picked for this answer; weights sum to 1."""
+    """A history item that the preference signals picked; the weights of one list sum to 1."""
 
     item_id: str
     title: str
@@ -64,8 +51,24 @@ class Driver:
 
 
 @dataclass(frozen=True)
+class Recommended:
+    """One item: `similarity` retrieved it, `score` (a probability) placed it.
+
+    `score` is None for a model trained without its ranking head: similarity alone decides.
+    `similarity` is None where popularity retrieved it. `drivers`, heaviest first, are what the
+    network picked from the history to place this item; without a ranking head, the answer's own.
+    """
+
+    item_id: str
+    title: str
+    score: float | None
+    similarity: float | None
+    drivers: list[Driver]
+
+
+@dataclass(frozen=True)
 class Answer:
-    """Items, best first, and the history items that drove them, heaviest first.
+    """Items, best first, and the history items by which all of them were found, heaviest first.
 
     `source` says where the candidates came from (history | popular), `unknown_items` how many
     events have an item that the model was not trained with.
@@ -99,8 +102,16 @@ class Scorer(Protocol):
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Probability of a positive event for each candidate, float [offsets[-1]]."""
 
-    def explain(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-        """Positions [Q, K] in each history that the signals picked (-1 none), their weights."""
+    def explain(
+        self,
+        histories: Histories,
+        offsets: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in the history that the signals picked (-1 none), and their weights.
+
+        For each query, [Q, A], or for each candidate as `rank` places it, [offsets[-1], A].
+        """
 
 
 class Recommender:
@@ -129,7 +140,7 @@ class Recommender:
 
         for name in ("serving.json", "items.parquet", "actions.parquet", "model"):
             if not (bundle / name).exists():
-                raise UserError(f"{bundle / name} not found: {bundle} is not a model bundle")
+                raise UserError(f"{bundle / name} not found, expected a model bundle")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         columns = ["item", "item_id", "title", "train_events"]
@@ -163,18 +174,18 @@ class Recommender:
             return []
         histories = encode(requests, self.item, self.actions, gap_s=self.serving.gap_s)
         best = self.best(histories, k=k, eligible=eligible)
-        drivers = self._drivers(newest(histories, self.serving.max_history))
+        found, each = self._drivers(newest(histories, self.serving.max_history), best.item)
         answers = []
         for q, (low, high) in enumerate(pairwise(histories.offsets)):
-            places = zip(best.item[q], best.score[q], best.similarity[q], strict=True)
+            places = zip(best.item[q], best.score[q], best.similarity[q], each[q], strict=True)
             items = [
-                Recommended(*self.names[int(item)], _known(score), _known(similarity))
-                for item, score, similarity in places
+                Recommended(*self.names[int(item)], _known(score), _known(similarity), drivers)
+                for item, score, similarity, drivers in places
                 if item >= FIRST_ITEM
             ]
             source = NEAREST if high > low else POPULAR
             unknown = int((histories.item[low:high] == UNKNOWN).sum())
-            answers.append(Answer(items, drivers[q], source, unknown))
+            answers.append(Answer(items, found[q], source, unknown))
         return answers
 
     def eligible(
@@ -205,7 +216,14 @@ class Recommender:
         mask[[self.item[i] for i in deny if i in self.item]] = False
         return mask
 
-    def best(self, histories: Histories, *, k: int, eligible: np.ndarray | None = None) -> Best:
+    def best(
+        self,
+        histories: Histories,
+        *,
+        k: int,
+        eligible: np.ndarray | None = None,
+        drop_seen: bool | None = None,
+    ) -> Best:
         """The best `k` items of every query, which may have no event at all.
 
         Args:
@@ -213,10 +231,12 @@ class Recommender:
                 reads: all of it is left out of the answer.
             k: places, at least 1.
             eligible: see `eligible`.
+            drop_seen: whether it is left out; None: as the model was judged.
         """
+        drop = self.serving.remove_history if drop_seen is None else drop_seen
         size = max(1, CELLS // len(self.popularity))
         parts = [
-            self._best(_part(histories, start, start + size), k, eligible)
+            self._best(_part(histories, start, start + size), k, eligible, drop)
             for start in range(0, len(histories), size)
         ]
         return Best(
@@ -225,7 +245,9 @@ class Recommender:
             np.concatenate([part.similarity for part in parts]),
         )
 
-    def _best(self, histories: Histories, k: int, eligible: np.ndarray | None) -> Best:
+    def _best(
+        self, histories: Histories, k: int, eligible: np.ndarray | None, drop_seen: bool
+    ) -> Best:
         read = newest(histories, self.serving.max_history)
         empty = np.diff(histories.offsets) == 0
         closeness = np.empty((len(histories), len(self.popularity)), dtype=np.float32)
@@ -235,7 +257,7 @@ class Recommender:
         if eligible is not None:
             closeness[:, ~eligible] = -np.inf
         removed = None
-        if self.serving.remove_history:
+        if drop_seen:
             nothing_kept = np.zeros(len(histories), dtype=np.int64)
             removed = removed_pairs(histories.offsets, histories.item, nothing_kept)
         item = top_items(closeness, removed, max(k, self.serving.retrieve))
@@ -250,27 +272,63 @@ class Recommender:
         order = np.argsort(-np.where(np.isnan(score), -np.inf, score), axis=1, kind="stable")[:, :k]
         return Best(*(np.take_along_axis(a, order, axis=1) for a in (item, score, similarity)))
 
-    def _drivers(self, read: Histories) -> list[list[Driver]]:
-        """Weight of each known history item over the positions that the signals picked."""
-        drivers: list[list[Driver]] = [[] for _ in range(len(read))]
+    def _drivers(
+        self, read: Histories, item: np.ndarray
+    ) -> tuple[list[list[Driver]], list[list[list[Driver]]]]:
+        """What drove each query's answer, and each of its places [Q, K] of `item`."""
+        found: list[list[Driver]] = [[] for _ in item]
+        each = [[drivers] * item.shape[1] for drivers in found]
         full = np.flatnonzero(np.diff(read.offsets))
         if not len(full):
-            return drivers
+            return found, each
         bounds = np.append(read.offsets[full], read.offsets[-1])  # without empty histories
         asked = replace(read, offsets=bounds, request_time=read.request_time[full])
-        for q, positions, weights in zip(full, *self.scorer.explain(asked), strict=True):
-            history = read.item[read.offsets[q] : read.offsets[q + 1]]
-            share: dict[int, float] = {}
-            for position, weight in zip(positions, weights, strict=True):
-                if position >= 0 and weight > 0 and int(history[position]) in self.names:
-                    item = int(history[position])
-                    share[item] = share.get(item, 0.0) + float(weight)
-            total = sum(share.values())
-            drivers[q] = [
-                Driver(*self.names[item], weight / total)
-                for item, weight in sorted(share.items(), key=lambda pair: -pair[1])
-            ]
-        return drivers
+        for q, *anchors in zip(full, *self.scorer.explain(asked), strict=True):
+            found[q] = self._shares(read, int(q), *anchors)
+            each[q] = [found[q]] * item.shape[1]
+        query, place = np.nonzero(item[full] >= FIRST_ITEM)
+        if self.serving.ranked and len(query):
+            offsets = np.searchsorted(query, np.arange(len(full) + 1))
+            picked = self.scorer.explain(asked, offsets, item[full[query], place])
+            for q, k, *anchors in zip(full[query], place, *picked, strict=True):
+                each[q][k] = self._shares(read, int(q), *anchors)
+        return found, each
+
+    def _shares(
+        self, read: Histories, q: int, positions: np.ndarray, weights: np.ndarray
+    ) -> list[Driver]:
+        """Weight of each known item of history `q` over the positions that the signals picked."""
+        share: dict[int, float] = {}
+        for position, weight in zip(positions.tolist(), weights.tolist(), strict=True):
+            if position >= 0 and weight > 0:
+                item = int(read.item[read.offsets[q] + position])
+                if item in self.names:
+                    share[item] = share.get(item, 0.0) + weight
+        total = sum(share.values())
+        return [
+            Driver(*self.names[item], weight / total)
+            for item, weight in sorted(share.items(), key=lambda pair: -pair[1])
+        ]
+
+
+def load_told(bundle: Path, what: str, cure: str) -> Recommender:
+    """The bundle on the best device; what is wrong with it is told in one message.
+
+    Args:
+        bundle: a copy, of which the message says nothing.
+        what: the model that it is a copy of.
+        cure: what to do where it cannot be read.
+
+    Raises:
+        UserError: it cannot be read, whatever the reason.
+    """
+    try:
+        return Recommender.load(bundle, device="auto")
+    except Exception as error:  # files of any kind, in any state
+        reason = " ".join((str(error) or repr(error)).replace(f"{bundle}/", "").split())
+        raise UserError(
+            f"{what} cannot be read by this installation ({reason[:SHOWN_REASON]}): {cure}"
+        ) from error
 
 
 def _known(value: np.float32) -> float | None:

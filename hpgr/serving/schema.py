@@ -1,15 +1,25 @@
 """What a caller sends and gets, the same through `hpgr serve` and `mlflow models serve`.
 
 Types are strict: "5" is no time and 1.5 no item. Whether the values make sense is checked in one
-place, `hpgr.serving.request`.
+place, `hpgr.serving.request`. Of a list the first wrong entry alone is told: a body of a million
+mistakes must not cost a million messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from hpgr.serving.request import Request
 
@@ -29,21 +39,38 @@ Name = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
 ]
 
+T = TypeVar("T")
+Listed = Annotated[list[T], Field(fail_fast=True)]
 
-class Asked(BaseModel):
-    """One asker: events as columns of equal length, in any order; no events for a newcomer."""
+
+class Sent(BaseModel):
+    """Base of what is sent: an unknown key is an error, and many of them are one error."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + SHOWN_PROBLEMS:
+            expected = ", ".join(cls.model_fields)
+            raise PydanticCustomError("too_many_keys", f"Expected no other keys than {expected}")
+        return value
+
+
+class Asked(Sent):
+    """One asker: events as columns of equal length, in any order; no events for a newcomer."""
 
     request_time: StrictInt | None = Field(
         default=None, description="when it is asked, seconds since 1970, UTC; must be given"
     )
-    item_ids: list[Name] = Field(default=[], description="as in your log; unknown ones are allowed")
-    timestamps: list[StrictInt] = Field(default=[], description="seconds since 1970, UTC")
-    actions: list[Name | None] | None = Field(
+    item_ids: Listed[Name] = Field(
+        default=[], description="as in your log; unknown ones are allowed"
+    )
+    timestamps: Listed[StrictInt] = Field(default=[], description="seconds since 1970, UTC")
+    actions: Listed[Name | None] | None = Field(
         default=None, description='as in your log: a rating as "5", an event type as "view"'
     )
-    session_ids: list[Name | None] | None = Field(
+    session_ids: Listed[Name | None] | None = Field(
         default=None, description="without them a pause starts a session"
     )
 
@@ -54,11 +81,10 @@ class Asked(BaseModel):
         )
 
 
-class Question(BaseModel):
+class Question(Sent):
     """The body of POST /recommend."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {
@@ -73,13 +99,21 @@ class Question(BaseModel):
                     "k": 10,
                 }
             ]
-        },
+        }
     )
 
-    requests: list[Asked] = Field(min_length=1)
+    requests: Listed[Asked] = Field(min_length=1)
     k: StrictInt | None = Field(default=None, ge=1, description="items an answer; null: serve.k")
-    allow: list[Name] | None = Field(default=None, description="nothing else is recommended")
-    deny: list[Name] = Field(default=[], description="never recommended")
+    allow: Listed[Name] | None = Field(default=None, description="nothing else is recommended")
+    deny: Listed[Name] = Field(default=[], description="never recommended")
+
+
+class DrivingItem(BaseModel):
+    """A history item that the model picked; the weights of one list sum to 1."""
+
+    item_id: str
+    title: str
+    weight: float
 
 
 class RecommendedItem(BaseModel):
@@ -89,21 +123,14 @@ class RecommendedItem(BaseModel):
     title: str
     score: float | None
     similarity: float | None
-
-
-class DrivingItem(BaseModel):
-    """A history item that drove the answer; the weights of an answer sum to 1."""
-
-    item_id: str
-    title: str
-    weight: float
+    drivers: list[DrivingItem] = Field(description="history items that placed this one")
 
 
 class OneAnswer(BaseModel):
     """Items, best first; `source` says where the candidates came from."""
 
     items: list[RecommendedItem]
-    drivers: list[DrivingItem]
+    drivers: list[DrivingItem] = Field(description="history items by which all were found")
     source: Literal["history", "popular"]
     unknown_items: int = Field(description="events with an item that the model does not know")
 
@@ -145,15 +172,25 @@ class Title(BaseModel):
     title: str
 
 
-def told(errors: Iterable[Any]) -> str:
+def told(errors: Sequence[Any]) -> str:
     """One message of pydantic's errors: where, what was expected, what was found."""
     lines = []
-    for error in errors:
+    for error in errors[:SHOWN_PROBLEMS]:
+        if error["type"] == "json_invalid":
+            place, reason = error["loc"][-1], error["ctx"]["error"]
+            return f"the body is not JSON at character {place}: {reason}"
         where = ".".join(str(part) for part in error["loc"] if part != "body") or "body"
-        found = ascii(error.get("input"))
-        if len(found) > SHOWN_CHARACTERS:
-            found = f"{found[:SHOWN_CHARACTERS]}..."
-        missing = error["type"] in ("missing", "json_invalid")
-        lines.append(f"{where}: {error['msg']}" + ("" if missing else f", found {found}"))
-    more = len(lines) - SHOWN_PROBLEMS
-    return "; ".join(lines[:SHOWN_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+        found = "" if error["type"] == "missing" else f", found {_shown(error.get('input'))}"
+        lines.append(f"{where}: {error['msg']}{found}")
+    more = len(errors) - SHOWN_PROBLEMS
+    return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
+
+
+def _shown(value: Any) -> str:
+    """A value in few characters, however large or deep it is."""
+    if isinstance(value, dict):
+        return f"an object of {len(value):,} keys"
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    text = ascii(value[:SHOWN_CHARACTERS] if isinstance(value, str) else value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

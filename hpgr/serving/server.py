@@ -11,7 +11,8 @@ A promotion or roll-back in the registry is followed without a restart. Wrong in
 Reads the registry. Writes nothing.
 """
 
-from __future__ import annotations
+# Annotations are not put off in this file: FastAPI reads that of `recommend`, which names a
+# function inside another one.
 
 import errno
 import json
@@ -30,6 +31,7 @@ from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BeforeValidator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hpgr.config import Config, Serve
@@ -98,11 +100,13 @@ def bind(host: str, port: int) -> socket.socket:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
+            listening.listen()  # two servers may bind one address, but only one may listen
         except OSError:
             listening.close()
             raise
-    except OSError as error:
-        reason = "another process listens there" if error.errno == errno.EADDRINUSE else str(error)
+    except (OSError, UnicodeError) as error:  # a host such as a..b cannot even be asked for
+        taken = getattr(error, "errno", None) == errno.EADDRINUSE
+        reason = "another process listens there" if taken else str(error)
         raise UserError(
             f"cannot serve on {host}:{port}: {reason}. Stop that process, or change serve.port or "
             "serve.host in params.yaml."
@@ -120,6 +124,7 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, max_bytes=int(limits.max_body_mb * 2**20))
+    app.add_exception_handler(400, _refuse_bytes)
     app.add_exception_handler(RequestValidationError, _refuse_form)
     app.add_exception_handler(UserError, _refuse_content)
     page = _page(limits)
@@ -130,11 +135,13 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
             raise HTTPException(503, f"no model is loaded yet: {champion.problem}")
         return model
 
+    def sized(body: Any) -> Any:
+        return check_size(body, limits)
+
     # Plain functions run in worker threads: scoring one request does not hold up the others.
     @app.post("/recommend", responses={**REFUSALS, **NO_MODEL})
-    def recommend(question: Question) -> Answers:
+    def recommend(question: Annotated[Question, BeforeValidator(sized)]) -> Answers:
         """The best items for each request, and the history items that drove them."""
-        check_size(question, limits)
         model = served()
         answers = model.recommender.recommend(
             [asked.request() for asked in question.requests],
@@ -186,27 +193,43 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
     return app
 
 
-def check_size(question: Question, limits: Serve) -> None:
-    """Refuse what is larger than the server is set to answer.
+def check_size(body: Any, limits: Serve) -> Any:
+    """Refuse what is larger than the server is set to answer, before anything is made of it.
+
+    Args:
+        body: as posted, of whatever form; bytes where it did not come as JSON.
+        limits: the section `serve`.
+
+    Returns:
+        `body`.
 
     Raises:
-        HTTPException: 413 for too many requests or events, 422 for too large a `k`.
+        HTTPException: 413, too many requests or events.
+        UserError: too large a `k`, or no JSON at all.
     """
-    if len(question.requests) > limits.max_requests:
-        raise HTTPException(
-            413,
-            f"{len(question.requests)} requests, expected at most {limits.max_requests} "
-            "(serve.max_requests): send them in several calls",
-        )
-    for number, asked in enumerate(question.requests):
-        if len(asked.item_ids) > limits.max_events:
+    if isinstance(body, bytes):
+        raise UserError("the body did not come as JSON: send Content-Type: application/json")
+    if not isinstance(body, dict):
+        return body
+    requests, k = body.get("requests"), body.get("k")
+    if isinstance(requests, list):
+        if len(requests) > limits.max_requests:
             raise HTTPException(
                 413,
-                f"request {number} has {len(asked.item_ids)} events, expected at most "
-                f"{limits.max_events} (serve.max_events): send the newest ones",
+                f"{len(requests)} requests, expected at most {limits.max_requests} "
+                "(serve.max_requests): send them in several calls",
             )
-    if question.k is not None and question.k > limits.max_k:
-        raise HTTPException(422, f"k is {question.k}, expected 1 to {limits.max_k} (serve.max_k)")
+        for number, asked in enumerate(requests):
+            items = asked.get("item_ids") if isinstance(asked, dict) else None
+            if isinstance(items, list) and len(items) > limits.max_events:
+                raise HTTPException(
+                    413,
+                    f"request {number} has {len(items)} events, expected at most "
+                    f"{limits.max_events} (serve.max_events): send the newest ones",
+                )
+    if isinstance(k, int) and k > limits.max_k:
+        raise UserError(f"k is {k}, expected 1 to {limits.max_k} (serve.max_k)")
+    return body
 
 
 class BodyLimit:
@@ -234,9 +257,18 @@ class BodyLimit:
         await self.app(scope, counted, send)
 
 
+def _refuse_bytes(_: HttpRequest, error: Exception) -> Response:
+    """What Python's JSON could not even begin with: FastAPI calls it a 400 and says no more."""
+    cause = error.__cause__
+    reason = str(cause).split(";")[0]  # of a number too long, Python goes on to offer a setting
+    if isinstance(cause, RecursionError):
+        reason = "lists or objects are nested too deep"
+    return _refusal(f"the body is not JSON in UTF-8: {reason}")
+
+
 def _refuse_form(_: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _refusal(told(error.errors()))
+    return _refusal(told(list(error.errors())))
 
 
 def _refuse_content(_: HttpRequest, error: Exception) -> Response:

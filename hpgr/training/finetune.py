@@ -170,7 +170,7 @@ class _Objective:
             candidates = place_candidates(
                 batch.histories, rows.offsets, rows.item, rows.visible, rows.time, place
             )
-        states, items, logits, _ = model(packed, candidates)
+        states, items, logits = model(packed, candidates)
         target = torch.from_numpy(batch.target).to(place, torch.int64)
         states, items = normalised(states, items, settings.temperature)
         if settings.loss == "full":

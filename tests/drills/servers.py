@@ -26,6 +26,7 @@ from evaluation_log import random_log, write_arrays
 from params_text import params_text
 from prefect.client.orchestration import SyncPrefectClient
 from registry_project import METRICS, write_network, write_tables
+from slow import read_step
 
 from hpgr.config import load_config
 from hpgr.runtime import TELEMETRY_OFF, write_json
@@ -70,7 +71,7 @@ def write_project(folder: Path) -> None:
     shutil.copy(ROOT / "mlflow/model_card.md.j2", folder / "mlflow")
     shutil.copy(Path(__file__).with_name("slow.py"), folder)
     text = params_text("smoke")
-    text, moved = re.subn(r"^  port: 8000\b", f"  port: {free_port()}", text, flags=re.MULTILINE)
+    text, moved = re.subn(r"^  port: \d+\b", f"  port: {free_port()}", text, flags=re.MULTILINE)
     assert moved == 1
     (folder / "params.yaml").write_text(text)
     stages = {name: {**stage, "outs": OUTS[name]} for name, stage in STAGES.items()}
@@ -113,7 +114,7 @@ class Project:
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
-            "SHELL": "/bin/sh",  # as under cron, in a container: DVC starts stages with it
+            "SHELL": "/usr/sbin/nologin",  # as of a service's user: stages must not start with it
         }
 
     def call(self, *command: str, check: bool = True, **environment: str):
@@ -130,8 +131,10 @@ class Project:
         return done
 
     def services(self, command: str, check: bool = True, **environment: str):
+        """`flows.services`, with a proxy set that does not answer: none may be asked for these."""
+        proxy = {"http_proxy": f"http://127.0.0.1:{free_port()}"}
         return self.call(
-            sys.executable, "-m", "flows.services", command, check=check, **environment
+            sys.executable, "-m", "flows.services", command, check=check, **proxy, **environment
         )
 
     @property
@@ -222,11 +225,8 @@ class Project:
 
     def step(self) -> int:
         """Where the stage's checkpoint of this turn is; 0 without one."""
-        try:
-            state = json.loads((self.folder / "checkpoints/slow.json").read_text())
-        except OSError:
-            return 0
-        return state["step"] if state["turn"] == (self.folder / "turn.txt").read_text() else 0
+        turn = (self.folder / "turn.txt").read_text()
+        return read_step(self.folder / f"checkpoints/slow-{turn}/checkpoint.safetensors")
 
     def works(self) -> int:
         """Wait until the stage has written a checkpoint; returns its step."""
@@ -253,10 +253,9 @@ def make_project(folder: Path) -> Project:
     project = Project(folder, free_port(), free_port())
     write_project(folder)
     dvc = (sys.executable, "-m", "dvc")
-    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
     project.call("git", "init", "-q")
     project.call(*dvc, "init", "-q")
     project.call(*dvc, "add", "-q", "data")
     project.call("git", "add", "-A")
-    project.call("git", *author, "commit", "-qm", "project")
+    project.call("git", "commit", "-qm", "project")
     return project

@@ -4,17 +4,19 @@ The other machine is another folder, which shares nothing with this one but git,
 address and DVC's remote.
 """
 
+import shutil
 import subprocess
 import sys
 
+import psutil
 import pytest
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.states import Cancelling
 from servers import Project, make_project, until
+from slow import read_step
 
 pytestmark = pytest.mark.pipeline
 GPU = {"orchestrate__remote": {"slow": "gpu"}}
-AUTHOR = ("-c", "user.name=test", "-c", "user.email=test@localhost")
 
 
 def start(project, *command):
@@ -42,7 +44,7 @@ def stop(process):
 def commit_a_turn(project):
     """A new commit after which `slow` is outdated."""
     project.new_turn()
-    project.call("git", *AUTHOR, "commit", "-qam", "turn")
+    project.call("git", "commit", "-qam", "turn")
 
 
 def update(there, here):
@@ -57,7 +59,7 @@ def clones(tmp_path_factory):
     (root / "here").mkdir()
     here = make_project(root / "here")
     here.call(sys.executable, "-m", "dvc", "remote", "add", "-d", "shared", str(root / "shared"))
-    here.call("git", *AUTHOR, "commit", "-qam", "remote")
+    here.call("git", "commit", "-qam", "remote")
     here.call("git", "clone", "-q", str(here.folder), str(root / "there"))
     there = Project(root / "there", here.prefect_port, here.mlflow_port)
     (there.folder / "artifacts").mkdir()
@@ -152,6 +154,44 @@ def test_cancel_here_stops_there_and_the_next_run_goes_on_there(here, there):
     assert "stage slow: restored" in here.log(again)
     expected = (here.folder / "turn.txt").read_text()
     assert (here.folder / "artifacts/slow.txt").read_text() == expected
+
+
+def test_a_machine_that_does_not_come_back_is_replaced_at_its_last_checkpoint(here, there):
+    """The checkpoint is in the remote; the machine that goes on has an empty folder."""
+    commit_a_turn(here)
+    update(there, here)
+    turn = (here.folder / "turn.txt").read_text()
+    shared = here.folder.parent / "shared/checkpoints"
+    sent = shared / f"slow-{turn}/checkpoint.safetensors"
+    (there.folder / "hold").touch()
+    run = here.start(**GPU)
+    step = until(lambda: read_step(sent), "a checkpoint is in the remote", 120)
+    killed = there.run_processes()
+    for process in killed:
+        process.kill()
+    psutil.wait_procs(killed, timeout=10)
+    here.ends(run, "Failed", 120)
+    here.ends(gpu_runs(here)[-1], "Crashed", 120)
+    shutil.rmtree(there.folder / "checkpoints")
+    there.release()
+    again = here.start(**GPU)
+    here.ends(again, "Completed", 180)
+    assert here.begun(gpu_runs(here)[-1]) >= step > 0
+    assert (here.folder / "artifacts/slow.txt").read_text() == turn
+    assert not list(shared.iterdir())
+
+
+def test_a_log_that_moved_on_there_stays_what_its_data_dvc_pins(here, there):
+    """A stage that does not read the log leaves data.dvc alone."""
+    commit_a_turn(here)
+    update(there, here)
+    (there.folder / "data").mkdir(exist_ok=True)
+    (there.folder / "data/log.txt").write_text("more events")
+    there.call(sys.executable, "-m", "dvc", "add", "-q", "data")
+    here.ends(here.start(**GPU), "Completed", 180)
+    status = there.call(sys.executable, "-m", "dvc", "status", "data.dvc").stdout
+    assert "up to date" in status
+    there.call("git", "checkout", "-q", "--", ".")
 
 
 def test_a_remote_that_is_not_set_is_told(here, tmp_path, monkeypatch):

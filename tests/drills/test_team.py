@@ -1,7 +1,7 @@
 """The services of compose.yaml without containers: Postgres, S3 (moto), Prefect, MLflow, DVC.
 
-The commands of Prefect, MLflow and the buckets are compose.yaml's own, with addresses and ports of
-this machine in place of the containers'.
+The commands of the project's services are compose.yaml's own, with addresses and ports of this
+machine in place of the containers'.
 """
 
 import json
@@ -14,12 +14,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.numpy import save_file
 from servers import ROOT, free_port, make_project, until
 
+from flows.checkpoints import Store
+from hpgr.config import load_config
+
+PLACES = [
+    os.environ["PATH"],
+    *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"))),
+]  # Debian
+POSTGRES, INITDB = (shutil.which(n, path=os.pathsep.join(PLACES)) for n in ("postgres", "initdb"))
 pytestmark = [
     pytest.mark.pipeline,
     pytest.mark.skipif(
-        not all(map(shutil.which, ("postgres", "initdb"))),
+        not (POSTGRES and INITDB),
         reason="Postgres is not on this machine (Debian: apt install postgresql)",
     ),
 ]
@@ -51,8 +60,9 @@ class Team:
         return re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: KEYS.get(found[1], "secret"), text)
 
     def command(self, service: str) -> list[str]:
-        words = [self.translated(word) for word in COMPOSE[service]["command"]]
-        return [sys.executable, *(words[1:] if words[0] == "python" else ["-m", *words])]
+        first, *words = [self.translated(word) for word in COMPOSE[service]["command"]]
+        module = {"python": [], "hpgr": ["-m", "hpgr.cli"]}.get(first, ["-m", first])
+        return [sys.executable, *module, *words]
 
     def environment(self, service: str) -> dict[str, str]:
         said = COMPOSE[service]["environment"].items()
@@ -77,9 +87,9 @@ def team(tmp_path_factory):
         shutil.chown(data, USER)
     try:
         as_user = {"user": USER, "cwd": "/tmp", "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
-        initdb = ["initdb", "-D", str(data), "-U", "hpgr", "--auth=trust", "--no-sync"]
+        initdb = [INITDB, "-D", str(data), "-U", "hpgr", "--auth=trust", "--no-sync"]
         subprocess.run(initdb, check=True, capture_output=True, **as_user)
-        postgres = ["postgres", "-D", str(data), "-p", str(made.postgres), "-k", sockets]
+        postgres = [POSTGRES, "-D", str(data), "-p", str(made.postgres), "-k", sockets]
         start([*postgres, "-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"], **as_user)
         make_databases(made.postgres)
         start([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(made.store)])
@@ -94,11 +104,11 @@ def team(tmp_path_factory):
         project = made.project
         until(project.answers, "Prefect answers", 180)
         until(lambda: project.answers(f"http://127.0.0.1:{made.mlflow}/health"), "MLflow", 180)
+        made.start = start
         yield made
     finally:
         for process in reversed(running):
             process.terminate()
-        for process in running:
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
@@ -127,13 +137,18 @@ def make_databases(port):
     connection.close()
 
 
-def tables(port, database):
+def rows(port, database, question):
     import psycopg2
 
     with psycopg2.connect(host="127.0.0.1", port=port, user="hpgr", dbname=database) as connection:
         cursor = connection.cursor()
-        cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-        return {row[0] for row in cursor.fetchall()}
+        cursor.execute(question)
+        return set(cursor.fetchall())
+
+
+def tables(port, database):
+    question = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+    return {name for (name,) in rows(port, database, question)}
 
 
 def test_prefect_keeps_its_runs_in_postgres_and_takes_the_deployments(team):
@@ -174,6 +189,45 @@ print(json.dumps([type(model).__name__, sum(k.endswith("model.safetensors") for 
 """
     last = project.call(sys.executable, "-c", probe, **client).stdout.splitlines()[-1]
     assert json.loads(last) == ["PyFuncModel", 1]
+
+
+def test_a_flow_goes_through_the_worker_and_the_recommender_follows(team):
+    """Neither Prefect's nor MLflow's own store on this machine is touched."""
+    project = team.project
+    for service in ("worker", "recommender"):
+        team.start(team.command(service), env=team.environment(service))
+    run = project.start()
+    project.ends(run, "Completed", 120)
+    assert "stage slow: ran" in project.log(run)
+    assert ("COMPLETED",) in rows(team.postgres, "prefect", "SELECT state_type FROM flow_run")
+    versions = rows(team.postgres, "mlflow", "SELECT version FROM model_versions")
+    assert (project.registered()["version"],) in versions
+    assert not (project.folder / "mlflow/store/mlflow.db").exists()
+    port = load_config(project.folder / "params.yaml").serve.port
+    until(lambda: project.answers(f"http://127.0.0.1:{port}/ready"), "a champion answers")
+
+
+def test_checkpoints_travel_through_the_teams_store(team, tmp_path, monkeypatch):
+    """As tests/test_checkpoints.py, in S3."""
+    from dvc_s3 import S3FileSystem
+
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    store = S3FileSystem(endpointurl=f"http://127.0.0.1:{team.store}")
+    checkpoint = Path("checkpoints/train-a/checkpoint.safetensors")
+    monkeypatch.chdir(tmp_path)
+    checkpoint.parent.mkdir(parents=True)
+    save_file({}, checkpoint, {"state": json.dumps({"step": 1, "epoch": 0})})
+    before = checkpoint.read_bytes()
+    Store("train", store, "hpgr-dvc/checkpoints").send()
+    shutil.rmtree("checkpoints")
+    another = Store("train", store, "hpgr-dvc/checkpoints")
+    assert another.bring() == ["train-a"]
+    assert checkpoint.read_bytes() == before
+    shutil.rmtree("checkpoints")
+    another.drop()
+    assert not store.exists("hpgr-dvc/checkpoints/train-a/checkpoint.safetensors")
 
 
 def test_dvc_carries_data_through_the_teams_store(team, tmp_path):

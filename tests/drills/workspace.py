@@ -93,7 +93,7 @@ def environment(folder: Path) -> dict[str, str]:
 
     The shell is the plain one, as under cron and in containers: DVC starts stages with it.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW", "DVC"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))}
     code = folder if (folder / "hpgr").is_dir() else ROOT
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     one_core = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
