@@ -36,12 +36,11 @@ LEFT_OUT = ("resources.csv", "metrics.json", "report.html", "index.html")
 
 @dataclass(frozen=True)
 class Done:
-    """A command that ended; `peak_memory` is that of the process itself, bytes."""
+    """A command that ended."""
 
     returncode: int
     stdout: str
     stderr: str
-    peak_memory: int
 
     @property
     def told(self) -> str:
@@ -69,17 +68,12 @@ class Command:
 
     def end(self) -> Done:
         """Wait for it; one that does not end is killed, and the test fails."""
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > deadline:
-                self.process.kill()
-                raise AssertionError(f"{self.process.args} did not end: {self._texts()}")
-            time.sleep(STEPS_S)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        return Done(self.process.returncode, *self._texts(), usage.ru_maxrss * 1024)
+        try:
+            self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"{self.process.args} did not end: {self._texts()}") from None
+        return Done(self.process.returncode, *self._texts())
 
     def _texts(self) -> tuple[str, str]:
         for file in self._files:
