@@ -6,12 +6,17 @@ Reads and writes nothing of its own.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
+import httpx
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, TerminationSignal
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from ruamel.yaml import YAML
 
@@ -20,27 +25,60 @@ from flows.server import end_orphans, ensure_automation
 from hpgr.config import ConfigError
 from hpgr.runtime import UserError
 
+GOES_ON = "What was finished stays, a training's last checkpoint too: the same command goes on."
+
 
 def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     """Run `flow` and leave the process; a mistake of the user ends with its message and code 2.
 
+    Stopped by Ctrl-C or SIGTERM it says so and ends with 128 plus the signal, as a shell does.
     Killed, it leaves a run that is Running and its temporary server: the automation marks the run,
     on whatever server looks at the same database next, and the next launch ends the server.
     """
-    # Ctrl-C reaches the temporary server too: what the run then still wants to tell it is lost,
-    # and should not be tried again for minutes.
+    # A SIGTERM to all of a group ends the temporary server too: what the run then still wants to
+    # tell it is lost, and should not be tried again for minutes.
     patience = {} if PREFECT_API_URL.value() else {PREFECT_CLIENT_MAX_RETRIES: 1}
+    # Prefect hands a SIGTERM on to this one after the run's end; the default would end the process
+    # before it could stop its temporary server.
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         with temporary_settings(patience):
             if not PREFECT_API_URL.value():
                 end_orphans()
-                with get_client(sync_client=True) as client:  # of the temporary server
-                    ensure_automation(client)
+                with _kept_from_ctrl_c(), get_client(sync_client=True) as client:
+                    ensure_automation(client)  # on the temporary server
             flow(**parameters)
     except (ConfigError, UserError, StageFailed, TransientFault, Abort) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(str(error), 2)
+    except KeyboardInterrupt:
+        _leave(f"stopped by Ctrl-C. {GOES_ON}", 128 + signal.SIGINT)
+    except TerminationSignal:
+        _leave(f"stopped by SIGTERM. {GOES_ON}", 128 + signal.SIGTERM)
+    except httpx.TransportError as error:
+        _leave(f"Prefect's server is gone, and the run with it ({error}). {GOES_ON}", 1)
     sys.exit(0)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    raise TerminationSignal(signal=number)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@contextmanager
+def _kept_from_ctrl_c() -> Iterator[None]:
+    """Processes started in here never see SIGINT, which a terminal sends to all of a command's.
+
+    Without it the temporary server would be gone before the run can tell it how it ended.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -305,7 +305,7 @@ def test_without_a_champion_nothing_is_written(project):
 
 @pytest.fixture(scope="module")
 def prefect_server():
-    with prefect_test_harness():
+    with prefect_test_harness(server_startup_timeout=120):
         yield
 
 

@@ -1,9 +1,12 @@
-"""Drill: a flow that was started as a command, without a server, is killed with its process."""
+"""Drill: a flow that was started as a command, without a server, is stopped, or killed."""
 
 import os
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -41,36 +44,86 @@ def servers(folder):
     return found
 
 
-def python(folder, code):
+def python(folder, code, **options):
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "HPGR"))}
     places = {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(folder / ".prefect")}
     return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, env=ours | TELEMETRY_OFF | places
+        [sys.executable, "-c", code], cwd=folder, env=ours | TELEMETRY_OFF | places, **options
     )
 
 
+def runs(folder):
+    """Names of the states of all runs."""
+    with closing(sqlite3.connect(folder / ".prefect/prefect.db")) as database:
+        return [name for (name,) in database.execute("select state_name from flow_run")]
+
+
 @pytest.fixture
-def killed(tmp_path):
-    """The folder of a launch that was killed while its flow worked."""
-    launched = python(tmp_path, FLOW)
+def launched(tmp_path):
+    """A launch in `tmp_path` whose flow works, in a group of its own as in a terminal."""
+    shutil.copy(ROOT / "prefect.toml", tmp_path)
+    process = python(
+        tmp_path, FLOW, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         until((tmp_path / "works").exists, "the flow works", 120)
-        assert python(tmp_path, CLEAN_UP).wait() == 0
-        assert len(servers(tmp_path)) == 1  # that of a living flow stays
+        yield process
     finally:
-        launched.kill()
-        launched.wait()
-    yield tmp_path
-    for server in servers(tmp_path):
-        server.kill()
+        process.kill()
+        process.wait()
+        for server in servers(tmp_path):
+            server.kill()
+
+
+def told(process):
+    """What it printed, after its end."""
+    text, _ = process.communicate(timeout=60)
+    assert "Traceback" not in text
+    return text
+
+
+def test_ctrl_c_reaches_the_whole_group_and_the_run_is_marked_before_its_server_goes(
+    tmp_path, launched
+):
+    os.killpg(launched.pid, signal.SIGINT)
+    assert "error: stopped by Ctrl-C." in told(launched)
+    assert launched.returncode == 128 + signal.SIGINT
+    assert runs(tmp_path) == ["Crashed"]
+    assert not servers(tmp_path)
+
+
+def test_sigterm_to_the_process_marks_the_run(tmp_path, launched):
+    launched.terminate()
+    assert "error: stopped by SIGTERM." in told(launched)
+    assert launched.returncode == 128 + signal.SIGTERM
+    assert runs(tmp_path) == ["Crashed"]
+    assert not servers(tmp_path)
+
+
+def test_sigterm_to_the_whole_group_takes_the_server_along_and_is_told_all_the_same(
+    tmp_path, launched
+):
+    os.killpg(launched.pid, signal.SIGTERM)
+    assert "the same command goes on" in told(launched)
+    assert launched.returncode > 0
+    assert not servers(tmp_path)
+
+
+@pytest.fixture
+def killed(tmp_path, launched):
+    """The folder of a launch that was killed while its flow worked."""
+    assert python(tmp_path, CLEAN_UP).wait() == 0
+    assert len(servers(tmp_path)) == 1  # that of a living flow stays
+    launched.kill()
+    launched.wait()
+    return tmp_path
 
 
 def test_the_next_start_ends_the_server_it_leaves_and_a_server_will_mark_its_run(killed):
     (server,) = servers(killed)
     assert python(killed, CLEAN_UP).wait() == 0
     assert not server.is_running()
-    database = sqlite3.connect(killed / ".prefect/prefect.db")
-    assert database.execute("select state_name from flow_run").fetchall() == [("Running",)]
-    automations = database.execute("select name, enabled from automation").fetchall()
-    database.close()
+    assert runs(killed) == ["Running"]
+    with closing(sqlite3.connect(killed / ".prefect/prefect.db")) as database:
+        automations = database.execute("select name, enabled from automation").fetchall()
     assert automations == [(AUTOMATION, 1)]
