@@ -15,6 +15,7 @@ from hpgr.evaluation.contest import LOWER_IS_BETTER, Change, Contest
 from hpgr.runtime import UserError
 
 ACCEPTED, REFUSED = "accepted", "refused"
+TRAIN_ANEW = "train anew under today's split (flow train), or promote by hand with --force"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _past(past: Past) -> list[Check]:
             f"version {version} has not trained on today's test events",
             found.trained == 0,
             f"{found.trained:,} of {found.told:,}",
-            "none; train anew under today's split (flow train), or promote by hand with --force",
+            "none" if found.trained == 0 else f"none; {TRAIN_ANEW}",
         )
         for version, found in past.trained.items()
     ]
