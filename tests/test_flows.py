@@ -7,12 +7,16 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from params_text import params_text
+from prefect.exceptions import TerminationSignal
 from prefect.logging import disable_run_logger
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import stages
+from flows.launch import launch
 from flows.params import set_params, with_params
 from flows.refresh import refresh
 from flows.remote import stage_flow
@@ -296,3 +300,32 @@ def test_a_killed_run_does_not_hold_its_folder(own_folder):
         holder.kill()
     with sole_run():
         pass
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "code", "told"),
+    [
+        (None, 0, ""),
+        (UserError("look there"), 2, "error: look there\n"),
+        (KeyboardInterrupt(), 130, "error: stopped by Ctrl-C."),
+        (TerminationSignal(signal.SIGTERM), 143, "error: stopped by SIGTERM."),
+        (httpx.ConnectError("refused"), 1, "error: Prefect's server is gone, and the run with it"),
+    ],
+)
+def test_a_command_ends_with_one_line_and_a_code_for_the_shell(ended_by, code, told, capsys):
+    def flow():
+        if ended_by is not None:
+            raise ended_by
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with (
+            temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}),
+            pytest.raises(SystemExit) as ended,
+        ):
+            launch(flow)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == code
+    said = capsys.readouterr().err
+    assert said.startswith(told) and said.count("\n") == bool(told)

@@ -100,15 +100,6 @@ def test_sigterm_to_the_process_marks_the_run(tmp_path, launched):
     assert not servers(tmp_path)
 
 
-def test_sigterm_to_the_whole_group_takes_the_server_along_and_is_told_all_the_same(
-    tmp_path, launched
-):
-    os.killpg(launched.pid, signal.SIGTERM)
-    assert "the same command goes on" in told(launched)
-    assert launched.returncode > 0
-    assert not servers(tmp_path)
-
-
 @pytest.fixture
 def killed(tmp_path, launched):
     """The folder of a launch that was killed while its flow worked."""
