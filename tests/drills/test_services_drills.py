@@ -177,13 +177,13 @@ def test_a_time_out_ends_the_stage_and_says_what_to_do(project):
         completes(project, project.current)
     (project.folder / "hold").touch()
     project.new_turn()
-    run = project.start(orchestrate__stage_timeout_s=10)
+    run = project.start(orchestrate__stage_timeout_s=5)
     step = project.works()
     state = project.ends(run, "Failed")
-    assert "took longer than orchestrate.stage_timeout_s (10 s)" in state.message
+    assert "took longer than orchestrate.stage_timeout_s (5 s)" in state.message
     assert "the flow again" in state.message
     params = project.folder / "params.yaml"
-    params.write_text(params.read_text().replace("timeout_s: 10", "timeout_s: null"))
+    params.write_text(params.read_text().replace("timeout_s: 5", "timeout_s: null"))
     gone_and_succeeded(project, step)
 
 
