@@ -25,7 +25,7 @@ from flows.port import MARK, listeners
 from flows.processes import end, processes_with
 from flows.worker_lock import STATE, tidy_up
 from hpgr.config import ConfigError, load_config
-from hpgr.registry.tracking import STORE, own_uri, tracking_uri
+from hpgr.registry.tracking import artifacts_uri, make_store, own_uri, tracking_uri
 from hpgr.runtime import UserError
 
 CONF = Path(__file__).with_name("services.conf")
@@ -98,7 +98,8 @@ def up() -> None:
             down()
         _check_ports(wanted)
         STATE.mkdir(exist_ok=True)
-        STORE.mkdir(parents=True, exist_ok=True)
+        if "mlflow" in (service.name for service in wanted):
+            make_store()  # before two services want it at the same time
         environment = _environment(wanted)
         print("starting; the logs are in .services/", flush=True)
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(CONF)]
@@ -170,7 +171,7 @@ def _environment(wanted: list[Service]) -> dict[str, str]:
         "HPGR_MLFLOW_PORT": ports.get("mlflow", "0"),
         "HPGR_OWN_MLFLOW": str("mlflow" in ports).lower(),
         "HPGR_MLFLOW_STORE": own_uri(),
-        "HPGR_MLFLOW_ARTIFACTS": (STORE / "artifacts").resolve().as_uri(),
+        "HPGR_MLFLOW_ARTIFACTS": artifacts_uri(),
         "HPGR_SERVE_PORT": ports["recommender"],
     }
 

@@ -23,13 +23,14 @@ from hpgr.config import Config
 from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
 from hpgr.registry.stages import STAGES
 from hpgr.registry.summary import headline
-from hpgr.runtime import UserError, read_json
+from hpgr.runtime import UserError, atomic_path, read_json, sole_writer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
 STORE = Path("mlflow/store")
+DATABASE = STORE / "mlflow.db"
 BATCH = 1000  # metrics that one request to MLflow may carry
 NEEDS_MODEL = ("pretrain", "finetune", "evaluate")
 SYSTEM_METRICS = {  # MLflow shows names below system/ on a page of their own
@@ -41,7 +42,30 @@ SYSTEM_METRICS = {  # MLflow shows names below system/ on a page of their own
 
 def own_uri() -> str:
     """The project's own SQLite store, as an absolute URI: a relative one follows the process."""
-    return f"sqlite:///{(STORE / 'mlflow.db').resolve()}"
+    return f"sqlite:///{DATABASE.resolve()}"
+
+
+def make_store() -> None:
+    """Make the project's own store where there is none, whole or not at all.
+
+    MLflow makes its tables one after the other and without a lock: two processes at once, or one
+    that is killed, would leave a store that MLflow never opens again.
+    """
+    if DATABASE.is_file():
+        return
+    with sole_writer(DATABASE):
+        if DATABASE.is_file():  # another process was faster
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        with atomic_path(DATABASE) as temporary:
+            made = SqlAlchemyStore(f"sqlite:///{temporary.resolve()}", artifacts_uri())
+            made.engine.dispose()
+
+
+def artifacts_uri() -> str:
+    """Where the own store keeps its artifacts: beside it."""
+    return (STORE / "artifacts").resolve().as_uri()
 
 
 def tracking_uri() -> str:
@@ -55,7 +79,7 @@ def connect() -> MlflowClient:
     import mlflow
 
     if tracking_uri() == own_uri():
-        STORE.mkdir(parents=True, exist_ok=True)
+        make_store()
     mlflow.set_tracking_uri(tracking_uri())
     return mlflow.MlflowClient()
 
@@ -106,7 +130,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     if found is not None:
         return found.experiment_id
     own = tracking_uri() == own_uri()
-    location = (STORE / "artifacts").resolve().as_uri() if own else None
+    location = artifacts_uri() if own else None
     return client.create_experiment(name, artifact_location=location)
 
 
