@@ -114,6 +114,7 @@ class Project:
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
+            # Shorter waits: until the worker looks, and until a waiting run counts as late.
             "PREFECT_WORKER_QUERY_SECONDS": "0.5",
             "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "5",
             "SHELL": "/usr/sbin/nologin",  # as of a service's user: stages must not start with it
