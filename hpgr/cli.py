@@ -24,12 +24,14 @@ from typing import Annotated, NoReturn
 import typer
 import yaml
 
-from hpgr.config import ConfigError, load_config
+from hpgr.config import ConfigError, load_config, overridden
 from hpgr.failure import explained
 from hpgr.loopback import spare_loopback
+from hpgr.params import read_params
 from hpgr.registry.resources import recorded
-from hpgr.registry.stages import STAGES
+from hpgr.registry.stages import NEEDS_MODEL, STAGES
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
+from hpgr.terminal import printable
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -51,7 +53,7 @@ def main() -> NoReturn:
     try:
         app()
     except (ConfigError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 
@@ -60,6 +62,8 @@ def run_stage(name: str) -> None:
     """Run stage `name` with params.yaml as it stands; its resources are recorded beside it."""
     _enter_stage()
     stage, cfg = STAGES[name], load_config()
+    for line in _profile_lines(cfg.profile, {name, *(["model"] if name in NEEDS_MODEL else [])}):
+        print(printable(line), flush=True)
     # Under torchrun the first process writes the outputs, and what they cost.
     first = os.environ.get("RANK", "0") == "0"
     with (
@@ -68,6 +72,18 @@ def run_stage(name: str) -> None:
         recorded(stage.output) if first else nullcontext(),
     ):
         getattr(import_module(stage.module), name)(cfg)
+
+
+def _profile_lines(profile: str, sections: set[str] | None = None) -> list[str]:
+    """One line for each value that the profile in force puts in the place of the section's own.
+
+    Without it an edited section without effect would look as if it had one.
+    """
+    return [
+        f"profile {profile}: {dotted} is {value!r}, not {written!r} as its section says"
+        for dotted, (written, value) in overridden(read_params()).items()
+        if sections is None or dotted.partition(".")[0] in sections
+    ]
 
 
 def _enter_stage() -> None:
@@ -118,7 +134,7 @@ def gate(
     """Judge a version against the champion on the same test queries; a refusal is exit code 0."""
     from hpgr.registry.judge import as_markdown, judge
 
-    print(as_markdown(judge(load_config(), version)))
+    print(printable(as_markdown(judge(load_config(), version))))
 
 
 @app.command(rich_help_panel="Registry")
@@ -138,7 +154,7 @@ def promote(
     from hpgr.registry import promote as moves
 
     cfg = load_config()
-    print(moves.told(moves.move(cfg, version, why=why, back=roll_back, force=force)))
+    print(printable(moves.told(moves.move(cfg, version, why=why, back=roll_back, force=force))))
 
 
 @app.command(rich_help_panel="Registry")
@@ -157,7 +173,7 @@ def lineage(
         with sole_run():
             bring_back(cfg, version)
     else:
-        print(trace(cfg, version))
+        print(printable(trace(cfg, version)))
 
 
 @app.command(rich_help_panel="Registry")
@@ -184,7 +200,7 @@ def monitor() -> None:
     """Judge data and champion by the thresholds; a breach is told and no failure."""
     from hpgr.registry import monitor
 
-    print(monitor.told(monitor.monitor(load_config())))
+    print(printable(monitor.told(monitor.monitor(load_config()))))
 
 
 @app.command()
@@ -221,7 +237,7 @@ def doctor(
     cfg = load_config()
     problems = doctor(path or cfg.data.path, cfg)
     for problem in problems:
-        print(problem)
+        print(printable(problem))
     if not problems:
         print("nothing is wrong with it")
     if any(problem.serious for problem in problems):
@@ -237,7 +253,7 @@ def incoming(path: Annotated[Path, typer.Argument(help="file or folder of new ev
     if verdict.taken:
         print(f"{path} is in the log already: {verdict.taken}")
         return
-    print(verdict.figures())
+    print(printable(verdict.figures()))
     if verdict.reasons:
         raise UserError(verdict.refusal())
     print(f"it would be taken in: python -m flows.refresh {path}")
@@ -261,6 +277,8 @@ def cache() -> None:
 def params() -> None:
     """Print the parameters in force: params.yaml with its profile applied."""
     cfg = load_config()
+    for line in _profile_lines(cfg.profile):
+        print(f"# {printable(line)}")
     print(yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False), end="")
 
 

@@ -6,15 +6,15 @@ is one clear error that names the key. Reads: params.yaml, through `params.py`. 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from hpgr.params import PARAMS_FILE, ConfigError, meant, read_params
+from hpgr.config_messages import described, fields_of
+from hpgr.config_rules import impossible
+from hpgr.params import PARAMS_FILE, ConfigError, Switch, meant, read_params
 
 
 class Section(BaseModel):
@@ -25,12 +25,16 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as switches, and Python a switch as 1 or 0."""
-        if (
-            isinstance(value, bool)
-            and cls.model_fields[str(info.field_name)].annotation is not bool
-        ):
-            raise ValueError("a switch (yes, no, on, off, true, false) is no value here")
+        """An unquoted yes, no, on or off is a switch, and Python takes a switch for 1 or 0."""
+        if cls.model_fields[str(info.field_name)].annotation is bool:
+            return value
+        if isinstance(value, bool | Switch):
+            raise ValueError(
+                "a switch (yes, no, on, off, true, false) is no value here; null is none, and "
+                'a word such as "on" needs its quotes'
+            )
+        if isinstance(value, list):  # in a list of words it can only be one of them
+            return [str(word) if isinstance(word, Switch) else word for word in value]
         return value
 
 
@@ -82,27 +86,35 @@ class Sessionize(Section):
     positive_from: float | None
     positive_actions: tuple[str, ...] | None
 
+    @field_validator("positive_actions", mode="before")
+    @classmethod
+    def _whole_numbers_are_words(cls, value: Any) -> Any:
+        """Actions are text: [1, 2] means the actions spelled 1 and 2."""
+        if isinstance(value, list):
+            return [str(word) if type(word) is int else word for word in value]
+        return value
+
 
 class Model(Section):
     """Shape of the network; every switch is an ablation row."""
 
-    dim: int = Field(ge=4)
-    max_history: int = Field(ge=2)
-    num_blocks: int = Field(ge=1)
-    num_heads: int = Field(ge=1)
+    dim: int = Field(ge=4, le=8192)
+    max_history: int = Field(ge=2, le=65536)
+    num_blocks: int = Field(ge=1, le=128)
+    num_heads: int = Field(ge=1, le=128)
     dropout: float = Field(ge=0, lt=1)
     position_bias: bool
     time_bias: bool
     side_features: bool
     sessions: bool
-    intra_blocks: int = Field(ge=1)
-    inter_blocks: int = Field(ge=1)
+    intra_blocks: int = Field(ge=1, le=128)
+    inter_blocks: int = Field(ge=1, le=128)
     preference: bool
     history_rows: Literal["causal", "preference"]
     num_anchors: int = Field(ge=1)
     sigma: float = Field(gt=0)
     recent_window: int = Field(ge=1)
-    tile: int = Field(ge=8)
+    tile: int = Field(ge=8, le=1024)
 
 
 class Pretrain(Section):
@@ -110,9 +122,9 @@ class Pretrain(Section):
 
     epochs: int = Field(ge=0)
     warm_epochs: int = Field(ge=0)
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=1)
     weight_decay: float = Field(ge=0)
-    mim_blocks: int = Field(ge=1)
+    mim_blocks: int = Field(ge=1, le=128)
     mask_share: float = Field(gt=0, lt=1)
     session_mask_share: float = Field(ge=0, le=1)
     batch_tokens: int = Field(ge=64)
@@ -121,7 +133,7 @@ class Pretrain(Section):
     checkpoint_steps: int = Field(ge=1)
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "float32", "bfloat16"]
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
 
 
 class Finetune(Section):
@@ -131,7 +143,7 @@ class Finetune(Section):
     epochs: int = Field(ge=1)
     warm_epochs: int = Field(ge=1)
     patience: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=1)
     inherit: bool
     inherited_scale: float = Field(ge=0)
     decay: bool
@@ -141,7 +153,8 @@ class Finetune(Section):
     weight_decay: float = Field(ge=0)
     loss: Literal["full", "sampled"]
     num_negatives: int = Field(ge=1)
-    temperature: float = Field(gt=0)
+    # The softmax subtracts no maximum: beyond 1 / 80 its exponentials overflow.
+    temperature: float = Field(ge=1 / 80)
     ranking_weight: float = Field(ge=0)
     num_candidates: int = Field(ge=1)
     batch_tokens: int = Field(ge=64)
@@ -150,13 +163,13 @@ class Finetune(Section):
     checkpoint_steps: int = Field(ge=1)
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "float32", "bfloat16"]
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
 
 
 class Evaluate(Section):
     """Protocols, cutoffs and the report."""
 
-    cutoffs: tuple[int, ...] = Field(min_length=1)
+    cutoffs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     catalogue_chunk: int = Field(ge=1)
     remove_history: bool
     retrieve: int = Field(ge=1)
@@ -164,13 +177,13 @@ class Evaluate(Section):
     report_users: int = Field(ge=0)
     calibration_bins: int = Field(ge=1)
     tuning_queries: int = Field(ge=1)
-    history_decays: tuple[float, ...] = Field(min_length=1)
+    history_decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
     transition_events: int = Field(ge=1)
     ease_ridge: float = Field(gt=0)
     ease_max_items: int = Field(ge=0)
     recency_half_life_days: float = Field(gt=0)
     prior_events: float = Field(gt=0)
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
 
 
 class Register(Section):
@@ -278,7 +291,7 @@ def load_config(path: Path = PARAMS_FILE) -> Config:
 
 def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
     """Apply `raw`'s profile to its sections and validate the result; see `load_config`."""
-    known = [*_fields(Config), "profiles"]
+    known = [*fields_of(Config), "profiles"]
     if unknown := [str(name) for name in raw if name not in known]:
         raise ConfigError(
             f"{source}: " + "; ".join(f"{u}: unknown section{meant(u, known)}" for u in unknown)
@@ -297,40 +310,24 @@ def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
             sections[section] = {**target, key: value}
     try:
         cfg = Config.model_validate(sections)
-        lines = list(_impossible(cfg))
+        lines = list(impossible(cfg))
     except ValidationError as error:
-        lines = list(_told(error))
+        lines = list(described(error, Config))
     if lines:
         places = "1 place" if len(lines) == 1 else f"{len(lines)} places"
         raise ConfigError(f"{source} is wrong in {places}:\n" + "\n".join(lines))
     return cfg
 
 
-def gate_metrics(evaluate: Evaluate, split: str) -> list[str]:
-    """Names of what `hpgr.evaluation.contest` measures, where both models rank."""
-    found = [*(f"{name}@{k}" for name in ("hr", "ndcg") for k in evaluate.cutoffs), "mrr"]
-    ranking = ["auc", "log_loss"] if split == "global-time" else []
-    return [*found, *(f"served.{n}" for n in found), f"coverage@{evaluate.cutoffs[0]}", *ranking]
-
-
-def _impossible(cfg: Config) -> Iterator[str]:
-    """One line for each rule of the gate that no model could meet."""
-    known = gate_metrics(cfg.evaluate, cfg.sessionize.split)
-    named = {"gate.metric": cfg.gate.metric} | {f"gate.guards.{n}": n for n in cfg.gate.guards}
-    for key, name in named.items():
-        if name not in known:
-            cure = (
-                "it needs sessionize.split: global-time"
-                if name in ("auc", "log_loss")
-                else "name one of these, or add its cutoff to evaluate.cutoffs"
-            )
-            yield f"  {key}: {name!r} is not among {', '.join(known)}{meant(name, known)}; {cure}"
-    samples, lowest = cfg.evaluate.bootstrap_samples, 2 / (cfg.evaluate.bootstrap_samples + 1)
-    if cfg.gate.significance < 1 and cfg.gate.significance <= lowest:
-        yield (
-            f"  gate.significance: no p-value is below {cfg.gate.significance:g}, as "
-            f"evaluate.bootstrap_samples: {samples} gives none below {lowest:.4f}; raise either"
-        )
+def overridden(raw: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """`section.key` to its value in the section and the other one that the profile sets."""
+    changes = (raw.get("profiles") or {}).get(raw.get("profile")) or {}
+    found = {}
+    for dotted, value in changes.items():
+        section, _, key = dotted.partition(".")
+        if isinstance(written := raw.get(section), dict) and written.get(key) != value:
+            found[dotted] = (written.get(key), value)
+    return found
 
 
 def _checked_profiles(profiles: Any, source: str) -> dict[str, dict[str, Any]]:
@@ -338,7 +335,7 @@ def _checked_profiles(profiles: Any, source: str) -> dict[str, dict[str, Any]]:
     if not isinstance(profiles, dict):
         raise ConfigError(f"{source}: profiles is {profiles!r}, expected names with their keys")
     every = [
-        f"{name}.{key}" for name, section in _fields(Config).items() for key in _fields(section)
+        f"{name}.{key}" for name, section in fields_of(Config).items() for key in fields_of(section)
     ]
     for name, changes in profiles.items():
         if not isinstance(changes, dict | None):
@@ -350,35 +347,3 @@ def _checked_profiles(profiles: Any, source: str) -> dict[str, dict[str, Any]]:
                     + meant(dotted, every)
                 )
     return {name: changes or {} for name, changes in profiles.items()}
-
-
-def _fields(model: Any) -> dict[str, Any]:
-    """Annotation of each field of a section by its name in the file."""
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return {}
-    return {f.alias or name: f.annotation for name, f in model.model_fields.items()}
-
-
-def _told(error: ValidationError) -> Iterator[str]:
-    """One line a mistake; a key that is only missing because it is misspelt is told once."""
-    explained = set()
-    for e in sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden"):
-        place, found = ".".join(map(str, e["loc"])), e["input"]
-        if e["type"] == "extra_forbidden":
-            model: Any = Config
-            for part in e["loc"][:-1]:
-                model = _fields(model).get(str(part))
-            hint = meant(e["loc"][-1], _fields(model))
-            if hint:
-                explained.add(".".join([*map(str, e["loc"][:-1]), hint.split("'")[1]]))
-            yield f"  {place}: unknown key{hint or '; remove it or correct its name'}"
-        elif e["type"] == "missing":
-            if place not in explained:
-                yield f"  {place}: is missing; add it"
-        elif e["type"] == "literal_error":
-            choices = re.findall(r"'([^']*)'", e["ctx"]["expected"])
-            yield f"  {place}: found {found!r}, expected {e['ctx']['expected']}" + meant(
-                found, choices
-            )
-        else:
-            yield f"  {place}: {e['msg']} (found {found!r})"

@@ -1,11 +1,14 @@
 """params.yaml as it stands: YAML in which a key counts once, and names near to a misspelt one.
 
-Reads: the file it is given. Writes: nothing.
+Words and numbers are read as DVC and YAML 1.2 read them: only true and false are switches, and
+numbers that YAML 1.1 would take for octal or base 60 are refused. Reads: the file it is given.
+Writes: nothing.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,17 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or sets a key twice.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)  # a SafeLoader
+        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Params)  # a SafeLoader
     except FileNotFoundError as error:
         raise ConfigError(f"{path} not found: run hpgr in the project's root folder") from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path} is a folder, expected the file of parameters") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise ConfigError(
+            f"{path}: brackets are nested too deep to be parameters; look for an unclosed [ or {{"
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     except yaml.YAMLError as error:
@@ -41,8 +50,34 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     return raw
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class Switch(str):
+    """An unquoted yes, no, on, off: YAML 1.1 reads a switch, YAML 1.2 a word."""
+
+    __slots__ = ()
+
+
+AMBIGUOUS = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+
+
+class _Params(yaml.SafeLoader):
     """YAML keeps the last of two equal keys; the other one was meant by somebody too."""
+
+    def construct_switch(self, node: yaml.ScalarNode) -> bool | Switch:
+        text = self.construct_scalar(node)
+        return text.lower() == "true" if text.lower() in ("true", "false") else Switch(text)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        text = self.construct_scalar(node)
+        if AMBIGUOUS.fullmatch(text):
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"{text} in line {node.start_mark.line + 1} is read as octal or base 60 by some "
+                "programs and as decimal by others: write a plain number, or quote it as text",
+            )
+        kind = node.tag.rpartition(":")[2]
+        read = self.construct_yaml_int if kind == "int" else self.construct_yaml_float
+        return read(node)
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -57,6 +92,11 @@ class _UniqueKeys(yaml.SafeLoader):
                     "remove one",
                 )
         return node
+
+
+_Params.add_constructor("tag:yaml.org,2002:bool", _Params.construct_switch)
+_Params.add_constructor("tag:yaml.org,2002:int", _Params.construct_number)
+_Params.add_constructor("tag:yaml.org,2002:float", _Params.construct_number)
 
 
 def meant(found: Any, names: Iterable[str]) -> str:

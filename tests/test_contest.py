@@ -5,7 +5,8 @@ import pytest
 from evaluation_log import random_log
 from sklearn.metrics import roc_auc_score
 
-from hpgr.config import gate_metrics, load_config
+from hpgr.config import load_config
+from hpgr.config_rules import gate_metrics
 from hpgr.data.log import FIRST_ITEM, TEST, UNKNOWN, Histories
 from hpgr.evaluation import protocols
 from hpgr.evaluation.contest import Contestant, Translated, contest

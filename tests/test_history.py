@@ -13,6 +13,11 @@ TITLES = {
     "4": "Hamlet (2000)",
     "5": "Good, the Bad and the Ugly, The (1966)",
     "6": "1",
+    "7": "20,000 Leagues Under the Sea (1954)",
+    "8": "10",
+    "a,b": "Low",
+    "9": "Ünï  double\nspace ",
+    "12": "20",
 }
 
 
@@ -47,6 +52,13 @@ def test_a_user_without_an_event_before_the_time_is_told_so(inside):
         ("Good, the Bad and the Ugly, The, Hamlet (2000)", ["5", "4"]),
         ("1", ["1"]),  # an id before a title
         ("2, 3", ["2", "3"]),
+        ("20,000 Leagues Under the Sea (1954), Alien", ["7", "1"]),
+        ("20,000 leagues under the sea,alien", ["7", "1"]),
+        ("20, Alien", ["12", "1"]),
+        ("Good,the Bad and the Ugly,The,2", ["5", "2"]),
+        ("a,b, low,1", ["a,b", "a,b", "1"]),
+        ("U\u0308nï double space", ["9"]),
+        ("10", ["8"]),
     ],
 )
 def test_entries_are_ids_and_titles_with_or_without_the_year(text, found):
@@ -63,6 +75,7 @@ def test_entries_are_ids_and_titles_with_or_without_the_year(text, found):
         ("Allien", "'Allien' is neither an item id nor a title. Closest titles: Alien"),
         ("qqqqqq", "Closest titles: none"),
         ("", "'' is neither an item id nor a title"),
+        ("Alien,, Aliens", "'' is neither an item id nor a title"),
     ],
 )
 def test_an_entry_that_is_no_one_item_is_told_what_is_near(text, told):

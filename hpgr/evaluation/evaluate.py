@@ -32,6 +32,7 @@ from hpgr.evaluation.tables import (
     retrieval_tables,
 )
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
+from hpgr.terminal import cell
 
 SESSIONS = Path("artifacts/sessions")
 TRAINED = (Path("artifacts/finetune"), Path("artifacts/finetune_hstu"))
@@ -105,7 +106,7 @@ def evaluate(cfg: Config) -> None:
     for table in tables:
         console.print(results_table(table))
     for note in notes:
-        console.print(note, style="dim")
+        console.print(cell(note), style="dim")
 
 
 def open_log() -> EventLog:

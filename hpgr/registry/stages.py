@@ -47,3 +47,4 @@ STAGES = {
         "Judge the model beside the baselines; write the report.",
     ),
 }
+NEEDS_MODEL = ("pretrain", "finetune", "evaluate")  # read the section `model` too

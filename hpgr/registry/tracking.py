@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpgr.config import Config
 from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
-from hpgr.registry.stages import STAGES
+from hpgr.registry.stages import NEEDS_MODEL, STAGES
 from hpgr.registry.summary import headline
 from hpgr.runtime import UserError, atomic_path, read_json, sole_writer
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 STORE = Path("mlflow/store")
 DATABASE = STORE / "mlflow.db"
 BATCH = 1000  # metrics that one request to MLflow may carry
-NEEDS_MODEL = ("pretrain", "finetune", "evaluate")
 SYSTEM_METRICS = {  # MLflow shows names below system/ on a page of their own
     "cpu_percent": "system/cpu_utilization_percentage",
     "memory_mb": "system/system_memory_usage_megabytes",

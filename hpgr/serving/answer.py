@@ -26,6 +26,7 @@ from hpgr.serving.champion import load_champion
 from hpgr.serving.history import SESSIONS, of_user, typed
 from hpgr.serving.recommender import Answer, Driver, Recommender, load_told
 from hpgr.serving.request import Request
+from hpgr.terminal import cell
 
 SOURCES = ("champion", "artifacts")
 SHOWN_EVENTS = 5  # newest events printed above an answer
@@ -95,15 +96,16 @@ def show(recommender: Recommender, request: Request, *, k: int, title: str) -> N
     names = dict(recommender.names.values())
     recent = [names.get(i, i) for i in request.item_ids[-SHOWN_EVENTS:]]
     asked = datetime.fromtimestamp(int(request.request_time or 0), UTC)
-    console.print(
-        f"\n[bold]{title}[/bold], {len(request.item_ids)} events, asking at "
-        f"{asked:%Y-%m-%d %H:%M} UTC; last: {'; '.join(recent)}",
-        highlight=False,
+    line = cell(
+        f"{title}, {len(request.item_ids)} events, asking at {asked:%Y-%m-%d %H:%M} UTC; "
+        f"last: {'; '.join(recent)}"
     )
+    line.stylize("bold", 0, len(cell(title)))
+    console.print()
+    console.print(line)
     console.print(_table(answer))
     if answer.drivers:
-        picked = _shares(answer.drivers[:SHOWN_EVENTS])
-        console.print(f"found by: {picked}", highlight=False)
+        console.print(cell(f"found by: {_shares(answer.drivers[:SHOWN_EVENTS])}"))
 
 
 def _table(answer: Answer) -> Table:
@@ -114,7 +116,7 @@ def _table(answer: Answer) -> Table:
     for rank, item in enumerate(answer.items, start=1):
         numbers = ["–" if n is None else f"{n:.3f}" for n in (item.score, item.similarity)]
         because = _shares(item.drivers[:SHOWN_DRIVERS])
-        table.add_row(str(rank), item.title, item.item_id, *numbers, because)
+        table.add_row(str(rank), cell(item.title), cell(item.item_id), *numbers, cell(because))
     return table
 
 

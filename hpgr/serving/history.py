@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import time
+import unicodedata
 from datetime import UTC, datetime
 
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from hpgr.serving.request import LATEST_SECONDS, Request
 
 SESSIONS = STAGES["sessionize"].output
 YEAR = re.compile(r"\s*\(\d{4}\)$")
+COMMA = re.compile(r" ?, ?")
 SPACING_S = 60  # between the events of a typed history, which has no times
 
 
@@ -69,10 +71,11 @@ def typed(text: str, at: str | None, recommender: Recommender) -> Request:
 
 
 def find_items(text: str, titles: dict[str, str]) -> list[str]:
-    """Item ids of the entries of `text`, which commas part; a title may hold commas itself.
+    """Item ids of the entries of `text`, which commas part; ids and titles may hold commas too.
 
-    An entry is an id, a title, or a title without its year where that is unambiguous. The longest
-    run of comma-parted pieces that is one of these is taken first.
+    An entry is an id, a title, or a title without its year where that is unambiguous; letter case
+    and the amount of white space do not matter. The longest run of comma-parted pieces that is one
+    of these is taken first.
 
     Args:
         text: the entries.
@@ -83,29 +86,49 @@ def find_items(text: str, titles: dict[str, str]) -> list[str]:
     """
     known: dict[str, list[str]] = {}
     for item_id, title in titles.items():
-        for form in {title.casefold(), YEAR.sub("", title).casefold()}:
+        for form in {_folded(title), _folded(YEAR.sub("", title))}:
             known.setdefault(form, []).append(item_id)
-    pieces = [piece.strip() for piece in text.split(",")]
+    ids = {_folded(item_id): item_id for item_id in titles}
+    longest = 1 + max((form.count(",") for form in (*known, *ids)), default=0)
+    pieces = text.split(",")
     found: list[str] = []
     place = 0
     while place < len(pieces):
-        for end in range(len(pieces), place, -1):
-            entry = ", ".join(pieces[place:end])
-            matches = [entry] if entry in titles else known.get(entry.casefold(), [])
+        for end in range(min(len(pieces), place + longest), place, -1):
+            entry = ",".join(pieces[place:end])  # as typed: a title may have no space at its comma
+            matches = _named(entry, titles, ids, known)
             if len(matches) > 1:
                 options = "; ".join(f"{titles[i]} (id {i})" for i in matches)
-                raise UserError(f"{entry!r} fits several items: {options}")
+                raise UserError(f"{entry.strip()!r} fits several items: {options}")
             if matches:
                 found += matches
                 place = end
                 break
         else:
-            close = difflib.get_close_matches(pieces[place].casefold(), known, n=3)
+            close = difflib.get_close_matches(_folded(pieces[place]), known, n=3)
             offer = "; ".join(titles[known[form][0]] for form in close) or "none"
             raise UserError(
-                f"{pieces[place]!r} is neither an item id nor a title. Closest titles: {offer}"
+                f"{pieces[place].strip()!r} is neither an item id nor a title. "
+                f"Closest titles: {offer}"
             )
     return found
+
+
+def _named(
+    entry: str, titles: dict[str, str], ids: dict[str, str], known: dict[str, list[str]]
+) -> list[str]:
+    """Ids that `entry` may mean; an exact id comes before everything else."""
+    for spelled in (entry, entry.strip()):
+        if spelled in titles:
+            return [spelled]
+    form = _folded(entry)
+    return known.get(form) or ([ids[form]] if form in ids else [])
+
+
+def _folded(text: str) -> str:
+    """Letter case, composed signs and white space, also around commas, made equal."""
+    plain = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return COMMA.sub(",", plain).strip()
 
 
 def seconds(value: str | int | datetime, *, where: str) -> int:

@@ -6,6 +6,7 @@ the message may come of it.
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import yaml
 from params_text import params_text
 from workspace import hpgr, no_traceback
 
-from hpgr.config import Config, ConfigError, load_config
+from hpgr.config import Config, ConfigError, load_config, resolve
 
 TEXT = params_text("quick")
 PARAMS = yaml.safe_load(TEXT)
@@ -198,3 +199,114 @@ def test_the_smallest_number_of_resamples_that_can_be_significant_is_one_more(tm
     path = tmp_path / "params.yaml"
     path.write_text(in_section("evaluate", "bootstrap_samples: 2000", "bootstrap_samples: 40"))
     assert load_config(path).gate.significance > 2 / 41
+
+
+@pytest.mark.parametrize(
+    ("section", "find", "put", "message"),
+    [
+        ("model", "num_heads: 2", "num_heads: 3", "model.num_heads: 3 heads do not divide "
+         "model.dim: 64; possible: 1, 2, 4, 8, 16, 32, 64"),
+        ("model", "dim: 64", "dim: 65", "possible: 1, 5, 13, 65"),
+        ("model", "dim: 64", "dim: 1000000000", "model.dim: found 1000000000, expected at most"),
+        ("model", "position_bias: true", "position_bias: maybe",
+         "model.position_bias: found 'maybe', expected true or false"),
+        ("evaluate", r"cutoffs: .*", "cutoffs: [0, 10]",
+         "evaluate.cutoffs.0: found 0, expected at least 1"),
+        ("evaluate", r"cutoffs: .*", "cutoffs: [-5, 10]",
+         "evaluate.cutoffs.0: found -5, expected at least 1"),
+        ("evaluate", r"cutoffs: .*", "cutoffs: [10, 10, 50]",
+         "evaluate.cutoffs: found [10, 10, 50], expected each once, the smallest first: [10, 50]"),
+        ("evaluate", r"cutoffs: .*", "cutoffs: 10",
+         "evaluate.cutoffs: found 10, expected a list, such as [10]"),
+        ("evaluate", r"history_decays: [^#]*", "history_decays: [0.5, 5.0] ",
+         "evaluate.history_decays.1: found 5.0, expected at most 1"),
+        ("evaluate", r"history_decays: [^#]*", "history_decays: [0.0] ",
+         "evaluate.history_decays.0: found 0.0, expected more than 0"),
+        ("finetune", "learning_rate: 0.002", "learning_rate: 0,002",
+         "finetune.learning_rate: found '0,002', expected a number, such as 0.002 (a point"),
+        ("finetune", "learning_rate: 0.002", "learning_rate: 1.0e+6",
+         "finetune.learning_rate: found 1000000.0, expected at most 1"),
+        ("finetune", "temperature: 0.05", "temperature: 0.001",
+         "finetune.temperature: found 0.001, expected at least 0.0125"),
+        ("pretrain", "seed: 0", "seed: 010", "010 in line"),
+        ("pretrain", "seed: 0", "seed: 1e30", "pretrain.seed: found '1e30', expected"),
+        ("sessionize", "gap_s: 1800", "gap_s: 30:00", "30:00 in line"),
+        ("sessionize", "positive_actions: null", "positive_actions: buy",
+         "sessionize.positive_actions: found 'buy', expected a list, such as [buy]"),
+        ("sessionize", "positive_actions: null", "positive_actions: on",
+         "sessionize.positive_actions: a switch"),
+        ("data", "items: null", "items: no", "data.items: a switch"),
+        ("data", "item_id: item_id", "item_id: user_id",
+         "data.columns.item_id: 'user_id' is data.columns.user_id already"),
+        ("serve", "max_k: 100", "max_k: 5", "serve.k: found 10, expected at most serve.max_k: 5"),
+    ],
+)  # fmt: skip
+def test_an_impossible_value_is_refused_with_what_is_possible(
+    section, find, put, message, tmp_path
+):
+    assert message in refusal(tmp_path, in_section(section, find, put))
+
+
+def test_a_score_of_a_head_that_is_not_trained_cannot_be_watched(tmp_path):
+    text = in_section("finetune", "monitor: [^ ]*", "monitor: validation_auc")
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    assert load_config(path).finetune.monitor == "validation_auc"
+    text = text.replace("  ranking_weight: 0.2", "  ranking_weight: 0.0")
+    assert "finetune.monitor: validation_auc needs a ranking head" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("[on, buy]", ("on", "buy")),
+        ('["on", "buy"]', ("on", "buy")),
+        ("[1, 2]", ("1", "2")),
+        ("[No]", ("No",)),
+    ],
+)
+def test_positive_actions_are_words(written, meant, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        in_section("sessionize", "positive_actions: null", f"positive_actions: {written}")
+    )
+    assert load_config(path).sessionize.positive_actions == meant
+
+
+def test_a_file_of_opening_brackets_is_refused_in_one_line(tmp_path):
+    assert "nested too deep" in refusal(tmp_path, "[" * 20_000)
+
+
+def values(section: dict, place: str = ""):
+    for key, value in section.items():
+        if isinstance(value, dict) and key not in ("guards", "remote"):
+            yield from values(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}"
+
+
+@pytest.mark.parametrize("odd", ["word", [], {}, -1, 10**40, 0.5, None, True, [[None]], ""])
+def test_no_message_speaks_the_language_of_the_library(odd):
+    """Every key with a value of every kind: accepted, or refused in our own words."""
+    for dotted in values({k: v for k, v in PARAMS.items() if k not in ("profile", "profiles")}):
+        params = copy.deepcopy(PARAMS)
+        *sections, key = dotted.split(".")
+        target = params
+        for section in sections:
+            target = target[section]
+        target[key] = odd
+        try:
+            resolve(params)
+        except ConfigError as error:
+            assert "Input should" not in str(error) and "Value error" not in str(error), dotted
+            assert dotted in str(error) or key in str(error)
+
+
+def test_a_stage_says_which_of_its_values_the_profile_replaces(tmp_path):
+    text = in_section("model", "dim: 64", "dim: 32").replace("profile: quick", "profile: smoke", 1)
+    (tmp_path / "params.yaml").write_text(text)
+    said = hpgr("pretrain", cwd=tmp_path).told
+    assert "profile smoke: model.dim is 16, not 32 as its section says" in said
+    assert "evaluate." not in said
+    printed = hpgr("params", cwd=tmp_path).told
+    assert "# profile smoke: evaluate.bootstrap_samples is 200, not 2000" in printed

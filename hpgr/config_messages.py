@@ -1,0 +1,97 @@
+"""What is wrong with params.yaml, in words: one line a mistake, each with what is possible.
+
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from hpgr.params import meant
+
+COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
+# Type of a pydantic error, and what its limits are called in `ctx`, to what was expected.
+EXPECTED = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "too_short": "at least {min_length} value(s)",
+    "string_too_short": "at least {min_length} character(s)",
+    "finite_number": "a finite number",
+    "int_from_float": "a whole number",
+    "string_pattern_mismatch": "text that matches {pattern}",
+}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "a path",
+    "tuple": "a list, such as [{found}]",
+    "list": "a list, such as [{found}]",
+    "dict": "names with values, one a line",
+    "model": "names with values, one a line",
+    "datetime": "a time, such as 2003-02-28T12:00",
+    "date": "a time, such as 2003-02-28T12:00",
+}
+
+
+def fields_of(model: Any) -> dict[str, Any]:
+    """Annotation of each field of a section by its name in the file; nothing of anything else."""
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return {}
+    return {f.alias or name: f.annotation for name, f in model.model_fields.items()}
+
+
+def described(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
+    """One line a mistake; a key that is only missing because it is misspelt is named once.
+
+    Args:
+        error: what validating the file found.
+        root: the model of the whole file.
+    """
+    explained: set[str] = set()
+    for e in sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden"):
+        place, found = ".".join(map(str, e["loc"])), e["input"]
+        if e["type"] == "extra_forbidden":
+            model: Any = root
+            for part in e["loc"][:-1]:
+                model = fields_of(model).get(str(part))
+            hint = meant(e["loc"][-1], fields_of(model))
+            if hint:
+                explained.add(".".join([*map(str, e["loc"][:-1]), hint.split("'")[1]]))
+            yield f"  {place}: unknown key{hint or '; remove it or correct its name'}"
+        elif e["type"] == "missing":
+            if place not in explained:
+                yield f"  {place}: is missing; add it"
+        elif e["type"] == "value_error":
+            yield f"  {place}: {e['ctx']['error']} (found {found!r})"
+        elif e["type"] == "literal_error":
+            choices = re.findall(r"'([^']*)'", e["ctx"]["expected"])
+            yield f"  {place}: found {found!r}, expected {e['ctx']['expected']}" + meant(
+                found, choices
+            )
+        else:
+            yield f"  {place}: found {_shown(found)}, expected {_expected(e, found)}"
+
+
+def _expected(error: Any, found: Any) -> str:
+    kind = error["type"]
+    if kind in EXPECTED:
+        return EXPECTED[kind].format(**error.get("ctx", {}))
+    hint = ""
+    if isinstance(found, str) and COMMA.fullmatch(found):
+        hint = f", such as {found.strip().replace(',', '.')} (a point, no comma)"
+    word = KINDS.get(kind.partition("_")[0])
+    if word is None:
+        return f"something else ({error['msg']})"
+    return word.format(found=found) + hint
+
+
+def _shown(found: Any) -> str:
+    return "nothing" if found is None else repr(found)

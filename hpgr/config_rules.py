@@ -1,0 +1,91 @@
+"""Rules between parameters: what no single value shows to be impossible.
+
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hpgr.params import meant
+
+if TYPE_CHECKING:
+    from hpgr.config import Config, Evaluate, Model
+
+
+def impossible(cfg: Config) -> Iterator[str]:
+    """One line for each combination of values that nothing could work with."""
+    yield from _model(cfg.model)
+    yield from _training(cfg)
+    yield from _evaluation(cfg)
+    yield from _gate(cfg)
+    if cfg.serve.k > cfg.serve.max_k:
+        yield f"  serve.k: found {cfg.serve.k}, expected at most serve.max_k: {cfg.serve.max_k}"
+    yield from _columns(cfg)
+
+
+def gate_metrics(evaluate: Evaluate, split: str) -> list[str]:
+    """Names of what `hpgr.evaluation.contest` measures, where both models rank."""
+    found = [*(f"{name}@{k}" for name in ("hr", "ndcg") for k in evaluate.cutoffs), "mrr"]
+    ranking = ["auc", "log_loss"] if split == "global-time" else []
+    return [*found, *(f"served.{n}" for n in found), f"coverage@{evaluate.cutoffs[0]}", *ranking]
+
+
+def _model(model: Model) -> Iterator[str]:
+    if model.dim % model.num_heads:
+        possible = [n for n in range(1, model.dim + 1) if model.dim % n == 0]
+        yield (
+            f"  model.num_heads: {model.num_heads} heads do not divide model.dim: {model.dim}; "
+            f"possible: {', '.join(map(str, possible))}"
+        )
+
+
+def _training(cfg: Config) -> Iterator[str]:
+    if cfg.finetune.monitor == "validation_auc" and cfg.finetune.ranking_weight == 0:
+        yield (
+            "  finetune.monitor: validation_auc needs a ranking head, and finetune.ranking_weight "
+            "is 0; raise it, or monitor validation_ndcg@10"
+        )
+
+
+def _evaluation(cfg: Config) -> Iterator[str]:
+    cutoffs = list(cfg.evaluate.cutoffs)
+    if cutoffs != sorted(set(cutoffs)):
+        yield (
+            f"  evaluate.cutoffs: found {cutoffs}, expected each once, the smallest first: "
+            f"{sorted(set(cutoffs))}"
+        )
+
+
+def _gate(cfg: Config) -> Iterator[str]:
+    known = gate_metrics(cfg.evaluate, cfg.sessionize.split)
+    named = {"gate.metric": cfg.gate.metric} | {f"gate.guards.{n}": n for n in cfg.gate.guards}
+    for key, name in named.items():
+        if name not in known:
+            fix = (
+                "it needs sessionize.split: global-time"
+                if name in ("auc", "log_loss")
+                else "name one of these, or add its cutoff to evaluate.cutoffs"
+            )
+            yield f"  {key}: {name!r} is not among {', '.join(known)}{meant(name, known)}; {fix}"
+    samples, lowest = cfg.evaluate.bootstrap_samples, 2 / (cfg.evaluate.bootstrap_samples + 1)
+    if cfg.gate.significance < 1 and cfg.gate.significance <= lowest:
+        yield (
+            f"  gate.significance: no p-value is below {cfg.gate.significance:g}, as "
+            f"evaluate.bootstrap_samples: {samples} gives none below {lowest:.4f}; raise either"
+        )
+
+
+def _columns(cfg: Config) -> Iterator[str]:
+    """User, item and time are three columns; a title may well be the id."""
+    columns = cfg.data.columns
+    seen: dict[str, str] = {}
+    for ours in ("user_id", "item_id", "timestamp"):
+        theirs = getattr(columns, ours)
+        if theirs in seen:
+            yield (
+                f"  data.columns.{ours}: {theirs!r} is data.columns.{seen[theirs]} already; name "
+                "another column"
+            )
+        seen[theirs] = ours

@@ -1,0 +1,34 @@
+"""Text that comes from data, shown as it is: no markup, and no signs that steer a terminal.
+
+Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+# Control characters, line and paragraph separators, and marks that turn the direction of writing
+# or are not seen at all. A newline and a tab stay where several lines are printed.
+STEERING = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+LINES = re.compile(f"[{STEERING}]")
+ONE_LINE = re.compile(f"[\t\n{STEERING}]")
+
+
+def printable(text: object) -> str:
+    """`text` with every steering character as Python writes it; newlines and tabs stay."""
+    return LINES.sub(_written_out, str(text))
+
+
+def cell(text: object) -> Text:
+    """One line of text for Rich, which reads no markup and no emoji code in it."""
+    from rich.text import Text
+
+    return Text(ONE_LINE.sub(_written_out, str(text)))
+
+
+def _written_out(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
