@@ -46,6 +46,7 @@ from hpgr.data.problems import (
 )
 from hpgr.data.raw_file import (
     PARQUET,
+    Absent,
     holds_parts,
     partition_of,
     parts_of,
@@ -90,6 +91,8 @@ def doctor(path: Path, cfg: Config) -> list[Problem]:
     has the name that `cfg.data` gives to such a table, else of events. At most LINES_PER_KIND lines
     are listed for each kind.
     """
+    if refused := _refused(path):
+        return refused
     data = cfg.data.model_copy(update={"format": "table"})
     names = [n for n in (data.interactions, data.items, data.users) if n is not None]
     if path.is_dir() and not holds_parts(path) and path.name not in names:
@@ -99,12 +102,22 @@ def doctor(path: Path, cfg: Config) -> list[Problem]:
     return _examine_file(path, data, cfg)
 
 
-def _examine_file(path: Path, data: Data, cfg: Config) -> list[Problem]:
-    if not path.exists() and not path.is_symlink():
-        return [whole_file(path, "missing", "nothing", "a file or folder", "correct the path")]
-    problems: list[Problem] = []
+def _refused(path: Path) -> list[Problem]:
+    """What is wrong with a path that cannot be read at all."""
     try:
         require_path(path, "correct the path")
+    except Absent:
+        return [whole_file(path, "missing", "nothing", "a file or folder", "correct the path")]
+    except UserError as error:
+        return [unreadable(path, error)]
+    return []
+
+
+def _examine_file(path: Path, data: Data, cfg: Config) -> list[Problem]:
+    if refused := _refused(path):
+        return refused
+    problems: list[Problem] = []
+    try:
         for part in parts_of(path):
             problems += _examine_part(part, path, data)
     except UserError as error:

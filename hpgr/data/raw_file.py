@@ -36,13 +36,18 @@ FOREIGN = (  # first bytes, what they say, what to do
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # how Spark and Hive spell a partition of no value
 
 
+class Absent(UserError):
+    """Nothing is where a file or folder is expected."""
+
+
 def require_path(path: Path, absent: str) -> None:
     """Refuse what is neither a readable file nor a folder that can be listed, without reading it.
 
     `absent` says what to do where nothing is there.
 
     Raises:
-        UserError: it is missing, a link to nothing, a device, a pipe, or may not be read.
+        Absent: nothing is there.
+        UserError: it is a link to nothing, a device, a pipe, or may not be read.
     """
     try:
         kind = path.stat().st_mode
@@ -58,7 +63,7 @@ def require_path(path: Path, absent: str) -> None:
                 f"{path} is a link to {path.readlink()}, which does not exist: "
                 "bring that file back, or put a copy in the link's place"
             ) from None
-        raise UserError(f"{path} not found: {absent}") from None
+        raise Absent(f"{path} not found: {absent}") from None
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): allow this user to read it, or name another"

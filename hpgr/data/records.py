@@ -95,17 +95,24 @@ def records(path: Path, dialect: Dialect) -> Iterator[Records]:
     for number, block in _below_header(path, dialect):
         data, line = (held + block, held_line) if held else (block, number)
         found = _whole_records(data, line, dialect)
+        for place in np.flatnonzero(found.nexts - found.starts > MAX_LINE):
+            record = data[found.starts[place] : found.nexts[place]]
+            _require_length(int(found.lines[place]), record)
         yield found
         held = data[found.stop :]
         held_line = line + len(line_ends(data[: found.stop]))
-        if len(held) > MAX_LINE and len(held.decode()) > MAX_LINE:
-            raise Malformed(
-                held_line,
-                f"a quoted value is longer than {MAX_LINE:,} characters; look for a quote "
-                '(") that is never closed',
-            )
+        _require_length(held_line, held)
     if held:
         raise Malformed(held_line, 'a quote (") is opened and never closed')
+
+
+def _require_length(line: int, record: bytes) -> None:
+    if len(record) > MAX_LINE and len(record.decode()) > MAX_LINE:
+        raise Malformed(
+            line,
+            f'a row is longer than {MAX_LINE:,} characters; look for a quote (") that is never '
+            "closed",
+        )
 
 
 def _below_header(path: Path, dialect: Dialect) -> Iterator[tuple[int, bytes]]:
