@@ -60,6 +60,7 @@ class Data(Section):
     users: str | None
     columns: Columns
     category_separator: str = Field(min_length=1)
+    quoting: Literal["auto", "doubled", "backslash", "none"]
 
 
 class Validate(Section):

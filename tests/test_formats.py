@@ -182,7 +182,7 @@ def test_any_text_survives_csv(tmp_path_factory, rows):
         csv.writer(file).writerows([("user_id", "item_id", "timestamp"), *rows])
     missing = {"", "nan", "NaN", "NAN", "null", "NULL", "None", "<NA>"}
     expected = [tuple(None if v.strip() in missing else v for v in row) for row in rows]
-    assert records(events(config(folder)), *EVENTS[:3]) == expected
+    assert records(events(config(folder, quoting="doubled")), *EVENTS[:3]) == expected
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(-(2**52), 2**52)), min_size=1))

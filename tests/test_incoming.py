@@ -14,7 +14,7 @@ from own_log import START, config, write_csv
 
 from hpgr.data import ledger
 from hpgr.data.expectations import Expectations
-from hpgr.data.incoming import Verdict, batch_files, examine
+from hpgr.data.incoming import Verdict, batch_files, batch_tables, examine
 from hpgr.data.increments import digest, place
 from hpgr.data.validate import REJECTED, VALIDATED, validate
 from hpgr.runtime import UserError, read_json
@@ -228,7 +228,7 @@ def test_a_repeated_item_is_refused(folder, tmp_path):
 
 def test_a_batch_that_was_taken_in_is_known(folder, tmp_path):
     cfg, path = shop(), write_csv(tmp_path / "any name.csv", following(), HEADER)
-    files = batch_files(cfg.data, path)
+    files = batch_files(cfg.data, batch_tables(cfg.data, path))
     where = place(cfg.data.path, f"0001-{digest(files)}", files)
     try:
         assert examine(cfg, path, evidence=False).taken == where
@@ -271,4 +271,4 @@ def test_without_a_validated_log_there_is_nothing_to_compare_with(folder, tmp_pa
 )
 def test_what_is_no_batch_is_named(folder, tmp_path, make, message):
     with pytest.raises(UserError, match=message):
-        batch_files(shop().data, make(tmp_path))
+        batch_tables(shop().data, make(tmp_path))

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import time
 
@@ -25,7 +25,6 @@ from hpgr.data.contract import (
     EVENT_COLUMNS,
     FIELDS_RULE,
     ITEM,
-    PART,
     ROW,
     TIMESTAMP,
     USER,
@@ -36,10 +35,28 @@ from hpgr.data.contract import (
 )
 from hpgr.data.expectations import Expectations
 from hpgr.data.formats import read_raw
-from hpgr.data.raw_file import MAX_LINE, PARQUET, require_file, require_text
+from hpgr.data.problems import (
+    LINES_PER_KIND,
+    Problem,
+    dialect_problems,
+    no_rows,
+    text_problems,
+    unreadable,
+    whole_file,
+)
+from hpgr.data.raw_file import (
+    PARQUET,
+    Absent,
+    holds_parts,
+    partition_of,
+    parts_of,
+    require_path,
+    require_text,
+)
 from hpgr.data.staging import copies, stage
 from hpgr.data.tables import (
     LINE,
+    SOURCE,
     header,
     repeated,
     suggestion,
@@ -47,11 +64,8 @@ from hpgr.data.tables import (
 )
 from hpgr.runtime import UserError
 
-LINES_PER_KIND = 5
 CHUNK_ROWS = 1 << 18
 NOT_WHOLE = "timestamp is not a whole number"
-BOM = "\ufeff"
-NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 # Shapes of what stands where epoch seconds should; the first that fits names the value.
 SHAPES = (
@@ -69,141 +83,91 @@ CURES = {
 }
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong: where, what was found, what was expected, and the cure.
-
-    `line` counts from 1 (of Parquet: the row) and is None where the whole file is meant. A
-    problem that is not `serious` is only worth knowing: the file is read all the same. `more`
-    says how many further lines have the same `kind` and are not listed.
-    """
-
-    file: Path
-    kind: str
-    line: int | None
-    column: str | None
-    found: str
-    expected: str
-    cure: str
-    serious: bool = True
-    more: int = 0
-
-    def __str__(self) -> str:
-        place = ", ".join(
-            part
-            for part in (
-                str(self.file),
-                f"line {self.line}" if self.line is not None else "",
-                self.column or "",
-            )
-            if part
-        )
-        text = f"{place}: {self.kind}: found {self.found}, expected {self.expected}; {self.cure}"
-        if not self.serious:
-            text += " (a note: the file is read all the same)"
-        return f"{text}\n  ... and {self.more:,} more lines of this kind" if self.more else text
-
-
 def doctor(path: Path, cfg: Config) -> list[Problem]:
     """What is wrong with `path`, in order of files and lines; empty where nothing is.
 
-    `path` is a raw folder in the format that `cfg.data` names, or one Parquet or CSV file with
-    the columns of `cfg.data.columns`: of items or users where it has the name that `cfg.data`
-    gives to such a file, else of events. At most LINES_PER_KIND lines are listed for each kind.
+    `path` is a raw folder in the format that `cfg.data` names, or one table with the columns of
+    `cfg.data.columns`, a Parquet or CSV file or a folder of such parts: of items or users where it
+    has the name that `cfg.data` gives to such a table, else of events. At most LINES_PER_KIND lines
+    are listed for each kind.
     """
-    if path.is_dir() and cfg.data.format != "table":
-        return _examine_log(cfg.data.model_copy(update={"path": path}), cfg)
+    if refused := _refused(path):
+        return refused
     data = cfg.data.model_copy(update={"format": "table"})
-    if path.is_dir():
-        names = [n for n in (data.interactions, data.items, data.users) if n is not None]
+    names = [n for n in (data.interactions, data.items, data.users) if n is not None]
+    if path.is_dir() and not holds_parts(path) and path.name not in names:
+        if cfg.data.format != "table":
+            return _examine_log(cfg.data.model_copy(update={"path": path}), cfg)
         return [p for name in names for p in _examine_file(path / name, data, cfg)]
     return _examine_file(path, data, cfg)
 
 
-def _examine_file(path: Path, data: Data, cfg: Config) -> list[Problem]:
-    if not path.exists() and not path.is_symlink():
-        return [_whole_file(path, "missing", "nothing", "a file or folder", "correct the path")]
+def _refused(path: Path) -> list[Problem]:
+    """What is wrong with a path that cannot be read at all."""
     try:
-        require_file(path, "correct the path")
-        if path.suffix not in PARQUET:
-            require_text(path)
+        require_path(path, "correct the path")
+    except Absent:
+        return [whole_file(path, "missing", "nothing", "a file or folder", "correct the path")]
     except UserError as error:
-        return [_unreadable(path, error)]
-    problems = _examine_text(path) if path.suffix not in PARQUET else []
-    if not any(p.serious for p in problems):
-        problems += _examine_header(path, data)
+        return [unreadable(path, error)]
+    return []
+
+
+def _examine_file(path: Path, data: Data, cfg: Config) -> list[Problem]:
+    if refused := _refused(path):
+        return refused
+    problems: list[Problem] = []
+    try:
+        for part in parts_of(path):
+            problems += _examine_part(part, path, data)
+    except UserError as error:
+        return [*problems, unreadable(path, error)]
     if any(p.serious for p in problems):
         return problems
     if path.name == data.items or path.name == data.users:
         return problems + _examine_table(path, data)
     beside = {
-        role: name if name is not None and (path.parent / name).is_file() else None
+        role: name if name is not None and (path.parent / name).exists() else None
         for role, name in (("items", data.items), ("users", data.users))
     }
     log = data.model_copy(update={"path": path.parent, "interactions": path.name, **beside})
     return problems + _examine_log(log, cfg)
 
 
-def _whole_file(path: Path, kind: str, found: str, expected: str, cure: str) -> Problem:
-    return Problem(path, kind, None, None, found, expected, cure)
+def _examine_part(part: Path, table: Path, data: Data) -> list[Problem]:
+    """One file of a table: its text, its header and its dialect."""
+    if part.suffix in PARQUET:
+        return list(_examine_header(part, table, data))
+    try:
+        require_text(part)
+    except UserError as error:
+        return [unreadable(part, error)]
+    problems = text_problems(part)
+    if not any(p.serious for p in problems):
+        problems += _examine_header(part, table, data)
+    if not any(p.serious for p in problems):
+        problems += dialect_problems(part, data.quoting)
+    return problems
 
 
-def _examine_text(path: Path) -> list[Problem]:
-    """Encoding, line ends and length of the lines of a text file."""
-    crlf = number = 0
-    unreadable, bad = [], []
-    bom: list[Problem] = []
-    # Bytes that are no UTF-8 come as lone surrogates, to be told with their lines.
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        while line := file.readline(MAX_LINE):
-            number += 1
-            crlf += line.endswith("\r\n")
-            if number == 1 and line.startswith(BOM):
-                found = "EF BB BF before the header"
-                cure = "save without it"
-                bom = [Problem(path, "byte order mark", 1, None, found, "none", cure, False)]
-            if not line.isascii() and (byte := NOT_UTF8.search(line)):
-                unreadable.append((number, f"byte {ord(byte[0]) - 0xDC00:02X}"))
-            if "\0" in line:
-                cure = "the file is damaged or no text: export it anew"
-                bad.append(Problem(path, "NUL", number, None, "byte 00", "text", cure))
-            if len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
-                found = f"more than {MAX_LINE:,} characters"
-                cure = "look for lost line breaks"
-                bad.append(
-                    Problem(path, "endless line", number, None, found, "one row a line", cure)
-                )
-                break
-    problems = bom
-    if crlf:
-        found = f"CRLF in {crlf:,} of {number:,} lines"
-        problems.append(
-            Problem(path, "Windows line ends", None, None, found, "LF", "save with LF", False)
-        )
-    problems += _capped(
-        Problem(path, "not UTF-8", number, None, byte, "UTF-8 text", "save the file as UTF-8")
-        for number, byte in unreadable
-    )
-    return problems + _capped(bad)
-
-
-def _columns_of(path: Path, data: Data) -> dict[str, str]:
-    """Columns that the file must have by its role, ours -> theirs."""
+def _columns_of(table: Path, data: Data) -> dict[str, str]:
+    """Columns that the table must have by its role, ours -> theirs."""
     mapped = data.columns
-    if path.name == data.users:
+    if table.name == data.users:
         wanted = [USER]
-    elif path.name == data.items:
+    elif table.name == data.items:
         wanted = [ITEM, "title", "categories"]
     else:
         wanted = list(EVENT_COLUMNS)
     return {name: getattr(mapped, name) for name in wanted if getattr(mapped, name) is not None}
 
 
-def _examine_header(path: Path, data: Data) -> Iterator[Problem]:
+def _examine_header(path: Path, table: Path, data: Data) -> Iterator[Problem]:
+    """The columns of one file of a table."""
     try:
         names = header(path)
     except UserError as error:
-        yield _unreadable(path, error)
+        yield unreadable(path, error)
         return
     for name in repeated(names):
         places = [str(n + 1) for n, other in enumerate(names) if other == name]
@@ -216,7 +180,8 @@ def _examine_header(path: Path, data: Data) -> Iterator[Problem]:
             "each name once",
             "rename or drop the copies",
         )
-    for wanted, name in _columns_of(path, data).items():
+    names += [name for name in partition_of(path, table) if name not in names]
+    for wanted, name in _columns_of(table, data).items():
         if name not in names:
             yield Problem(
                 path,
@@ -233,7 +198,7 @@ class _Listing:
     """Problems of one file's rows, capped for each kind."""
 
     def __init__(self, files: Sequence[Path], columns: dict[str, str]) -> None:
-        """`files` are those of the parts that the rows are from."""
+        """`files` are those that the rows are from, by their `source`."""
         self._files, self._columns = files, columns
         self._listed: dict[str, list[Problem]] = {}
         self._counts: Counter[str] = Counter()
@@ -255,7 +220,7 @@ class _Listing:
         for _, row in rows.head(LINES_PER_KIND - len(listed)).iterrows():
             listed.append(
                 Problem(
-                    file=self._files[row.get(PART, 0)],
+                    file=self._files[row.get(SOURCE, 0)],
                     kind=rule.name,
                     line=int(row[LINE]),
                     column=self._columns.get(rule.column),
@@ -300,11 +265,11 @@ def _examine_table(path: Path, data: Data) -> list[Problem]:
     key = ITEM if path.name == data.items else USER
     columns = {key: _columns_of(path, data)[key]}
     try:
-        chunks = list(table_chunks(path, columns, chunk_rows=CHUNK_ROWS))
+        chunks = list(table_chunks(path, columns, CHUNK_ROWS, data.quoting))
     except UserError as error:
-        return [_unreadable(path, error)]
+        return [unreadable(path, error)]
     if not chunks:
-        return [_no_rows(path)]
+        return [no_rows(path)]
     return _examine_rows(path, columns, pd.concat(chunks, ignore_index=True), key)
 
 
@@ -312,7 +277,7 @@ def _examine_rows(
     path: Path, columns: dict[str, str], frame: pd.DataFrame, key: str
 ) -> list[Problem]:
     rules = (FIELDS_RULE, *table_rules(key))
-    expectations, listing = Expectations(), _Listing([path], columns)
+    expectations, listing = Expectations(), _Listing(parts_of(path), columns)
     expectations.add("table", rules)
     listing.add(frame, expectations.check("table", frame), rules)
     return listing.problems()
@@ -324,12 +289,12 @@ def _examine_log(data: Data, cfg: Config) -> list[Problem]:
     try:
         raw = read_raw(data, cfg.validate_.chunk_rows)
     except UserError as error:
-        return [_unreadable(data.path / (data.interactions or ""), error)]
-    path = raw.files[0]
+        return [unreadable(data.path / (data.interactions or ""), error)]
+    path = raw.parts[0].events
     columns = {name: name for name in EVENT_COLUMNS}
     if data.format == "table":
         columns = _columns_of(path, data)
-    listing = _Listing([part.events for part in raw.parts], columns)
+    listing = _Listing(raw.sources, columns)
     expectations = Expectations()
     expectations.add("events", rules)
     known = None if raw.items is None else pd.Index(raw.items[ITEM].dropna().unique())
@@ -338,11 +303,11 @@ def _examine_log(data: Data, cfg: Config) -> list[Problem]:
         try:
             stage(raw.events, staged)
         except UserError as error:
-            return [_unreadable(path, error)]
+            return [unreadable(path, error)]
         (within, repeated), now = copies(staged), int(time())
         with pq.ParquetFile(staged) as file:
             if file.metadata.num_rows == 0:
-                return [_no_rows(path)]
+                return [no_rows(path)]
             for batch in file.iter_batches(cfg.validate_.chunk_rows):
                 chunk = prepare(
                     batch.to_pandas(), now=now, copies=within, repeated=repeated, known_items=known
@@ -369,19 +334,3 @@ def _mixed(path: Path, column: str, shapes: Counter[str]) -> Iterator[Problem]:
             "epoch seconds throughout",
             "find out where the log changes its format, and convert the rest",
         )
-
-
-def _capped(problems: Iterable[Problem]) -> list[Problem]:
-    found = list(problems)
-    listed, more = found[:LINES_PER_KIND], len(found) - LINES_PER_KIND
-    if more > 0:
-        listed[-1] = replace(listed[-1], more=more)
-    return listed
-
-
-def _unreadable(path: Path, error: UserError) -> Problem:
-    return _whole_file(path, "unreadable", str(error), "a readable table", "mend it and try again")
-
-
-def _no_rows(path: Path) -> Problem:
-    return _whole_file(path, "no rows", "a header alone", "rows below it", "export the file anew")

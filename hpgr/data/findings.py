@@ -58,13 +58,22 @@ def facts_of(events: Path) -> dict[str, Any]:
 
 
 def summary_of(
-    path: Path, kind: str, inputs: dict[str, str], counts: Counts, facts: dict[str, Any]
+    path: Path,
+    kind: str,
+    inputs: dict[str, str],
+    dialects: dict[str, str],
+    counts: Counts,
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """What summary.json says: nothing in it depends on when it was made."""
+    """What summary.json says: nothing in it depends on when it was made.
+
+    `inputs` and `dialects` have an entry for each file read: its sha256, and how it was read.
+    """
     return {
         "path": path.as_posix(),
         "format": kind,
         "inputs": inputs,
+        "dialects": dialects,
         "rows": counts.rows,
         "accepted": counts.accepted,
         "quarantined": counts.quarantined,

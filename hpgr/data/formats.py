@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -26,24 +27,29 @@ from hpgr.data.contract import (
     TITLE,
     USER,
 )
+from hpgr.data.dialect import dialect_of
 from hpgr.data.increments import increments
-from hpgr.data.raw_file import require_file
+from hpgr.data.raw_file import PARQUET, parts_of, require_file, require_path
+from hpgr.data.records import Dialect
 from hpgr.data.tables import (
+    SOURCE,
     header,
     parquet_chunks,
     parquet_whole,
-    plain_rows,
-    plain_whole,
     table_chunks,
     table_whole,
     text_chunks,
+    text_whole,
 )
 from hpgr.runtime import UserError
 
 
 @dataclass(frozen=True)
 class Part:
-    """The files of the base or of one increment; None where it has no such table."""
+    """The tables of the base or of one increment, each a file or a folder of parts.
+
+    None where it has no such table.
+    """
 
     events: Path
     items: Path | None
@@ -51,8 +57,9 @@ class Part:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Those that are there."""
-        return tuple(path for path in (self.events, self.items, self.users) if path is not None)
+        """All data files, those of the events first."""
+        tables = (path for path in (self.events, self.items, self.users) if path is not None)
+        return tuple(file for table in tables for file in parts_of(table))
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Format:
     """Names of the files of one format, and what opens each.
 
     `open_events` takes the path and the rows of a chunk; a name is None where the log has no such
-    table, and its function is then never called.
+    table, and its function is then never called. `dialect` says how one data file is read.
     """
 
     events: str
@@ -69,6 +76,7 @@ class Format:
     open_events: Callable[[Path, int], Iterator[pd.DataFrame]]
     open_items: Callable[[Path], pd.DataFrame]
     open_users: Callable[[Path], pd.DataFrame]
+    dialect: Callable[[Path], Dialect | Literal["Parquet"]]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,9 +84,13 @@ class Format:
         return tuple(name for name in (self.events, self.items, self.users) if name is not None)
 
     def part(self, folder: Path) -> Part:
-        """What of this format lies in `folder`; the events' file is taken to be there."""
+        """What of this format lies in `folder`; the events' file is taken to be there.
+
+        Raises:
+            UserError: something that cannot be read has the name of a table.
+        """
         items, users = (
-            folder / name if name is not None and (folder / name).is_file() else None
+            folder / name if name is not None and _is_there(folder / name) else None
             for name in (self.items, self.users)
         )
         return Part(folder / self.events, items, users)
@@ -89,11 +101,12 @@ class RawLog:
     """An opened log: the base, then its increments.
 
     `parts` are its files in order. `events` yields chunks of string columns EVENT_COLUMNS (missing
-    where the log has none), `row` int64 from 0 through all parts, `part` int64, `line` int64 from 1
-    in the part's file, and `ragged`. It can be walked once. `tables` has each file of items or
-    users that was read: path, id column, rows. `items` has item_id, title and categories, `users`
-    has user_id and whatever the source knows, a later part's row in place of an earlier one's;
-    None where the source has no such table.
+    where the log has none), `row` int64 from 0 through all parts, `part` int64, `source` int64 the
+    place among `sources` of the row's file, `line` int64 from 1 in that file, and `ragged`. It can
+    be walked once. `tables` has each table of items or users that was read: path, id column, rows.
+    `items` has item_id, title and categories, `users` has user_id and whatever the source knows, a
+    later part's row in place of an earlier one's; None where the source has no such table.
+    `dialects` says how each of `files` is read, "Parquet" or the dialect of a text.
     """
 
     parts: tuple[Part, ...]
@@ -101,6 +114,12 @@ class RawLog:
     tables: tuple[tuple[Path, str, pd.DataFrame], ...]
     items: pd.DataFrame | None
     users: pd.DataFrame | None
+    dialects: tuple[Dialect | Literal["Parquet"], ...]
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """All files of events, the base's first."""
+        return tuple(file for part in self.parts for file in parts_of(part.events))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -122,32 +141,37 @@ def read_raw(data: Data, chunk_rows: int) -> RawLog:
 
 def read_parts(layout: Format, parts: Sequence[Part], chunk_rows: int) -> RawLog:
     """Open `parts` one after the other; see `read_raw`."""
-    if absent := [part.events for part in parts if not part.events.is_file()]:
-        raise UserError(
-            f"{', '.join(map(str, absent))} not found: an increment needs its events; bring it "
-            "back with `dvc checkout data.dvc`"
+    for part in parts:
+        require_path(
+            part.events,
+            "an increment needs its events; bring it back with `dvc checkout data.dvc`",
         )
     chunks = [layout.open_events(part.events, chunk_rows) for part in parts]  # checks the headers
     items = [(part.items, layout.open_items(part.items)) for part in parts if part.items]
     users = [(part.users, layout.open_users(part.users)) for part in parts if part.users]
     return RawLog(
         parts=tuple(parts),
-        events=_chain(chunks),
+        events=_chain(chunks, [len(parts_of(part.events)) for part in parts]),
         tables=(
             *((path, ITEM, table) for path, table in items),
             *((path, USER, table) for path, table in users),
         ),
         items=_newest_rows([table for _, table in items], ITEM),
         users=_newest_rows([table for _, table in users], USER),
+        dialects=tuple(layout.dialect(file) for part in parts for file in part.files),
     )
 
 
-def _chain(parts: Sequence[Iterator[pd.DataFrame]]) -> Iterator[pd.DataFrame]:
+def _chain(
+    parts: Sequence[Iterator[pd.DataFrame]], sources: Sequence[int]
+) -> Iterator[pd.DataFrame]:
+    """The chunks of all `parts`, which have so many `sources` each, numbered through."""
     rows = 0
     for number, chunks in enumerate(parts):
         for chunk in chunks:
             chunk[ROW] = np.arange(rows, rows + len(chunk))
             chunk[PART] = number
+            chunk[SOURCE] = chunk.get(SOURCE, 0) + sum(sources[:number])
             rows += len(chunk)
             yield chunk
 
@@ -168,46 +192,55 @@ def _newest_rows(tables: Sequence[pd.DataFrame], key: str) -> pd.DataFrame | Non
 
 def _movielens_1m(data: Data) -> Format:
     """GroupLens' ml-1m: fields separated by "::", Latin-1, no header."""
+    dialect = Dialect("::", "none", encoding="latin-1", header=False)
+    people = [USER, "gender", "age", "occupation", "zip"]
 
     def items(path: Path) -> pd.DataFrame:
-        table = plain_whole(path, "::", "latin-1", [ITEM, TITLE, CATEGORIES])
+        table = _fields(path, dialect, [ITEM, TITLE, CATEGORIES])
         return table.assign(categories=_split(table[CATEGORIES], "|"))
 
     return Format(
         events="ratings.dat",
         items="movies.dat",
         users="users.dat",
-        open_events=lambda path, rows: _ratings(plain_rows(path, "::", "latin-1"), rows),
+        open_events=lambda path, rows: _ratings(path, dialect, rows),
         open_items=items,
-        open_users=lambda path: plain_whole(
-            path, "::", "latin-1", [USER, "gender", "age", "occupation", "zip"]
-        ),
+        open_users=lambda path: _fields(path, dialect, people),
+        dialect=lambda path: dialect,
     )
 
 
 def _movielens_100k(data: Data) -> Format:
     """GroupLens' ml-100k with the items table that `sources.py` makes; no headers."""
+    tabs, bars = Dialect("\t", "none", header=False), Dialect("|", "none", header=False)
 
     def items(path: Path) -> pd.DataFrame:
-        table = plain_whole(path, "\t", "utf-8", [ITEM, TITLE, CATEGORIES])
+        table = _fields(path, tabs, [ITEM, TITLE, CATEGORIES])
         return table.assign(categories=_split(table[CATEGORIES], "|"))
 
     return Format(
         events="u.data",
         items="items.tsv",
         users="u.user",
-        open_events=lambda path, rows: _ratings(plain_rows(path, "\t", "utf-8"), rows),
+        open_events=lambda path, rows: _ratings(path, tabs, rows),
         open_items=items,
-        open_users=lambda path: plain_whole(
-            path, "|", "utf-8", [USER, "age", "gender", "occupation", "zip"]
-        ),
+        open_users=lambda path: _fields(path, bars, [USER, "age", "gender", "occupation", "zip"]),
+        dialect=lambda path: bars if path.name == "u.user" else tabs,
     )
 
 
-def _ratings(rows: Iterator[tuple[int, list[str]]], chunk_rows: int) -> Iterator[pd.DataFrame]:
+def _ratings(path: Path, dialect: Dialect, chunk_rows: int) -> Iterator[pd.DataFrame]:
     """Both MovieLens formats: user, item, rating, time."""
     places = {USER: 0, ITEM: 1, ACTION: 2, TIMESTAMP: 3}
-    return text_chunks(rows, places, len(places), chunk_rows)
+    return text_chunks(path, dialect, places, len(places), chunk_rows)
+
+
+def _fields(path: Path, dialect: Dialect, names: Sequence[str]) -> pd.DataFrame:
+    """A whole text whose fields have `names`."""
+    table = text_whole(path, dialect, {name: n for n, name in enumerate(names)}, len(names))
+    if table.empty:
+        raise UserError(f"{path} has no rows: expected one for each id")
+    return table
 
 
 def _complete_journey(data: Data) -> Format:
@@ -240,6 +273,7 @@ def _complete_journey(data: Data) -> Format:
         open_events=lambda path, rows: parquet_chunks(path, _present(path, columns), rows),
         open_items=items,
         open_users=users,
+        dialect=lambda path: "Parquet",
     )
 
 
@@ -255,7 +289,7 @@ def _present(path: Path, columns: dict[str, str]) -> dict[str, str]:
 
 
 def _table(data: Data) -> Format:
-    """The user's own Parquet or CSV files, with the columns named in `data.columns`."""
+    """The user's own tables, Parquet or CSV, with the columns named in `data.columns`."""
     if data.interactions is None:
         raise UserError(
             "data.format is table, but data.interactions names no file: "
@@ -266,21 +300,26 @@ def _table(data: Data) -> Format:
 
     def items(path: Path) -> pd.DataFrame:
         wanted = {ITEM: mapped.item_id, TITLE: mapped.title, CATEGORIES: mapped.categories}
-        table = table_whole(path, {k: v for k, v in wanted.items() if v is not None})
+        present = {k: v for k, v in wanted.items() if v is not None}
+        table = table_whole(path, present, data.quoting)
         table = table.reindex(columns=[ITEM, TITLE, CATEGORIES])
         return table.assign(categories=_split(table[CATEGORIES], data.category_separator))
 
     def users(path: Path) -> pd.DataFrame:
         others = [name for name in header(path) if name != mapped.user_id]
-        return table_whole(path, {USER: mapped.user_id} | _same(others))
+        return table_whole(path, {USER: mapped.user_id} | _same(others), data.quoting)
+
+    def dialect(path: Path) -> Dialect | Literal["Parquet"]:
+        return "Parquet" if path.suffix in PARQUET else dialect_of(path, data.quoting)
 
     return Format(
         events=data.interactions,
         items=data.items,
         users=data.users,
-        open_events=lambda path, rows: table_chunks(path, columns, rows),
+        open_events=lambda path, rows: table_chunks(path, columns, rows, data.quoting),
         open_items=items,
         open_users=users,
+        dialect=dialect,
     )
 
 
@@ -305,12 +344,20 @@ def _same(names: Sequence[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
+def _is_there(path: Path) -> bool:
+    """Whether something has this name: a file, a folder of parts, or what is refused."""
+    if path.exists() or path.is_symlink():
+        require_path(path, "correct the path")
+        return True
+    return False
+
+
 def _require(data: Data, names: Sequence[str]) -> None:
-    cure = f"run: hpgr fetch {data.path.name}"
-    if data.format == "table":
-        cure = "correct data.path and the file names in params.yaml"
     for name in names:
-        require_file(data.path / name, cure)
+        if data.format == "table":
+            require_path(data.path / name, "correct data.path and the file names in params.yaml")
+        else:
+            require_file(data.path / name, f"run: hpgr fetch {data.path.name}")
 
 
 def _split(values: pd.Series, separator: str) -> pd.Series:

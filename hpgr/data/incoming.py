@@ -29,9 +29,9 @@ from hpgr.data.findings import facts_of, hashes, summary_of, write_reports
 from hpgr.data.formats import Format, Part, RawLog, format_of, read_parts
 from hpgr.data.increments import digest, find, increments
 from hpgr.data.ledger import last_accepted
+from hpgr.data.raw_file import PARQUET, holds_parts, parts_of, require_file, require_path
 from hpgr.data.screening import Counts, bad_rows, breach, check_rows, check_tables, publish
 from hpgr.data.staging import copies, repeated_from, stage
-from hpgr.data.tables import PARQUET
 from hpgr.data.validate import REJECTED, VALIDATED
 from hpgr.runtime import UserError, read_json, sha256_file
 
@@ -74,28 +74,30 @@ class Verdict:
         return f"{record['source']}: {', '.join(parts)}"
 
 
-def batch_files(data: Data, source: Path) -> dict[str, Path]:
-    """The files of the batch at `source` by the names that the log's own have.
+def batch_tables(data: Data, source: Path) -> dict[str, Path]:
+    """The tables of the batch at `source`, by the names that the log's own have.
+
+    A batch is a file of events, a folder of parts of events, or a folder that holds tables under
+    the names of the log's; each of these is a file or a folder of parts.
 
     Raises:
-        UserError: nothing is there, it lies inside the log, or a file is none of the format's.
+        UserError: nothing that can be read is there, it lies inside the log, or a table is none of
+            the format's.
     """
     layout = format_of(data)
-    if not source.exists():
-        raise UserError(f"{source} not found: give the file or folder of new events")
+    require_path(source, "give the file or folder of new events")
     if source.resolve().is_relative_to(data.path.parent.resolve()):
         raise UserError(
             f"{source} lies in {data.path.parent}, which data.dvc pins: move it elsewhere; what "
             "is accepted is copied"
         )
-    if source.is_file():
-        kinds = [path.suffix in PARQUET for path in (source, Path(layout.events))]
-        if kinds[0] != kinds[1]:
-            raise UserError(
-                f"{source}: expected the format of {data.path / layout.events}, the log's events"
-            )
+    own = data.path / layout.events
+    if source.is_file() or (data.format == "table" and _is_parts(source, own)):
+        like = parts_of(own)[0] if own.exists() else own
+        if (parts_of(source)[0].suffix in PARQUET) != (like.suffix in PARQUET):
+            raise UserError(f"{source}: expected the format of {own}, the log's events")
         return {layout.events: source}
-    found = {path.name: path for path in source.iterdir() if not path.name.startswith(".")}
+    found = {path.name: path for path in source.iterdir() if not path.name.startswith((".", "_"))}
     expected = f"expected {layout.events}" + "".join(
         f", if need be {name}" for name in layout.names[1:]
     )
@@ -103,7 +105,27 @@ def batch_files(data: Data, source: Path) -> dict[str, Path]:
         raise UserError(f"{source} holds {', '.join(strange)}: {expected}, and nothing else")
     if layout.events not in found:
         raise UserError(f"{source} holds no events: {expected}")
+    for path in found.values():
+        (require_path if data.format == "table" else require_file)(path, "correct the path")
     return found
+
+
+def _is_parts(source: Path, own: Path) -> bool:
+    """Whether the folder `source` is one of parts of events, as the log's `own` may be one."""
+    return holds_parts(source) or (own.is_dir() and not (source / own.name).exists())
+
+
+def batch_files(data: Data, tables: Mapping[str, Path]) -> dict[str, Path]:
+    """The data files of a batch's `tables` by the names that they get in the log."""
+    files: dict[str, Path] = {}
+    for name, table in tables.items():
+        if table.is_dir():
+            files |= {f"{name}/{p.relative_to(table).as_posix()}": p for p in parts_of(table)}
+        elif (data.path / name).is_dir():  # the suffix says what a part is
+            files[f"{name}/{table.name}"] = table
+        else:
+            files[name] = table
+    return files
 
 
 def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
@@ -118,13 +140,14 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
         UserError: the batch cannot be read, or artifacts/validated/ is not of the log as it stands.
     """
     received = datetime.now(UTC).isoformat(timespec="seconds")
-    files = batch_files(cfg.data, source)
+    tables = batch_tables(cfg.data, source)
+    files = batch_files(cfg.data, tables)
     content = digest(files)
     record: dict[str, Any] = {"batch": content, "source": str(source), "received_at": received}
     if taken := find(cfg.data.path, content):
         return Verdict(content, files, record, (), (), taken)
     layout, log = format_of(cfg.data), _validated_log(cfg.data)
-    raw = read_parts(layout, [_part(layout, files)], cfg.validate_.chunk_rows)
+    raw = read_parts(layout, [_part(layout, tables)], cfg.validate_.chunk_rows)
     expectations = Expectations()
     REJECTED.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming.", dir=REJECTED.parent) as scratch:
@@ -136,7 +159,7 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
             cfg.validate_,
             staged,
             (copies(staged)[0], repeated_from(staged, VALIDATED / "events.parquet")),
-            files=[str(files[layout.events])],
+            files=[str(path) for path in raw.sources],
             items=_known_items(layout, raw),
             expectations=expectations,
             out=out,
@@ -146,10 +169,12 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
         broken = failures(expectations, rows="events")
         if broken and evidence:
             facts = facts_of(out / "events.parquet")
-            inputs = {name: sha256_file(path) for name, path in sorted(files.items())}
+            names = {path: name for name, path in files.items()}
+            inputs = {names[path]: sha256_file(path) for path in raw.files}
+            dialects = dict(zip(inputs, map(str, raw.dialects), strict=True))
             summary = {
                 **figures,
-                **summary_of(source, cfg.data.format, inputs, counts, facts),
+                **summary_of(source, cfg.data.format, inputs, dialects, counts, facts),
                 "last_accepted": None,
             }
             write_reports(out, summary, counts, facts, expectations, broken)
@@ -167,9 +192,9 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
     return Verdict(content, files, record, reasons, tuple(bad), None)
 
 
-def _part(layout: Format, files: Mapping[str, Path]) -> Part:
-    items, users = (files.get(name) if name else None for name in (layout.items, layout.users))
-    return Part(files[layout.events], items, users)
+def _part(layout: Format, tables: Mapping[str, Path]) -> Part:
+    items, users = (tables.get(name) if name else None for name in (layout.items, layout.users))
+    return Part(tables[layout.events], items, users)
 
 
 def _validated_log(data: Data) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def place(log: Path, name: str, files: Mapping[str, Path]) -> Path:
     target = log / FOLDER / name
     with atomic_folder(target) as folder:
         for file, source in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / file)
     return target
 

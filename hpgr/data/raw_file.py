@@ -1,4 +1,4 @@
-"""A raw file before it is parsed: that it is there, that it is text, and its lines one by one.
+"""A raw file before it is parsed: that it is there, that it is text, and its lines in blocks.
 
 Reads: the paths it is given. Writes: nothing. What cannot be a table is refused by what its first
 bytes say it is, and no line is read beyond MAX_LINE characters, so that a file of any size and
@@ -7,14 +7,21 @@ content costs a bounded amount of memory.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
 
 from hpgr.runtime import UserError
 
 PARQUET = (".parquet", ".pq")
 MAX_LINE = 1 << 20  # characters; the longest honest line is a thousand times shorter
+BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 4096
+BOM = b"\xef\xbb\xbf"
+LF, CR = 10, 13
 UNPACK = "unpack it, and name the file inside"
 FOREIGN = (  # first bytes, what they say, what to do
     (b"PAR1", "a Parquet file", f"give it the suffix {PARQUET[0]}"),
@@ -26,34 +33,107 @@ FOREIGN = (  # first bytes, what they say, what to do
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
 )
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # how Spark and Hive spell a partition of no value
+
+
+class Absent(UserError):
+    """Nothing is where a file or folder is expected."""
+
+
+def require_path(path: Path, absent: str) -> None:
+    """Refuse what is neither a readable file nor a folder that can be listed, without reading it.
+
+    `absent` says what to do where nothing is there.
+
+    Raises:
+        Absent: nothing is there.
+        UserError: it is a link to nothing, a device, a pipe, or may not be read.
+    """
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            next(path.iterdir(), None)
+        elif stat.S_ISREG(kind):
+            path.open("rb").close()
+        else:
+            raise UserError(f"{path} is neither a file nor a folder: save what it gives to a file")
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a link to {path.readlink()}, which does not exist: "
+                "bring that file back, or put a copy in the link's place"
+            ) from None
+        raise Absent(f"{path} not found: {absent}") from None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): allow this user to read it, or name another"
+        ) from error
 
 
 def require_file(path: Path, absent: str) -> None:
-    """Refuse a path that is no readable file; `absent` says what to do where nothing is there.
+    """Refuse a path that is no readable file, see `require_path`.
 
     Raises:
-        UserError: it is missing, a folder, a link to nothing, or a device.
+        UserError: as there, or it is a folder.
     """
-    if path.is_file():
-        return
+    require_path(path, absent)
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file: name the file inside it")
-    if path.is_symlink():
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The data files of a table: the file itself, or those of a folder of parts, by name.
+
+    A folder is one as Spark writes it: files in it and in folders such as `date=2020-01-01`.
+    Names that begin with "_" or "." are passed over.
+
+    Raises:
+        UserError: one of them is no readable file, or the folder holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = [
+        file
+        for file in sorted(path.rglob("*"))
+        if not any(name.startswith(("_", ".")) for name in file.relative_to(path).parts)
+        and not file.is_dir()
+        # Spark writes no header where a part of text has no row.
+        and not (file.is_file() and file.suffix not in PARQUET and file.stat().st_size == 0)
+    ]
+    if not found:
         raise UserError(
-            f"{path} is a link to {path.readlink()}, which does not exist: "
-            "bring that file back, or put a copy in the link's place"
+            f"{path} is a folder without data files: expected one file, or parts such as "
+            "part-00000.parquet"
         )
-    if path.exists():
-        raise UserError(f"{path} is neither a file nor a folder: save what it gives to a file")
-    raise UserError(f"{path} not found: {absent}")
+    for file in found:
+        require_path(file, "correct the path")
+    return found
+
+
+def holds_parts(path: Path) -> bool:
+    """Whether `path` is a folder of parts of one table, by the names that Spark gives them."""
+    if not path.is_dir():
+        return False
+    names = [entry.name for entry in path.iterdir() if not entry.name.startswith(("_", "."))]
+    return bool(names) and all(
+        name.startswith("part-") or ((path / name).is_dir() and "=" in name) for name in names
+    )
+
+
+def partition_of(part: Path, table: Path) -> dict[str, str]:
+    """Columns that the folders between `table` and its file `part` stand for, with their value."""
+    pairs = (name.partition("=") for name in part.relative_to(table).parts[:-1] if "=" in name)
+    values = {unquote(key): unquote(value) for key, _, value in pairs}
+    return {key: "" if value == NO_PARTITION else value for key, value in values.items()}
 
 
 def require_text(path: Path) -> None:
     """Refuse a file whose beginning is not that of a text in one byte a character or UTF-8.
 
     Raises:
-        UserError: it is compressed, an archive, Parquet, UTF-16 or binary.
+        UserError: it is no file, compressed, an archive, Parquet, UTF-16 or binary.
     """
+    require_file(path, "correct the path")
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     for mark, what, cure in FOREIGN:
@@ -65,32 +145,71 @@ def require_text(path: Path) -> None:
         raise UserError(f"{path} holds NUL bytes only: a write was cut off; export it anew")
 
 
-def lines(path: Path, encoding: str, newline: str = "") -> Iterator[str]:
-    """Lines of a text file with their ends, as `open(newline=...)` cuts them.
+def line_ends(data: bytes) -> np.ndarray:
+    """Positions of the last byte of each line's end (LF, CR LF or a lone CR), int64 ascending."""
+    codes = np.frombuffer(data, np.uint8)
+    ends = codes == LF
+    if b"\r" in data:
+        lone = codes == CR
+        lone[:-1] &= ~ends[1:]
+        ends |= lone
+    return np.flatnonzero(ends)
+
+
+def line_blocks(path: Path, encoding: str) -> Iterator[tuple[int, bytes]]:
+    """Whole lines of a text file as UTF-8, about BLOCK_BYTES at a time, without byte order mark.
+
+    Each block comes with the number of its first line, from 1. Every line has an end, that of the
+    last line is added where the file lacks it.
 
     Raises:
-        UserError: the file is no text in `encoding`, or a line has no end or holds a NUL byte.
+        UserError: the file is no text in `encoding`, a line is too long or holds a NUL byte.
     """
     require_text(path)
-    number = 0
-    with path.open(encoding=encoding, newline=newline) as file:
-        try:
-            while line := file.readline(MAX_LINE):
-                number += 1
-                if len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
-                    raise UserError(
-                        f"{path}, line {number} is longer than {MAX_LINE:,} characters: "
-                        "expected one row a line; look for lost line breaks"
-                    )
-                if "\0" in line:
-                    raise UserError(
-                        f"{path}, line {number} holds a NUL byte: the file is damaged or no text; "
-                        "export it anew"
-                    )
-                yield line
-        except UnicodeDecodeError as error:
-            name = encoding.removesuffix("-sig").upper()
-            raise UserError(
-                f"{path} is not {name} text: save it as {name}; "
-                f"`hpgr doctor {path}` shows the lines"
-            ) from error
+    number, held = 1, b""
+    with path.open("rb") as file:
+        if file.read(len(BOM)) != BOM:
+            file.seek(0)
+        while block := file.read(BLOCK_BYTES):
+            held += block
+            # A CR at the very end may be the first half of CR LF.
+            cut = max(held.rfind(b"\n"), held.rfind(b"\r", 0, len(held) - 1)) + 1
+            if cut:
+                whole, held = held[:cut], held[cut:]
+                yield number, _checked(path, number, whole, encoding)
+                number += len(line_ends(whole))
+            if len(held) > MAX_LINE:
+                _require_length(path, number, held, encoding)
+    if held:
+        whole = held if held.endswith(b"\r") else held + b"\n"
+        yield number, _checked(path, number, whole, encoding)
+
+
+def _checked(path: Path, number: int, lines: bytes, encoding: str) -> bytes:
+    ends = line_ends(lines)
+    lengths = np.diff(ends, prepend=-1)
+    for place in np.flatnonzero(lengths > MAX_LINE):
+        line = lines[ends[place] - lengths[place] + 1 : ends[place] + 1]
+        _require_length(path, number + int(place), line.rstrip(b"\r\n"), encoding)
+    if (nul := lines.find(b"\0")) >= 0:
+        line_number = number + int(np.searchsorted(ends, nul))
+        raise UserError(
+            f"{path}, line {line_number} holds a NUL byte: the file is damaged or no text; "
+            "export it anew"
+        )
+    try:
+        text = lines.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not {encoding.upper()} text: save it as {encoding.upper()}; "
+            f"`hpgr doctor {path}` shows the lines"
+        ) from error
+    return lines if encoding == "utf-8" else text.encode()
+
+
+def _require_length(path: Path, number: int, line: bytes, encoding: str) -> None:
+    if len(line.decode(encoding, errors="replace")) >= MAX_LINE:
+        raise UserError(
+            f"{path}, line {number} is longer than {MAX_LINE:,} characters: "
+            "expected one row a line; look for lost line breaks"
+        )

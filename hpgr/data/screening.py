@@ -23,7 +23,6 @@ from hpgr.config import Validate
 from hpgr.data.contract import (
     EVENT_COLUMNS,
     ITEM,
-    PART,
     REPEATED_RULE,
     ROW,
     TIMESTAMP,
@@ -35,7 +34,7 @@ from hpgr.data.contract import (
 )
 from hpgr.data.expectations import Expectations, Tally
 from hpgr.data.formats import RawLog
-from hpgr.data.tables import LINE
+from hpgr.data.tables import LINE, SOURCE
 from hpgr.runtime import UserError, atomic_folder
 
 FILE = "file"  # of a quarantined row, below the raw folder
@@ -99,7 +98,7 @@ def check_rows(
         limits: the contract's limits; `chunk_rows` rows are in memory at a time.
         staged: the raw rows.
         copies: rows that repeat an earlier one, of their own file and of an earlier batch.
-        files: what to call the file of each part.
+        files: what to call each file of events, by its `source`.
         items: the known items in column item_id; None where any item is right.
         expectations: gets the suite `events` and what it found.
         out: an existing folder.
@@ -128,7 +127,7 @@ def check_rows(
             bad = reason != ""
             kept = chunk[~bad].assign(timestamp=chunk.loc[~bad, "seconds"].astype(np.int64))
             events.write_table(as_table(kept, EVENTS_SCHEMA))
-            names = np.array(files, dtype=object)[chunk[PART].to_numpy()]
+            names = np.array(files, dtype=object)[chunk[SOURCE].to_numpy()]
             chunk = chunk.assign(file=names)
             refused = chunk[bad].assign(reason=reason[bad])
             quarantine.write_table(as_table(refused, QUARANTINE_SCHEMA))

@@ -84,7 +84,12 @@ def fetch(name: str, root: Path) -> Path:
     if not _wrong_files(dataset, target):
         print(f"{target}: all {len(dataset.files)} files are there, checksums right")
         return target
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{root} is no folder that data can be put into ({error.strerror}): name another"
+        ) from error
     failures = []
     for source in dataset.sources:
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=root) as scratch:

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from hpgr.data.contract import ACTION, EVENT_COLUMNS, ITEM, PART, RAGGED, ROW, TIMESTAMP, USER
-from hpgr.data.tables import LINE
+from hpgr.data.tables import LINE, SOURCE
 
 STAGED_SCHEMA = pa.schema(
     [(name, pa.string()) for name in EVENT_COLUMNS]
-    + [(ROW, pa.int64()), (PART, pa.int64()), (LINE, pa.int64()), (RAGGED, pa.string())]
+    + [(name, pa.int64()) for name in (ROW, PART, SOURCE, LINE)]
+    + [(RAGGED, pa.string())]
 )
 
 KEYS = (USER, ITEM, TIMESTAMP, ACTION)  # what makes two events the same

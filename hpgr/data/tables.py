@@ -5,17 +5,16 @@ rules of `contract.py` to say what is right. Only a Parquet column that has a ty
 spelled out: times as whole epoch seconds (a time without a zone is read as UTC), whole-number
 floats without ".0".
 
-Text is read row by row with the standard csv module, so that a line with too few or too many
-fields is one bad row rather than the end, and each row knows its line.
+A table is one file, or a folder of parts as Spark writes it, each part with a header of its own. In
+text a line with too few or too many fields is one bad row rather than the end, and each row knows
+its line; see `dialect.py` for what its quotes mean.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -25,28 +24,37 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpgr.data.contract import EVENT_COLUMNS, MISSING_WORDS, RAGGED, REQUIRED, ROW
-from hpgr.data.raw_file import PARQUET, lines
+from hpgr.data.dialect import Quoting, dialect_of, text_header
+from hpgr.data.raw_file import PARQUET, partition_of, parts_of
+from hpgr.data.records import Dialect
+from hpgr.data.text import LINE, text_tables
 from hpgr.runtime import UserError
 
-SEPARATORS = (",", "\t", ";", "|")
-BLOCK_ROWS = 256
-END = "\0"  # put behind the last line: no line holds it, see raw_file.lines
-LINE = "line"  # line of the text file, from 1; of Parquet the row, from 1
+SOURCE = "source"  # number of the file that a row is from
+WHOLE_ROWS = 1 << 18
 
 
 def header(path: Path) -> list[str]:
     """Names of the columns of a Parquet or CSV file, in its order, copies included.
 
+    Of a folder of parts: those of the first part, and those that the names of its folders stand
+    for.
+
     Raises:
         UserError: the file is empty or unreadable.
     """
-    if path.suffix in PARQUET:
-        with _opened(path) as file:
-            return file.schema_arrow.names
-    first = next(lines(path, "utf-8-sig"), "")
-    if not first.strip():
-        raise UserError(f"{path} is empty: expected a header line and rows below it")
-    return next(csv.reader([first], delimiter=separator_of(first)))
+    return _names(parts_of(path)[0], path)
+
+
+def _names(part: Path, table: Path | None = None) -> list[str]:
+    """Names in one file, and in those of its folders that lie below `table`."""
+    if part.suffix in PARQUET:
+        with _opened(part) as file:
+            names = file.schema_arrow.names
+    else:
+        names = text_header(part)
+    folders = {} if table is None else partition_of(part, table)
+    return [*names, *(name for name in folders if name not in names)]
 
 
 def repeated(names: Sequence[str]) -> list[str]:
@@ -54,31 +62,29 @@ def repeated(names: Sequence[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})
 
 
-def separator_of(first_line: str) -> str:
-    """The separator that cuts a header into the most fields; a comma where none does."""
-    return max(SEPARATORS, key=lambda s: len(next(csv.reader([first_line], delimiter=s))))
+def places(part: Path, columns: dict[str, str], table: Path) -> dict[str, int]:
+    """Place of each of our columns in the header of one file; `columns` gives their names in it.
 
-
-def places(path: Path, columns: dict[str, str]) -> dict[str, int]:
-    """Place of each of our columns in the header of `path`; `columns` gives their names in it.
+    Those that only the folders between `table` and the file name have no place.
 
     Raises:
         UserError: the header cannot be read, repeats a name, or lacks a column.
     """
-    names = header(path)
+    names = _names(part)
     if twice := repeated(names):
         raise UserError(
-            f"{path}: column {', '.join(map(repr, twice))} occurs more than once in the header; "
+            f"{part}: column {', '.join(map(repr, twice))} occurs more than once in the header; "
             "rename or drop the copies"
         )
-    absent = {wanted: name for wanted, name in columns.items() if name not in names}
+    known = _names(part, table)
+    absent = {wanted: name for wanted, name in columns.items() if name not in known}
     if absent:
         raise UserError(
-            f"{path} lacks {len(absent)} of the columns named in params.yaml:\n"
-            + "".join(f"  {name!r}: {suggestion(w, name, names)}\n" for w, name in absent.items())
-            + f"It has: {', '.join(names)}"
+            f"{part} lacks {len(absent)} of the columns named in params.yaml:\n"
+            + "".join(f"  {name!r}: {suggestion(w, name, known)}\n" for w, name in absent.items())
+            + f"It has: {', '.join(known)}"
         )
-    return {wanted: names.index(name) for wanted, name in columns.items()}
+    return {wanted: names.index(name) for wanted, name in columns.items() if name in names}
 
 
 def suggestion(wanted: str, name: str, names: Sequence[str]) -> str:
@@ -94,67 +100,95 @@ def suggestion(wanted: str, name: str, names: Sequence[str]) -> str:
     return f"{hint} data.columns.{wanted} to the name of that column{optional}"
 
 
-def table_chunks(path: Path, columns: dict[str, str], chunk_rows: int) -> Iterator[pd.DataFrame]:
-    """Chunks of a Parquet or CSV file; `columns` gives the name in the file of each of ours.
+def table_chunks(
+    path: Path, columns: dict[str, str], chunk_rows: int, quoting: Quoting = "auto"
+) -> Iterator[pd.DataFrame]:
+    """Chunks of a Parquet or CSV file, or of a folder of such parts one after the other.
 
-    The header is checked at once, before the first chunk is asked for.
+    The header of every part is checked at once, before the first chunk is asked for.
+
+    Args:
+        path: the file or folder.
+        columns: the name in the file of each of our columns.
+        chunk_rows: most rows of a chunk.
+        quoting: what quotes mean in a text, see `dialect_of`.
+
+    Returns:
+        Frames as `RawLog.events` describes them; `row` counts through all parts, `line` within one,
+        and `source` is the number of the part in `parts_of(path)`.
 
     Raises:
-        UserError: the file is empty, lacks a column, or is not UTF-8 text.
+        UserError: a file is empty, lacks a column, is not UTF-8 text, or has ambiguous quotes.
     """
-    found = places(path, columns)
-    if path.suffix in PARQUET:
-        return parquet_chunks(path, columns, chunk_rows)
-    return text_chunks(_csv_rows(path), found, len(header(path)), chunk_rows)
+    parts = parts_of(path)
+    for part in parts:
+        places(part, columns, path)
+        if part.suffix not in PARQUET:
+            dialect_of(part, quoting)
+    return _numbered(_part_chunks(part, path, columns, chunk_rows, quoting) for part in parts)
 
 
-def table_whole(path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """A whole Parquet or CSV file of items or users, `columns` as in `table_chunks`.
+def _numbered(parts: Iterable[Iterator[pd.DataFrame]]) -> Iterator[pd.DataFrame]:
+    rows = 0
+    for number, chunks in enumerate(parts):
+        for chunk in chunks:
+            chunk[ROW] = np.arange(rows, rows + len(chunk))
+            chunk[SOURCE] = number
+            rows += len(chunk)
+            yield chunk
+
+
+def _part_chunks(
+    part: Path, table: Path, columns: dict[str, str], chunk_rows: int, quoting: Quoting
+) -> Iterator[pd.DataFrame]:
+    """Chunks of one file; what it lacks of `columns` are the names of its folders."""
+    inside = {ours: theirs for ours, theirs in columns.items() if theirs in _names(part)}
+    values = partition_of(part, table)
+    if part.suffix in PARQUET:
+        chunks = parquet_chunks(part, inside, chunk_rows)
+    else:
+        found, width = places(part, inside, part), len(_names(part))
+        chunks = text_chunks(part, dialect_of(part, quoting), found, width, chunk_rows)
+    for chunk in chunks:
+        for ours in columns.keys() - inside.keys():
+            chunk[ours] = _strings(pa.array([values[columns[ours]]] * len(chunk), pa.string()))
+        yield chunk
+
+
+def table_whole(path: Path, columns: dict[str, str], quoting: Quoting = "auto") -> pd.DataFrame:
+    """A whole Parquet or CSV file of items or users, or a folder of such parts.
+
+    `columns` and `quoting` are as in `table_chunks`.
 
     Raises:
-        UserError: as `table_chunks`; and where a line has not as many fields as the header.
+        UserError: as `table_chunks`; and where a line has not as many fields as the header, or
+            there is no row.
     """
-    found = places(path, columns)
-    if path.suffix in PARQUET:
-        return parquet_whole(path, columns)
-    return _text_whole(path, _csv_rows(path), found, len(header(path)))
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row below the header; blank lines are passed over."""
-    separator = separator_of(next(lines(path, "utf-8-sig")))
-    reader = csv.reader(chain(lines(path, "utf-8-sig"), [END]), delimiter=separator)
-    next(reader)
-    start = reader.line_num + 1
-    try:
-        for fields in reader:
-            if fields == [END]:
-                return
-            if fields and fields[-1].endswith(END):
-                raise csv.Error("the file ends inside a quoted field")
-            if fields:
-                yield start, fields
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, row that starts in line {start}: {error}; "
-            'look for a quote (") that is never closed'
-        ) from error
-
-
-def plain_rows(path: Path, separator: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each line of a file without header or quotes."""
-    for number, line in enumerate(lines(path, encoding, newline="\n"), start=1):
-        yield number, line.rstrip("\r\n").split(separator)
+    frames = []
+    for part in parts_of(path):
+        found = places(part, columns, path)
+        inside = {ours: theirs for ours, theirs in columns.items() if ours in found}
+        if part.suffix in PARQUET:
+            if part != path and is_empty(part):
+                continue
+            frame = parquet_whole(part, inside)
+        else:
+            frame = text_whole(part, dialect_of(part, quoting), found, len(_names(part)))
+        values = partition_of(part, path)
+        for ours in columns.keys() - inside.keys():
+            frame[ours] = _strings(pa.array([values[columns[ours]]] * len(frame), pa.string()))
+        frames.append(frame)
+    if not any(map(len, frames)):
+        raise UserError(f"{path} has no rows: expected one for each id")
+    return pd.concat(frames, ignore_index=True)[list(columns)]
 
 
 def text_chunks(
-    rows: Iterator[tuple[int, list[str]]], fields: dict[str, int], width: int, chunk_rows: int
+    path: Path, dialect: Dialect, fields: dict[str, int], width: int, chunk_rows: int
 ) -> Iterator[pd.DataFrame]:
-    """Chunks from lines of `width` fields; `fields` gives the place of each of our columns."""
+    """Chunks from a text of `width` fields; `fields` gives the place of each of our columns."""
     start = 0
-    while blocks := _blocks(islice(rows, chunk_rows), width):
-        table = pa.concat_tables(blocks)
+    for table in text_tables(path, dialect, width, list(fields.values()), chunk_rows):
         yield _chunk(
             {ours: _strings(table.column(str(place))) for ours, place in fields.items()},
             start,
@@ -164,28 +198,26 @@ def text_chunks(
         start += len(table)
 
 
-def _blocks(rows: Iterator[tuple[int, list[str]]], width: int) -> list[pa.Table]:
-    """All of `rows` as tables whose columns are the fields by number, the line, and `ragged`.
+def text_whole(path: Path, dialect: Dialect, fields: dict[str, int], width: int) -> pd.DataFrame:
+    """A whole text as columns of text, see `text_chunks`.
 
-    Blocks are small so that few Python lists live at a time: millions of them would keep the
-    garbage collector busy for longer than the parsing takes.
+    Raises:
+        UserError: a line has not `width` fields, or the file is unreadable.
     """
-    tables = []
-    while block := list(islice(rows, BLOCK_ROWS)):
-        ragged = [
-            None if len(fields) == width else f"{len(fields)} fields instead of {width}"
-            for _, fields in block
-        ]
-        padded = [
-            fields if len(fields) == width else (fields + [""] * width)[:width]
-            for _, fields in block
-        ]
-        values = zip(*padded, strict=True)
-        columns = {str(n): pa.array(column, pa.string()) for n, column in enumerate(values)}
-        columns[LINE] = pa.array([line for line, _ in block], pa.int64())
-        columns[RAGGED] = pa.array(ragged, pa.string())
-        tables.append(pa.table(columns))
-    return tables
+    frames = []
+    for table in text_tables(path, dialect, width, list(fields.values()), WHOLE_ROWS):
+        bad = table.filter(pc.is_valid(table[RAGGED]))
+        if len(bad):
+            raise UserError(
+                f"{path}, line {bad[LINE][0]}: {bad[RAGGED][0]} "
+                f"({len(bad)} such lines); quote values that hold the separator"
+            )
+        frames.append(
+            pd.DataFrame({ours: _strings(table[str(place)]) for ours, place in fields.items()})
+        )
+    if not frames:
+        return pd.DataFrame({ours: pd.Series(dtype="str") for ours in fields})
+    return pd.concat(frames, ignore_index=True)
 
 
 def _chunk(
@@ -207,28 +239,6 @@ def _strings(values: pa.Array | pa.ChunkedArray) -> pd.Series:
     """Text with the words for "no value" taken out."""
     text = values.to_pandas().astype("str")
     return text.mask(text.str.strip().isin(MISSING_WORDS))
-
-
-def plain_whole(path: Path, separator: str, encoding: str, names: Sequence[str]) -> pd.DataFrame:
-    """A whole file without header; `names` are its fields."""
-    fields = {name: place for place, name in enumerate(names)}
-    return _text_whole(path, plain_rows(path, separator, encoding), fields, len(names))
-
-
-def _text_whole(
-    path: Path, rows: Iterator[tuple[int, list[str]]], fields: dict[str, int], width: int
-) -> pd.DataFrame:
-    blocks = _blocks(rows, width)
-    if not blocks:
-        raise UserError(f"{path} has no rows: expected one for each id")
-    table = pa.concat_tables(blocks)
-    bad = table.filter(pc.is_valid(table[RAGGED]))
-    if len(bad):
-        raise UserError(
-            f"{path}, line {bad[LINE][0]}: {bad[RAGGED][0]} "
-            f"({len(bad)} such lines); quote values that hold the separator"
-        )
-    return pd.DataFrame({name: _strings(table[str(place)]) for name, place in fields.items()})
 
 
 def parquet_chunks(path: Path, columns: dict[str, str], chunk_rows: int) -> Iterator[pd.DataFrame]:
@@ -259,6 +269,12 @@ def parquet_whole(path: Path, columns: dict[str, str]) -> pd.DataFrame:
         else:
             whole[ours] = _spelled(path, theirs, column)
     return pd.DataFrame(whole)
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a Parquet file has no row."""
+    with _opened(path) as file:
+        return file.metadata.num_rows == 0
 
 
 @contextmanager

@@ -65,7 +65,8 @@ def validate(cfg: Config) -> None:
     """
     raw = read_raw(cfg.data, cfg.validate_.chunk_rows)
     inputs = hashes(raw.files, cfg.data.path)
-    source = f"{cfg.data.format} {raw.files[0].as_posix()}"
+    dialects = dict(zip(inputs, map(str, raw.dialects), strict=True))
+    source = f"{cfg.data.format} {raw.parts[0].events.as_posix()}"
     previous = _last_accepted(source, inputs)
     expectations = Expectations()
     VALIDATED.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def validate(cfg: Config) -> None:
             cfg.validate_,
             staged,
             copies(staged),
-            files=[part.events.relative_to(cfg.data.path).as_posix() for part in raw.parts],
+            files=[path.relative_to(cfg.data.path).as_posix() for path in raw.sources],
             items=raw.items,
             expectations=expectations,
             out=out,
@@ -89,7 +90,7 @@ def validate(cfg: Config) -> None:
         _write_tables(raw, out)
         facts = facts_of(out / "events.parquet")
         summary = {
-            **summary_of(cfg.data.path, cfg.data.format, inputs, counts, facts),
+            **summary_of(cfg.data.path, cfg.data.format, inputs, dialects, counts, facts),
             "users_without_features": None if raw.users is None else _users_without_features(out),
             "last_accepted": previous,
             "volume_change": (
