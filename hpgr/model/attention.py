@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpgr.model.precision import autocast_off, product_type
 from hpgr.model.tiles import HIDDEN, Tiles, blocks
 
 TILES_AT_A_TIME = 32  # scores of one chunk stay in the processor's cache
@@ -102,9 +103,10 @@ class _TileAttention(torch.autograd.Function):
             active = scores.exp() if exponential else functional.silu(scores)
             grad_active = g_part @ v_part.transpose(-1, -2)
             if weight is not None and grad_weight is not None:
-                grad_weight[part] = (active * grad_active).sum(1)
-                grad_active *= weight[part, None]
-                weighted = active * weight[part, None]
+                grad_weight[part] = (active * grad_active).sum(1, dtype=accumulate)
+                part_weight = weight[part, None].to(active.dtype)
+                grad_active *= part_weight
+                weighted = active * part_weight
             else:
                 weighted = active
             _scatter_add(grad_v, columns, weighted.transpose(-1, -2) @ g_part)
@@ -194,6 +196,9 @@ def tile_attention(
 ) -> Tensor:
     """The additive attention sum over a tile list, not normalised.
 
+    Products are of autocast's type where it is on (else of the widest of q, k and v), the sum over
+    keys of float32 at least; biases and their gradients keep their own type.
+
     Args:
         q: [Q, H, D].
         k: [K, H, D].
@@ -207,7 +212,10 @@ def tile_attention(
     Returns:
         [Q, H, Dv].
     """
-    return _TileAttention.apply(q, k, v, position_bias, time_bias, weight, tiles, exponential)
+    dtype = product_type(q, k, v)
+    with autocast_off(q):
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        return _TileAttention.apply(q, k, v, position_bias, time_bias, weight, tiles, exponential)
 
 
 def softmax_attention(

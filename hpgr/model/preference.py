@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpgr.model.precision import autocast_off, wide
 from hpgr.model.tiles import Tiles, blocks, build_tiles, cover
 
 QUERIES_AT_A_TIME = 256
@@ -113,14 +114,17 @@ class PreferenceSignals(nn.Module):
             key_time: seconds.
             query_position: row of each query among the keys.
         """
-        query_signal = functional.normalize(self.query(query), dim=-1)
-        key_signal = functional.normalize(self.key(key), dim=-1)
-        anchor = select_anchors(
-            query_signal.detach(), key_signal.detach(), first, last, self.num_anchors
-        )
-        chosen = key_signal[anchor.clamp_min(0)]
-        cosine = torch.einsum("qr,qar->qa", query_signal, chosen)
-        peak = torch.sigmoid(self.sharpness * cosine + self.offset) * (anchor >= 0)
+        query_signal, key_signal = self.query(query), self.key(key)
+        # Choosing is not smooth: cosines rounded to bfloat16 would tie and name other anchors.
+        with autocast_off(query):
+            query_signal = functional.normalize(wide(query_signal), dim=-1)
+            key_signal = functional.normalize(wide(key_signal), dim=-1)
+            anchor = select_anchors(
+                query_signal.detach(), key_signal.detach(), first, last, self.num_anchors
+            )
+            chosen = key_signal[anchor.clamp_min(0)]
+            cosine = torch.einsum("qr,qar->qa", query_signal, chosen)
+            peak = torch.sigmoid(self.sharpness * cosine + self.offset) * (anchor >= 0)
 
         reach = int(REACH * self.sigma)
         grid = _touched(anchor, first, last, len(key), size, reach, self.recent_window)

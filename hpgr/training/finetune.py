@@ -67,16 +67,14 @@ def finetune(cfg: Config) -> None:
         _start_from_item_rates(model, log)
     if base:
         base.check_kind(encoder=settings.encoder, ranking=ranking)
-        base.start(model, catalogue, cfg.model.model_dump())
+        base.start(model, catalogue, vars(cfg.model))
     if isinstance(model, HPGR) and settings.inherit:
         check_same_base(base, PRETRAINED)
         inherited, _ = load_tensors(PRETRAINED / "model.safetensors")
         model.trunk.load_state_dict(inherited)
         inputs.append(PRETRAINED / "model.safetensors")
     model.to(device.device)
-    key = run_key(
-        {"stage": "finetune", "model": cfg.model.model_dump(), "own": settings.model_dump()}, inputs
-    )
+    key = run_key({"stage": "finetune", "model": vars(cfg.model), "own": vars(settings)}, inputs)
     scratch = SCRATCH / f"finetune-{key}"
     validation = Validation(
         log,
@@ -108,8 +106,8 @@ def finetune(cfg: Config) -> None:
         config = {
             "encoder": settings.encoder,
             "ranking": ranking,
-            "model": cfg.model.model_dump(),
-            "finetune": settings.model_dump(),
+            "model": vars(cfg.model),
+            "finetune": vars(settings),
             "catalogue": {
                 "num_items": catalogue.num_items,
                 "num_actions": catalogue.num_actions,

@@ -1,7 +1,8 @@
 """Losses: softmax over the catalogue, full or sampled, never holding all logits at once.
 
 The gradient is computed in the forward pass, chunk by chunk of rows, while the logits are still in
-the cache: three matrix products, no T x V matrix.
+the cache: three matrix products, no T x V matrix. All of it is float32 under autocast too: logits
+reach 20, where bfloat16 has steps of an eighth.
 
 Shape legend: T rows, V items, D width, R negatives.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from hpgr.model.precision import autocast_off, wide
 
 ROWS_AT_A_TIME = 512
 
@@ -53,7 +56,8 @@ def full_softmax(states: Tensor, items: Tensor, target: Tensor, *, first_item: i
         target: item ids, int64 [T].
         first_item: items below this id (padding, unknown) are never predicted.
     """
-    return _CosineSoftmax.apply(states, items[first_item:], target - first_item)
+    with autocast_off(states):
+        return _CosineSoftmax.apply(states, items[first_item:], target - first_item)
 
 
 def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
@@ -69,20 +73,24 @@ def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Te
         target: int64 [T].
         negatives: int64 [T, R].
     """
-    total = states.new_zeros(())
-    for low in range(0, len(states), ROWS_AT_A_TIME):
-        part = slice(low, low + ROWS_AT_A_TIME)
-        logits = states[part] @ items.T
-        positive = logits.gather(1, target[part, None])
-        negative = logits.gather(1, negatives[part])
-        negative = negative.masked_fill(negatives[part] == target[part, None], -5e4)
-        total = total - functional.log_softmax(torch.cat([positive, negative], 1), 1)[:, 0].sum()
-    return total / max(1, len(states))
+    with autocast_off(states):
+        states, items = wide(states), wide(items)
+        total = states.new_zeros(())
+        for low in range(0, len(states), ROWS_AT_A_TIME):
+            part = slice(low, low + ROWS_AT_A_TIME)
+            logits = states[part] @ items.T
+            positive = logits.gather(1, target[part, None])
+            negative = logits.gather(1, negatives[part])
+            negative = negative.masked_fill(negatives[part] == target[part, None], -5e4)
+            chosen = torch.cat([positive, negative], 1)
+            total = total - functional.log_softmax(chosen, 1)[:, 0].sum()
+        return total / max(1, len(states))
 
 
 def normalised(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """L2-normalised states divided by the temperature, and L2-normalised items."""
-    return (
-        functional.normalize(states, dim=-1) / temperature,
-        functional.normalize(items, dim=-1),
-    )
+    with autocast_off(states):
+        return (
+            functional.normalize(wide(states), dim=-1) / temperature,
+            functional.normalize(wide(items), dim=-1),
+        )

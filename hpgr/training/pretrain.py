@@ -86,10 +86,10 @@ def pretrain(cfg: Config) -> None:
     catalogue = Catalogue.of(log)
     model = MaskedItemModel(cfg.model, catalogue, mim_blocks=settings.mim_blocks)
     if base and base.has_trunk:
-        base.start(model.trunk, catalogue, cfg.model.model_dump(), part=TRUNK)
+        base.start(model.trunk, catalogue, vars(cfg.model), part=TRUNK)
     model.to(device.device)
     key = run_key(
-        {"stage": "pretrain", "model": cfg.model.model_dump(), "own": settings.model_dump()},
+        {"stage": "pretrain", "model": vars(cfg.model), "own": vars(settings)},
         [*ARRAYS.iterdir(), *(base.files if base else ())],
     )
     scratch = SCRATCH / f"pretrain-{key}"
@@ -123,7 +123,7 @@ def pretrain(cfg: Config) -> None:
         weights = {
             k.removeprefix(TRUNK): v for k, v in outcome.best_weights.items() if k.startswith(TRUNK)
         }
-        config = {"model": cfg.model.model_dump(), "pretrain": settings.model_dump()}
+        config = {"model": vars(cfg.model), "pretrain": vars(settings)}
         config |= {"base": base.origin} if base else {}
         write_outputs(OUTPUT, weights, json.loads(json.dumps(config)), outcome, device)
     finish(scratch, device)
