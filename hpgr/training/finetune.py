@@ -43,6 +43,9 @@ OUTPUT = Path("artifacts/finetune")
 def finetune(cfg: Config) -> None:
     """Run stage 2 as params.yaml says.
 
+    Args:
+        cfg: sections `model` and `finetune`, as in `hpgr.training.pretrain.pretrain`.
+
     Raises:
         UserError: the model below base/ does not fit the log or the parameters, or stage 1 did not
             start from it.

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpgr.data.base import check_kept_ids
 from hpgr.data.batches import Batch, TrainingWindows
 from hpgr.data.log import FIRST_ITEM, EventLog, Histories
 from hpgr.model.catalogue import Catalogue
@@ -66,11 +65,18 @@ def mask_events(
 def pretrain(cfg: Config) -> None:
     """Run stage 1 as params.yaml says; zero epochs write the trunk it started with.
 
+    Args:
+        cfg: sections `model`, `pretrain` and `finetune`, with their keys as attributes: a `Config`
+            or plain objects, which need no pydantic.
+
     Raises:
         UserError: the model below base/ does not fit the log or the parameters.
     """
     settings, base = cfg.pretrain, Base.open()
     if base:
+        # Here, because it needs pyarrow, which a machine that trains from nothing may not have.
+        from hpgr.data.kept_ids import check_kept_ids
+
         check_kept_ids(SESSIONS)
     log = EventLog.open(ARRAYS)
     device = choose_device(settings.device, settings.precision)
