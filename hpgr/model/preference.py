@@ -25,7 +25,8 @@ from torch.nn import functional
 from hpgr.model.precision import autocast_off, wide
 from hpgr.model.tiles import Tiles, blocks, build_tiles, cover
 
-QUERIES_AT_A_TIME = 256
+QUERIES_AT_A_TIME = 256  # on a CPU
+ACCELERATOR_QUERIES = 2048  # elsewhere, as few steps as the keys that they span together allow
 REACH = 3  # standard deviations beyond which a peak is cut to zero
 
 
@@ -55,8 +56,9 @@ def select_anchors(query: Tensor, key: Tensor, first: Tensor, last: Tensor, num:
         num: A.
     """
     anchor = torch.full((len(query), num), -1, dtype=torch.int64, device=query.device)
-    for low in range(0, len(query), QUERIES_AT_A_TIME):
-        part = slice(low, low + QUERIES_AT_A_TIME)
+    step = QUERIES_AT_A_TIME if query.device.type == "cpu" else ACCELERATOR_QUERIES
+    for low in range(0, len(query), step):
+        part = slice(low, low + step)
         start, stop = int(first[part].min()), int(last[part].max())
         if stop <= start:
             continue

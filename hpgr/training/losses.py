@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpgr.model.chunks import at_a_time
 from hpgr.model.precision import autocast_off, wide
 
-ROWS_AT_A_TIME = 512
+ROWS_AT_A_TIME = 512  # on a CPU
 
 
 class _CosineSoftmax(torch.autograd.Function):
@@ -25,8 +26,9 @@ class _CosineSoftmax(torch.autograd.Function):
         loss = torch.zeros((), device=states.device)
         grad_states = torch.empty_like(rows_all)
         grad_items = torch.zeros_like(table)
-        for low in range(0, len(states), ROWS_AT_A_TIME):
-            part = slice(low, low + ROWS_AT_A_TIME)
+        step = _at_a_time(items)
+        for low in range(0, len(states), step):
+            part = slice(low, low + step)
             rows, wanted = rows_all[part], table[target[part]]
             weight = (rows @ table.T).exp_()
             total = weight.sum(dim=1, keepdim=True)
@@ -76,8 +78,9 @@ def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Te
     with autocast_off(states):
         states, items = wide(states), wide(items)
         total = states.new_zeros(())
-        for low in range(0, len(states), ROWS_AT_A_TIME):
-            part = slice(low, low + ROWS_AT_A_TIME)
+        step = _at_a_time(items)
+        for low in range(0, len(states), step):
+            part = slice(low, low + step)
             logits = states[part] @ items.T
             positive = logits.gather(1, target[part, None])
             negative = logits.gather(1, negatives[part])
@@ -85,6 +88,11 @@ def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Te
             chosen = torch.cat([positive, negative], 1)
             total = total - functional.log_softmax(chosen, 1)[:, 0].sum()
         return total / max(1, len(states))
+
+
+def _at_a_time(items: Tensor) -> int:
+    """Rows whose logits over `items` are held together."""
+    return at_a_time(items.device, cpu=ROWS_AT_A_TIME, bytes_each=4 * len(items))
 
 
 def normalised(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
