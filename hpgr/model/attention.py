@@ -4,8 +4,9 @@
 
 with f = SiLU (HSTU, arXiv 2402.17152) or exp. No softmax statistics are needed: contributions of
 key tiles simply add, so dense causal, windowed, per-session and sparse attention are the same
-code over another tile list, of small square tiles or of one large tile a segment. A softmax is two such sums (`softmax_attention`). The backward pass
-recomputes the scores, so memory is linear in the number of tiles' buckets, not in heads x scores.
+code over another tile list, of small square tiles or of one large tile a segment. A softmax is two
+such sums (`softmax_attention`). The backward pass recomputes the scores, so memory is linear in the
+number of tiles' buckets, not in heads x scores.
 
 Shape legend: Q queries, K keys, H heads, D width of a head, N tiles, S tile side.
 """
