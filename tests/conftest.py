@@ -3,13 +3,13 @@
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; see hpgr.cli
 
 import pytest
 from evaluation_log import random_log, write_arrays
-from hypothesis import settings
 
 from hpgr.runtime import TELEMETRY_OFF
 
@@ -25,9 +25,12 @@ os.environ |= TELEMETRY_OFF | {
     "DVC_SYSTEM_CONFIG_DIR": str(here / "none"),
 }
 
-# The same examples at every run; to look for new ones: pytest --hypothesis-profile=default
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
+with suppress(ModuleNotFoundError):  # tests/gpu runs where there is no more than training needs
+    from hypothesis import settings
+
+    # The same examples at every run; to look for new ones: pytest --hypothesis-profile=default
+    settings.register_profile("repeatable", derandomize=True, deadline=None)
+    settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -42,11 +42,18 @@ lengths_strategy = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
 @settings(max_examples=30, deadline=None)
-@given(lengths=lengths_strategy, seed=st.integers(0, 1000), exponential=st.booleans())
-def test_causal_tiles_equal_dense(lengths, seed, exponential):
+@given(
+    lengths=lengths_strategy,
+    seed=st.integers(0, 1000),
+    exponential=st.booleans(),
+    segments=st.booleans(),
+)
+def test_causal_tiles_equal_dense(lengths, seed, exponential, segments):
     q, k, v, position, time, stamps = random_problem(lengths, seed)
     first, last = causal_ranges(lengths)
-    tiles = build_tiles(first, last, len(k), size=8, query_time=stamps + 60, key_time=stamps)
+    tiles = build_tiles(
+        first, last, len(k), size=8, query_time=stamps + 60, key_time=stamps, segments=segments
+    )
     out = tile_attention(
         q, k, v, tiles, position_bias=position, time_bias=time, exponential=exponential
     )
@@ -105,8 +112,9 @@ def test_candidates_with_weights_equal_dense(lengths, seed):
         torch.testing.assert_close(g, w, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("segments", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-def test_softmax_equals_torch(causal):
+def test_softmax_equals_torch(causal, segments):
     """Against torch's scaled_dot_product_attention, one sequence at a time."""
     lengths = [3, 17, 9]
     q, k, v, *_ = random_problem(lengths, 0)
@@ -114,7 +122,7 @@ def test_softmax_equals_torch(causal):
     if not causal:
         ends = torch.tensor(lengths).cumsum(0)
         last = torch.repeat_interleave(ends, torch.tensor(lengths))
-    tiles = build_tiles(first, last, len(k), size=8)
+    tiles = build_tiles(first, last, len(k), size=8, segments=segments)
     out = softmax_attention(q, k, v, tiles, q.new_zeros(1))
     start = 0
     for length in lengths:

@@ -4,8 +4,9 @@
 
 with f = SiLU (HSTU, arXiv 2402.17152) or exp. No softmax statistics are needed: contributions of
 key tiles simply add, so dense causal, windowed, per-session and sparse attention are the same
-code over another tile list. A softmax is two such sums (`softmax_attention`). The backward pass
-recomputes the scores, so memory is linear in the number of tiles' buckets, not in heads x scores.
+code over another tile list, of small square tiles or of one large tile a segment. A softmax is two
+such sums (`softmax_attention`). The backward pass recomputes the scores, so memory is linear in the
+number of tiles' buckets, not in heads x scores.
 
 Shape legend: Q queries, K keys, H heads, D width of a head, N tiles, S tile side.
 """
@@ -16,15 +17,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpgr.model.chunks import at_a_time
+from hpgr.model.precision import autocast_off, product_type
 from hpgr.model.tiles import HIDDEN, Tiles, blocks
 
-TILES_AT_A_TIME = 32  # scores of one chunk stay in the processor's cache
+TILES_AT_A_TIME = 32  # on a CPU: scores of one chunk stay in the processor's cache
 HIDDEN_BIAS = -1e4  # SiLU, exp and both their derivatives are exactly 0 here in float32
 
 
-def _heads_first(rows: Tensor, size: int) -> Tensor:
+QUERY, KEY = 0, 1  # side of a tile
+
+
+def _heads_first(rows: Tensor, tiles: Tiles, side: int) -> Tensor:
     """[R, H, D] -> [blocks, H, S, D], contiguous."""
-    return blocks(rows, size).transpose(1, 2).contiguous()
+    if tiles.rows is None:
+        return blocks(rows, tiles.size).transpose(1, 2).contiguous()
+    return rows[tiles.rows[side]].transpose(1, 2).contiguous()
 
 
 def _gather(tile_rows: Tensor, index: Tensor) -> Tensor:
@@ -37,9 +45,21 @@ def _scatter_add(total: Tensor, index: Tensor, part: Tensor) -> None:
     total.flatten(1).index_add_(0, index, part.flatten(1).to(total.dtype))
 
 
-def _rows(tiles_out: Tensor, count: int) -> Tensor:
-    """[blocks, H, S, D] -> [count, H, D]."""
-    return tiles_out.transpose(1, 2).flatten(0, 1)[:count]
+def _rows(tiles_out: Tensor, tiles: Tiles, side: int, count: int) -> Tensor:
+    """[blocks, H, S, D] -> [count, H, D]; rows of padding hold zeros."""
+    flat = tiles_out.transpose(1, 2).flatten(0, 1)
+    if tiles.rows is None:
+        return flat[:count]
+    total = flat.new_zeros(count, *flat.shape[1:])
+    total.flatten(1).index_add_(0, tiles.rows[side].flatten(), flat.flatten(1))
+    return total
+
+
+def _at_a_time(tiles: Tiles, q: Tensor) -> int:
+    """Tiles of one chunk."""
+    pairs = tiles.bucket.shape[1] * tiles.bucket.shape[2]
+    each = pairs * q.shape[1] * q.element_size()
+    return at_a_time(q.device, cpu=TILES_AT_A_TIME, bytes_each=each)
 
 
 def _bias(time_bias: Tensor) -> Tensor:
@@ -54,14 +74,15 @@ class _TileAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, position_bias, time_bias, weight, tiles, exponential):  # type: ignore[override]
-        size = tiles.size
-        query, key, value = (_heads_first(x, size) for x in (q, k, v))
+        query = _heads_first(q, tiles, QUERY)
+        key, value = (_heads_first(x, tiles, KEY) for x in (k, v))
         toeplitz, _ = _toeplitz(position_bias, tiles)
         table = _bias(time_bias)
         accumulate = torch.promote_types(q.dtype, torch.float32)
         out = torch.zeros((*query.shape[:3], value.shape[3]), dtype=accumulate, device=q.device)
-        for low in range(0, len(tiles.query_block), TILES_AT_A_TIME):
-            part = slice(low, low + TILES_AT_A_TIME)
+        step = _at_a_time(tiles, q)
+        for low in range(0, len(tiles.query_block), step):
+            part = slice(low, low + step)
             rows, columns = tiles.query_block[part], tiles.key_block[part]
             scores = _gather(query, rows) @ _gather(key, columns).transpose(-1, -2)
             scores += _pair_bias(position_bias, toeplitz, table, tiles, part)[:, None]
@@ -71,14 +92,14 @@ class _TileAttention(torch.autograd.Function):
             _scatter_add(out, rows, active @ _gather(value, columns))
         ctx.save_for_backward(q, k, v, position_bias, time_bias, weight)
         ctx.tiles, ctx.exponential = tiles, exponential
-        return _rows(out, tiles.num_queries).to(q.dtype)
+        return _rows(out, tiles, QUERY, tiles.num_queries).to(q.dtype)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
         q, k, v, position_bias, time_bias, weight = ctx.saved_tensors
         tiles, exponential = ctx.tiles, ctx.exponential
-        size = tiles.size
-        query, key, value, grad_out = (_heads_first(x, size) for x in (q, k, v, grad))
+        query, grad_out = (_heads_first(x, tiles, QUERY) for x in (q, grad))
+        key, value = (_heads_first(x, tiles, KEY) for x in (k, v))
         toeplitz, offsets = _toeplitz(position_bias, tiles)
         table = _bias(time_bias)
         accumulate = torch.promote_types(q.dtype, torch.float32)
@@ -92,8 +113,9 @@ class _TileAttention(torch.autograd.Function):
         )
         grad_time = torch.zeros(HIDDEN + 1, dtype=accumulate, device=q.device)
         grad_weight = torch.empty_like(weight) if weight is not None else None
-        for low in range(0, len(tiles.query_block), TILES_AT_A_TIME):
-            part = slice(low, low + TILES_AT_A_TIME)
+        step = _at_a_time(tiles, q)
+        for low in range(0, len(tiles.query_block), step):
+            part = slice(low, low + step)
             rows, columns = tiles.query_block[part], tiles.key_block[part]
             q_part, g_part = _gather(query, rows), _gather(grad_out, rows)
             k_part, v_part = _gather(key, columns), _gather(value, columns)
@@ -102,9 +124,10 @@ class _TileAttention(torch.autograd.Function):
             active = scores.exp() if exponential else functional.silu(scores)
             grad_active = g_part @ v_part.transpose(-1, -2)
             if weight is not None and grad_weight is not None:
-                grad_weight[part] = (active * grad_active).sum(1)
-                grad_active *= weight[part, None]
-                weighted = active * weight[part, None]
+                grad_weight[part] = (active * grad_active).sum(1, dtype=accumulate)
+                part_weight = weight[part, None].to(active.dtype)
+                grad_active *= part_weight
+                weighted = active * part_weight
             else:
                 weighted = active
             _scatter_add(grad_v, columns, weighted.transpose(-1, -2) @ g_part)
@@ -133,9 +156,9 @@ class _TileAttention(torch.autograd.Function):
                 offsets.flatten(), grad_position.flatten(), minlength=len(position_bias)
             )
         return (
-            _rows(grad_q, len(q)).to(q.dtype),
-            _rows(grad_k, len(k)).to(k.dtype),
-            _rows(grad_v, len(v)).to(v.dtype),
+            _rows(grad_q, tiles, QUERY, len(q)).to(q.dtype),
+            _rows(grad_k, tiles, KEY, len(k)).to(k.dtype),
+            _rows(grad_v, tiles, KEY, len(v)).to(v.dtype),
             grad_position.to(position_bias.dtype),
             grad_time[: len(time_bias)].to(time_bias.dtype),
             grad_weight,
@@ -152,13 +175,13 @@ def _toeplitz(position_bias: Tensor, tiles: Tiles) -> tuple[Tensor | None, Tenso
     """
     if tiles.distance is not None:
         return None, None
-    size = tiles.size
+    size, (height, width) = tiles.size, tiles.bucket.shape[1:]
     most = int((tiles.query_block - tiles.key_block).max()) if len(tiles.query_block) else 0
     least = int((tiles.query_block - tiles.key_block).min()) if len(tiles.query_block) else 0
-    inside = torch.arange(size, device=position_bias.device)
+    row, column = (torch.arange(n, device=position_bias.device) for n in (height, width))
     # Negative block differences (bidirectional attention) index from the end, as in Python.
     difference = torch.cat([torch.arange(0, most + 1), torch.arange(min(least, 0), 0)])
-    offsets = difference.to(position_bias.device)[:, None, None] * size + inside[:, None] - inside
+    offsets = difference.to(position_bias.device)[:, None, None] * size + row[:, None] - column
     offsets = offsets.abs().clamp_max_(len(position_bias) - 1)
     return position_bias[offsets], offsets
 
@@ -194,6 +217,9 @@ def tile_attention(
 ) -> Tensor:
     """The additive attention sum over a tile list, not normalised.
 
+    Products are of autocast's type where it is on (else of the widest of q, k and v), the sum over
+    keys of float32 at least; biases and their gradients keep their own type.
+
     Args:
         q: [Q, H, D].
         k: [K, H, D].
@@ -207,7 +233,10 @@ def tile_attention(
     Returns:
         [Q, H, Dv].
     """
-    return _TileAttention.apply(q, k, v, position_bias, time_bias, weight, tiles, exponential)
+    dtype = product_type(q, k, v)
+    with autocast_off(q):
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        return _TileAttention.apply(q, k, v, position_bias, time_bias, weight, tiles, exponential)
 
 
 def softmax_attention(

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpgr.model.precision import autocast_off, wide
 from hpgr.model.tiles import Tiles, blocks, build_tiles, cover
 
-QUERIES_AT_A_TIME = 256
+QUERIES_AT_A_TIME = 256  # on a CPU
+ACCELERATOR_QUERIES = 2048  # elsewhere, as few steps as the keys that they span together allow
 REACH = 3  # standard deviations beyond which a peak is cut to zero
 
 
@@ -54,8 +56,9 @@ def select_anchors(query: Tensor, key: Tensor, first: Tensor, last: Tensor, num:
         num: A.
     """
     anchor = torch.full((len(query), num), -1, dtype=torch.int64, device=query.device)
-    for low in range(0, len(query), QUERIES_AT_A_TIME):
-        part = slice(low, low + QUERIES_AT_A_TIME)
+    step = QUERIES_AT_A_TIME if query.device.type == "cpu" else ACCELERATOR_QUERIES
+    for low in range(0, len(query), step):
+        part = slice(low, low + step)
         start, stop = int(first[part].min()), int(last[part].max())
         if stop <= start:
             continue
@@ -113,14 +116,17 @@ class PreferenceSignals(nn.Module):
             key_time: seconds.
             query_position: row of each query among the keys.
         """
-        query_signal = functional.normalize(self.query(query), dim=-1)
-        key_signal = functional.normalize(self.key(key), dim=-1)
-        anchor = select_anchors(
-            query_signal.detach(), key_signal.detach(), first, last, self.num_anchors
-        )
-        chosen = key_signal[anchor.clamp_min(0)]
-        cosine = torch.einsum("qr,qar->qa", query_signal, chosen)
-        peak = torch.sigmoid(self.sharpness * cosine + self.offset) * (anchor >= 0)
+        query_signal, key_signal = self.query(query), self.key(key)
+        # Choosing is not smooth: cosines rounded to bfloat16 would tie and name other anchors.
+        with autocast_off(query):
+            query_signal = functional.normalize(wide(query_signal), dim=-1)
+            key_signal = functional.normalize(wide(key_signal), dim=-1)
+            anchor = select_anchors(
+                query_signal.detach(), key_signal.detach(), first, last, self.num_anchors
+            )
+            chosen = key_signal[anchor.clamp_min(0)]
+            cosine = torch.einsum("qr,qar->qa", query_signal, chosen)
+            peak = torch.sigmoid(self.sharpness * cosine + self.offset) * (anchor >= 0)
 
         reach = int(REACH * self.sigma)
         grid = _touched(anchor, first, last, len(key), size, reach, self.recent_window)

@@ -20,6 +20,7 @@ from torch.nn import functional
 from hpgr.model.attention import softmax_attention
 from hpgr.model.dropout import dropout
 from hpgr.model.packed import Packed
+from hpgr.model.precision import wide
 from hpgr.model.tiles import Tiles, build_tiles
 
 FEED_FORWARD = 2  # width of the hidden layer, in multiples of D
@@ -152,10 +153,10 @@ class SessionEncoder(nn.Module):
 
     def _pool(self, intra: Tensor, packed: Packed) -> Tensor:
         """Attention pooling: one token [P, D] of each session's rows."""
-        score = self.pool(intra).clamp(-MAX_SCORE, MAX_SCORE).exp()
+        score = wide(self.pool(intra)).clamp(-MAX_SCORE, MAX_SCORE).exp()
         shape = (packed.num_sessions, intra.shape[1])
         total = score.new_zeros(packed.num_sessions, 1).index_add(0, packed.session, score)
-        summed = intra.new_zeros(shape).index_add(0, packed.session, score * intra)
+        summed = score.new_zeros(shape).index_add(0, packed.session, score * intra)
         return summed / total
 
     def _fuse(self, x: Tensor, session: Tensor) -> Tensor:

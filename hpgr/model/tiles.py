@@ -5,7 +5,12 @@ contiguous key rows `first[i] .. last[i] - 1`; causal history, closed sessions, 
 candidate's past are all such ranges. The score matrix is cut into tiles of S x S; only tiles that
 hold something visible are ever computed, so users, windows and sparse masks cost what they show.
 
-Shape legend: Q queries, K keys, N tiles, S tokens per tile side, A anchors.
+Where many small tiles cost more than a few large ones (on an accelerator), the same ranges are
+covered by one tile a segment instead: all queries that begin at the same key, and every key that
+any of them sees, padded to the longest segment.
+
+Shape legend: Q queries, K keys, N tiles, S tokens per tile side, A anchors; N tiles of segments
+have sides R (queries) and C (keys).
 """
 
 from __future__ import annotations
@@ -18,6 +23,9 @@ from torch import Tensor
 NUM_TIME_BUCKETS = 129
 HIDDEN = 255  # bucket of a pair that is not visible; its bias drives SiLU and exp to zero
 TIME_BUCKET_WIDTH = 0.301
+SEGMENT_WASTE = 4  # padded pairs of segments, per pair of square tiles, that still pay
+SEGMENT_PAIRS = 1 << 30  # in all; a byte each, for as long as the tiles live
+BUCKETS_AT_A_TIME = 1 << 25  # pairs whose time differences are held, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,10 @@ class Tiles:
     `query_block` and `key_block` int64 [N], sorted by query block; `bucket` uint8 [N, S, S] is the
     time bucket of each pair, or HIDDEN; `distance` int64 [N, S, S] is query position minus key
     position, or None where it follows from the block numbers alone.
+
+    Side by side, tiles are blocks of S consecutive rows. Tiles of segments name their `rows`
+    instead: query rows int64 [N, R] and key rows int64 [N, C]; `bucket` and `distance` are
+    [N, R, C] then, and padding is HIDDEN.
     """
 
     size: int
@@ -38,6 +50,7 @@ class Tiles:
     distance: Tensor | None
     first: Tensor  # [Q]
     last: Tensor  # [Q]
+    rows: tuple[Tensor, Tensor] | None = None
 
     @property
     def visible(self) -> Tensor:
@@ -73,6 +86,7 @@ def build_tiles(
     key_time: Tensor | None = None,
     query_position: Tensor | None = None,
     pairs: tuple[Tensor, Tensor] | None = None,
+    segments: bool | None = None,
 ) -> Tiles:
     """Cover the visible ranges with tiles.
 
@@ -87,8 +101,19 @@ def build_tiles(
             are the same rows.
         pairs: query and key block of the tiles to compute, int64 [N] each, sorted by query block;
             None for every tile that holds a visible pair.
+        segments: one tile a segment, where padding does not waste more than SEGMENT_WASTE and no
+            `pairs` are given; None: on every device but a CPU.
     """
     query_block, key_block = pairs if pairs is not None else cover(first, last, num_keys, size)
+    if segments is None:
+        segments = first.device.type != "cpu"
+    if segments and pairs is None:
+        most = min(SEGMENT_PAIRS, SEGMENT_WASTE * len(query_block) * size**2)
+        whole = _segments(
+            first, last, num_keys, size, query_time, key_time, query_position, most=most
+        )
+        if whole is not None:
+            return whole
     key_row = torch.arange(-(-num_keys // size) * size, device=first.device).view(-1, size)
     row_first, row_last = blocks(first, size), blocks(last, size)
     columns = key_row[key_block][:, None, :]
@@ -130,3 +155,68 @@ def cover(first: Tensor, last: Tensor, num_keys: int, size: int) -> tuple[Tensor
     start = torch.cumsum(count, 0) - count
     key_block = torch.arange(len(query_block), device=first.device) - (start - low)[query_block]
     return query_block, key_block
+
+
+def _segments(
+    first: Tensor,
+    last: Tensor,
+    num_keys: int,
+    size: int,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    query_position: Tensor | None,
+    *,
+    most: int,
+) -> Tiles | None:
+    """One tile a segment, or None where that is more than `most` pairs; see `build_tiles`.
+
+    Without `query_position` the distance must follow from the places inside the tile, so that a
+    segment's queries have to begin at its first key: None where they do not.
+    """
+    if not len(first) or not num_keys:
+        return None
+    begins = torch.ones_like(first, dtype=torch.bool)
+    begins[1:] = first[1:] != first[:-1]
+    start = begins.nonzero()[:, 0]
+    if query_position is None and not torch.equal(start, first[start]):
+        return None
+    num_queries = torch.diff(start, append=start.new_tensor([len(first)]))
+    key_first = first[start]
+    key_last = torch.zeros_like(start).scatter_reduce(0, begins.cumsum(0) - 1, last, "amax")
+    height, width = int(num_queries.max()), int((key_last - key_first).max())
+    if width < 1 or len(start) * height * width > most:
+        return None
+    place = torch.arange(height, device=first.device)
+    real = place < num_queries[:, None]
+    query_row = torch.where(real, start[:, None] + place, start[:, None])
+    column = key_first[:, None] + torch.arange(width, device=first.device)
+    key_row = column.clamp_max(num_keys - 1)
+    row_first, row_last = first[query_row], torch.where(real, last[query_row], 0)
+    shape = (len(start), height, width)
+    bucket = torch.zeros(shape, dtype=torch.uint8, device=first.device)
+    step = max(1, BUCKETS_AT_A_TIME // (height * width))
+    for low in range(0, len(start), step):
+        part = slice(low, low + step)
+        if query_time is not None and key_time is not None:
+            elapsed = query_time[query_row[part], None] - key_time[key_row[part]][:, None, :]
+            bucket[part] = time_bucket(elapsed).to(torch.uint8)
+        seen = (column[part, None, :] >= row_first[part, :, None]) & (
+            column[part, None, :] < row_last[part, :, None]
+        )
+        bucket[part].masked_fill_(~seen, HIDDEN)
+    distance = None
+    if query_position is not None:
+        distance = (query_position[query_row][:, :, None] - column[:, None, :]).clamp_min_(0)
+    tile = torch.arange(len(start), device=first.device)
+    return Tiles(
+        size=size,
+        num_queries=len(first),
+        num_keys=num_keys,
+        query_block=tile,
+        key_block=tile,
+        bucket=bucket,
+        distance=distance,
+        first=first,
+        last=last,
+        rows=(query_row, key_row),
+    )

@@ -63,6 +63,7 @@ def choose_device(device: str, precision: str) -> Device:
     )
     if kind == "cuda":
         torch.cuda.set_device(place)
+        torch.set_float32_matmul_precision("highest")  # float32 means float32, not TF32
     else:
         # Lets oneDNN take the float32 products: three times MKL's speed on AMD, and bfloat16
         # products with float32 sums on processors that have them (AMX).

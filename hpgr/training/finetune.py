@@ -43,6 +43,9 @@ OUTPUT = Path("artifacts/finetune")
 def finetune(cfg: Config) -> None:
     """Run stage 2 as params.yaml says.
 
+    Args:
+        cfg: sections `model` and `finetune`, as in `hpgr.training.pretrain.pretrain`.
+
     Raises:
         UserError: the model below base/ does not fit the log or the parameters, or stage 1 did not
             start from it.
@@ -67,16 +70,14 @@ def finetune(cfg: Config) -> None:
         _start_from_item_rates(model, log)
     if base:
         base.check_kind(encoder=settings.encoder, ranking=ranking)
-        base.start(model, catalogue, cfg.model.model_dump())
+        base.start(model, catalogue, vars(cfg.model))
     if isinstance(model, HPGR) and settings.inherit:
         check_same_base(base, PRETRAINED)
         inherited, _ = load_tensors(PRETRAINED / "model.safetensors")
         model.trunk.load_state_dict(inherited)
         inputs.append(PRETRAINED / "model.safetensors")
     model.to(device.device)
-    key = run_key(
-        {"stage": "finetune", "model": cfg.model.model_dump(), "own": settings.model_dump()}, inputs
-    )
+    key = run_key({"stage": "finetune", "model": vars(cfg.model), "own": vars(settings)}, inputs)
     scratch = SCRATCH / f"finetune-{key}"
     validation = Validation(
         log,
@@ -108,8 +109,8 @@ def finetune(cfg: Config) -> None:
         config = {
             "encoder": settings.encoder,
             "ranking": ranking,
-            "model": cfg.model.model_dump(),
-            "finetune": settings.model_dump(),
+            "model": vars(cfg.model),
+            "finetune": vars(settings),
             "catalogue": {
                 "num_items": catalogue.num_items,
                 "num_actions": catalogue.num_actions,

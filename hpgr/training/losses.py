@@ -1,7 +1,8 @@
 """Losses: softmax over the catalogue, full or sampled, never holding all logits at once.
 
 The gradient is computed in the forward pass, chunk by chunk of rows, while the logits are still in
-the cache: three matrix products, no T x V matrix.
+the cache: three matrix products, no T x V matrix. All of it is float32 under autocast too: logits
+reach 20, where bfloat16 has steps of an eighth.
 
 Shape legend: T rows, V items, D width, R negatives.
 """
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROWS_AT_A_TIME = 512
+from hpgr.model.chunks import at_a_time
+from hpgr.model.precision import autocast_off, wide
+
+ROWS_AT_A_TIME = 512  # on a CPU
 
 
 class _CosineSoftmax(torch.autograd.Function):
@@ -22,8 +26,9 @@ class _CosineSoftmax(torch.autograd.Function):
         loss = torch.zeros((), device=states.device)
         grad_states = torch.empty_like(rows_all)
         grad_items = torch.zeros_like(table)
-        for low in range(0, len(states), ROWS_AT_A_TIME):
-            part = slice(low, low + ROWS_AT_A_TIME)
+        step = _at_a_time(items)
+        for low in range(0, len(states), step):
+            part = slice(low, low + step)
             rows, wanted = rows_all[part], table[target[part]]
             weight = (rows @ table.T).exp_()
             total = weight.sum(dim=1, keepdim=True)
@@ -53,7 +58,8 @@ def full_softmax(states: Tensor, items: Tensor, target: Tensor, *, first_item: i
         target: item ids, int64 [T].
         first_item: items below this id (padding, unknown) are never predicted.
     """
-    return _CosineSoftmax.apply(states, items[first_item:], target - first_item)
+    with autocast_off(states):
+        return _CosineSoftmax.apply(states, items[first_item:], target - first_item)
 
 
 def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
@@ -69,20 +75,30 @@ def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Te
         target: int64 [T].
         negatives: int64 [T, R].
     """
-    total = states.new_zeros(())
-    for low in range(0, len(states), ROWS_AT_A_TIME):
-        part = slice(low, low + ROWS_AT_A_TIME)
-        logits = states[part] @ items.T
-        positive = logits.gather(1, target[part, None])
-        negative = logits.gather(1, negatives[part])
-        negative = negative.masked_fill(negatives[part] == target[part, None], -5e4)
-        total = total - functional.log_softmax(torch.cat([positive, negative], 1), 1)[:, 0].sum()
-    return total / max(1, len(states))
+    with autocast_off(states):
+        states, items = wide(states), wide(items)
+        total = states.new_zeros(())
+        step = _at_a_time(items)
+        for low in range(0, len(states), step):
+            part = slice(low, low + step)
+            logits = states[part] @ items.T
+            positive = logits.gather(1, target[part, None])
+            negative = logits.gather(1, negatives[part])
+            negative = negative.masked_fill(negatives[part] == target[part, None], -5e4)
+            chosen = torch.cat([positive, negative], 1)
+            total = total - functional.log_softmax(chosen, 1)[:, 0].sum()
+        return total / max(1, len(states))
+
+
+def _at_a_time(items: Tensor) -> int:
+    """Rows whose logits over `items` are held together."""
+    return at_a_time(items.device, cpu=ROWS_AT_A_TIME, bytes_each=4 * len(items))
 
 
 def normalised(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """L2-normalised states divided by the temperature, and L2-normalised items."""
-    return (
-        functional.normalize(states, dim=-1) / temperature,
-        functional.normalize(items, dim=-1),
-    )
+    with autocast_off(states):
+        return (
+            functional.normalize(wide(states), dim=-1) / temperature,
+            functional.normalize(wide(items), dim=-1),
+        )

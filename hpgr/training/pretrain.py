@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpgr.data.base import check_kept_ids
 from hpgr.data.batches import Batch, TrainingWindows
 from hpgr.data.log import FIRST_ITEM, EventLog, Histories
 from hpgr.model.catalogue import Catalogue
@@ -66,11 +65,18 @@ def mask_events(
 def pretrain(cfg: Config) -> None:
     """Run stage 1 as params.yaml says; zero epochs write the trunk it started with.
 
+    Args:
+        cfg: sections `model`, `pretrain` and `finetune`, with their keys as attributes: a `Config`
+            or plain objects, which need no pydantic.
+
     Raises:
         UserError: the model below base/ does not fit the log or the parameters.
     """
     settings, base = cfg.pretrain, Base.open()
     if base:
+        # Here, because it needs pyarrow, which a machine that trains from nothing may not have.
+        from hpgr.data.kept_ids import check_kept_ids
+
         check_kept_ids(SESSIONS)
     log = EventLog.open(ARRAYS)
     device = choose_device(settings.device, settings.precision)
@@ -86,10 +92,10 @@ def pretrain(cfg: Config) -> None:
     catalogue = Catalogue.of(log)
     model = MaskedItemModel(cfg.model, catalogue, mim_blocks=settings.mim_blocks)
     if base and base.has_trunk:
-        base.start(model.trunk, catalogue, cfg.model.model_dump(), part=TRUNK)
+        base.start(model.trunk, catalogue, vars(cfg.model), part=TRUNK)
     model.to(device.device)
     key = run_key(
-        {"stage": "pretrain", "model": cfg.model.model_dump(), "own": settings.model_dump()},
+        {"stage": "pretrain", "model": vars(cfg.model), "own": vars(settings)},
         [*ARRAYS.iterdir(), *(base.files if base else ())],
     )
     scratch = SCRATCH / f"pretrain-{key}"
@@ -123,7 +129,7 @@ def pretrain(cfg: Config) -> None:
         weights = {
             k.removeprefix(TRUNK): v for k, v in outcome.best_weights.items() if k.startswith(TRUNK)
         }
-        config = {"model": cfg.model.model_dump(), "pretrain": settings.model_dump()}
+        config = {"model": vars(cfg.model), "pretrain": vars(settings)}
         config |= {"base": base.origin} if base else {}
         write_outputs(OUTPUT, weights, json.loads(json.dumps(config)), outcome, device)
     finish(scratch, device)
