@@ -38,7 +38,10 @@ def table_of_events(num_events: int = 600) -> dict[str, list]:
         "item_id": [f"i{i}" for i in (80 * rng.random(num_events) ** 3).astype(int)],
         "timestamp": (1_000_000_000 + 300 * rng.integers(0, 900, num_events)).tolist(),
         "action": [[None, "3", "4", "5", "view"][a] for a in rng.integers(0, 5, num_events)],
-        "session_id": [f"s{s}" if u % 7 == 0 else None for s, u in enumerate(user // 3 + user % 2)],
+        # Of some users, interleaved, and with gaps of their own.
+        "session_id": [
+            f"s{row % 3}" if u % 7 == 0 and row % 5 else None for row, u in enumerate(user)
+        ],
         "row": list(range(num_events)),
     }
 

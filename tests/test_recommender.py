@@ -134,6 +134,14 @@ def test_the_callers_sessions_come_before_the_gap():
     assert service.scorer.seen.session.tolist() == [0, 1, 1]
 
 
+def test_the_callers_sessions_may_interleave_and_events_without_one_are_cut_by_the_gap():
+    service = recommender(max_history=10)
+    events = [("a", 0), ("b", 1), ("c", 2), ("d", 50), ("e", 500), ("a", 550)]
+    own = ["x", None, "y", "x", None, None]
+    service.recommend([request(*events, session_ids=own)], k=1)
+    assert service.scorer.seen.session.tolist() == [0, 1, 2, 0, 3, 3]
+
+
 def test_a_batch_answers_like_single_requests():
     asked = [request(("a", 1), ("b", 2)), request(("c", 5)), request(("d", 1), ("a", 900))]
     service = recommender()

@@ -180,6 +180,20 @@ def test_global_time_takes_its_shares_of_the_events(workspace):
         assert not set(events[events.timestamp <= border].split) & set(parts)
 
 
+def resumed(events: pd.DataFrame) -> int:
+    """How often a session goes on after an event of another one, by brute force."""
+    total = 0
+    for _, rows in events.sort_values("position").groupby("user"):
+        session = rows.session.tolist()
+        total += sum(
+            here in session[:i] and here != session[i - 1]
+            for i, here in enumerate(session)
+            if i > 0
+        )
+    assert total > 0  # the log has such sessions
+    return total
+
+
 def test_statistics_equal_those_of_pandas(workspace):
     sessionize.sessionize(config(split="global-time"))
     stats, events = json.loads((OUT / "stats.json").read_text()), frame("events")
@@ -212,6 +226,7 @@ def test_statistics_equal_those_of_pandas(workspace):
         "per_user_mean": pytest.approx(sessions_per_user.mean(), abs=1e-4),
         "per_user_median": sessions_per_user.median(),
         "users_with_several": (sessions_per_user > 1).sum(),
+        "resumed": resumed(events),
     }
     assert stats["splits"]["test"] == {
         "events": len(test),

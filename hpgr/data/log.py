@@ -11,11 +11,12 @@ V rows of the item table, C category values.
 | timestamp        | int64 | E     | seconds since 1970, UTC                                |
 | action           | int16 | E     | dense action id; 0 is none or unknown                  |
 | label            | int8  | E     | 1 positive, 0 negative                                 |
-| session          | int32 | E     | session number within the user, from 0                 |
+| session          | int32 | E     | session number within the user, from 0 by first event  |
 | split            | int8  | E     | 0 train, 1 validation, 2 test                          |
 | category_offsets | int64 | V + 1 | category values of item v: category[offsets[v]:[v+1]]  |
 | category         | int32 | C     | dense category id, from 1; 0 is padding                |
 
+Sessions of one user may interleave (two tabs, phone and television); rows stay in order of time.
 `meta.json` beside the arrays holds the counts and the vocabularies' sizes.
 """
 
@@ -45,7 +46,10 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Meta:
-    """Counts and settings of one sessionized log; `num_*` include the reserved ids."""
+    """Counts and settings of one sessionized log; `num_*` include the reserved ids.
+
+    `own_sessions`: events brought session ids, which took the place of the pause `gap_s`.
+    """
 
     num_users: int
     num_items: int
@@ -54,6 +58,7 @@ class Meta:
     num_events: int
     split: str
     gap_s: int
+    own_sessions: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,19 @@ class EventLog:
     def user_of_event(self) -> np.ndarray:
         """User index of every event, int64 [E]."""
         return np.repeat(np.arange(self.meta.num_users), np.diff(self.user_offsets))
+
+
+def opening(user: np.ndarray, session: np.ndarray, newest: int = -1) -> tuple[np.ndarray, int]:
+    """Which of neighbouring rows open a session, bool [R], and the `newest` of the next call.
+
+    Args:
+        user: index of the user of each row, ascending, [R].
+        session: number of each row's session, [R].
+        newest: what the call for the rows before these returned.
+    """
+    key = (user.astype(np.int64) << 32) | session.astype(np.int64)
+    so_far = np.maximum.accumulate(np.concatenate([[newest], key]))
+    return key > so_far[:-1], int(so_far[-1])
 
 
 @dataclass(frozen=True)

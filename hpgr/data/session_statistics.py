@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpgr.data.log import TEST, TRAIN, VALIDATION, EventLog
+from hpgr.data.log import TEST, TRAIN, VALIDATION, EventLog, opening
 
 BLOCK_ROWS = 1 << 22
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -32,6 +32,7 @@ class Totals:
         gaps: gaps between neighbours of one user by bin, [edges + 1]; the last bin is open.
         session_lengths: events of each session, [S].
         sessions_per_user: [U].
+        resumed: how often a session went on after an event of another one of the same user.
         train_events: training events of each item, [V].
         events: events by split, [3].
         positives: events with label 1 by split, [3].
@@ -45,6 +46,7 @@ class Totals:
     gaps: np.ndarray
     session_lengths: np.ndarray
     sessions_per_user: np.ndarray
+    resumed: int
     train_events: np.ndarray
     events: np.ndarray
     positives: np.ndarray
@@ -63,7 +65,7 @@ def totals(log: EventLog) -> Totals:
     positives = np.zeros(3, dtype=np.int64)
     user_seen = np.zeros((3, num_users), dtype=bool)
     sessions_per_user = np.zeros(num_users, dtype=np.int64)
-    starts = []
+    newest_key, resumed = -1, 0
     span = (np.iinfo(np.int64).max, np.iinfo(np.int64).min)
     for begin in range(0, num_events, BLOCK_ROWS):
         rows = np.arange(begin, min(begin + BLOCK_ROWS, num_events))
@@ -72,8 +74,8 @@ def totals(log: EventLog) -> Totals:
         before = np.maximum(rows - 1, 0)
         since = (log.timestamp[rows] - log.timestamp[before])[~opens]
         gaps += np.bincount(np.searchsorted(edges, since), minlength=len(gaps))
-        start = opens | (log.session[rows] != log.session[before])
-        starts.append(rows[start])
+        start, newest_key = opening(user, log.session[rows], newest_key)
+        resumed += int((~start & (log.session[rows] != log.session[before])).sum())
         sessions_per_user += np.bincount(user[start], minlength=num_users)
         split, item = log.split[rows], log.item[rows]
         for part in (TRAIN, VALIDATION, TEST):
@@ -86,8 +88,9 @@ def totals(log: EventLog) -> Totals:
     return Totals(
         gap_edges=edges,
         gaps=gaps,
-        session_lengths=np.diff(np.concatenate([*starts, [num_events]])),
+        session_lengths=_session_lengths(log, sessions_per_user),
         sessions_per_user=sessions_per_user,
+        resumed=resumed,
         train_events=per_item[TRAIN],
         events=per_item.sum(axis=1),
         positives=positives,
@@ -96,6 +99,19 @@ def totals(log: EventLog) -> Totals:
         cold_events=per_item[:, per_item[TRAIN] == 0].sum(axis=1),
         span=span,
     )
+
+
+def _session_lengths(log: EventLog, sessions_per_user: np.ndarray) -> np.ndarray:
+    """Events of each session, [S], in order of user and number; sessions may interleave."""
+    before = np.cumsum(sessions_per_user) - sessions_per_user
+    lengths = np.zeros(int(sessions_per_user.sum()), dtype=np.int64)
+    for begin in range(0, log.meta.num_events, BLOCK_ROWS):
+        rows = np.arange(begin, min(begin + BLOCK_ROWS, log.meta.num_events))
+        user = np.searchsorted(log.user_offsets, rows, side="right") - 1
+        number = before[user] + log.session[rows]
+        low, high = int(number.min()), int(number.max())
+        lengths[low : high + 1] += np.bincount(number - low, minlength=high + 1 - low)
+    return lengths
 
 
 def statistics(log: EventLog, sums: Totals) -> dict[str, Any]:
@@ -136,6 +152,7 @@ def statistics(log: EventLog, sums: Totals) -> dict[str, Any]:
             "per_user_mean": round(float(sums.sessions_per_user.mean()), 4),
             "per_user_median": float(np.median(sums.sessions_per_user)),
             "users_with_several": int((sums.sessions_per_user > 1).sum()),
+            "resumed": sums.resumed,
         },
         "same_timestamp_share": _share(int(sums.gaps[0]), neighbours),
         "split": log.meta.split,

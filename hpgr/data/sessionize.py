@@ -57,10 +57,10 @@ def sessionize(cfg: Config) -> None:
     _check_inputs()
     with atomic_folder(SESSIONS) as out:
         with open_engine(settings.engine, out.parent) as engine:
-            item_ids, dropped = _tables(engine, settings, out)
+            item_ids, dropped, own_sessions = _tables(engine, settings, out)
         items, categories = _item_table(item_ids)
         pq.write_table(categories, out / "categories.parquet")
-        log = _arrays(out, items, categories, settings)
+        log = _arrays(out, items, categories, settings, own_sessions=own_sessions)
         sums = totals(log)
         _judge(sums, settings, out)
         items = items.append_column("train_events", pa.array(sums.train_events[FIRST_ITEM:]))
@@ -88,8 +88,14 @@ def _check_inputs() -> None:
             )
 
 
-def _tables(engine: Engine, settings: Sessionize, out: Path) -> tuple[pa.Table, dict[str, int]]:
-    """Write events, users and actions; returns `item`, `item_id`, and what the k-core dropped."""
+def _tables(
+    engine: Engine, settings: Sessionize, out: Path
+) -> tuple[pa.Table, dict[str, int], bool]:
+    """Write events, users and actions.
+
+    Returns:
+        `item`, `item_id`; what the k-core dropped; whether any event has a session id.
+    """
     from hpgr.data import sessions
 
     events = engine.read(VALIDATED / "events.parquet")
@@ -97,7 +103,10 @@ def _tables(engine: Engine, settings: Sessionize, out: Path) -> tuple[pa.Table, 
         **{name: events[name].cast(kind) for name, kind in sessions.EVENTS_SCHEMA.items()}
     )
     before = events.agg(
-        events=events.count(), users=events.user_id.nunique(), items=events.item_id.nunique()
+        events=events.count(),
+        users=events.user_id.nunique(),
+        items=events.item_id.nunique(),
+        named=events.session_id.count(),
     )
     before = before.to_pyarrow().to_pylist()[0]
     kept, num_events = _core(engine, events, before["events"], settings)
@@ -122,6 +131,7 @@ def _tables(engine: Engine, settings: Sessionize, out: Path) -> tuple[pa.Table, 
         engine.read(items),
         engine.read(labels),
         gap_s=settings.gap_s,
+        own_ids=before["named"] > 0,
         split=settings.split,
         cuts=_cuts(kept, num_events, settings),
     )
@@ -131,7 +141,7 @@ def _tables(engine: Engine, settings: Sessionize, out: Path) -> tuple[pa.Table, 
         "users": before["users"] - stored(paths["user_id"]).count_rows(),
         "items": before["items"] - stored(paths["item_id"]).count_rows(),
     }
-    return stored(items).to_table(), dropped
+    return stored(items).to_table(), dropped, before["named"] > 0
 
 
 def _items(vocabulary: Path, engine: Engine) -> Path:
@@ -256,7 +266,14 @@ def _item_table(item_ids: pa.Table) -> tuple[pa.Table, pa.Table]:
     return items, categories
 
 
-def _arrays(out: Path, items: pa.Table, categories: pa.Table, settings: Sessionize) -> EventLog:
+def _arrays(
+    out: Path,
+    items: pa.Table,
+    categories: pa.Table,
+    settings: Sessionize,
+    *,
+    own_sessions: bool,
+) -> EventLog:
     """Write `arrays/` from the sorted events.parquet, batch by batch, and map them."""
     folder = out / "arrays"
     folder.mkdir()
@@ -269,6 +286,7 @@ def _arrays(out: Path, items: pa.Table, categories: pa.Table, settings: Sessioni
         num_events=source.metadata.num_rows,
         split=settings.split,
         gap_s=settings.gap_s,
+        own_sessions=own_sessions,
     )
     names = ["item", "timestamp", "action", "label", "session", "split"]
     columns = {

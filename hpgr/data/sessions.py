@@ -96,10 +96,14 @@ def sessionized(
     actions: Table,
     *,
     gap_s: int,
+    own_ids: bool,
     split: Literal["leave-one-out", "global-time"],
     cuts: TimeCuts | None,
 ) -> Table:
     """`sessions/events.parquet`, sorted by user and (timestamp, row).
+
+    Sessions are numbered by their first events. Those of one user may interleave where the log
+    brings their ids: all events of a user with one id are one session.
 
     Args:
         events: the log after the k-core.
@@ -107,6 +111,7 @@ def sessionized(
         items: `item_id`, `item`.
         actions: `action`, `action_id`, `label`; one row has a null `action`, for events without.
         gap_s: inactivity longer than this starts a session, seconds.
+        own_ids: whether any event has a session id of the log's own.
         split: which events are held out.
         cuts: borders of the global-time split; None for leave-one-out.
     """
@@ -115,21 +120,16 @@ def sessionized(
     by_user = ibis.window(group_by="user", order_by=["timestamp", "row"])
     t = t.mutate(
         position=ibis.row_number().over(by_user),
-        since_previous=t.timestamp - t.timestamp.lag().over(by_user),
-        previous_session_id=t.session_id.lag().over(by_user),
         length=t.count().over(ibis.window(group_by="user")),
     )
-    t = t.mutate(starts=_starts(t, gap_s).cast("int64"))
-    so_far = ibis.window(
-        group_by="user", order_by=["timestamp", "row"], preceding=None, following=0
-    )
+    t = _cut(t, gap_s, own_ids=own_ids)
     columns = {
         "user": t.user.cast("int32"),
         "item": t.item.cast("int32"),
         "timestamp": t.timestamp.cast("int64"),
         "action": t.action_id.cast("int16"),
         "label": t.label.cast("int8"),
-        "session": t.starts.sum().over(so_far).cast("int32"),
+        "session": t.session.cast("int32"),
         "position": t.position.cast("int32"),
         "split": _split(t, split, cuts).cast("int8"),
     }
@@ -137,11 +137,27 @@ def sessionized(
     return t.select(**columns).order_by("user", "position")
 
 
-def _starts(t: Table, gap_s: int) -> IntegerColumn:
-    """Whether an event opens a session: by the log's own session id where one is known."""
-    own = t.session_id.notnull() | t.previous_session_id.notnull()
-    changed = ~t.session_id.identical_to(t.previous_session_id)
-    return (t.position > 0) & ibis.ifelse(own, changed, t.since_previous > gap_s)
+def _cut(t: Table, gap_s: int, *, own_ids: bool) -> Table:
+    """`t` with `session`, the number of the session within its user.
+
+    Events without an id are cut by the pause, measured among themselves.
+    """
+    keys = ["user"]
+    if own_ids:
+        t = t.mutate(unnamed=t.session_id.isnull())
+        keys.append("unnamed")
+    window = {"group_by": keys, "order_by": ["timestamp", "row"]}
+    since_previous = t.timestamp - t.timestamp.lag().over(ibis.window(**window))
+    t = t.mutate(starts=ibis.coalesce(since_previous > gap_s, False).cast("int64"))
+    so_far = ibis.window(**window, preceding=None, following=0)
+    pauses = t.starts.sum().over(so_far)
+    if not own_ids:
+        return t.mutate(session=pauses)
+    t = t.mutate(part=ibis.ifelse(t.unnamed, pauses, 0))
+    same = ibis.window(group_by=["user", "session_id", "part"])
+    t = t.mutate(opened_at=t.position.min().over(same))
+    by_opening = ibis.window(group_by="user", order_by="opened_at")
+    return t.mutate(session=ibis.dense_rank().over(by_opening))
 
 
 def _split(t: Table, split: str, cuts: TimeCuts | None) -> IntegerColumn:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from hpgr.data.log import TRAIN, EventLog
+from hpgr.data.log import TRAIN, EventLog, opening
 from hpgr.evaluation.baselines import train_counts
 
 CELLS = 1 << 23  # user counts held at a time, 64 MiB
@@ -157,8 +157,7 @@ def slices(log: EventLog, user: np.ndarray, row: np.ndarray) -> dict[str, np.nda
     per_user = train[log.user_offsets[asked + 1]] - train[log.user_offsets[asked]]
     low, high = np.quantile(per_user, [1 / 3, 2 / 3]).astype(np.int64)
     classes = popularity_classes(log)[log.item[row]]
-    previous = np.maximum(row - 1, 0)
-    opens = (row == log.user_offsets[user]) | (log.session[row] != log.session[previous])
+    opens = opening(log.user_of_event(), log.session)[0][row]
     return {
         f"user: up to {low} training events": events <= low,
         f"user: {low + 1} to {high}": (events > low) & (events <= high),

@@ -155,8 +155,9 @@ def _sessions(histories: Histories, q: int, weight: np.ndarray, names: Names) ->
     start = int(histories.offsets[q])
     rows = np.arange(start, int(histories.offsets[q + 1]))
     session = histories.session[rows]
+    order = np.argsort(session, kind="stable")  # sessions may interleave
     result = []
-    for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(session)) + 1):
+    for part in np.split(order, np.flatnonzero(np.diff(session[order])) + 1):
         shown = _shown(weight[part])
         events, previous = [], -1
         for i in shown:

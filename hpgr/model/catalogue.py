@@ -16,7 +16,8 @@ class Catalogue:
     """Sizes of the vocabularies (reserved ids included) and the items' categories in CSR form.
 
     Categories of item v are category[category_offsets[v]:category_offsets[v + 1]]; `gap_s` is the
-    inactivity, in seconds, that ends a session.
+    inactivity, in seconds, that ends a session, unless the log says itself which event belongs to
+    which (`own_sessions`).
     """
 
     num_items: int
@@ -25,6 +26,7 @@ class Catalogue:
     category_offsets: Tensor
     category: Tensor
     gap_s: int
+    own_sessions: bool = False
 
     @classmethod
     def of(cls, log: EventLog) -> Catalogue:
@@ -36,4 +38,5 @@ class Catalogue:
             category_offsets=torch.from_numpy(np.array(log.category_offsets)),
             category=torch.from_numpy(np.array(log.category)),
             gap_s=log.meta.gap_s,
+            own_sessions=log.meta.own_sessions,
         )

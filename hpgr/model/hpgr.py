@@ -53,6 +53,7 @@ class HPGRTrunk(nn.Module):
     def __init__(self, settings: Model, catalogue: Catalogue) -> None:
         super().__init__()
         self.tile, self.gap_s = settings.tile, catalogue.gap_s
+        self.own_sessions = catalogue.own_sessions
         self.dropout = settings.dropout
         num_positions = settings.max_history + 1  # one more for a candidate behind a full window
         self.items = ItemEmbedding(
@@ -116,7 +117,8 @@ class HPGRTrunk(nn.Module):
         x = dropout(x, self.dropout, self.training)
         if self.sessions is None or trunk.sessions is None:
             return x
-        same = candidates.time - last_time <= self.gap_s
+        # Only a session cut by the pause is known to be over: one with an id may always go on.
+        same = (candidates.time - last_time <= self.gap_s) | self.own_sessions
         return self.sessions.fuse_candidates(
             x, trunk.sessions, packed, candidates.first, candidates.last, same
         )

@@ -1,6 +1,10 @@
 """Histories of many users packed into flat rows, as tensors, with the ranges attention needs.
 
-Shape legend: B users (queries), T history rows, P sessions, C candidates.
+Sessions of one user may interleave. A visit is an unbroken run of rows of one session: where
+nothing interleaves, it is the session. Visits follow each other in time, so which of them are
+closed at a row is known from the rows before it, while a session may always go on.
+
+Shape legend: B users (queries), T history rows, P visits, C candidates.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ class Packed:
     """Flat rows of B histories, oldest event first.
 
     `first` and `row_end` delimit the causal past of each row (itself included); `user_end` the end
-    of its user. `session` int64 [T] numbers sessions over the whole batch; `session_first` and
-    `session_end` [T] delimit a row's session in rows, `user_session` [T] is the first session of
-    its user. `next_time` is the time of the user's next event, the request time at the end.
+    of its user. `visit` int64 [T] numbers visits over the whole batch; `visit_end` [T] is one past
+    the last row of a row's visit, `user_visit` [T] the first visit of its user. `by_session` [T]
+    lists the rows session by session, oldest first, or is None where they lie so; `session_first`
+    and `session_end` [T] delimit the session of each place in that list. `next_time` is the time of
+    the user's next event, the request time at the end.
     """
 
     offsets: Tensor
@@ -34,11 +40,13 @@ class Packed:
     first: Tensor
     row_end: Tensor
     user_end: Tensor
-    session: Tensor
+    visit: Tensor
+    visit_end: Tensor
+    user_visit: Tensor
+    by_session: Tensor | None
     session_first: Tensor
     session_end: Tensor
-    user_session: Tensor
-    num_sessions: int
+    num_visits: int
 
     @property
     def newest(self) -> Tensor:
@@ -70,11 +78,11 @@ def pack(histories: Histories, device: torch.device) -> Packed:
     starts_user = row == first
     time = np.asarray(histories.timestamp, dtype=np.int64)
     session = np.asarray(histories.session, dtype=np.int64)
-    starts_session = starts_user.copy()
-    starts_session[1:] |= session[1:] != session[:-1]
-    number = np.cumsum(starts_session) - 1
-    session_first = np.flatnonzero(starts_session)
-    session_end = np.append(session_first[1:], total)
+    visit, visit_first, visit_end = _runs(starts_user, session)
+    order, session_first, session_end = None, visit_first, visit_end
+    if (~starts_user[1:] & (np.diff(session) < 0)).any():  # a session may go on after another
+        order = np.lexsort((session, first))
+        _, session_first, session_end = _runs(starts_user, session[order])
     next_time = np.append(time[1:], 0)
     full = length > 0
     next_time[offsets[1:][full] - 1] = np.asarray(histories.request_time)[full]
@@ -94,12 +102,26 @@ def pack(histories: Histories, device: torch.device) -> Packed:
         first=tensor(first),
         row_end=tensor(row + 1),
         user_end=tensor(user_end),
-        session=tensor(number),
-        session_first=tensor(session_first[number]),
-        session_end=tensor(session_end[number]),
-        user_session=tensor(number[first]),
-        num_sessions=len(session_first),
+        visit=tensor(visit),
+        visit_end=tensor(visit_end),
+        user_visit=tensor(visit[first]),
+        by_session=None if order is None else tensor(order),
+        session_first=tensor(session_first),
+        session_end=tensor(session_end),
+        num_visits=int(visit[-1]) + 1 if total else 0,
     )
+
+
+def _runs(
+    starts_user: np.ndarray, session: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of neighbouring rows of one user and session: number, first row, end; each int64 [T]."""
+    starts = starts_user.copy()
+    starts[1:] |= np.diff(session) != 0
+    number = np.cumsum(starts) - 1
+    first = np.flatnonzero(starts)
+    end = np.append(first[1:], len(starts))
+    return number, first[number], end[number]
 
 
 def place_candidates(

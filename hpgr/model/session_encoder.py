@@ -2,13 +2,16 @@
 
 An intra-session Transformer reads the events of one session; attention pooling makes one token of
 it; an inter-session Transformer reads the tokens; the result returns to the events through a gate.
+Where sessions interleave, an event still reads its own session, wherever its events lie, and a
+token stands for each visit: an unbroken run of events of one session, which have read the earlier
+ones of that session.
 
 What an event may see is the caller's choice of ranges, and it is where leaks are born:
 - pretraining looks both ways (it reads training events only, masked before they come here);
 - everything else is causal: an event sees earlier events of its own session and the tokens of
-  *closed* earlier sessions. A session's token never reaches an event of that session.
+  *closed* earlier visits. A visit's token never reaches an event of that visit.
 
-Shape legend: T rows, P sessions, C candidates, D width, H heads.
+Shape legend: T rows, P visits, C candidates, D width, H heads.
 """
 
 from __future__ import annotations
@@ -100,25 +103,21 @@ class SessionEncoder(nn.Module):
             fused events [T, D], and [T + P, D]: intra-session outputs, then inter-session outputs,
             for `context_of_candidates`.
         """
-        end = packed.row_end if causal else packed.session_end
-        tiles = build_tiles(packed.session_first, end, len(x), size=tile)
-        intra = x
-        for block in self.intra:
-            intra = block(intra, tiles)
+        intra = self._within_sessions(x, packed, tile=tile, causal=causal)
         inter = self._pool(intra, packed)
-        session_row = torch.arange(packed.num_sessions, device=x.device)
-        first_row = torch.zeros_like(session_row).scatter_(0, packed.session, packed.user_session)
+        visit_row = torch.arange(packed.num_visits, device=x.device)
+        first_row = torch.zeros_like(visit_row).scatter_(0, packed.visit, packed.user_visit)
         if causal:
-            session_last = session_row + 1
+            last_row = visit_row + 1
         else:
-            count = torch.bincount(first_row, minlength=packed.num_sessions)
-            session_last = first_row + count[first_row]
-        session_tiles = build_tiles(first_row, session_last, packed.num_sessions, size=tile)
+            count = torch.bincount(first_row, minlength=packed.num_visits)
+            last_row = first_row + count[first_row]
+        visit_tiles = build_tiles(first_row, last_row, packed.num_visits, size=tile)
         for block in self.inter:
-            inter = block(inter, session_tiles)
-        known = packed.session - 1 if causal else packed.session
-        has_session = known >= packed.user_session
-        from_sessions = self.from_inter(inter[known.clamp_min(0)]) * has_session[:, None]
+            inter = block(inter, visit_tiles)
+        known = packed.visit - 1 if causal else packed.visit
+        has_visit = known >= packed.user_visit
+        from_sessions = self.from_inter(inter[known.clamp_min(0)]) * has_visit[:, None]
         return self._fuse(x, self.from_intra(intra) + from_sessions), torch.cat([intra, inter])
 
     def fuse_candidates(
@@ -132,31 +131,44 @@ class SessionEncoder(nn.Module):
             packed: the histories.
             first: first visible row, int64 [C].
             last: one past the last visible row, int64 [C].
-            same: bool [C], whether the session of the last visible event is still open. If it is,
-                the candidate sees that session as far as it has come and the closed ones before
-                it; if not, that session is closed and its token is visible as well.
+            same: bool [C], whether the visit of the last visible event is still open. If it is,
+                the candidate sees its session as far as it has come and the closed visits before
+                it; if not, that visit is closed and its token is visible as well.
         """
         num_rows = len(packed.item)
         if not num_rows:
             return x
         some = last > first
         row = (last - 1).clamp_min(0)
-        session = packed.session[row] - same.long()
-        closed = some & (session >= packed.user_session[row])
-        # The token of a session cut at the request time is its event's running state, not the
-        # token of the whole session: pooled tokens may hold events after the request.
-        complete = packed.session_end[row] <= last
+        visit = packed.visit[row] - same.long()
+        closed = some & (visit >= packed.user_visit[row])
+        # The token of a visit cut at the request time is its event's running state, not the
+        # token of the whole visit: pooled tokens may hold events after the request.
+        complete = packed.visit_end[row] <= last
         closed &= same | complete
         opened = self.from_intra(outputs[row]) * (some & (same | ~complete))[:, None]
-        before = self.from_inter(outputs[num_rows + session.clamp_min(0)]) * closed[:, None]
+        before = self.from_inter(outputs[num_rows + visit.clamp_min(0)]) * closed[:, None]
         return self._fuse(x, opened + before)
 
+    def _within_sessions(self, x: Tensor, packed: Packed, *, tile: int, causal: bool) -> Tensor:
+        """[T, D] -> [T, D]; each row attends to its own session, up to itself where `causal`."""
+        if packed.by_session is not None:
+            x = x[packed.by_session]
+        # A place in the list of sessions ends after itself, as a row ends after itself.
+        end = packed.row_end if causal else packed.session_end
+        tiles = build_tiles(packed.session_first, end, len(x), size=tile)
+        for block in self.intra:
+            x = block(x, tiles)
+        if packed.by_session is not None:
+            x = torch.empty_like(x).index_copy(0, packed.by_session, x)
+        return x
+
     def _pool(self, intra: Tensor, packed: Packed) -> Tensor:
-        """Attention pooling: one token [P, D] of each session's rows."""
+        """Attention pooling: one token [P, D] of each visit's rows."""
         score = wide(self.pool(intra)).clamp(-MAX_SCORE, MAX_SCORE).exp()
-        shape = (packed.num_sessions, intra.shape[1])
-        total = score.new_zeros(packed.num_sessions, 1).index_add(0, packed.session, score)
-        summed = score.new_zeros(shape).index_add(0, packed.session, score * intra)
+        shape = (packed.num_visits, intra.shape[1])
+        total = score.new_zeros(packed.num_visits, 1).index_add(0, packed.visit, score)
+        summed = score.new_zeros(shape).index_add(0, packed.visit, score * intra)
         return summed / total
 
     def _fuse(self, x: Tensor, session: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ Rules, each the offline rule of the validate and sessionize stages (docs/serving
 - of events with the same item, time and action the first is kept;
 - events are sorted by time, stably: events of one second keep the caller's order;
 - an item or action that the model was not trained with becomes the unknown id;
-- a new session starts where the caller's session id changes or, without one, after `gap_s`.
+- events with one session id of the caller's are one session, also where sessions interleave; those
+  without an id are cut by a pause of more than `gap_s` among themselves.
 An event after the request time is refused, not dropped: it is a wrong clock or a wrong unit, and
 silence would hide it. An event in the second of the request is history. Reads and writes nothing.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -81,16 +81,23 @@ def _encode(
     time = np.array([request.timestamps[place] for place in kept], dtype=np.int64)
     order = np.argsort(time, kind="stable")
     kept, time = kept[order], time[order]
-    starts = np.diff(time, prepend=time[:1]) > gap_s
-    for row, (before, here) in enumerate(pairwise(kept), start=1):
-        if own[here] is not None or own[before] is not None:
-            starts[row] = own[here] != own[before]
+    session = _sessions([own[place] for place in kept], time, gap_s)
     return (
         np.array([item.get(request.item_ids[place], UNKNOWN) for place in kept], np.int32),
         np.array([action.get(names[place] or "", NO_ACTION) for place in kept], np.int16),
         time,
-        np.cumsum(starts).astype(np.int32),
+        session,
     )
+
+
+def _sessions(own: Sequence[str | None], time: np.ndarray, gap_s: int) -> np.ndarray:
+    """Number of each event's session, int32; `own` ids and `time` in order of time."""
+    unnamed = np.array([name is None for name in own], dtype=bool)
+    part = np.zeros(len(own), dtype=np.int64)
+    part[unnamed] = np.cumsum(np.diff(time[unnamed], prepend=time[unnamed][:1]) > gap_s)
+    numbers: dict[tuple[str | None, int], int] = {}
+    keys = zip(own, part.tolist(), strict=True)
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int32)
 
 
 def _check(request: Request, number: int) -> None:

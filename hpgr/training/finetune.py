@@ -116,6 +116,7 @@ def finetune(cfg: Config) -> None:
                 "num_actions": catalogue.num_actions,
                 "num_categories": catalogue.num_categories,
                 "gap_s": catalogue.gap_s,
+                "own_sessions": catalogue.own_sessions,
             },
         }
         config |= {"base": base.origin} if base else {}
