@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import py_compile
-import shutil
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
