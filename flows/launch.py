@@ -44,7 +44,10 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     try:
         with temporary_settings(patience):
             if not PREFECT_API_URL.value():
+                from flows.temporary import use_own_server  # takes Prefect's server along
+
                 end_orphans()
+                use_own_server()
                 with _kept_from_ctrl_c(), get_client(sync_client=True) as client:
                     ensure_automation(client)  # on the temporary server
             flow(**parameters)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from prefect.runtime import deployment
 from ruamel.yaml import YAML
 
 from hpgr.config import PARAMS_FILE, Config, ConfigError, resolve
 from hpgr.params import read_params
-from hpgr.runtime import atomic_path
+from hpgr.paths import inside_project
+from hpgr.runtime import UserError, atomic_path
 
 
 def set_params(values: dict[str, Any], path: Path = PARAMS_FILE) -> dict[str, Any]:
@@ -43,6 +45,24 @@ def with_params(values: dict[str, Any], path: Path = PARAMS_FILE) -> Config:
     _, document = _read(path)
     _set(document, values, path)
     return resolve(document, source=f"{path} with overrides")
+
+
+def given_path(name: str, text: str) -> Path:
+    """The path that a run was given as its parameter `name`.
+
+    Raises:
+        UserError: it lies outside the project and came through a deployment: whoever reaches
+            Prefect's API may start one. A person's own command may name any file.
+    """
+    if deployment.id is not None:
+        try:
+            inside_project(Path(text))
+        except ValueError as error:
+            raise UserError(
+                f"{name}: {error} (found {text!r}). Only a command on the machine itself, "
+                "`python -m flows.NAME`, may name other places"
+            ) from error
+    return Path(text)
 
 
 def _read(path: Path) -> tuple[YAML, Any]:

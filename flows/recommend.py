@@ -23,7 +23,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.faults import retry_options
 from flows.launch import launch
-from flows.params import with_params
+from flows.params import given_path, with_params
 from flows.recall import recallable
 from hpgr.config import Config
 from hpgr.serving.batch import Done, recommend_all
@@ -45,12 +45,16 @@ def recommend(
         k: items for each user; None takes params.yaml's value, here and below.
         at: time of the request, ISO 8601 (UTC) or seconds since 1970.
         seen: keep or drop items that the user had before.
-        allow: file of item ids, one a line: nothing else is recommended.
-        deny: file of item ids, one a line: never recommended.
+        allow: file of item ids, one a line: nothing else is recommended. By a deployment, inside
+            the project's folder.
+        deny: the same of items that are never recommended.
     """
-    asked = {"k": k, "at": at, "seen": seen, "allow": allow, "deny": deny}
+    asked = {"k": k, "at": at, "seen": seen}
     given = {f"recommend.{name}": value for name, value in asked.items() if value is not None}
+    lists = {"allow": allow, "deny": deny}
+    files = {name: given_path(name, text) for name, text in lists.items() if text is not None}
     cfg = with_params(given)
+    cfg = cfg.model_copy(update={"recommend": cfg.recommend.model_copy(update=files)})
     with recallable():
         done = score.with_options(**retry_options(cfg.orchestrate))(cfg)
     publish(done)

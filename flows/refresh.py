@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.faults import StageFailed, retry_options
 from flows.launch import add_overrides, launch, read_overrides
 from flows.monitor import watch
-from flows.params import set_params, with_params
+from flows.params import given_path, set_params, with_params
 from flows.recall import recallable
 from flows.stages import check_data, pin_data, reproduce
 from flows.train import pipeline
@@ -54,13 +54,14 @@ def refresh(
     """Take a batch into the log, train from the champion; returns what registered.json holds.
 
     Args:
-        incoming: file or folder of new events.
+        incoming: file or folder of new events; by a deployment, inside the project's folder.
         profile: a name below `profiles` in params.yaml; None leaves the file's own.
         overrides: `section.key` to value, on top of params.yaml; those of the section refresh are
             limits for this batch and are not written there.
     """
     given = {**(overrides or {}), **({"profile": profile} if profile else {})}
     limits = {key: value for key, value in given.items() if key.startswith("refresh.")}
+    source = given_path("incoming", incoming)
     with recallable(), sole_run():
         set_params({key: value for key, value in given.items() if key not in limits})
         options = retry_options(load_config().orchestrate)
@@ -69,7 +70,7 @@ def refresh(
         check_data.with_options(**options)()
         reproduce("validate")  # what the batch is compared with
         try:
-            verdict = judge(incoming, with_params(limits))
+            verdict = judge(source, with_params(limits))
             if not verdict.taken:
                 take_in(verdict)
         except (UserError, StageFailed):
@@ -104,13 +105,13 @@ def settle() -> None:
 
 
 @task(name="incoming", task_run_name="incoming", cache_policy=NO_CACHE)
-def judge(incoming: str, cfg: Config) -> Verdict:
+def judge(incoming: Path, cfg: Config) -> Verdict:
     """Check the batch and show its figures on the run's page.
 
     Raises:
         UserError: it is refused, or cannot be read.
     """
-    verdict = examine(cfg, Path(incoming), evidence=True)
+    verdict = examine(cfg, incoming, evidence=True)
     if verdict.taken:
         get_run_logger().info("%s is in the log already: %s", incoming, verdict.taken)
         return verdict

@@ -13,6 +13,7 @@ from __future__ import annotations
 import subprocess
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -158,9 +159,13 @@ def stage_flow(
                 f"the clone at {Path.cwd()} is at commit {clean_commit()[:12]}, the run needs "
                 f"{commit[:12]}: `git fetch && git checkout {commit[:12]}` there, then run again"
             )
+        if strange := sorted(files.keys() - set(CARRIED)):
+            raise StageFailed(f"{strange[0]} is not a file that a run may bring along")
+        with TemporaryDirectory() as scratch:
+            coming = Path(scratch, PARAMS_FILE)
+            coming.write_text(files.get(str(PARAMS_FILE), PARAMS_FILE.read_text()))
+            load_config(coming)  # a wrong one is not kept
         for name, text in files.items():
-            if name not in CARRIED:
-                raise StageFailed(f"{name} is not a file that a run may bring along")
             write_text(Path(name), text)
         options = retry_options(load_config().orchestrate)
         bring.with_options(**options)(stage, base_version)

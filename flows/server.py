@@ -32,7 +32,7 @@ from hpgr.runtime import UserError
 HOME = "HPGR_HOME"  # prefect.yaml: the folder in which a worker's runs happen
 POOLS = ("local", "gpu")
 PER_POOL = 1  # a worker's runs share its clone, and DVC allows one run in a workspace
-TEMPORARY = "PREFECT__SERVER_EPHEMERAL"  # set by Prefect for the server of a run without one
+TEMPORARY = "PREFECT__SERVER_EPHEMERAL"  # marks the server of a run without one, as Prefect does
 GRACE_S = 10
 SILENT_S = 90  # three missed heartbeats (prefect.toml)
 AUTOMATION = "Mark silent runs as crashed"

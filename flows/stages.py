@@ -47,6 +47,7 @@ TAIL_LINES = 30  # of output kept for the message of a failed stage
 STOP_GRACE_S = 20  # for a stage to write its checkpoint; Prefect's worker kills after 30
 DVC_RUN = "HPGR_DVC_RUN"  # marks the processes of one `dvc` call
 KILLED = re.compile(r"exited with (-9|137)$")  # the command itself, or the shell around it
+NOT_STARTED = re.compile(r"ERROR: failed to reproduce '[^']*': (?!failed to run)(.+)")
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -225,7 +226,8 @@ def _repro(stage: str, computed_by: str | None = None) -> str:
     if process.returncode != 0:
         if not started and TRANSIENT.search(text := "\n".join(tail)):
             raise TransientFault(f"stage {stage} could not start: {text}")
-        raise StageFailed(f"stage {stage} failed: {failure_message(list(tail))}")
+        message = failure_message(list(tail)) or f"dvc ended with code {process.returncode}"
+        raise StageFailed(f"stage {stage} failed: {message}")
     logger.info("stage %s: %s", stage, outcome)
     return outcome
 
@@ -244,13 +246,16 @@ def failure_message(lines: list[str]) -> str:
 
     That is the message after `error: `, which every stage prints for a user's mistake; failing that
     the last line (of a traceback, the exception). DVC's own closing line says nothing of it, unless
-    the stage was killed: that is not tried again, since a stage that took all memory does so again.
+    DVC could not start the stage, or the stage was killed: that is not tried again, since a stage
+    that took all memory does so again. Empty only where nothing was printed.
     """
     if any(KILLED.search(line) for line in lines[-2:]):
         return (
             "it was killed from outside (SIGKILL), most often because memory ran out: `dmesg` says "
             "so. Free some or lower batch_tokens; the next run goes on from the last checkpoint."
         )
+    if reasons := [found[1] for line in lines[-1:] if (found := NOT_STARTED.match(line))]:
+        return reasons[0]
     own = [line for line in lines if not line.startswith("ERROR: failed to reproduce")]
     starts = [number for number, line in enumerate(own) if line.startswith("error: ")]
     return "\n".join(own[starts[-1] if starts else -1 :]).removeprefix("error: ")

@@ -10,11 +10,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from hpgr.config_messages import described, fields_of
 from hpgr.config_rules import impossible
 from hpgr.params import PARAMS_FILE, ConfigError, Switch, meant, read_params
+from hpgr.paths import inside_folder, inside_project
+
+ProjectPath = Annotated[Path, AfterValidator(inside_project)]
+FileName = Annotated[str, AfterValidator(inside_folder)]
 
 
 class Section(BaseModel):
@@ -53,11 +65,11 @@ class Columns(Section):
 class Data(Section):
     """Where the raw log lies and how it is read."""
 
-    path: Path
+    path: ProjectPath
     format: Literal["movielens-1m", "movielens-100k", "complete-journey", "table"]
-    interactions: str | None
-    items: str | None
-    users: str | None
+    interactions: FileName | None
+    items: FileName | None
+    users: FileName | None
     columns: Columns
     category_separator: str = Field(min_length=1)
     quoting: Literal["auto", "doubled", "backslash", "none"]
@@ -235,8 +247,8 @@ class Recommend(Section):
     at: str | int | datetime | None
     chunk_users: int = Field(ge=1)
     seen: Literal["keep", "drop"] | None
-    allow: Path | None
-    deny: Path | None
+    allow: ProjectPath | None
+    deny: ProjectPath | None
 
 
 class Refresh(Section):

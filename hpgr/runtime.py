@@ -40,6 +40,7 @@ class DamagedFile(UserError, ValueError):
 
     def __init__(self, path: Path, why: object, cure: str | None = None) -> None:
         """`cure` is by default DVC's for a stage's output, else to delete the file."""
+        self.why = why
         if cure is None and path.parts[:1] == ("artifacts",):
             cure = (
                 "`dvc repro` brings it back from DVC's cache or makes it anew; where that changes "

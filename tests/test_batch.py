@@ -1,6 +1,7 @@
 """Batch scoring: the same answers as one by one, in parts that survive interruptions."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -275,7 +276,23 @@ def test_a_deny_list_of_unknown_items_alone_denies_nothing(project, capsys):
     Path("deny.txt").write_text("nowhere\n")
     assert answers(recommend_all(asked(deny=Path("deny.txt")))).equals(before)
     told = capsys.readouterr().out
-    assert "warning: deny.txt: the model does not know 1 of its 1 item ids: nowhere" in told
+    assert "warning: deny.txt: the model does not know 1 of its 1 item ids; is it a list" in told
+    assert "nowhere" not in told  # what is no list of ids may be anything
+
+
+def test_what_is_no_file_is_refused_before_it_is_read(project):
+    os.mkfifo("pipe")
+    Path("dir").mkdir()
+    for path, told in {"pipe": "neither a file", "dir": "is a folder", "none": "not found"}.items():
+        with pytest.raises(UserError, match=f"^{path} .*{told}|^{path} {told}"):
+            recommend_all(asked(deny=Path(path)))
+
+
+def test_a_foreign_line_among_the_ids_is_cut_and_escaped(project, capsys):
+    Path("deny.txt").write_text("id6\nx\x1b[31m" + "y" * 500 + "\n")
+    recommend_all(asked(deny=Path("deny.txt")))
+    told = capsys.readouterr().out
+    assert r"item ids: x\x1b[31mYYY".replace("YYY", "y" * 31) + "...\n" in told
 
 
 def test_a_deny_list_of_the_whole_catalogue_is_warned_of(project, capsys):

@@ -122,6 +122,18 @@ def test_without_a_message_the_last_line_speaks():
     assert failure_message([*lines, closing]) == "ZeroDivisionError: by zero"
 
 
+def test_where_dvc_could_not_start_the_stage_its_reason_speaks(project):
+    (project / "data").rename(project / "elsewhere")
+    with pytest.raises(StageFailed, match=r"^stage a-first failed: .*data"):
+        run_stage.fn("a-first")
+
+
+def test_a_dvc_that_says_nothing_is_no_empty_message(project, monkeypatch):
+    monkeypatch.setattr("flows.stages.DVC", (sys.executable, "-c", "import sys; sys.exit(7)"))
+    with pytest.raises(StageFailed, match=r"^stage a-first failed: dvc ended with code 7$"):
+        run_stage.fn("a-first")
+
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 # What a process may know of its end: the signal at its parent's death, and the mark of its call.
 ENDS = """

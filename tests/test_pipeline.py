@@ -112,6 +112,12 @@ def test_the_flow_runs_every_stage_and_registers(trained, clone):
     assert (registered["version"], registered["alias"], registered["new"]) == (1, "champion", True)
 
 
+def test_the_flow_ends_without_a_traceback(trained):
+    assert "Finished in state Completed()" in trained
+    assert "Traceback" not in trained
+    assert "database is locked" not in trained
+
+
 def test_every_documented_artifact_is_there(trained, clone):
     documented = (clone / "docs/artifacts.md").read_text()
     rows = re.findall(r"^\| (\w+) \|[^|]*\| `(\w+)/`: ([^|]*)\|$", documented, re.MULTILINE)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from hpgr.config import Config
 from hpgr.data.log import FIRST_ITEM, PADDING, UNKNOWN, EventLog, histories
+from hpgr.data.raw_file import require_file
 from hpgr.failure import explained
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.runtime import UserError, atomic_path, read_json, sha256_file, write_json
@@ -45,6 +46,7 @@ TABLES = ("items", "users", "actions")
 HASHED = (*(f"{name}.parquet" for name in ("events", *TABLES)), "arrays/meta.json")
 MANIFEST, LOCK = "manifest.json", ".lock"
 SHOWN_IDS = 5  # of a list's unknown ids
+SHOWN_CHARACTERS = 40  # of each
 
 Progress = Callable[[int, int], None]
 
@@ -231,12 +233,15 @@ def _request_time(asked: Any, log: EventLog) -> int:
 def _read_list(path: Path | None, model: Recommender, *, some_known: bool) -> list[str] | None:
     """Item ids of a file, one a line; tells how many of them the model does not know.
 
+    Lines of a file without any known id are not shown: it may be no list of ids at all.
+
     Raises:
         UserError: the file is missing, is not UTF-8 text, or names no known item although
             `some_known`: one at least must be.
     """
     if path is None:
         return None
+    require_file(path, "expected a text file of item ids, one a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -252,11 +257,19 @@ def _read_list(path: Path | None, model: Recommender, *, some_known: bool) -> li
             "one item id a line"
         )
     if unknown:
+        shown = [short(item_id) for item_id in unknown[:SHOWN_IDS]]
+        some = f": {', '.join(shown)}{', ...' if len(unknown) > SHOWN_IDS else ''}"
         print(
-            f"warning: {path}: the model does not know {len(unknown)} of its {len(ids)} item ids: "
-            f"{', '.join(unknown[:SHOWN_IDS])}{', ...' if len(unknown) > SHOWN_IDS else ''}"
+            f"warning: {path}: the model does not know {len(unknown)} of its {len(ids)} item ids"
+            + (some if len(unknown) < len(ids) else "; is it a list of item ids?")
         )
     return ids
+
+
+def short(item_id: str) -> str:
+    """An id for a message: escaped, and cut where it is longer than ids are."""
+    text = repr(item_id)[1:-1]
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _list_hash(ids: Sequence[str] | None) -> str | None:

@@ -123,7 +123,7 @@ def load_checkpoint(scratch: Path, *, tells: bool) -> tuple[dict[str, Tensor], d
                 aside = path.with_suffix(".damaged")
                 path.replace(aside)
                 print(
-                    f"WARNING: {str(error).split(': ')[0]}: put aside as {aside}; "
+                    f"WARNING: {path} is damaged ({error.why}): put aside as {aside}; "
                     "going on from what was saved before it",
                     flush=True,
                 )

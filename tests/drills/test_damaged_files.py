@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import py_compile
+import re
 import shutil
 import signal
 import sys
@@ -81,8 +82,12 @@ def test_a_damaged_checkpoint_is_put_aside(stopped, tmp_path, damage, files, tol
     done = hpgr("pretrain", cwd=project)
     assert done.returncode == 0, done.told
     for name in files:
-        assert (
-            f"WARNING: {scratch.relative_to(project) / name}.safetensors is damaged" in done.stdout
+        path = scratch.relative_to(project) / name
+        assert re.search(
+            rf"^WARNING: {path}\.safetensors is damaged \(.+\): put aside as {path}\.damaged; "
+            "going on from what was saved before it$",
+            done.stdout,
+            re.MULTILINE,
         )
     assert told in done.stdout
     if told == "put aside":
