@@ -7,6 +7,7 @@ Reads prefect.yaml. Writes Prefect's server.
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -24,13 +26,19 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 from flows.processes import end, processes_with
 from hpgr.runtime import UserError
 
 HOME = "HPGR_HOME"  # prefect.yaml: the folder in which a worker's runs happen
 POOLS = ("local", "gpu")
+# A worker starts the flow, in its own environment: a run can set neither command, nor folder, nor
+# variables. Prefect's default template lets it set all of them.
+TEMPLATE: dict[str, Any] = {
+    "job_configuration": {"stream_output": True},
+    "variables": {"type": "object", "properties": {}, "additionalProperties": False},
+}
 PER_POOL = 1  # a worker's runs share its clone, and DVC allows one run in a workspace
 TEMPORARY = "PREFECT__SERVER_EPHEMERAL"  # marks the server of a run without one, as Prefect does
 GRACE_S = 10
@@ -40,10 +48,11 @@ FINAL = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
 def wait_for_server(deadline_s: float) -> None:
-    """Return once the server answers.
+    """Return once the server answers and takes our authentication string.
 
     Raises:
-        UserError: PREFECT_API_URL is not set, or nothing answers there in time.
+        UserError: PREFECT_API_URL is not set, nothing answers there in time, or the string is
+            another one.
     """
     url = PREFECT_API_URL.value()
     if not url:
@@ -55,6 +64,7 @@ def wait_for_server(deadline_s: float) -> None:
     while True:
         try:
             if httpx.get(f"{url}/health", timeout=5, trust_env=False).is_success:
+                _check_string(url)
                 return
             said = "it answers, but not as Prefect's server does"
         except httpx.HTTPError as error:
@@ -64,13 +74,30 @@ def wait_for_server(deadline_s: float) -> None:
         time.sleep(0.5)
 
 
+def _check_string(url: str) -> None:
+    """Raise a UserError where the server asks for another authentication string than ours."""
+    string = PREFECT_API_AUTH_STRING.value() or ""
+    headers = {"Authorization": f"Basic {base64.b64encode(string.encode()).decode()}"}
+    asked = httpx.get(f"{url}/admin/version", headers=headers, timeout=5, trust_env=False)
+    if asked.status_code == httpx.codes.UNAUTHORIZED:
+        fault = "is another one" if string else "is not set"
+        raise UserError(
+            f"the Prefect server at {url} asks for its authentication string, and "
+            f"PREFECT_API_AUTH_STRING {fault}: export it as `make up` prints it there"
+        )
+
+
 def ensure_pool(client: SyncPrefectClient, pool: str) -> None:
-    """A process pool of that name that runs one flow at a time."""
-    wanted = WorkPoolCreate(name=pool, type="process", concurrency_limit=PER_POOL)
+    """A process pool of that name that runs one flow at a time, and lets a run set nothing."""
+    wanted = WorkPoolCreate(
+        name=pool, type="process", concurrency_limit=PER_POOL, base_job_template=TEMPLATE
+    )
     with suppress(ObjectAlreadyExists):  # or a worker that starts beside us was faster
         client.create_work_pool(wanted)
-    if client.read_work_pool(pool).concurrency_limit != PER_POOL:
-        client.update_work_pool(pool, WorkPoolUpdate(concurrency_limit=PER_POOL))
+    found = client.read_work_pool(pool)
+    if (found.concurrency_limit, found.base_job_template) != (PER_POOL, TEMPLATE):
+        change = WorkPoolUpdate(concurrency_limit=PER_POOL, base_job_template=TEMPLATE)
+        client.update_work_pool(pool, change)
 
 
 def ensure_automation(client: SyncPrefectClient, silent_s: float = SILENT_S) -> None:

@@ -4,8 +4,9 @@
 
 supervisord (flows/services.conf) starts them, restarts what dies and keeps their logs; this module
 checks the ports before, waits for every service after, and ends what is left when all goes down.
-Reads params.yaml (serve.port), HPGR_PREFECT_PORT, HPGR_MLFLOW_PORT and MLFLOW_TRACKING_URI.
-Writes .services/ and, through flows/server.py, Prefect's server.
+Reads params.yaml (serve.port), HPGR_PREFECT_PORT, HPGR_MLFLOW_PORT, HPGR_ALLOWED_HOSTS and
+MLFLOW_TRACKING_URI. Writes .services/, Prefect's authentication string (flows/access.py) and,
+through flows/server.py, Prefect's server.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from pathlib import Path
 import httpx
 import psutil
 
+from flows import access
+from flows.guarded import allowed_hosts
 from flows.port import MARK, listeners
 from flows.processes import end, processes_with
 from flows.worker_lock import STATE, tidy_up
 from hpgr.config import ConfigError, load_config
 from hpgr.registry.tracking import artifacts_uri, make_store, own_uri, tracking_uri
 from hpgr.runtime import UserError
+from hpgr.serving.guard import KNOWN
 
 CONF = Path(__file__).with_name("services.conf")
 PIDFILE = STATE / "supervisord.pid"
@@ -160,11 +164,17 @@ def _left_behind() -> set[psutil.Process]:
 def _environment(wanted: list[Service]) -> dict[str, str]:
     """What services.conf expands, and what every service and flow inherits."""
     home, ports = str(Path.cwd()), {service.name: str(service.port) for service in wanted}
+    string = access.read_string(_prefect_home())
+    origin = f"http://{HOST}:{ports['prefect']}"
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(Path(".prefect").resolve()),
-        "PREFECT_API_URL": f"http://{HOST}:{ports['prefect']}/api",
+        "PREFECT_HOME": str(_prefect_home()),
+        "PREFECT_API_URL": f"{origin}/api",
+        "PREFECT_UI_API_URL": "/api",  # of the address that the page was opened at
+        access.CLIENT: string,
+        access.SERVER: string,
+        access.CORS: origin,
         "HPGR_HOME": home,
         MARK: home,
         "HPGR_PREFECT_PORT": ports["prefect"],
@@ -172,8 +182,19 @@ def _environment(wanted: list[Service]) -> dict[str, str]:
         "HPGR_OWN_MLFLOW": str("mlflow" in ports).lower(),
         "HPGR_MLFLOW_STORE": own_uri(),
         "HPGR_MLFLOW_ARTIFACTS": artifacts_uri(),
+        "HPGR_MLFLOW_HOSTS": ",".join(_with_any_port([*KNOWN, *allowed_hosts()])),
         "HPGR_SERVE_PORT": ports["recommender"],
     }
+
+
+def _prefect_home() -> Path:
+    return Path(os.environ.get("PREFECT_HOME") or ".prefect").resolve()
+
+
+def _with_any_port(hosts: list[str]) -> list[str]:
+    """As patterns of MLflow's own check, which knows no names without port."""
+    patterns = [host.replace("[", "[[]", 1) for host in hosts]
+    return [*hosts, *(f"{pattern}:*" for pattern in patterns)]
 
 
 def _check_ports(wanted: list[Service]) -> None:
@@ -233,16 +254,20 @@ def _tail(log: Path) -> str:
 
 def _tell(wanted: list[Service]) -> None:
     urls = {service.name: service.url + service.page for service in wanted}
-    home = os.environ.get("PREFECT_HOME") or Path(".prefect").resolve()
-    api = f"http://{HOST}:{wanted[0].port}/api"
+    home = _prefect_home()
+    string = access.string_file(home)
     print(
         f"""
 Prefect      {urls["prefect"]}
 MLflow       {urls.get("mlflow", tracking_uri())}
 recommender  {urls["recommender"]}
 
+Prefect's page asks once for a password, the text of a file that only you may read:
+  cat {string}
+
 Next: open Prefect, then Deployments, train, Run; or
-  export PREFECT_HOME={home} PREFECT_API_URL={api}
+  export PREFECT_HOME={home} PREFECT_API_URL={wanted[0].url}/api
+  export {access.CLIENT}=$(cat {string})
   {Path(sys.executable).parent}/prefect deployment run train/local
 The recommender answers once a model is champion. `make down` stops everything."""
     )

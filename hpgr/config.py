@@ -232,6 +232,9 @@ class Serve(Section):
 
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
+    allowed_hosts: list[Annotated[str, Field(pattern=r"^[^\s/:]+$")]]
+    receive_timeout_s: float = Field(gt=0)
+    max_connections: int = Field(ge=1)
     k: int = Field(ge=1)
     max_k: int = Field(ge=1)
     max_events: int = Field(ge=1)

@@ -39,6 +39,7 @@ from hpgr.serving.champion import load_champion
 from hpgr.serving.history import seconds
 from hpgr.serving.recommender import Best, Recommender
 from hpgr.serving.request import NO_ACTION
+from hpgr.serving.shown import shown
 
 OUTPUT = ARTIFACTS / "recommendations"
 SESSIONS = STAGES["sessionize"].output
@@ -46,7 +47,6 @@ TABLES = ("items", "users", "actions")
 HASHED = (*(f"{name}.parquet" for name in ("events", *TABLES)), "arrays/meta.json")
 MANIFEST, LOCK = "manifest.json", ".lock"
 SHOWN_IDS = 5  # of a list's unknown ids
-SHOWN_CHARACTERS = 40  # of each
 
 Progress = Callable[[int, int], None]
 
@@ -251,25 +251,18 @@ def _read_list(path: Path | None, model: Recommender, *, some_known: bool) -> li
     ids = sorted({line.strip() for line in lines} - {""})
     unknown = [item_id for item_id in ids if item_id not in model.item]
     if some_known and ids and len(unknown) == len(ids):
+        known = ", ".join(map(shown, list(model.item)[:SHOWN_IDS]))
         raise UserError(
             f"{path}: none of its {len(ids)} lines is the id of one of the model's "
-            f"{len(model.item)} items ({', '.join(list(model.item)[:SHOWN_IDS])}, ...); expected "
-            "one item id a line"
+            f"{len(model.item)} items ({known}, ...); expected one item id a line"
         )
     if unknown:
-        shown = [short(item_id) for item_id in unknown[:SHOWN_IDS]]
-        some = f": {', '.join(shown)}{', ...' if len(unknown) > SHOWN_IDS else ''}"
+        some = ", ".join([*map(shown, unknown[:SHOWN_IDS]), *["..."] * (len(unknown) > SHOWN_IDS)])
         print(
             f"warning: {path}: the model does not know {len(unknown)} of its {len(ids)} item ids"
-            + (some if len(unknown) < len(ids) else "; is it a list of item ids?")
+            + (f": {some}" if len(unknown) < len(ids) else "; is it a list of item ids?")
         )
     return ids
-
-
-def short(item_id: str) -> str:
-    """An id for a message: escaped, and cut where it is longer than ids are."""
-    text = repr(item_id)[1:-1]
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _list_hash(ids: Sequence[str] | None) -> str | None:

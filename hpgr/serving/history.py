@@ -18,6 +18,7 @@ from hpgr.registry.stages import STAGES
 from hpgr.runtime import UserError
 from hpgr.serving.recommender import Recommender
 from hpgr.serving.request import LATEST_SECONDS, Request
+from hpgr.serving.shown import short, shown
 
 SESSIONS = STAGES["sessionize"].output
 YEAR = re.compile(r"\s*\(\d{4}\)$")
@@ -36,15 +37,16 @@ def of_user(user_id: str, at: str | None) -> Request:
             raise UserError(f"{SESSIONS / name}.parquet not found: run `hpgr sessionize` first")
     users = pq.read_table(SESSIONS / "users.parquet", filters=[("user_id", "=", user_id)])
     if not users.num_rows:
-        some = pq.read_table(SESSIONS / "users.parquet")["user_id"].slice(0, 5).to_pylist()
-        raise UserError(f"the log has no user {user_id!r}; some that it has: {', '.join(some)}")
+        first = pq.read_table(SESSIONS / "users.parquet")["user_id"].slice(0, 5).to_pylist()
+        some = ", ".join(map(short, first))
+        raise UserError(f"the log has no user {shown(user_id)}; some that it has: {some}")
     user = users["user"][0].as_py()
     events = pq.read_table(SESSIONS / "events.parquet", filters=[("user", "=", user)])
     events = events.sort_by("position")
     asked = seconds(at, where="--at") if at is not None else pc.max(events["timestamp"]).as_py() + 1
     events = events.filter(pc.less(events["timestamp"], asked))
     if not events.num_rows:
-        raise UserError(f"user {user_id} has no event before {asked}; pass a later --at")
+        raise UserError(f"user {short(user_id)} has no event before {asked}; pass a later --at")
     items = pq.read_table(SESSIONS / "items.parquet", columns=["item", "item_id"])
     actions = pq.read_table(SESSIONS / "actions.parquet", columns=["action", "name"])
     item = dict(zip(items["item"].to_pylist(), items["item_id"].to_pylist(), strict=True))
@@ -98,17 +100,17 @@ def find_items(text: str, titles: dict[str, str]) -> list[str]:
             entry = ",".join(pieces[place:end])  # as typed: a title may have no space at its comma
             matches = _named(entry, titles, ids, known)
             if len(matches) > 1:
-                options = "; ".join(f"{titles[i]} (id {i})" for i in matches)
-                raise UserError(f"{entry.strip()!r} fits several items: {options}")
+                options = "; ".join(f"{short(titles[i])} (id {short(i)})" for i in matches)
+                raise UserError(f"{shown(entry.strip())} fits several items: {options}")
             if matches:
                 found += matches
                 place = end
                 break
         else:
             close = difflib.get_close_matches(_folded(pieces[place]), known, n=3)
-            offer = "; ".join(titles[known[form][0]] for form in close) or "none"
+            offer = "; ".join(short(titles[known[form][0]]) for form in close) or "none"
             raise UserError(
-                f"{pieces[place].strip()!r} is neither an item id nor a title. "
+                f"{shown(pieces[place].strip())} is neither an item id nor a title. "
                 f"Closest titles: {offer}"
             )
     return found
@@ -140,12 +142,15 @@ def seconds(value: str | int | datetime, *, where: str) -> int:
     if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
         number = int(value)
         if not 0 <= number <= LATEST_SECONDS:
-            raise UserError(f"{where} {value}: expected seconds since 1970, not milliseconds")
+            raise UserError(
+                f"{where} {shown(number)}: expected seconds since 1970, not milliseconds"
+            )
         return number
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
         raise UserError(
-            f"{where} {value!r}: expected seconds since 1970 or a time such as 2003-02-28T12:00"
+            f"{where} {shown(value)}: expected seconds since 1970 or a time such as "
+            "2003-02-28T12:00"
         ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

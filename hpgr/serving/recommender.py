@@ -25,6 +25,7 @@ from hpgr.evaluation.metrics import removed_pairs, top_items
 from hpgr.registry.bundle import Serving
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.request import Request, encode
+from hpgr.serving.shown import short, shown
 
 NEAREST, POPULAR = "history", "popular"  # where an answer's candidates came from
 SHOWN_REASON = 200  # characters
@@ -168,7 +169,7 @@ class Recommender:
             UserError: see `hpgr.serving.request.encode`; `k` is no positive number.
         """
         if k < 1:
-            raise UserError(f"k is {k}, expected the number of items to return, at least 1")
+            raise UserError(f"k is {shown(k)}, expected the number of items to return, at least 1")
         eligible = self.eligible(allow, deny)
         if not requests:
             return []
@@ -209,7 +210,7 @@ class Recommender:
             if not known:
                 raise UserError(
                     f"none of the {len(allow)} item ids to allow is in the model's catalogue of "
-                    f"{len(self.item)} items ({', '.join(list(self.item)[:3])}, ...)"
+                    f"{len(self.item)} items ({', '.join(map(short, list(self.item)[:3]))}, ...)"
                 )
             mask[:] = False
             mask[known] = True
@@ -327,7 +328,7 @@ def load_told(bundle: Path, what: str, cure: str) -> Recommender:
     except Exception as error:  # files of any kind, in any state
         reason = " ".join((str(error) or repr(error)).replace(f"{bundle}/", "").split())
         raise UserError(
-            f"{what} cannot be read by this installation ({reason[:SHOWN_REASON]}): {cure}"
+            f"{what} cannot be read by this installation ({short(reason, SHOWN_REASON)}): {cure}"
         ) from error
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from hpgr.data.log import UNKNOWN, Histories
 from hpgr.runtime import UserError
+from hpgr.serving.shown import short, shown
 
 LATEST_SECONDS = 100_000_000_000  # the year 5138; milliseconds of our time lie above
 NO_ACTION = 0
@@ -110,7 +111,8 @@ def _check(request: Request, number: int) -> None:
         )
     if not 0 <= time <= LATEST_SECONDS:
         raise UserError(
-            f"{where}: request_time is {time}, expected seconds since 1970 (UTC), not milliseconds"
+            f"{where}: request_time is {shown(time)}, expected seconds since 1970 (UTC), not "
+            "milliseconds"
         )
     count = len(request.item_ids)
     for name in ("timestamps", "actions", "session_ids"):
@@ -120,14 +122,12 @@ def _check(request: Request, number: int) -> None:
                 f"{where}: {count} item_ids but {len(column)} {name}; expected one for each event"
             )
     for row, moment in enumerate(request.timestamps):
+        if 0 <= moment <= time:
+            continue
+        event = f"event {row} (item {short(request.item_ids[row])}) has time {shown(moment)}"
         if moment > time:
             raise UserError(
-                f"{where}: event {row} (item {request.item_ids[row]}) has time {moment}, after the "
-                f"request time {time}. Events from the future would leak into the answer: check "
-                "the clock, the unit (seconds) and the request time."
+                f"{where}: {event}, after the request time {time}. Events from the future would "
+                "leak into the answer: check the clock, the unit (seconds) and the request time."
             )
-        if moment < 0:
-            raise UserError(
-                f"{where}: event {row} (item {request.item_ids[row]}) has time {moment}, expected "
-                "seconds since 1970 (UTC)"
-            )
+        raise UserError(f"{where}: {event}, expected seconds since 1970 (UTC)")

@@ -22,9 +22,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from hpgr.serving.request import Request
+from hpgr.serving.shown import short, shown
 
 SHOWN_PROBLEMS = 5
-SHOWN_CHARACTERS = 60
 
 
 def _number_as_text(value: Any) -> Any:
@@ -179,18 +179,9 @@ def told(errors: Sequence[Any]) -> str:
         if error["type"] == "json_invalid":
             place, reason = error["loc"][-1], error["ctx"]["error"]
             return f"the body is not JSON at character {place}: {reason}"
-        where = ".".join(str(part) for part in error["loc"] if part != "body") or "body"
-        found = "" if error["type"] == "missing" else f", found {_shown(error.get('input'))}"
+        path = [short(str(part)) for part in error["loc"] if part != "body"]
+        where = ".".join(path) or "body"
+        found = "" if error["type"] == "missing" else f", found {shown(error.get('input'))}"
         lines.append(f"{where}: {error['msg']}{found}")
     more = len(errors) - SHOWN_PROBLEMS
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
-
-
-def _shown(value: Any) -> str:
-    """A value in few characters, however large or deep it is."""
-    if isinstance(value, dict):
-        return f"an object of {len(value):,} keys"
-    if isinstance(value, list):
-        return f"a list of {len(value):,}"
-    text = ascii(value[:SHOWN_CHARACTERS] if isinstance(value, str) else value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

@@ -7,17 +7,21 @@
     GET /openapi.json the schema
 
 A promotion or roll-back in the registry is followed without a restart. Wrong input is told with a
-4xx and one message. There is no authentication: a loopback address, or a proxy before it.
+4xx and one message. There is no authentication: a loopback address, or a proxy before it; pages of
+other sites are refused (guard.py), and callers who keep the server waiting are cut (protocol.py).
 Reads the registry. Writes nothing.
 """
 
 # Annotations are not put off in this file: FastAPI reads that of `recommend`, which names a
 # function inside another one.
 
+import base64
 import errno
+import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -38,10 +42,19 @@ from hpgr.config import Config, Serve
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion, Served
+from hpgr.serving.guard import Guard
 from hpgr.serving.schema import Answers, ModelName, OneAnswer, Problem, Question, Ready, Title, told
+from hpgr.serving.shown import short, shown
 
 PAGE = "page.html.j2"
 SHOWN_TITLES = 20
+SHOWN_CHARACTERS = 2000  # of a refusal, whatever it is about
+HEADERS = [
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+]
 STOP_GRACE_S = 10  # for requests in flight when the server is asked to end
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -61,6 +74,11 @@ def serve(cfg: Config) -> None:
     """
     import uvicorn
 
+    from hpgr.serving.protocol import PunctualHTTP
+
+    class HTTP(PunctualHTTP):
+        timeout_s, max_connections = cfg.serve.receive_timeout_s, cfg.serve.max_connections
+
     # A registry that is gone must be noticed between two looks, not after MLflow's many minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(cfg.serve.reload_s))))
@@ -72,6 +90,10 @@ def serve(cfg: Config) -> None:
     )
     settings = uvicorn.Config(
         create_app(champion, cfg.serve),
+        http=HTTP,
+        ws="none",
+        headers=HEADERS,
+        server_header=False,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=STOP_GRACE_S,
@@ -122,17 +144,20 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
         # Swagger's and ReDoc's pages load their scripts from the web.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the caller's Host
     )
     app.add_middleware(BodyLimit, max_bytes=int(limits.max_body_mb * 2**20))
+    app.add_middleware(Guard, hosts=[limits.host, *limits.allowed_hosts])  # the outermost
     app.add_exception_handler(400, _refuse_bytes)
     app.add_exception_handler(RequestValidationError, _refuse_form)
     app.add_exception_handler(UserError, _refuse_content)
     page = _page(limits)
+    policy = _policy(page)
 
     def served() -> Served:
         model = champion.served  # read once: the watch may put another one there
         if model is None:
-            raise HTTPException(503, f"no model is loaded yet: {champion.problem}")
+            raise HTTPException(503, f"no model is loaded yet: {_cut(champion.problem)}")
         return model
 
     def sized(body: Any) -> Any:
@@ -183,12 +208,12 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
             registered_at=_iso(model.registered_at),
             age_s=round(time.time() - model.registered_at, 3),
             loaded_at=_iso(model.loaded_at),
-            problem=champion.problem,
+            problem=champion.problem and _cut(champion.problem),
         )
 
     @app.get("/", include_in_schema=False)
     def index() -> HTMLResponse:
-        return HTMLResponse(page)
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     return app
 
@@ -228,7 +253,7 @@ def check_size(body: Any, limits: Serve) -> Any:
                     f"{limits.max_events} (serve.max_events): send the newest ones",
                 )
     if isinstance(k, int) and k > limits.max_k:
-        raise UserError(f"k is {k}, expected 1 to {limits.max_k} (serve.max_k)")
+        raise UserError(f"k is {shown(k)}, expected 1 to {limits.max_k} (serve.max_k)")
     return body
 
 
@@ -277,7 +302,7 @@ def _refuse_content(_: HttpRequest, error: Exception) -> Response:
 
 def _refusal(message: str) -> Response:
     # ASCII: a caller's lone surrogate, echoed in the message, has no UTF-8 form.
-    body = json.dumps({"detail": message}, ensure_ascii=True)
+    body = json.dumps({"detail": _cut(message)}, ensure_ascii=True)
     return Response(body, status_code=422, media_type="application/json")
 
 
@@ -286,6 +311,21 @@ def _page(limits: Serve) -> str:
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True
     )
     return environment.get_template(PAGE).render(k=limits.k, max_k=limits.max_k)
+
+
+def _policy(page: str) -> str:
+    """The page's own script and style run, and nothing else: no other source, in no frame."""
+    allowed = {}
+    for tag in ("script", "style"):
+        (text,) = re.findall(f"<{tag}>(.*)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        allowed[tag] = f"{tag}-src 'sha256-{digest}'"
+    rest = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return f"default-src 'none'; connect-src 'self'; {'; '.join(allowed.values())}; {rest}"
+
+
+def _cut(message: str | None) -> str:
+    return short(str(message), SHOWN_CHARACTERS)
 
 
 def _iso(moment: float) -> str:

@@ -1,0 +1,40 @@
+"""The servers of `make up` behind hpgr.serving.guard: their own pages and programs, nobody else.
+
+    uvicorn --factory flows.guarded:prefect                 Prefect's server
+    mlflow server --uvicorn-opts "--http flows.guarded:MLflow --ws none" ...
+
+Prefect looks at no Host; MLflow lets pages of every port of this machine in, and foreign ones where
+the path is not below /api. HPGR_ALLOWED_HOSTS names further hosts, such as a proxy's. Reads it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from hpgr.serving.guard import Guard
+
+HOSTS = "HPGR_ALLOWED_HOSTS"  # names without port, parted by commas
+
+
+def allowed_hosts() -> list[str]:
+    """What HPGR_ALLOWED_HOSTS names."""
+    return [host.strip() for host in os.environ.get(HOSTS, "").split(",") if host.strip()]
+
+
+def prefect() -> ASGIApp:
+    """Prefect's application, websockets included."""
+    from prefect.server.api.server import create_app
+
+    return Guard(create_app(final=True), allowed_hosts())
+
+
+class MLflow(H11Protocol):
+    """uvicorn's protocol around whatever application it serves; MLflow starts uvicorn itself."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.app: Any = Guard(self.app, allowed_hosts())  # type: ignore[arg-type]
