@@ -25,7 +25,8 @@ from flows.port import MARK, listeners
 from flows.processes import end, processes_with
 from flows.worker_lock import STATE, tidy_up
 from hpgr.config import ConfigError, load_config
-from hpgr.registry.tracking import artifacts_uri, make_store, own_uri, tracking_uri
+from hpgr.masking import install as mask_output
+from hpgr.registry.tracking import artifacts_uri, make_store, own_uri, public_uri, tracking_uri
 from hpgr.runtime import UserError
 
 CONF = Path(__file__).with_name("services.conf")
@@ -238,7 +239,7 @@ def _tell(wanted: list[Service]) -> None:
     print(
         f"""
 Prefect      {urls["prefect"]}
-MLflow       {urls.get("mlflow", tracking_uri())}
+MLflow       {urls.get("mlflow", public_uri())}
 recommender  {urls["recommender"]}
 
 Next: open Prefect, then Deployments, train, Run; or
@@ -250,6 +251,7 @@ The recommender answers once a model is champion. `make down` stops everything."
 
 def main() -> None:
     """Entry point of `python -m flows.services`."""
+    mask_output()
     commands = {"up": up, "down": down}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit("usage: python -m flows.services up | down")

@@ -27,6 +27,7 @@ import yaml
 from hpgr.config import ConfigError, load_config
 from hpgr.failure import explained
 from hpgr.loopback import spare_loopback
+from hpgr.masking import install as mask_output
 from hpgr.registry.resources import recorded
 from hpgr.registry.stages import STAGES
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
@@ -45,6 +46,7 @@ def main() -> NoReturn:
     """Entry point of `hpgr`: telemetry off, then the command; see the module's docstring."""
     os.environ.update(TELEMETRY_OFF)
     spare_loopback()
+    mask_output()
     # Threads that wait must sleep, not spin: on a busy machine two spinning processes starve each
     # other, and a training step took ten times as long. Read when torch loads OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
