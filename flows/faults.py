@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from hpgr.config import ConfigError, Orchestrate
+from hpgr.masking import masked
 from hpgr.runtime import UserError
 
 # What the tools print when the cause lies outside the project and may be gone in a minute.
@@ -45,9 +46,15 @@ TRANSIENT = re.compile(
 class StageFailed(Exception):
     """A stage or a DVC command ended with an error; the message is the stage's own."""
 
+    def __init__(self, message: object) -> None:
+        super().__init__(masked(message))
+
 
 class TransientFault(Exception):
     """Something outside the project did not answer or was busy; trying again may well succeed."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(masked(message))
 
 
 def is_transient(error: BaseException) -> bool:

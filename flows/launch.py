@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 from flows.faults import StageFailed, TransientFault
 from flows.server import end_orphans, ensure_automation
 from hpgr.config import ConfigError
+from hpgr.masking import install as mask_output
 from hpgr.runtime import UserError
 
 GOES_ON = "What was finished stays, a training's last checkpoint too: the same command goes on."
@@ -35,6 +36,7 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     Killed, it leaves a run that is Running and its temporary server: the automation marks the run,
     on whatever server looks at the same database next, and the next launch ends the server.
     """
+    mask_output()
     # A SIGTERM to all of a group ends the temporary server too: what the run then still wants to
     # tell it is lost, and should not be tried again for minutes.
     patience = {} if PREFECT_API_URL.value() else {PREFECT_CLIENT_MAX_RETRIES: 1}

@@ -18,6 +18,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
+from hpgr.registry.faults import answered
 from hpgr.registry.judge import as_markdown
 from hpgr.registry.stages import STAGES
 from hpgr.registry.summary import markdown_tables
@@ -35,6 +36,7 @@ def mlflow_address() -> str:
     return f"{parts.scheme}://{place}{parts.path}".rstrip("/")
 
 
+@answered()
 def artifact_address(run: str, path: str) -> str:
     """MLflow's page of one artifact of a run."""
     experiment = connect().get_run(run).info.experiment_id

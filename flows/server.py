@@ -29,6 +29,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 from flows.processes import end, processes_with
+from hpgr.masking import install as mask_output
 from hpgr.runtime import UserError
 
 HOME = "HPGR_HOME"  # prefect.yaml: the folder in which a worker's runs happen
@@ -176,6 +177,7 @@ def set_up() -> None:
 
 def main() -> None:
     """Entry point of `python -m flows.server`."""
+    mask_output()
     try:
         wait_for_server(deadline_s=5)
         set_up()

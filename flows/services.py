@@ -28,7 +28,8 @@ from flows.port import MARK, listeners
 from flows.processes import end, processes_with
 from flows.worker_lock import STATE, tidy_up
 from hpgr.config import ConfigError, load_config
-from hpgr.registry.tracking import artifacts_uri, make_store, own_uri, tracking_uri
+from hpgr.masking import install as mask_output
+from hpgr.registry.tracking import artifacts_uri, make_store, own_uri, public_uri, tracking_uri
 from hpgr.runtime import UserError
 from hpgr.serving.guard import KNOWN
 
@@ -259,7 +260,7 @@ def _tell(wanted: list[Service]) -> None:
     print(
         f"""
 Prefect      {urls["prefect"]}
-MLflow       {urls.get("mlflow", tracking_uri())}
+MLflow       {urls.get("mlflow", public_uri())}
 recommender  {urls["recommender"]}
 
 Prefect's page asks once for a password, the text of a file that only you may read:
@@ -275,6 +276,7 @@ The recommender answers once a model is champion. `make down` stops everything."
 
 def main() -> None:
     """Entry point of `python -m flows.services`."""
+    mask_output()
     commands = {"up": up, "down": down}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit("usage: python -m flows.services up | down")

@@ -25,7 +25,7 @@ from flows.stages import bring_log, check_data, reproduce, stage_order
 from hpgr.config import PARAMS_FILE, load_config
 from hpgr.registry.base import clear_base
 from hpgr.registry.register import register
-from hpgr.registry.tracking import tracking_uri
+from hpgr.registry.tracking import public_uri
 from hpgr.runtime import sole_run
 
 
@@ -81,7 +81,7 @@ def register_model() -> dict[str, Any]:
         if not is_transient(error):
             raise
         raise TransientFault(
-            f"MLflow at {tracking_uri()} does not answer, so the model is not registered: {error}. "
+            f"MLflow at {public_uri()} does not answer, so the model is not registered: {error}. "
             "Start it and run the flow again: every stage is done, only the registration is left."
         ) from error
 

@@ -19,6 +19,7 @@ from prefect.client.orchestration import get_client
 from flows.reaper import reap
 from flows.server import HOME, ensure_pool, wait_for_server
 from flows.worker_lock import hold_lock, temporary_folder
+from hpgr.masking import install as mask_output
 from hpgr.runtime import UserError
 
 SERVER_DEADLINE_S = 120
@@ -31,6 +32,7 @@ def worker_name(pool: str) -> str:
 
 def main() -> None:
     """Entry point of `python -m flows.worker POOL`."""
+    mask_output()
     if len(sys.argv) != 2:
         sys.exit("usage: python -m flows.worker POOL")
     pool, name = sys.argv[1], worker_name(sys.argv[1])

@@ -27,6 +27,7 @@ import yaml
 from hpgr.config import ConfigError, load_config, overridden
 from hpgr.failure import explained
 from hpgr.loopback import spare_loopback
+from hpgr.masking import install as mask_output
 from hpgr.params import read_params
 from hpgr.registry.resources import recorded
 from hpgr.registry.stages import NEEDS_MODEL, STAGES
@@ -47,6 +48,7 @@ def main() -> NoReturn:
     """Entry point of `hpgr`: telemetry off, then the command; see the module's docstring."""
     os.environ.update(TELEMETRY_OFF)
     spare_loopback()
+    mask_output()
     # Threads that wait must sleep, not spin: on a busy machine two spinning processes starve each
     # other, and a training step took ten times as long. Read when torch loads OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -19,6 +19,7 @@ from hpgr.params import ConfigError
 from hpgr.runtime import DamagedFile, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SQLITE_FULL = "database or disk is full"
 CODE = Path(__file__).parent
 FOLDERS = (Path("artifacts"), Path("base"))
 MEGABYTE = 1 << 20
@@ -54,7 +55,7 @@ def told(error: Exception, output: Path) -> str | None:
     """
     if isinstance(error, UserError | ConfigError):
         return None
-    if (full := next((e for e in _chain(error) if _is_full(e)), None)) is not None:
+    if (full := next((e for e in chain(error) if is_full(e)), None)) is not None:
         _drop_compiled()
         return _no_room(full, output)
     if isinstance(error, EOFError) and "marshal" in str(error):
@@ -83,17 +84,18 @@ def _drop_compiled() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and what led to it, the last first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
     """Whether a write found no room; libraries that are not Python's say so in words only."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
-    return any(os.strerror(number) in str(error) for number in FULL)
+    return any(words in str(error) for words in (*map(os.strerror, FULL), SQLITE_FULL))
 
 
 def _no_room(error: BaseException, output: Path) -> str:

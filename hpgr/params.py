@@ -15,11 +15,16 @@ from typing import Any
 
 import yaml
 
+from hpgr.masking import masked
+
 PARAMS_FILE = Path("params.yaml")
 
 
 class ConfigError(ValueError):
     """params.yaml or an override is wrong; the message names the key and what was expected."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(masked(message))
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hpgr.masking import masked
+
 WRITER_WAIT_S = 60.0
 RUN_LOCK = Path("artifacts/.run.lock")
 TELEMETRY_OFF = {
@@ -31,8 +33,12 @@ TELEMETRY_OFF = {
 class UserError(Exception):
     """A mistake in the user's input or set-up, told in one message: found, expected, where, cure.
 
-    The command line prints the message alone and exits with code 2.
+    The command line prints the message alone and exits with code 2. It holds no secret, wherever it
+    goes: a page, a log, a flow's state.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(masked(message))
 
 
 class DamagedFile(UserError, ValueError):
@@ -179,7 +185,7 @@ def read_json(source: Path) -> Any:
     """
     try:
         return json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the encoding too
+    except (ValueError, RecursionError) as error:  # of the encoding too; nested too deep
         raise DamagedFile(source, error) from error
 
 

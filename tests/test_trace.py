@@ -27,8 +27,8 @@ def git(*arguments, cwd=None):
     ("uri", "told"),
     [
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("https://me:secret@host:443/mlflow", "https://me@host:443/mlflow"),
-        ("postgresql://me:se/cr@et@host/db", "postgresql://me@host/db"),
+        ("https://me:secret@host:443/mlflow", "https://***@host:443/mlflow"),
+        ("postgresql://me:se/cr@et@host/db", "postgresql://***@host/db"),
         ("sqlite:////srv/mlflow.db", "sqlite:////srv/mlflow.db"),
     ],
 )
@@ -245,5 +245,7 @@ def test_a_server_that_is_down_is_one_message_without_its_password(here, monkeyp
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
-    with pytest.raises(UserError, match=f"MLflow at http://me@127.0.0.1:{port} does not answer"):
+    with pytest.raises(
+        UserError, match=rf"MLflow at http://\*\*\*@127.0.0.1:{port} does not answer"
+    ):
         trace(load_config(), 1)

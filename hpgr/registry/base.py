@@ -19,6 +19,7 @@ from hpgr.config import Config
 from hpgr.data.base import BASE, is_filled
 from hpgr.data.memory import SKETCH
 from hpgr.registry.bundle import content_hashes
+from hpgr.registry.faults import answered, reason
 from hpgr.registry.register import KEY_TAG
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION, aliases, get_version
@@ -31,6 +32,7 @@ CONTENTS = ("model", "items.parquet", "actions.parquet", "categories.parquet", S
 STAYS = ".gitignore"  # tracked by git: a clone has the folder, and DVC something to depend on
 
 
+@answered()
 def fill_base(cfg: Config, version: int | None = None) -> dict[str, Any]:
     """Put a registered version into base/ and return what base.json holds.
 
@@ -97,7 +99,9 @@ def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:
     try:
         folder = Path(download_artifacts(uri, dst_path=str(scratch)))
     except (MlflowException, OSError) as error:
-        raise UserError(f"{_title(wanted)} cannot be fetched from MLflow: {error}") from error
+        raise UserError(
+            f"{_title(wanted)} cannot be fetched from MLflow: {reason(error)}"
+        ) from error
     bundle = folder / "artifacts" / "bundle"
     missing = [name for name in CONTENTS if not (bundle / name).exists()]
     if missing:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from hpgr.config import Config
+from hpgr.registry.faults import answered
 from hpgr.registry.judge import ROLLED_BACK_TAG
 from hpgr.registry.tracking import connect, metric_name
 from hpgr.registry.versions import CHAMPION, aliases
@@ -71,6 +72,7 @@ class History:
     scores: tuple[Score, ...] = ()
 
 
+@answered()
 def history(cfg: Config) -> History:
     """Everything the registry knows of the model `register.model_name`.
 

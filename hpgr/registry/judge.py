@@ -27,6 +27,7 @@ from hpgr.data.log import TEST, UNKNOWN, EventLog
 from hpgr.data.memory import overlap, read_sketch
 from hpgr.evaluation.contest import Change, Contest, Contestant, contest
 from hpgr.evaluation.evaluate import load_network, open_log
+from hpgr.registry.faults import answered
 from hpgr.registry.gate import Past, Verdict, decide
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.tracking import connect
@@ -45,6 +46,7 @@ KEY_TAG, ROLLED_BACK_TAG = "gate.key", "rolled_back"
 HEADING, CARD = "## Gate\n\n", "\n\n# "  # the verdict stands before the card
 
 
+@answered()
 def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
     """Judge `version`, by default the challenger; returns what verdict.json holds.
 

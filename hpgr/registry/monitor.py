@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpgr.config import Config
 from hpgr.registry import monitor_figures as figures
+from hpgr.registry.faults import answered
 from hpgr.registry.history import History, history
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.tracking import connect
@@ -75,6 +76,7 @@ class Monitoring:
         return tuple(threshold for threshold in self.thresholds if threshold.breached)
 
 
+@answered()
 def monitor(cfg: Config, now: datetime | None = None) -> Monitoring:
     """Judge every threshold and write the page.
 

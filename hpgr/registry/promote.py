@@ -17,9 +17,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from hpgr.config import Config
+from hpgr.registry.faults import answered
 from hpgr.registry.gate import ACCEPTED
 from hpgr.registry.judge import CHAMPION_TAG, REASONS_TAG, ROLLED_BACK_TAG, VERDICT_TAG
-from hpgr.registry.tracking import connect, experiment_id
+from hpgr.registry.tracking import connect, experiment_id, failing_run
 from hpgr.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, aliases, get_version
 from hpgr.runtime import UserError
 
@@ -80,6 +81,7 @@ def told(move: Move) -> str:
     return f"{move.kind}: champion is version {move.after}, before it {before}; {move.why}"
 
 
+@answered()
 def promote(
     cfg: Config,
     version: int | None = None,
@@ -122,6 +124,7 @@ def promote(
     return _make(client, cfg, Move(PROMOTE, champion, version, who or _account(), _now(), why), via)
 
 
+@answered()
 def roll_back(cfg: Config, *, why: str, who: str | None = None, via: str | None = None) -> Move:
     """Make `previous` the champion again; the gate will not promote what was rolled back.
 
@@ -208,11 +211,8 @@ def _make(client: MlflowClient, cfg: Config, move: Move, via: str | None) -> Mov
         tags["move.via"] = via
     experiment = experiment_id(client, cfg.register_.experiment)
     run = client.create_run(experiment, run_name=f"{move.kind} version {move.after}", tags=tags)
-    try:
+    with failing_run(client, run.info.run_id):
         _carry_out(client, cfg.register_.model_name, move, run.info.run_id)
-    except BaseException:
-        client.set_terminated(run.info.run_id, status="FAILED")
-        raise
     return move
 
 

@@ -22,12 +22,14 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hpgr.config import Config
+from hpgr.failure import explained
 from hpgr.registry.bundle import content_hashes, write_bundle
+from hpgr.registry.faults import answered
 from hpgr.registry.promote import finish_interrupted, record_registered
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.summary import headline, markdown_tables
 from hpgr.registry.trace import keep
-from hpgr.registry.tracking import connect, experiment_id, log_pipeline
+from hpgr.registry.tracking import connect, experiment_id, failing_run, log_pipeline
 from hpgr.registry.versions import CHALLENGER, CHAMPION, alias_of, aliases
 from hpgr.runtime import read_json, sha256_file, sole_writer, write_json
 
@@ -42,11 +44,14 @@ PACKAGE = Path(__file__).parents[1]
 SERVED_WITH = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
 
 
+@explained("register", REGISTERED)
+@answered()
 def register(cfg: Config) -> dict[str, Any]:
     """Register the model of the current artifacts and return what registered.json holds.
 
     Raises:
-        UserError: a stage's output is missing, or another process registers here.
+        UserError: a stage's output is missing, another process registers here, or MLflow fails;
+            runs that were begun then end as failed.
     """
     headline()  # a model is registered with its evaluation or not at all
     client, name = connect(), cfg.register_.model_name
@@ -105,7 +110,7 @@ def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> t
 
     name = cfg.register_.model_name
     run_id = log_pipeline(client, cfg, experiment_id(client, cfg.register_.experiment))
-    with mlflow.start_run(run_id=run_id):  # ends the run, as failed if the block raises
+    with failing_run(client, run_id), mlflow.start_run(run_id=run_id):  # which also ends it
         model = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(PACKAGE / "serving" / "pyfunc.py"),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from hpgr.config import PARAMS_FILE, Config
+from hpgr.registry.faults import answered
 from hpgr.registry.lineage import ABSENT, PINS
 from hpgr.registry.tracking import existing_store, flatten, public_uri
 from hpgr.registry.versions import get_version
@@ -78,6 +79,7 @@ def keep(client: MlflowClient, run_id: str) -> None:
                 client.log_artifact(run_id, str(Path(scratch) / name), FOLDER)
 
 
+@answered()
 def trace(cfg: Config, version: int) -> str:
     """The version's origin and the commands that bring it back, for a person to read.
 
@@ -98,6 +100,7 @@ def trace(cfg: Config, version: int) -> str:
     return "\n".join([*lines, "", *_commands(version, origin)])
 
 
+@answered()
 def restore(cfg: Config, version: int) -> None:
     """Write the version's params.yaml, data.dvc and dvc.lock, and apply its patch to the code.
 

@@ -9,17 +9,20 @@ Reads `artifacts/`. Writes the store that MLFLOW_TRACKING_URI names, or else `ml
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
-import re
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpgr.config import Config
+from hpgr.masking import masked
+from hpgr.registry.faults import answered
 from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
 from hpgr.registry.stages import NEEDS_MODEL, STAGES
 from hpgr.registry.summary import headline
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 STORE = Path("mlflow/store")
 DATABASE = STORE / "mlflow.db"
+PATIENCE_S = 10  # for the first answer of a server
+NO_DATABASE = ("http:", "https:", "file:", "databricks", "uc:")
 BATCH = 1000  # metrics that one request to MLflow may carry
 SYSTEM_METRICS = {  # MLflow shows names below system/ on a page of their own
     "cpu_percent": "system/cpu_utilization_percentage",
@@ -72,23 +77,82 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or own_uri()
 
 
-def connect() -> MlflowClient:
-    """MLflow's client on `tracking_uri`, which becomes the process's store."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a small file
-    import mlflow
+def registry_uri() -> str:
+    """Where versions are registered: MLFLOW_REGISTRY_URI if set, else with the runs."""
+    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri()
 
-    if tracking_uri() == own_uri():
-        make_store()
-    mlflow.set_tracking_uri(tracking_uri())
-    return mlflow.MlflowClient()
+
+def connect() -> MlflowClient:
+    """MLflow's client on `tracking_uri`, which becomes the process's store.
+
+    Raises:
+        UserError: the store or the registry does not answer as one; found out with one question
+            each, since MLflow itself would go on asking for minutes.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a small file
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with its credentials
+    with answered():
+        import mlflow
+
+        # What fails is told once, as the error; these would tell each attempt with its stack.
+        for name in ("mlflow.store.db.utils", "mlflow.exceptions", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if tracking_uri() == own_uri():
+            make_store()
+        for uri in {tracking_uri(), registry_uri()}:
+            _try_database(uri)
+        mlflow.set_tracking_uri(tracking_uri())
+        client = mlflow.MlflowClient()
+        with _asking_once():
+            client.search_experiments(max_results=1)
+            if registry_uri() != tracking_uri():
+                client.search_registered_models(max_results=1)
+    return client
+
+
+def _try_database(uri: str) -> None:
+    """Connect to a database once; nothing happens for another store, or a file not made yet."""
+    file = sqlite_file(uri)
+    if "://" not in uri or uri.startswith(NO_DATABASE) or (file and not file.is_file()):
+        return
+    import sqlalchemy
+
+    limited = {"connect_args": {"connect_timeout": PATIENCE_S}} if file is None else {}
+    engine = sqlalchemy.create_engine(uri, **limited)
+    try:
+        with engine.connect() as connection:
+            sqlalchemy.inspect(connection).get_table_names()
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _asking_once() -> Iterator[None]:
+    """Requests to MLflow are tried again once, within seconds, unless the environment says else."""
+    limits = {"MAX_RETRIES": 1, "TIMEOUT": PATIENCE_S}
+    named = {f"MLFLOW_HTTP_REQUEST_{name}": str(value) for name, value in limits.items()}
+    added = {name: value for name, value in named.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def public_uri() -> str:
-    """`tracking_uri` for other folders and other eyes: absolute, and without a password."""
-    uri = tracking_uri()
-    if file := _sqlite_file(uri):
-        return f"sqlite:///{file.resolve()}"
-    return re.sub(r"(://[^/:@]*):.*@", r"\1@", uri)
+    """`tracking_uri` for other folders and other eyes: absolute, and without credentials."""
+    return _public(tracking_uri())
+
+
+def public_registry() -> str:
+    """The same of `registry_uri`."""
+    return _public(registry_uri())
+
+
+def _public(uri: str) -> str:
+    file = sqlite_file(uri)
+    return masked(f"sqlite:///{file.resolve()}" if file else uri)
 
 
 @contextmanager
@@ -96,31 +160,47 @@ def existing_store() -> Iterator[MlflowClient]:
     """MLflow's client for questions alone.
 
     Raises:
-        UserError: there is no such store, which asking would make, or the server does not answer.
+        UserError: there is no such store, which asking would make, or it does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
-    file = _sqlite_file(tracking_uri())
+    file = sqlite_file(tracking_uri())
     if file is not None and not file.is_file():
         raise UserError(
             f"nothing is registered at {public_uri()}: there is no such store. Where versions are "
             "registered elsewhere, name it: export MLFLOW_TRACKING_URI=..."
         )
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a person waits
-    try:
+    with answered():
         yield connect()
-    except MlflowException as error:
-        if not str(error).startswith("API request to"):
-            raise
-        raise UserError(
-            f"MLflow at {public_uri()} does not answer: start it, or name another with "
-            "MLFLOW_TRACKING_URI"
-        ) from error
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite store; None for any other."""
     path = uri.removeprefix("sqlite:///")
-    return None if path == uri else Path(path)
+    return None if path == uri else Path(path.partition("?")[0])
+
+
+@contextmanager
+def failing_run(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """Have the run end as FAILED where the block does not succeed, so that none stays RUNNING.
+
+    On a full disk the run's own files, of no use any more, make the room that takes.
+    """
+    try:
+        yield
+    except BaseException:
+        try:
+            client.set_terminated(run_id, status="FAILED")
+        except Exception:
+            with suppress(Exception):  # the store does not answer: the first failure is told
+                _drop_files(client, run_id)
+                client.set_terminated(run_id, status="FAILED")
+        raise
+
+
+def _drop_files(client: MlflowClient, run_id: str) -> None:
+    folder = client.get_run(run_id).info.artifact_uri.removeprefix("file://")
+    if Path(folder).is_relative_to(STORE.resolve()):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -136,23 +216,25 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 def log_pipeline(client: MlflowClient, cfg: Config, experiment: str) -> str:
     """Log the parent run and its stages from the artifacts; returns the parent's run id.
 
-    The parent is left running: the caller adds the model to it and ends it.
+    The parent is left running: the caller adds the model to it and ends it. What fails here ends
+    both runs as failed.
     """
     tags = run_tags()
     kind = "train" if tags["base.version"] == ABSENT else "refresh"
     parent = client.create_run(experiment, run_name=f"{kind}-{cfg.profile}", tags=tags)
     run_id: str = parent.info.run_id
-    _log_params(client, run_id, {"profile": cfg.profile, "data": _section(cfg, "data")})
-    now = int(time.time() * 1000)
-    _log_metrics(client, run_id, _metrics(headline(), now))
-    report = STAGES["evaluate"].output / "report.html"
-    if report.is_file():
-        client.log_artifact(run_id, str(report))
-    figures = STAGES["evaluate"].output / "figures"
-    if figures.is_dir():
-        client.log_artifacts(run_id, str(figures), figures.name)
-    for stage in STAGES:
-        _log_stage(client, cfg, stage, experiment, run_id)
+    with failing_run(client, run_id):
+        _log_params(client, run_id, {"profile": cfg.profile, "data": _section(cfg, "data")})
+        now = int(time.time() * 1000)
+        _log_metrics(client, run_id, _metrics(headline(), now))
+        report = STAGES["evaluate"].output / "report.html"
+        if report.is_file():
+            client.log_artifact(run_id, str(report))
+        figures = STAGES["evaluate"].output / "figures"
+        if figures.is_dir():
+            client.log_artifacts(run_id, str(figures), figures.name)
+        for stage in STAGES:
+            _log_stage(client, cfg, stage, experiment, run_id)
     return run_id
 
 
@@ -164,19 +246,20 @@ def _log_stage(client: MlflowClient, cfg: Config, stage: str, experiment: str, p
     tags = {"mlflow.parentRunId": parent, **stage_tags(stage)}
     run = client.create_run(experiment, start_time=began, run_name=stage, tags=tags)
     run_id = run.info.run_id
-    params = {stage: _section(cfg, stage)}
-    if stage in NEEDS_MODEL:
-        params["model"] = _section(cfg, "model")
-    _log_params(client, run_id, params)
-    if (output / "metrics.json").is_file():
-        _log_metrics(client, run_id, _metrics(read_json(output / "metrics.json"), ended))
-    _log_metrics(client, run_id, _curves(output / "curves.csv", ended))
-    _log_metrics(client, run_id, _system(resources))
-    for pattern in ("*.json", "report.html", "figures"):
-        for path in sorted(output.glob(pattern)):
-            log = client.log_artifacts if path.is_dir() else client.log_artifact
-            log(run_id, str(path), "figures" if path.is_dir() else None)
-    client.set_terminated(run_id, end_time=ended)
+    with failing_run(client, run_id):
+        params = {stage: _section(cfg, stage)}
+        if stage in NEEDS_MODEL:
+            params["model"] = _section(cfg, "model")
+        _log_params(client, run_id, params)
+        if (output / "metrics.json").is_file():
+            _log_metrics(client, run_id, _metrics(read_json(output / "metrics.json"), ended))
+        _log_metrics(client, run_id, _curves(output / "curves.csv", ended))
+        _log_metrics(client, run_id, _system(resources))
+        for pattern in ("*.json", "report.html", "figures"):
+            for path in sorted(output.glob(pattern)):
+                log = client.log_artifacts if path.is_dir() else client.log_artifact
+                log(run_id, str(path), "figures" if path.is_dir() else None)
+        client.set_terminated(run_id, end_time=ended)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -202,7 +285,7 @@ def _section(cfg: Config, name: str) -> dict[str, Any]:
 def _log_params(client: MlflowClient, run_id: str, params: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
-    entries = [Param(key, str(value)) for key, value in flatten(params).items()]
+    entries = [Param(key, masked(value)) for key, value in flatten(params).items()]
     client.log_batch(run_id, params=entries)
 
 

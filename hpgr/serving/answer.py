@@ -17,6 +17,7 @@ from rich.table import Table
 from hpgr.config import Config
 from hpgr.failure import explained
 from hpgr.registry.bundle import write_bundle
+from hpgr.registry.faults import answered
 from hpgr.registry.stages import ARTIFACTS
 from hpgr.registry.summary import headline, terminal_tables
 from hpgr.registry.tracking import connect
@@ -54,6 +55,7 @@ def recommend(
 
 
 @explained("result", Path(tempfile.gettempdir()))
+@answered()
 def result(cfg: Config) -> None:
     """Print the tables of the last evaluation, some recommendations and one line of JSON.
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpgr.config import Config
+from hpgr.masking import masked
+from hpgr.registry.faults import answered, reason, told
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION
 from hpgr.runtime import UserError
@@ -43,6 +45,7 @@ class Served:
     loaded_at: float
 
 
+@answered()
 def load_champion(cfg: Config) -> Served:
     """The registry's champion.
 
@@ -69,7 +72,7 @@ def find(client: MlflowClient, name: str) -> ModelVersion:
                 f"the registry has no {name}@{CHAMPION} ({error.message}): run `make run` or "
                 "`hpgr register`; `hpgr recommend --source artifacts` asks the last run's model"
             ) from error
-        raise UserError(f"the registry cannot be reached: {error.message}") from error
+        raise UserError(f"the registry cannot be reached: {reason(error)}") from error
 
 
 def load(version: ModelVersion) -> Served:
@@ -88,7 +91,7 @@ def load(version: ModelVersion) -> Served:
         except (MlflowException, OSError) as error:
             raise UserError(
                 f"{version.name} version {version.version} cannot be fetched from the registry: "
-                f"{error}"
+                f"{reason(error)}"
             ) from error
         recommender = load_told(
             folder,
@@ -131,7 +134,9 @@ class Champion:
                 self.served = served
             problem = None
         except Exception as error:  # the watch must outlive whatever the registry does
-            problem = str(error) if isinstance(error, UserError) else repr(error)
+            problem = (
+                str(error) if isinstance(error, UserError) else masked(told(error) or repr(error))
+            )
         if problem not in (None, self.problem):
             kept = f"; version {self.served.version} stays" if self.served else ""
             logger.warning("%s%s", problem, kept)
