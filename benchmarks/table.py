@@ -68,7 +68,7 @@ def tables() -> str:
     results = [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
     parts = []
     for protocol, columns in COLUMNS.items():
-        own = [r for r in results if r["protocol"] == protocol]
+        own = [r for r in results if r.get("protocol") == protocol]
         if own:
             parts.append(table(protocol, columns, own))
     return "\n".join(parts)
@@ -82,7 +82,7 @@ def table(protocol: str, columns: dict[str, str], results: list[dict[str, Any]])
         rows.setdefault(result["model"], []).append(result["metrics"])
         cost[result["model"]] = (
             f"{result['num_params'] / 1000:.0f} k",
-            f"{result['best_epoch']} / {result['epochs']}",
+            length(result),
         )
     for result in results:
         for other, metrics in result["same_queries"].items():
@@ -96,7 +96,7 @@ def table(protocol: str, columns: dict[str, str], results: list[dict[str, Any]])
     }
     lines = [
         f"{TITLES[protocol]}:\n",
-        f"| model | {' | '.join(columns.values())} | parameters | best epoch |",
+        f"| model | {' | '.join(columns.values())} | parameters | best / trained |",
         "|---|" + "---|" * (len(columns) + 2),
     ]
     for name in order:
@@ -114,6 +114,13 @@ def table(protocol: str, columns: dict[str, str], results: list[dict[str, Any]])
         "every file in [benchmarks/results](benchmarks/results).\n"
     )
     return "\n".join(lines)
+
+
+def length(result: dict[str, Any]) -> str:
+    """At which step the best validation was, and how many were trained; epochs in older results."""
+    if "best_epoch" in result:
+        return f"epoch {result['best_epoch']} / {result['epochs']}"
+    return f"step {result['best_step']:,} / {result['steps']:,}"
 
 
 def cell(values: list[float | None], best: float) -> str:

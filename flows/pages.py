@@ -22,6 +22,7 @@ from hpgr.registry.faults import answered
 from hpgr.registry.judge import as_markdown
 from hpgr.registry.stages import STAGES
 from hpgr.registry.summary import markdown_tables
+from hpgr.registry.summary import verdict as on_validation
 from hpgr.registry.tracking import connect, tracking_uri
 
 EVALUATION = STAGES["evaluate"].output
@@ -53,7 +54,7 @@ def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[
     create_markdown_artifact(
         key="result",
         markdown=(
-            f"{markdown_tables()}\n\n[{name} version {version}]({card}), "
+            f"{markdown_tables()}\n\n{on_validation()[1]}\n\n[{name} version {version}]({card}), "
             f"[evaluation report]({report})\n\n### Gate\n\n{as_markdown(verdict)}\n\n"
             f"### Stages\n\n| stage | |\n|---|---|\n{stages}"
         ),

@@ -133,8 +133,10 @@ class Model(Section):
 class Pretrain(Section):
     """Stage 1: session-based masked item modeling."""
 
-    epochs: int = Field(ge=0)
-    warm_epochs: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    warm_steps: int = Field(ge=0)
+    validate_steps: int = Field(ge=1)
+    max_minutes: float | None = Field(gt=0)
     learning_rate: float = Field(gt=0, le=1)
     weight_decay: float = Field(ge=0)
     mim_blocks: int = Field(ge=1, le=128)
@@ -153,9 +155,11 @@ class Finetune(Section):
     """Stage 2: retrieval and ranking."""
 
     encoder: Literal["hpgr", "hstu"]
-    epochs: int = Field(ge=1)
-    warm_epochs: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    warm_steps: int = Field(ge=1)
+    validate_steps: int = Field(ge=1)
     patience: int = Field(ge=1)
+    max_minutes: float | None = Field(gt=0)
     learning_rate: float = Field(gt=0, le=1)
     inherit: bool
     inherited_scale: float = Field(ge=0)

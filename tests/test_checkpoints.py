@@ -52,7 +52,7 @@ def test_how_far_it_is_stands_where_the_training_writes_it(tmp_path):
 
     from hpgr.training.checkpoint import save_checkpoint
 
-    state = {"step": 7, "epoch": 2, "best_epoch": -1}
+    state = {"step": 7, "epoch": 2, "best": -1}
     (tmp_path / "a").mkdir()
     save_checkpoint(tmp_path / "a", {"model.w": torch.zeros(3)}, state)
     assert checkpoints._progress(LocalFileSystem(), str(tmp_path / "a" / NEWEST)) == (7, 2)

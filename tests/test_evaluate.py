@@ -1,6 +1,8 @@
 """The evaluate stage from inputs on disk to outputs, with a network whose truth is known."""
 
+import html
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from hpgr.config import load_config
 from hpgr.data.log import FIRST_ITEM, TEST
 from hpgr.evaluation import evaluate, protocols, ranking, retrieval
 from hpgr.runtime import UserError
+from hpgr.training.ending import Ending
 
 CONFIG = load_config(Path(__file__).parents[1] / "params.yaml")
 CONFIG = CONFIG.model_copy(
@@ -90,6 +93,7 @@ def test_leave_one_out_writes_every_declared_output(monkeypatch, tmp_path):
     written = {str(p.relative_to(evaluate.TARGET)) for p in evaluate.TARGET.rglob("*.*")}
     assert written >= {
         "metrics.json",
+        "verdict.json",
         "queries.parquet",
         "report.html",
         "plots/hr_at_k.csv",
@@ -116,6 +120,30 @@ def test_metrics_equal_the_means_of_the_ranks_in_the_query_table(monkeypatch, tm
     for model, row in metrics()["R1"].items():
         if model != "counts":
             assert row["hr@10"] == pytest.approx((table[f"rank_{model}"] <= 10).mean(), abs=1e-6)
+
+
+def test_the_result_on_validation_stands_in_file_report_and_terminal(monkeypatch, tmp_path, capsys):
+    """The network knows the test items and no other: on validation a baseline is ahead of it."""
+    prepare(random_log(0), monkeypatch, tmp_path)
+    evaluate.evaluate(CONFIG)
+    verdict = json.loads((evaluate.TARGET / "verdict.json").read_text())
+    assert (verdict["model"], verdict["serve_instead"]) == ("hpgr", "transitions")
+    assert metrics()["R1"]["hpgr"]["hr@3"] > metrics()["R1"]["transitions"]["hr@3"]
+    sentence = verdict["sentence"]
+    assert sentence.startswith("Serve transitions instead of hpgr")
+    assert sentence in html.unescape((evaluate.TARGET / "report.html").read_text())
+    assert sentence in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_training_that_was_still_rising_is_told(monkeypatch, tmp_path, capsys):
+    prepare(random_log(0), monkeypatch, tmp_path)
+    path = evaluate.TRAINED[0] / "config.json"
+    curves = [{"step": 10.0, "epoch": 1.0}, {"step": 20.0, "epoch": 2.0}]
+    ending = Ending.of(curves, 1, wanted=20, planned=20, monitor="validation_ndcg@10")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"training": asdict(ending)}))
+    evaluate.evaluate(CONFIG)
+    for text in ((evaluate.TARGET / "report.html").read_text(), capsys.readouterr().out):
+        assert "validation was still rising when training stopped" in " ".join(text.split())
 
 
 def test_global_time_judges_retrieval_and_ranking(monkeypatch, tmp_path):

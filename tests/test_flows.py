@@ -234,10 +234,10 @@ def test_overrides_change_their_lines_and_no_other(params):
 
 
 def test_an_override_wins_over_the_profile_it_comes_with(params):
-    set_params({"pretrain.epochs": 7, "profile": "smoke"}, params)
-    assert load_config(params).pretrain.epochs == 7
+    set_params({"pretrain.steps": 7, "profile": "smoke"}, params)
+    assert load_config(params).pretrain.steps == 7
     set_params({"profile": "full"}, params)
-    assert load_config(params).pretrain.epochs != 7
+    assert load_config(params).pretrain.steps != 7
 
 
 def test_an_override_that_changes_nothing_leaves_the_file_alone(params):

@@ -79,6 +79,23 @@ def test_the_parent_run_carries_headline_lineage_and_card(registered, client):
     assert registered["key"] in card
 
 
+def test_a_version_that_a_baseline_beats_is_marked(tmp_path, monkeypatch, capsys):
+    """With a tag and in its description; judged anew, the tag goes."""
+    monkeypatch.chdir(make_project(tmp_path))
+    sentence = "Serve transitions instead of hpgr: on 9 validation queries it reaches more."
+    verdict = {"serve_instead": "transitions", "sentence": sentence}
+    write_json(Path("artifacts/evaluation/verdict.json"), verdict)
+    version = str(register(load_config())["version"])
+    assert f"beaten_by transitions: {sentence}" in capsys.readouterr().out
+    found = tracking.connect().get_model_version("hpgr", version)
+    assert found.tags["beaten_by"] == "transitions"
+    assert sentence in found.description
+    write_json(Path("artifacts/evaluation/verdict.json"), {**verdict, "serve_instead": None})
+    assert str(register(load_config())["version"]) == version
+    assert "beaten_by" not in tracking.connect().get_model_version("hpgr", version).tags
+    assert "beaten_by" not in capsys.readouterr().out
+
+
 def test_every_stage_has_a_nested_run_with_its_parameters(registered, client):
     experiment = client.get_experiment_by_name("hpgr").experiment_id
     nested = {

@@ -48,13 +48,15 @@ def cards_for(log, names):
     )
 
 
-def page(folder, log, names=None, notes=()):
+def page(folder, log, names=None, notes=(), endings=None, standing=None):
     report.write(
         folder,
         dataset="a log",
         tables=[some_tables(log)],
         networks=["hpgr"],
         curves={"finetune": pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]})},
+        endings=endings or {},
+        standing=standing,
         cards=cards_for(log, names or names_for(log)),
         notes=list(notes),
     )
@@ -135,6 +137,8 @@ def test_best_is_the_lowest_where_lower_is_better(tmp_path):
         tables=[table],
         networks=["hpgr"],
         curves={},
+        endings={},
+        standing=None,
         cards=[],
         notes=[],
     )

@@ -96,14 +96,14 @@ def recipe(told):
 
 def test_the_parameters_in_force_are_told_and_marked_where_the_commit_has_others(here, version):
     params = yaml.safe_load((here / "params.yaml").read_text())
-    own = params["model"]["num_blocks"], params["finetune"]["epochs"]
+    own = params["model"]["num_blocks"], params["finetune"]["steps"]
     params["profile"] = "smoke"
     params["orchestrate"]["remote"] = {"pretrain": "gpu"}
     (here / "params.yaml").write_text(yaml.safe_dump(params))
     told = trace(load_config(), version()).splitlines()
     assert '  profile: "smoke"    # commit: "quick"' in told
     assert f"  model.num_blocks: 1    # commit: {own[0]}" in told
-    assert f"  finetune.epochs: 1    # commit: {own[1]}" in told
+    assert f"  finetune.steps: 20    # commit: {own[1]}" in told
     assert '  orchestrate.remote.pretrain: "gpu"    # commit: not set' in told
     assert f"  sessionize.gap_s: {params['sessionize']['gap_s']}" in told
     assert not [line for line in told if line.startswith("  profiles")]

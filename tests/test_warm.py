@@ -36,7 +36,7 @@ def config(**changes):
     """Profile smoke with `section__key` entries on top."""
     smoke = PARAMS["profiles"]["smoke"] | {
         "pretrain.batch_tokens": 128, "finetune.batch_tokens": 128,
-        "finetune.validation_queries": 20, "finetune.warm_epochs": 1,
+        "finetune.validation_queries": 20, "finetune.warm_steps": 3,
     }  # fmt: skip
     smoke |= {name.replace("__", "."): value for name, value in changes.items()}
     return resolve({**PARAMS, "profile": "smoke", "profiles": {"smoke": smoke}})
@@ -231,7 +231,7 @@ def written(stage):
     return json.loads(Path(f"artifacts/{stage}/config.json").read_text())
 
 
-def test_pretraining_of_no_epoch_hands_the_old_trunk_on(workspace):
+def test_pretraining_of_no_step_hands_the_old_trunk_on(workspace):
     pretrain(CFG)
     old, got = load_file("base/model/model.safetensors"), weights("pretrain")
     item = got["items.item.weight"]
@@ -246,7 +246,7 @@ def test_finetuning_starts_with_the_heads_of_the_base(workspace, monkeypatch):
     seen = {}
 
     def no_training(model, *_, schedule, **__):
-        seen.update({k: v.clone() for k, v in model.state_dict().items()}, epochs=schedule.epochs)
+        seen.update({k: v.clone() for k, v in model.state_dict().items()}, steps=schedule.steps)
         raise InterruptedError
 
     monkeypatch.setattr(finetune_stage, "train", no_training)
@@ -258,7 +258,7 @@ def test_finetuning_starts_with_the_heads_of_the_base(workspace, monkeypatch):
     assert torch.equal(seen["click.item_bias"][:OLD_ITEMS], old["click.item_bias"])
     # A new item starts at its training rate, as in a training from nothing.
     assert (seen["click.item_bias"][OLD_ITEMS:] != 0).all()
-    assert seen["epochs"] == CFG.finetune.warm_epochs
+    assert seen["steps"] == CFG.finetune.warm_steps
 
 
 def test_a_warm_started_model_trains_and_says_what_it_started_from(workspace):
@@ -270,9 +270,9 @@ def test_a_warm_started_model_trains_and_says_what_it_started_from(workspace):
     assert len(scorer.model.trunk.items.item.weight) == asdict(random_log(0).meta)["num_items"] + 1
 
 
-def test_pretraining_of_no_epoch_works_without_a_base_too(workspace):
+def test_pretraining_of_no_step_works_without_a_base_too(workspace):
     Path("base/base.json").unlink()
-    pretrain(config(pretrain__epochs=0))
+    pretrain(config(pretrain__steps=0))
     assert "base" not in written("pretrain")
     assert weights("pretrain")["items.item.weight"].abs().sum() > 0
 

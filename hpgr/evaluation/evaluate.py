@@ -3,7 +3,8 @@
 The only reader of the test split. R1 where the split is leave-one-out; R2 and K1 where it is
 global-time. Reads `artifacts/sessions/`, `artifacts/finetune/`, the curves of `artifacts/pretrain/`
 and, where it is there, `artifacts/finetune_hstu/` (a second network for the same tables). Writes
-`artifacts/evaluation/`: `metrics.json`, `rules.json` (by which a served answer is as judged),
+`artifacts/evaluation/`: `metrics.json`, `verdict.json` (on validation: the model, or a baseline in
+its place), `rules.json` (by which a served answer is as judged),
 `queries.parquet`, `candidates.parquet` (K1), `plots/*.csv`, `figures/*.png`, `report.html`.
 """
 
@@ -20,7 +21,8 @@ from rich.table import Table
 
 from hpgr.config import Config
 from hpgr.data.log import TEST, EventLog
-from hpgr.evaluation import protocols, ranking, retrieval
+from hpgr.evaluation import protocols, ranking, retrieval, rivals
+from hpgr.evaluation.baselines import Retriever
 from hpgr.evaluation.examples import Example, Names, examples, pick
 from hpgr.evaluation.retrieval import FromNetwork, Network, Outcome
 from hpgr.evaluation.tables import (
@@ -33,13 +35,11 @@ from hpgr.evaluation.tables import (
 )
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
 from hpgr.terminal import cell
+from hpgr.training.ending import Ending
 
 SESSIONS = Path("artifacts/sessions")
 TRAINED = (Path("artifacts/finetune"), Path("artifacts/finetune_hstu"))
-CURVES = {
-    "pretrain": Path("artifacts/pretrain/curves.csv"),
-    "finetune": Path("artifacts/finetune/curves.csv"),
-}
+TRAINING = {"pretrain": Path("artifacts/pretrain"), "finetune": TRAINED[0]}
 TARGET = Path("artifacts/evaluation")
 
 
@@ -61,6 +61,7 @@ def evaluate(cfg: Config) -> None:
     protocol = "R1" if log.meta.split == "leave-one-out" else "R2"
     reach = {"max_history": cfg.model.max_history}
     baselines, notes = retrieval.tuned_baselines(log, cfg.evaluate, **reach)
+    standing = stand(cfg, log, networks, rankers, baselines)
     outcomes = retrieval.run(
         log,
         queries,
@@ -96,7 +97,9 @@ def evaluate(cfg: Config) -> None:
     rules = {"retrieve": cfg.evaluate.retrieve, "remove_history": cfg.evaluate.remove_history}
     with atomic_folder(TARGET) as folder:
         write_json(folder / "rules.json", rules)
-        write_outputs(folder, cfg, tables, list(networks), cards, notes)
+        if standing is not None:
+            write_json(folder / "verdict.json", standing.record())
+        write_outputs(folder, cfg, tables, list(networks), cards, notes, standing)
         query_table(queries, outcomes).to_parquet(folder / "queries.parquet", index=False)
         if probabilities:
             candidate_table(candidates, probabilities).to_parquet(
@@ -107,6 +110,12 @@ def evaluate(cfg: Config) -> None:
         console.print(results_table(table))
     for note in notes:
         console.print(cell(note), style="dim")
+    for sentences in endings().values():
+        for number, sentence in enumerate(sentences):
+            console.print(cell(sentence), style="yellow" if number else "dim")
+    if standing is not None:
+        style = "bold red" if standing.serve_instead else "bold"
+        console.print(cell(standing.sentence), style=style)
 
 
 def open_log() -> EventLog:
@@ -142,6 +151,42 @@ def load_networks(cfg: Config) -> tuple[dict[str, Network], dict[str, Network]]:
             if config["ranking"]:
                 rankers[name] = networks[name]
     return networks, rankers
+
+
+def stand(
+    cfg: Config,
+    log: EventLog,
+    networks: Mapping[str, Network],
+    rankers: Mapping[str, Network],
+    baselines: Mapping[str, Retriever],
+) -> rivals.Standing | None:
+    """The judged network among its rivals on validation, by the metric that chose its weights."""
+    monitor = monitored()
+    main = next(iter(networks))
+    reach = {"max_history": cfg.model.max_history}
+    if monitor == "validation_auc" and main in rankers:
+        found = rivals.ranking_standing(log, rankers, cfg.evaluate, main=main, **reach)
+        if found is not None:
+            return found
+    metric = "hr" if monitor.startswith("validation_hr") else "ndcg"
+    return rivals.retrieval_standing(log, networks, baselines, cfg.evaluate, metric=metric, **reach)
+
+
+def monitored() -> str:
+    """What early stopping of the judged network watched."""
+    trained = read_json(TRAINED[0] / "config.json").get("training", {})
+    return str(trained.get("monitor", "validation_ndcg@10"))
+
+
+def endings() -> dict[str, list[str]]:
+    """How each training stage ended, in sentences, by stage."""
+    found = {}
+    for stage, folder in TRAINING.items():
+        config = folder / "config.json"
+        trained = read_json(config).get("training") if config.is_file() else None
+        if trained is not None:
+            found[stage] = Ending(**trained).sentences(stage)
+    return found
 
 
 def no_ranking(
@@ -193,6 +238,7 @@ def write_outputs(
     networks: list[str],
     cards: list[Example],
     notes: list[str],
+    standing: rivals.Standing | None,
 ) -> None:
     """Write `metrics.json`, `plots/*.csv`, `figures/*.png` and `report.html` below `folder`."""
     from hpgr.evaluation import report
@@ -216,7 +262,13 @@ def write_outputs(
         dataset=cfg.data.path.name,
         tables=tables,
         networks=networks,
-        curves={stage: pd.read_csv(path) for stage, path in CURVES.items() if path.is_file()},
+        curves={
+            stage: pd.read_csv(path / "curves.csv")
+            for stage, path in TRAINING.items()
+            if (path / "curves.csv").is_file()
+        },
+        endings=endings(),
+        standing=standing,
         cards=cards,
         notes=notes,
     )

@@ -82,6 +82,21 @@ class Candidates:
             self.label[first:last],
         )
 
+    def pick(self, index: np.ndarray) -> Candidates:
+        """The queries at `index`, int64 [P], with their candidates."""
+        count = np.diff(self.offsets)[index]
+        offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], count)
+        return Candidates(
+            self.user[index],
+            self.end[index],
+            self.request_time[index],
+            offsets,
+            self.row[rows],
+            self.item[rows],
+            self.label[rows],
+        )
+
     def histories(self, log: EventLog, max_history: int) -> Histories:
         """What the queries may see, the newest `max_history` events each."""
         return histories(log, self.user, self.end, self.request_time, max_history)

@@ -16,6 +16,7 @@ import pandas as pd
 
 from hpgr.evaluation import figures
 from hpgr.evaluation.examples import Example
+from hpgr.evaluation.rivals import Standing
 from hpgr.evaluation.tables import Tables, label, metric_label
 
 PROTOCOLS = {
@@ -61,6 +62,8 @@ def write(
     tables: Sequence[Tables],
     networks: Sequence[str],
     curves: dict[str, pd.DataFrame],
+    endings: dict[str, list[str]],
+    standing: Standing | None,
     cards: Sequence[Example],
     notes: Sequence[str],
 ) -> None:
@@ -72,6 +75,8 @@ def write(
         tables: one a protocol.
         networks: names of the trained models among the rows.
         curves: training curves by stage.
+        endings: how each stage's training ended, in sentences; all but the first are warnings.
+        standing: the judged model among its rivals on validation.
         cards: users to show.
         notes: sentences about the run: choices, omissions.
     """
@@ -80,7 +85,8 @@ def write(
     stages = []
     for stage, curve in curves.items():
         if (figure := figures.training_curves(curve)) is not None:
-            stages.append((stage, _embed(folder, f"training_{stage}", figure)))
+            image = _embed(folder, f"training_{stage}", figure)
+            stages.append((stage, endings.get(stage, []), image))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hpgr.evaluation", "."),
         autoescape=True,
@@ -96,6 +102,7 @@ def write(
         main=tables[0].main,
         sections=sections,
         stages=stages,
+        standing=standing,
         cards=cards,
         notes=notes,
     )

@@ -165,6 +165,16 @@ def reorder(
     return new_ranks, np.take_along_axis(retrieved, order, axis=1)
 
 
+def validation_queries(log: EventLog, settings: Evaluate) -> Queries:
+    """A seeded sample of the validation queries, `tuning_queries` at most: what choices go by."""
+    queries = next_item(log, VALIDATION)
+    if len(queries) > settings.tuning_queries:
+        rng = np.random.default_rng(settings.seed)
+        picked = rng.choice(len(queries), settings.tuning_queries, replace=False)
+        queries = queries.take(np.sort(picked))
+    return queries
+
+
 def tuned_baselines(
     log: EventLog, settings: Evaluate, *, max_history: int
 ) -> tuple[dict[str, Retriever], list[str]]:
@@ -174,11 +184,7 @@ def tuned_baselines(
         The models by name, and what was chosen or left out, one sentence each.
     """
     variants, notes = counting_models(log, settings)
-    queries = next_item(log, VALIDATION)
-    if len(queries) > settings.tuning_queries:
-        rng = np.random.default_rng(settings.seed)
-        picked = rng.choice(len(queries), settings.tuning_queries, replace=False)
-        queries = queries.take(np.sort(picked))
+    queries = validation_queries(log, settings)
     k = settings.cutoffs[0]
     open_choices = {
         f"{name} {i}": model

@@ -5,6 +5,9 @@ Reads all artifacts. Writes the MLflow store and `artifacts/registered.json`: `n
 `alias` (null where it has none), `run_id`, `key`, `new` (False if this very model was there
 already).
 
+A version that a baseline beats on validation carries that baseline's name in its tag `beaten_by`,
+and the sentence of the evaluation in its description.
+
 Where there is no `champion` the version becomes it; every later new one is the `challenger`, which
 the gate judges (`hpgr.registry.judge`).
 """
@@ -27,7 +30,7 @@ from hpgr.registry.bundle import content_hashes, write_bundle
 from hpgr.registry.faults import answered
 from hpgr.registry.promote import finish_interrupted, record_registered
 from hpgr.registry.stages import ARTIFACTS, STAGES
-from hpgr.registry.summary import headline, markdown_tables
+from hpgr.registry.summary import headline, markdown_tables, verdict
 from hpgr.registry.trace import keep
 from hpgr.registry.tracking import connect, experiment_id, failing_run, log_pipeline
 from hpgr.registry.versions import CHALLENGER, CHAMPION, alias_of, aliases
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 REGISTERED = ARTIFACTS / "registered.json"
-KEY_TAG = "content_key"
+KEY_TAG, BEATEN_TAG = "content_key", "beaten_by"
 CARD = Path("mlflow/model_card.md.j2")
 LOCK = Path("requirements.lock")
 PACKAGE = Path(__file__).parents[1]
@@ -59,6 +62,8 @@ def register(cfg: Config) -> dict[str, Any]:
         bundle = write_bundle(cfg, Path(scratch) / "bundle")
         key = content_key(bundle)
         version, run_id, new = _version_of(client, cfg, bundle, key)
+        beaten_by, sentence = verdict()
+        _mark(client, name, version, beaten_by)
         registered = {
             "name": name,
             "version": version,
@@ -70,6 +75,8 @@ def register(cfg: Config) -> dict[str, Any]:
         write_json(REGISTERED, registered)
     word = "registered" if registered["new"] else "already there:"
     print(f"{word} {name} version {version}, alias {registered['alias']}")
+    if beaten_by:
+        print(f"{BEATEN_TAG} {beaten_by}: {sentence}")
     return registered
 
 
@@ -138,6 +145,15 @@ def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> t
             model_id=model.model_id,
         )
     return int(version.version), run_id
+
+
+def _mark(client: MlflowClient, name: str, version: int, beaten_by: str | None) -> None:
+    """Set or take the tag `beaten_by`; a version that was there may have been judged anew."""
+    before = client.get_model_version(name, str(version)).tags.get(BEATEN_TAG)
+    if beaten_by and beaten_by != before:
+        client.set_model_version_tag(name, str(version), BEATEN_TAG, beaten_by)
+    elif before and not beaten_by:
+        client.delete_model_version_tag(name, str(version), BEATEN_TAG)
 
 
 def _alias(client: MlflowClient, cfg: Config, version: int, *, new: bool) -> str | None:
@@ -215,6 +231,7 @@ def _card(cfg: Config, tags: dict[str, str], key: str) -> str:
         tags=tags,
         key=key,
         tables=markdown_tables(),
+        verdict=verdict()[1],
         stats=_meta(),
     )
 

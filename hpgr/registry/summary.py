@@ -1,7 +1,8 @@
 """What the last evaluation says, for pages and programs: tables and the headline figures.
 
 Reads `artifacts/evaluation/metrics.json`: protocol -> model -> metric -> value, the judged model
-first, and `counts` beside the models. Writes nothing.
+first, and `counts` beside the models; and `verdict.json`, where the model stands on validation.
+Writes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from hpgr.registry.stages import STAGES
 from hpgr.runtime import UserError, read_json
 
 METRICS = STAGES["evaluate"].output / "metrics.json"
+VERDICT = STAGES["evaluate"].output / "verdict.json"
 Rows = dict[str, dict[str, float]]
 
 
@@ -33,6 +35,17 @@ def protocols() -> dict[str, Rows]:
 def headline() -> dict[str, dict[str, float]]:
     """Protocol -> metric -> value of the judged model."""
     return {name: next(iter(rows.values())) for name, rows in protocols().items()}
+
+
+def verdict() -> tuple[str | None, str]:
+    """The model to serve in place of the judged one, if any, and the result in one sentence.
+
+    Where validation asked nothing, or the evaluation is of a time before verdicts, None and "".
+    """
+    if not VERDICT.is_file():
+        return None, ""
+    found = read_json(VERDICT)
+    return found["serve_instead"], found["sentence"]
 
 
 def markdown_tables() -> str:

@@ -19,7 +19,7 @@ from hpgr.failure import explained
 from hpgr.registry.bundle import write_bundle
 from hpgr.registry.faults import answered
 from hpgr.registry.stages import ARTIFACTS
-from hpgr.registry.summary import headline, terminal_tables
+from hpgr.registry.summary import headline, terminal_tables, verdict
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import alias_of
 from hpgr.runtime import UserError, read_json
@@ -69,6 +69,9 @@ def result(cfg: Config) -> None:
     console = Console()
     for table in terminal_tables():
         console.print(table)
+    beaten_by, sentence = verdict()
+    if sentence:
+        console.print(sentence, style="bold red" if beaten_by else None, highlight=False)
     recommender = from_artifacts(cfg)
     users = pq.read_table(SESSIONS / "users.parquet")["user_id"].slice(0, SHOWN_USERS).to_pylist()
     for user in users:
@@ -77,6 +80,7 @@ def result(cfg: Config) -> None:
         "profile": cfg.profile,
         "dataset": cfg.data.path.name,
         "metrics": headline(),
+        "beaten_by": beaten_by,
         "model": registered["name"],
         "version": registered["version"],
         "alias": alias_of(connect(), registered["name"], registered["version"]),  # now, not then

@@ -112,7 +112,7 @@ def load_checkpoint(scratch: Path, *, tells: bool) -> tuple[dict[str, Tensor], d
         path = scratch / name
         try:
             tensors, state = load_tensors(path)
-            if state["best_epoch"] >= 0:
+            if state["best"] >= 0:
                 path = scratch / BEST
                 load_tensors(path)
             return tensors, state

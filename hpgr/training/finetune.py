@@ -2,7 +2,7 @@
 
 The trunk of stage 1 is inherited and slowed, not frozen. The loss is next-item softmax over the
 catalogue plus a weighted pCTR cross-entropy of sampled candidates; early stopping on validation.
-With a model below base/ every weight but the trunk starts as that model's; `warm_epochs` counts.
+With a model below base/ every weight but the trunk starts as that model's; `warm_steps` count.
 Reads: artifacts/sessions/arrays, artifacts/pretrain, base/. Writes: artifacts/finetune.
 """
 
@@ -26,7 +26,8 @@ from hpgr.model.packed import pack, place_candidates
 from hpgr.model.scoring import build
 from hpgr.training.checkpoint import SCRATCH, load_tensors, run_key
 from hpgr.training.device import Device, choose_device
-from hpgr.training.loop import Schedule, train
+from hpgr.training.length import Schedule
+from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised, sampled_softmax
 from hpgr.training.outputs import finish, write_outputs
 from hpgr.training.pretrain import ARRAYS
@@ -94,8 +95,10 @@ def finetune(cfg: Config) -> None:
         validate=lambda trained: validation(trained, device.device),
         device=device,
         schedule=Schedule(
-            epochs=settings.warm_epochs if base else settings.epochs,
+            steps=settings.warm_steps if base else settings.steps,
+            validate_steps=settings.validate_steps,
             patience=settings.patience,
+            max_minutes=settings.max_minutes,
             warmup_steps=settings.warmup_steps,
             decay=settings.decay,
             clip_norm=settings.clip_norm,

@@ -1,20 +1,21 @@
-"""The training loop of both stages: one engine, resumable in mid-epoch, stopped with grace.
+"""The training loop of both stages: one engine, resumable at any step, stopped with grace.
 
-Batches are a pure function of (seed, epoch, index), so the position in the data is two integers.
-SIGTERM and SIGINT end the run after the current step with a checkpoint; the same command goes on.
+Length is counted in steps, whatever the size of the log. Batches are a pure function of (seed,
+epoch, index), so the position in the data is two integers. SIGTERM and SIGINT end the run after the
+current step with a checkpoint; the same command goes on.
 Writes: a scratch folder with the checkpoint and the best weights; returns the curves.
 """
 
 from __future__ import annotations
 
-import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
@@ -31,6 +32,8 @@ from hpgr.training.checkpoint import (
     unpack_state,
 )
 from hpgr.training.device import Device
+from hpgr.training.ending import Ending
+from hpgr.training.length import Schedule, Speed, exhausted, is_best, is_due, learning_rate_scale
 
 
 class Stopped(SystemExit):
@@ -41,37 +44,18 @@ class Stopped(SystemExit):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train; see the sections of params.yaml for the meaning."""
-
-    epochs: int
-    patience: int | None
-    warmup_steps: int
-    decay: bool
-    clip_norm: float
-    checkpoint_steps: int
-    monitor: str
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """Curves (one row an epoch), the best epoch and how fast it went."""
+    """Curves (one row a validation), the best weights, how it ended and how fast it went.
+
+    `best` is the row of the best validation, -1 without one.
+    """
 
     curves: list[dict[str, float]]
-    best_epoch: int
+    best: int
     best_weights: dict[str, Tensor]
+    ending: Ending
     train_seconds: float
     events_per_second: float
-
-
-def learning_rate_scale(step: int, *, warmup: int, total: int, decay: bool) -> float:
-    """Linear warm-up, then constant or a cosine down to a tenth, which keeps late epochs useful."""
-    if step < warmup:
-        return (step + 1) / warmup
-    if not decay:
-        return 1.0
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
 
 
 def train(
@@ -86,19 +70,19 @@ def train(
     scratch: Path,
     name: str,
 ) -> Outcome:
-    """Train `model` and return the weights of the epoch with the best monitored score.
+    """Train `model` and return the weights of the validation with the best monitored score.
 
     Args:
         model: on its device already, not wrapped.
         optimizer: over its parameters; each group's `lr` is the peak rate.
         windows: the training data.
         loss: (model, batch, epoch, index) -> named losses; `loss` is the one to minimise.
-        validate: model -> named scores, after every epoch; every process computes the same, so all
-            agree on when to stop.
+        validate: model -> named scores; every process computes the same, so all agree on when to
+            stop. It draws no random number: a run does not depend on how often it is validated.
         device: where and in which precision.
-        schedule: epochs, patience, rates.
+        schedule: length, patience, rates.
         scratch: folder of checkpoint and best weights; emptied by the caller when all is written.
-        name: shown on the progress bar.
+        name: shown on the progress bar; the section of params.yaml.
 
     Raises:
         Stopped: after SIGTERM or SIGINT, with a checkpoint.
@@ -108,17 +92,20 @@ def train(
     peak_rates = [group["lr"] for group in optimizer.param_groups]
     best_file = scratch / BEST
     state: dict[str, Any] = {
-        "epoch": 0, "index": 0, "step": 0, "curves": [], "best_epoch": -1,
+        "epoch": 0, "index": 0, "step": 0, "curves": [], "best": -1, "planned": schedule.steps,
         "sums": {}, "seconds": 0.0, "events": 0,
     }  # fmt: skip
     tensors, saved = load_checkpoint(scratch, tells=device.rank == 0)
     if saved:
         state = saved
         unpack_state(tensors, model, optimizer)
-        print(f"{name}: goes on at epoch {state['epoch'] + 1}, batch {state['index']}", flush=True)
-    stop = _StopFlag()
-    total_steps = schedule.epochs * windows.batches_per_epoch // device.world
+    stop, speed = _StopFlag(), Speed(schedule, device)
     started, seconds_before = time.perf_counter(), state["seconds"]
+
+    def say(text: str) -> None:
+        if device.rank == 0:
+            with tqdm.external_write_mode():
+                print(f"{name}: {text}", flush=True)
 
     def save() -> None:
         state["seconds"] = seconds_before + time.perf_counter() - started
@@ -127,84 +114,112 @@ def train(
         if device.world > 1:
             distributed.barrier()
 
-    with stop:
-        while state["epoch"] < schedule.epochs and not _exhausted(state, schedule):
-            epoch = state["epoch"]
-            plan = windows.plan(epoch)
-            plan = plan[: len(plan) // device.world * device.world]
-            mine = plan[device.rank :: device.world]
-            wrapped.train()
-            bar = tqdm(
-                range(state["index"], len(mine)), initial=state["index"], total=len(mine),
-                desc=f"{name} {epoch + 1}/{schedule.epochs}", unit="step", mininterval=5,
-                disable=device.rank > 0,
-            )  # fmt: skip
-            for index in bar:
-                batch = windows.batch(mine[index], epoch, index * device.world + device.rank)
-                scale = learning_rate_scale(
-                    state["step"],
-                    warmup=schedule.warmup_steps,
-                    total=total_steps,
-                    decay=schedule.decay,
+    def validated() -> dict[str, float]:
+        wrapped.eval()
+        scores = validate(model)
+        wrapped.train()
+        return scores
+
+    if saved:
+        say(f"goes on at step {state['step']:,} of {state['planned']:,}")
+    wrapped.train()
+    batches = _batches(windows, device, state["epoch"], state["index"])
+    bar = tqdm(
+        total=state["planned"], initial=state["step"], desc=name, unit="step", mininterval=5,
+        disable=device.rank > 0,
+    )  # fmt: skip
+    with stop, bar:
+        while True:
+            if is_due(state, schedule):
+                began = time.perf_counter()
+                row = _row(state, windows.batches_per_epoch // device.world) | validated()
+                state["curves"].append(row)
+                if is_best(state["curves"], schedule.monitor):
+                    state["best"] = len(state["curves"]) - 1
+                    if device.rank == 0:
+                        save_atomic(best_file, model.state_dict(), {"step": state["step"]})
+                say(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
+                state["sums"] = {}
+                save()
+                speed.pause(time.perf_counter() - began)
+            if state["step"] >= state["planned"] or exhausted(state, schedule):
+                break
+            epoch, index, numbers = next(batches)
+            batch = windows.batch(numbers, epoch, index * device.world + device.rank)
+            scale = learning_rate_scale(
+                state["step"],
+                warmup=schedule.warmup_steps,
+                total=state["planned"],
+                decay=schedule.decay,
+            )
+            for group, rate in zip(optimizer.param_groups, peak_rates, strict=True):
+                group["lr"] = rate * scale
+            with device.autocast():
+                losses = loss(wrapped, batch, epoch, index)
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
+            if not torch.isfinite(norm):
+                raise UserError(
+                    f"{name}: gradient is {norm.item()} at step {state['step'] + 1}; "
+                    f"expected a finite number; lower {name}.learning_rate"
                 )
-                for group, rate in zip(optimizer.param_groups, peak_rates, strict=True):
-                    group["lr"] = rate * scale
-                with device.autocast():
-                    losses = loss(wrapped, batch, epoch, index)
-                optimizer.zero_grad(set_to_none=True)
-                losses["loss"].backward()
-                norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
-                if not torch.isfinite(norm):
-                    raise UserError(
-                        f"{name}: gradient is {norm.item()} in epoch {epoch + 1}, batch {index}; "
-                        f"expected a finite number; lower {name}.learning_rate"
-                    )
-                optimizer.step()
-                for key, value in losses.items():
-                    state["sums"][key] = state["sums"].get(key, 0.0) + value.item()
-                state["step"] += 1
-                state["index"] = index + 1
-                state["events"] += len(batch.target) * device.world
-                if stop.asked or state["step"] % schedule.checkpoint_steps == 0:
-                    save()
-                if stop.asked:
-                    print(f"{name}: stopped on request; the same command goes on", flush=True)
-                    raise Stopped
-            row = {"epoch": float(epoch + 1), "step": float(state["step"])}
-            row |= {k: v / max(1, len(mine)) for k, v in state["sums"].items()}
-            wrapped.eval()
-            row |= validate(model)
-            state["curves"].append(row)
-            if _is_best(state["curves"], schedule.monitor):
-                state["best_epoch"] = epoch
-                if device.rank == 0:
-                    save_atomic(best_file, model.state_dict(), {"epoch": epoch})
-            print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
-            state |= {"epoch": epoch + 1, "index": 0, "sums": {}}
-            save()
-    # Without an epoch the best weights are those that training was given.
+            optimizer.step()
+            for key, value in losses.items():
+                state["sums"][key] = state["sums"].get(key, 0.0) + value.item()
+            state |= {"epoch": epoch, "index": index + 1, "step": state["step"] + 1}
+            state["events"] += len(batch.target) * device.world
+            bar.update()
+            if speed.known(state["step"]):
+                spent = seconds_before + time.perf_counter() - started
+                state["planned"] = speed.plan(state["step"], spent, validated)
+                bar.total = state["planned"]
+                if state["planned"] < schedule.steps:
+                    say(speed.told(state["planned"], name))
+                save()
+            elif stop.asked or state["step"] % schedule.checkpoint_steps == 0:
+                save()
+            if stop.asked:
+                say("stopped on request; the same command goes on")
+                raise Stopped
+    # Without a step the best weights are those that training was given.
     weights = load_tensors(best_file)[0] if state["curves"] else model.state_dict()
     return Outcome(
         curves=state["curves"],
-        best_epoch=state["best_epoch"] + 1,
+        best=state["best"],
         best_weights=weights,
+        ending=Ending.of(
+            state["curves"],
+            state["best"],
+            wanted=schedule.steps,
+            planned=state["planned"],
+            monitor=schedule.monitor,
+        ),
         train_seconds=state["seconds"],
         events_per_second=state["events"] / max(1e-9, state["seconds"]),
     )
 
 
-def _is_best(curves: list[dict[str, float]], monitor: str) -> bool:
-    """Whether the newest row's monitored score beats all before; losses count downwards."""
-    sign = -1 if monitor.endswith("loss") else 1
-    scores = [sign * row[monitor] for row in curves]
-    return len(scores) == 1 or scores[-1] > max(scores[:-1])
+def _batches(
+    windows: TrainingWindows, device: Device, epoch: int, index: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Epoch, number within it and windows of this process's batches, from a position on, no end."""
+    while True:
+        plan, world = windows.plan(epoch), device.world
+        # Every process has as many batches; of fewer batches than processes each gets one.
+        plan = plan[: len(plan) // world * world] or (plan * world)[:world]
+        mine = plan[device.rank :: world]
+        for number in range(index, len(mine)):
+            yield epoch, number, mine[number]
+        epoch, index = epoch + 1, 0
 
 
-def _exhausted(state: dict[str, Any], schedule: Schedule) -> bool:
-    """Whether the last `patience` epochs brought nothing better."""
-    if schedule.patience is None or state["best_epoch"] < 0:
-        return False
-    return state["epoch"] - 1 - state["best_epoch"] >= schedule.patience
+def _row(state: dict[str, Any], batches_per_epoch: int) -> dict[str, float]:
+    """A row of the curves without its scores: how far, and the mean losses since the last one."""
+    step = state["step"]
+    count = step - (state["curves"][-1]["step"] if state["curves"] else 0)
+    row = {"step": float(step), "epoch": round(step / max(1, batches_per_epoch), 2)}
+    return row | {k: v / count for k, v in state["sums"].items()}
 
 
 class _StopFlag:

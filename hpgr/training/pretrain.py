@@ -2,7 +2,7 @@
 
 Single items, and for some users one whole session, are replaced by [M] before the session module
 sees them; a bidirectional Transformer names them. Training events only. With a model below base/
-its trunk is where training starts; `warm_epochs` then counts, and 0 hands the trunk on as it is.
+its trunk is where training starts; `warm_steps` then count, and 0 hands the trunk on as it is.
 Reads: artifacts/sessions, base/. Writes: artifacts/pretrain (the trunk's weights).
 """
 
@@ -23,7 +23,8 @@ from hpgr.model.hpgr import MaskedItemModel
 from hpgr.model.packed import pack
 from hpgr.training.checkpoint import SCRATCH, run_key
 from hpgr.training.device import Device, choose_device
-from hpgr.training.loop import Schedule, train
+from hpgr.training.length import Schedule
+from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised
 from hpgr.training.outputs import finish, write_outputs
 from hpgr.training.warm import TRUNK, Base
@@ -63,7 +64,7 @@ def mask_events(
 
 
 def pretrain(cfg: Config) -> None:
-    """Run stage 1 as params.yaml says; zero epochs write the trunk it started with.
+    """Run stage 1 as params.yaml says; zero steps write the trunk it started with.
 
     Args:
         cfg: sections `model`, `pretrain` and `finetune`, with their keys as attributes: a `Config`
@@ -114,13 +115,15 @@ def pretrain(cfg: Config) -> None:
         validate=lambda _: {},
         device=device,
         schedule=Schedule(
-            epochs=settings.warm_epochs if base else settings.epochs,
+            steps=settings.warm_steps if base else settings.steps,
+            validate_steps=settings.validate_steps,
             patience=None,
+            max_minutes=settings.max_minutes,
             warmup_steps=settings.warmup_steps,
             decay=True,
             clip_norm=settings.clip_norm,
             checkpoint_steps=settings.checkpoint_steps,
-            monitor="epoch",  # the last epoch is the one to keep
+            monitor="step",  # the last weights are the ones to keep
         ),
         scratch=scratch,
         name="pretrain",

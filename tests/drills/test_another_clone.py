@@ -48,7 +48,7 @@ def origin(project):
     (project / NEW).write_bytes(b'"""New."""\r\n')
     (project / CHANGED).write_bytes((project / CHANGED).read_bytes() + b"\n# changed\r\n")
     params = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(params.replace("warm_epochs: 2", "warm_epochs: 1"))
+    (project / "params.yaml").write_text(params.replace("warm_steps: 15", "warm_steps: 5"))
     well(dvc("repro", "-q", cwd=project))
     well(hpgr("register", cwd=project))
     well(dvc("push", "-q", cwd=project))

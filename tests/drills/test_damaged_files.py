@@ -55,7 +55,7 @@ def empty(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(finished, tmp_path_factory):
-    """A project whose pretraining was stopped in its third epoch."""
+    """A project whose pretraining was stopped at its twelfth step."""
     project = copy(finished, tmp_path_factory.mktemp("stopped") / "project")
     patch = SIGNAL_IN_TRAINING.replace("SIGNAL", "SIGTERM").replace("COUNT", "12")
     done = driven("pretrain", patch, project)
@@ -66,8 +66,8 @@ def stopped(finished, tmp_path_factory):
 @pytest.mark.parametrize(
     ("damage", "files", "told"),
     [
-        (cut, ["checkpoint"], "goes on at epoch 3, batch 1"),
-        (flip, ["checkpoint"], "goes on at epoch 3, batch 1"),
+        (cut, ["checkpoint"], "goes on at step 11 of 15"),
+        (flip, ["checkpoint"], "goes on at step 11 of 15"),
         (empty, ["checkpoint", "previous"], "put aside"),
         (flip, ["best"], "put aside"),
     ],

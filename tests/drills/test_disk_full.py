@@ -116,7 +116,7 @@ def test_training_goes_on_from_the_checkpoint_that_found_room(disk):
     assert "no room left to write checkpoints/" in message
     done = hpgr("pretrain", cwd=project)
     assert done.returncode == 0, done.told
-    assert "pretrain: goes on at epoch 2" in done.stdout
+    assert "pretrain: goes on at step 7 of 15" in done.stdout
     assert contents(outputs("pretrain", project)) == before
     assert leftovers(project) == []
 

@@ -28,8 +28,8 @@ from workspace import (
     until,
 )
 
-# Another seed: DVC has no run of it to restore. Epochs enough to be caught in the middle of them.
-SLOW = {"pretrain": {"epochs": 12, "seed": 1}}
+# Another seed: DVC has no run of it to restore. Steps enough to be caught in the middle of them.
+SLOW = {"pretrain": {"steps": 60, "seed": 1}}
 
 # Ends the process just before the COUNT-th file or folder takes its final name.
 KILL_AT_RENAME = """
@@ -96,15 +96,15 @@ def test_killed_while_it_writes_its_outputs(project, stage, name, folder):
 
 
 @pytest.mark.parametrize(
-    ("stage", "patch", "code"),
+    ("stage", "patch", "code", "step"),
     [
-        ("finetune", SIGNAL_IN_TRAINING.replace("SIGNAL", "SIGKILL"), -signal.SIGKILL),
-        ("finetune", SIGNAL_IN_TRAINING.replace("SIGNAL", "SIGTERM"), 128 + signal.SIGTERM),
-        ("pretrain", KILL_IN_CHECKPOINT, -signal.SIGKILL),
+        ("finetune", SIGNAL_IN_TRAINING.replace("SIGNAL", "SIGKILL"), -signal.SIGKILL, 8),
+        ("finetune", SIGNAL_IN_TRAINING.replace("SIGNAL", "SIGTERM"), 128 + signal.SIGTERM, 9),
+        ("pretrain", KILL_IN_CHECKPOINT, -signal.SIGKILL, 6),
     ],
     ids=["kill", "term", "kill while a checkpoint is written"],
 )
-def test_killed_in_training(project, stage, patch, code):
+def test_killed_in_training(project, stage, patch, code, step):
     expected = weights(project, stage)
     killed = driven(stage, patch.replace("COUNT", "9"), project)
     assert killed.returncode == code
@@ -114,7 +114,7 @@ def test_killed_in_training(project, stage, patch, code):
     assert weights(project, stage) == expected  # the old output is whole until the new one is
     done = hpgr(stage, cwd=project)
     assert done.returncode == 0, done.told
-    assert f"{stage}: goes on at epoch 2" in done.stdout
+    assert f"{stage}: goes on at step {step} of 15" in done.stdout
     assert weights(project, stage) == expected
     assert leftovers(project) == [] and not list((project / "checkpoints").iterdir())
 
@@ -165,7 +165,7 @@ def test_dvc_is_killed_and_its_stage_ends_with_it(project, undisturbed, how):
     assert saved(project)
     done = dvc("repro", "pretrain", cwd=project)
     assert done.returncode == 0, done.told
-    assert "pretrain: goes on at epoch" in done.told
+    assert "pretrain: goes on at step" in done.told
     assert weights(project, "pretrain") == undisturbed
     assert leftovers(project) == [] and not saved(project)
 

@@ -103,9 +103,9 @@ def test_a_key_set_twice_is_an_error(section, tmp_path):
         ("profile: quick", "profile: [quick]", "profile is ['quick'], expected one of"),
         ("profiles:", "proflies:", "proflies: unknown section; did you mean 'profiles'?"),
         ("profile: quick", "profile: 1", "profile is 1, expected one of"),
-        ("    pretrain.epochs: 8", "    pretrain.epcohs: 8", "did you mean 'pretrain.epochs'?"),
-        ("    pretrain.epochs: 8", "    pretrian.epochs: 8", "did you mean 'pretrain.epochs'?"),
-        ("    pretrain.epochs: 8", "    pretrain: 8", "sets 'pretrain', which is no parameter"),
+        ("    pretrain.steps: 1280", "    pretrain.setps: 1280", "did you mean 'pretrain.steps'?"),
+        ("    pretrain.steps: 1280", "    pretrian.steps: 1280", "did you mean 'pretrain.steps'?"),
+        ("    pretrain.steps: 1280", "    pretrain: 9", "sets 'pretrain', which is no parameter"),
         ("  quick: {}", "  quick: 5", "profiles.quick is 5, expected a mapping"),
         ("  quick: {}", "  quick: {}\n  quick: {}", "'quick' is set twice"),
         ("  gap_s: 1800", "  gap_s: 1,800", "sessionize.gap_s: "),
@@ -135,8 +135,8 @@ def test_a_slip_is_told(find, put, told, tmp_path):
 
 
 def test_a_slip_in_a_profile_that_is_not_in_force_is_told_too(tmp_path):
-    text = TEXT.replace("    pretrain.epochs: 8", "    pretrain.epcohs: 8", 1)
-    assert "profiles.full sets 'pretrain.epcohs'" in refusal(tmp_path, text)
+    text = TEXT.replace("    pretrain.steps: 1280", "    pretrain.setps: 1280", 1)
+    assert "profiles.full sets 'pretrain.setps'" in refusal(tmp_path, text)
 
 
 @pytest.mark.parametrize(

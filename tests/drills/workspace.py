@@ -171,12 +171,15 @@ def write_params(folder: Path, **sections: dict[str, Any]) -> None:
 def small_params(folder: Path, **sections: dict[str, Any]) -> None:
     """Parameters under which every stage takes a second, and training saves at every step."""
     training = {"batch_tokens": 128, "checkpoint_steps": 1}
-    base: dict[str, dict[str, Any]] = {
+    base: dict[str, dict[str, Any]] = {  # 15 steps: three epochs
         "data": {"path": "data/own", "format": "table", "interactions": "log.csv"},
-        "pretrain": {**training, "epochs": 3},
-        "finetune": {**training, "epochs": 3, "validation_queries": 20},
+        "pretrain": {**training, "steps": 15, "validate_steps": 5},
+        "finetune": {
+            **training, "steps": 15, "warm_steps": 15, "validate_steps": 5,
+            "validation_queries": 20,
+        },
         "evaluate": {"bootstrap_samples": 50, "report_users": 1, "cutoffs": [10, 50]},
-    }
+    }  # fmt: skip
     names = {*base, *sections}
     write_params(folder, **{n: {**base.get(n, {}), **sections.get(n, {})} for n in names})
 

@@ -1,0 +1,187 @@
+"""Is the trained model the one to serve: it beside every other model, on validation alone.
+
+The metric is the one that early stopping watched: NDCG or HR of retrieval, or AUC of labelled
+candidates. All models answer the same validation queries, and differences are paired. The test
+split plays no part. Reads the arrays of `hpgr.data.log`. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpgr.config import Evaluate
+from hpgr.data.log import VALIDATION, EventLog
+from hpgr.evaluation import compare, metrics, protocols, ranking, retrieval
+from hpgr.evaluation.baselines import Retriever
+from hpgr.evaluation.compare import Estimate
+from hpgr.evaluation.retrieval import FromNetwork, Network
+from hpgr.evaluation.tables import label, metric_label
+
+Values = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The judged model `main` among its rivals on `queries` queries of validation.
+
+    `values` are means by model and metric, `metric` decides, and `differences` are main minus each
+    rival in it. `serve_instead` is the best rival where one is ahead of main, else None.
+    """
+
+    main: str
+    metric: str
+    queries: int
+    values: Values
+    differences: dict[str, Estimate]
+
+    @property
+    def best_rival(self) -> str:
+        """The rival with the highest value of the deciding metric."""
+        return max(self.differences, key=lambda name: self.values[name][self.metric])
+
+    @property
+    def serve_instead(self) -> str | None:
+        """The model to serve in place of main."""
+        rival = self.best_rival
+        ahead = self.values[rival][self.metric] > self.values[self.main][self.metric]
+        return rival if ahead else None
+
+    @property
+    def sentence(self) -> str:
+        """The result in one sentence."""
+        rival, found = self.best_rival, self.differences[self.best_rival]
+        interval = (
+            f"difference {found.value:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}"
+        ).replace("-", "−")
+        asked = f"{self.queries:,} validation queries"
+        if self.serve_instead:
+            return (
+                f"Serve {label(rival)} instead of {label(self.main)}: on {asked} it reaches "
+                f"{self._told(rival)} against {self._told(self.main)} ({interval})."
+            )
+        return (
+            f"No baseline is ahead of {label(self.main)}: on {asked} it reaches "
+            f"{self._told(self.main)}; next is {label(rival)} with {self._told(rival)} "
+            f"({interval})."
+        )
+
+    def record(self) -> dict[str, object]:
+        """What verdict.json holds."""
+        return {
+            "split": "validation",
+            "queries": self.queries,
+            "metric": self.metric,
+            "model": self.main,
+            "serve_instead": self.serve_instead,
+            "sentence": self.sentence,
+            "values": {
+                model: {name: round(value, 6) for name, value in row.items()}
+                for model, row in self.values.items()
+            },
+            "differences": {
+                model: {
+                    "value": round(d.value, 6), "low": round(d.low, 6), "high": round(d.high, 6),
+                    "p": round(d.p, 6),
+                }
+                for model, d in self.differences.items()
+            },
+        }  # fmt: skip
+
+    def _told(self, model: str) -> str:
+        row = self.values[model]
+        first = [self.metric, *(name for name in row if name != self.metric)]
+        return " and ".join(f"{metric_label(name)} {row[name]:.4f}" for name in first)
+
+
+def retrieval_standing(
+    log: EventLog,
+    networks: Mapping[str, Network],
+    baselines: Mapping[str, Retriever],
+    settings: Evaluate,
+    *,
+    max_history: int,
+    metric: str,
+) -> Standing | None:
+    """By `metric`, "hr" or "ndcg" at the first cutoff; the first of `networks` is judged.
+
+    None where validation asks nothing.
+    """
+    queries = retrieval.validation_queries(log, settings)
+    if not len(queries):
+        return None
+    outcomes = retrieval.run(
+        log,
+        queries,
+        {name: FromNetwork(network) for name, network in networks.items()} | dict(baselines),
+        settings,
+        max_history=max_history,
+        title="all models on validation",
+        end_to_end={},
+    )
+    k = settings.cutoffs[0]
+    names = (f"{metric}@{k}", *(f"{n}@{k}" for n in ("ndcg", "hr") if n != metric))
+    found = {n: metrics.retrieval_metrics(o.ranks, [k]) for n, o in outcomes.items()}
+    values = {model: {n: float(row[n].mean()) for n in names} for model, row in found.items()}
+    deciding = np.stack([row[names[0]] for row in found.values()], axis=1)
+    samples = compare.bootstrap_means(
+        queries.user,
+        deciding,
+        np.ones(len(queries)),
+        samples=settings.bootstrap_samples,
+        seed=settings.seed,
+    )
+    return _standing(names[0], len(queries), values, samples)
+
+
+def ranking_standing(
+    log: EventLog,
+    rankers: Mapping[str, Network],
+    settings: Evaluate,
+    *,
+    max_history: int,
+    main: str,
+) -> Standing | None:
+    """By AUC of the labels of validation events, each given what happened strictly before.
+
+    None where the validation labels are all the same.
+    """
+    candidates = protocols.labelled(log, VALIDATION)
+    if len(candidates) > settings.tuning_queries:
+        rng = np.random.default_rng(settings.seed)
+        picked = rng.choice(len(candidates), settings.tuning_queries, replace=False)
+        candidates = candidates.pick(np.sort(picked))
+    positive = int(candidates.label.sum())
+    if not 0 < positive < len(candidates.label):
+        return None
+    order = [main, *(name for name in rankers if name != main)]
+    scores: dict[str, np.ndarray] = {
+        name: ranking.score(
+            rankers[name], log, candidates, max_history=max_history, title=f"{name} on validation"
+        )
+        for name in order
+    }
+    scores |= ranking.mean_models(log, candidates, prior_events=settings.prior_events)
+    values = {n: {"auc": float(metrics.auc(candidates.label, s) or 0.5)} for n, s in scores.items()}
+    samples = compare.bootstrap_auc(
+        candidates.candidate_user(),
+        candidates.label,
+        np.stack([s.astype(np.float64) for s in scores.values()], axis=1),
+        samples=settings.bootstrap_samples,
+        seed=settings.seed,
+    )
+    return _standing("auc", len(candidates.label), values, samples)
+
+
+def _standing(metric: str, queries: int, values: Values, samples: np.ndarray) -> Standing:
+    """`samples` [S, M] are the deciding metric's bootstrap means, models in the order of values."""
+    main, *rivals = values
+    differences = {
+        rival: compare.estimate(
+            values[main][metric] - values[rival][metric], samples[:, 0] - samples[:, i]
+        )
+        for i, rival in enumerate(rivals, start=1)
+    }
+    return Standing(main, metric, queries, values, differences)

@@ -1,0 +1,124 @@
+"""How long a training is: steps planned, patience, a wall-time budget, and the rate along the way.
+
+The plan is fixed once: the steps of params.yaml or, under a budget, as many as the speed of the
+first steps lets fit. So the learning rate decays over the steps that are really run, and a resumed
+run goes on with the plan of its checkpoint. Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+from hpgr.training.device import Device
+
+SLOW_STEPS = 5  # the first steps allocate and load; they say nothing about speed
+TIMED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train; see the sections of params.yaml for the meaning."""
+
+    steps: int
+    validate_steps: int
+    patience: int | None
+    max_minutes: float | None
+    warmup_steps: int
+    decay: bool
+    clip_norm: float
+    checkpoint_steps: int
+    monitor: str
+
+
+class Speed:
+    """Times the first steps of a run with a budget and says how many steps fit it."""
+
+    def __init__(self, schedule: Schedule, device: Device) -> None:
+        self.schedule, self.device = schedule, device
+        self.clock, self.step_s = 0.0, 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leave out `seconds` that were no step: a validation among the timed steps."""
+        self.clock += seconds if self.clock else 0.0
+
+    def known(self, step: int) -> bool:
+        """Whether the plan is to be fixed now, after `step` steps; call it after every step."""
+        if self.schedule.max_minutes is None:
+            return False
+        if step == SLOW_STEPS:
+            self.clock = time.perf_counter()
+        return step == SLOW_STEPS + TIMED_STEPS
+
+    def plan(self, step: int, spent_s: float, validate: Callable[[], Any]) -> int:
+        """Steps in all, the same in every process.
+
+        Args:
+            step: steps that are done.
+            spent_s: seconds since the start of the run.
+            validate: one validation; it is timed, its scores do not count.
+        """
+        now = time.perf_counter()
+        # Resumed among the timed steps: these few are slow, but all that was seen.
+        self.step_s = (now - self.clock) / TIMED_STEPS if self.clock else spent_s / step
+        validate()
+        validation_s = time.perf_counter() - now
+        budget_s = 60 * float(self.schedule.max_minutes or math.inf)
+        each_s = self.step_s + validation_s / self.schedule.validate_steps
+        left = int(max(0.0, budget_s - spent_s - 2 * validation_s) / each_s)
+        planned = min(self.schedule.steps, step + left)
+        if self.device.world > 1:
+            agreed = torch.tensor(planned, device=self.device.device)
+            distributed.broadcast(agreed, src=0)
+            planned = int(agreed)
+        return planned
+
+    def told(self, planned: int, section: str) -> str:
+        """A sentence about a plan that the budget cut short."""
+        return (
+            f"{planned:,} of {self.schedule.steps:,} steps fit {section}.max_minutes: "
+            f"{self.schedule.max_minutes:g} at {self.step_s:.2f} s a step; "
+            "the rate decays over these"
+        )
+
+
+def learning_rate_scale(step: int, *, warmup: int, total: int, decay: bool) -> float:
+    """Linear warm-up, then constant or a cosine down to a tenth, which keeps late steps useful.
+
+    The warm-up takes a quarter of a short training at most: it must get to its peak.
+    """
+    warmup = min(warmup, total // 4)
+    if step < warmup:
+        return (step + 1) / warmup
+    if not decay:
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+def is_due(state: dict[str, Any], schedule: Schedule) -> bool:
+    """Whether the weights of this step are to be validated and were not yet."""
+    step = state["step"]
+    if not step or (state["curves"] and state["curves"][-1]["step"] == step):
+        return False
+    return step % schedule.validate_steps == 0 or step == state["planned"]
+
+
+def is_best(curves: list[dict[str, float]], monitor: str) -> bool:
+    """Whether the newest row's monitored score beats all before; losses count downwards."""
+    sign = -1 if monitor.endswith("loss") else 1
+    scores = [sign * row[monitor] for row in curves]
+    return len(scores) == 1 or scores[-1] > max(scores[:-1])
+
+
+def exhausted(state: dict[str, Any], schedule: Schedule) -> bool:
+    """Whether the last `patience` validations brought nothing better."""
+    if schedule.patience is None or state["best"] < 0:
+        return False
+    return len(state["curves"]) - 1 - state["best"] >= schedule.patience

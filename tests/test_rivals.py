@@ -1,0 +1,121 @@
+"""The judged model among its rivals on validation: who is ahead is planted."""
+
+import numpy as np
+import pytest
+from evaluation_log import random_log
+from test_evaluate import CONFIG, Knowing
+
+from hpgr.data.log import TEST, VALIDATION, EventLog
+from hpgr.evaluation import protocols, retrieval, rivals
+from hpgr.evaluation.compare import Estimate
+from hpgr.evaluation.rivals import Standing
+
+SETTINGS = CONFIG.evaluate
+REACH = {"max_history": 200}
+
+
+class Ignorant(Knowing):
+    """Finds no item, and gives every candidate the same probability."""
+
+    def __init__(self, log):
+        super().__init__(log)
+        self.answers = {}
+
+    def rank(self, histories, offsets, candidates):
+        return np.full(len(candidates), 0.5, dtype=np.float32)
+
+
+class Foreseeing(Knowing):
+    """Knows the validation items in place of the test items."""
+
+    def __init__(self, log):
+        super().__init__(log)
+        queries = protocols.next_item(log, VALIDATION)
+        for time, item in zip(queries.request_time, queries.target, strict=True):
+            self.answers.setdefault(int(time), []).append(int(item))
+
+
+def standing(network, log, metric="ndcg"):
+    baselines, _ = retrieval.tuned_baselines(log, SETTINGS, **REACH)
+    return rivals.retrieval_standing(
+        log, {"hpgr": network}, baselines, SETTINGS, metric=metric, **REACH
+    )
+
+
+def test_a_model_that_knows_stays():
+    log = random_log(0)
+    found = standing(Foreseeing(log), log)
+    assert found.serve_instead is None
+    assert found.sentence.startswith("No baseline is ahead of hpgr: on 40 validation queries")
+
+
+def test_a_model_that_knows_nothing_is_named_with_the_one_to_serve():
+    log = random_log(0)
+    found = standing(Ignorant(log), log)
+    best = max((m for m in found.values if m != "hpgr"), key=lambda m: found.values[m]["ndcg@3"])
+    assert found.serve_instead == best == "transitions"  # the users walk along the catalogue
+    for model in ("hpgr", best):
+        for metric in ("ndcg@3", "hr@3"):
+            assert f"{found.values[model][metric]:.4f}" in found.sentence
+    assert found.sentence.count(".") == found.sentence.count("0.") + 1  # one sentence
+
+
+def test_values_are_means_over_the_validation_queries():
+    log = random_log(1)
+    baselines, _ = retrieval.tuned_baselines(log, SETTINGS, **REACH)
+    queries = protocols.next_item(log, VALIDATION)
+    scores = baselines["popularity"].scores(queries.histories(log, 200))
+    hits = []
+    for q, (user, end, target) in enumerate(
+        zip(queries.user, queries.end, queries.target, strict=True)
+    ):
+        seen = set(log.item[log.user_offsets[user] : end].tolist()) - {target}
+        mine = scores[q, target]
+        others = [s for i, s in enumerate(scores[q]) if i not in seen and i >= 2 and i != target]
+        better, tied = sum(s > mine for s in others), sum(s == mine for s in others)
+        hits.append(1 + better + (tied + 1) // 2 <= 3)
+    found = standing(Ignorant(log), log, metric="hr")
+    assert found.values["popularity"]["hr@3"] == pytest.approx(np.mean(hits))
+
+
+def test_the_test_split_plays_no_part():
+    log = random_log(0)
+    item = log.item.copy()
+    item[log.split == TEST] = 2
+    other = EventLog(**{**log.__dict__, "item": item})
+    one, two = (standing(Foreseeing(log), part) for part in (log, other))
+    assert one.record() == two.record()
+
+
+def test_a_ranking_model_is_compared_by_auc_with_the_means():
+    log = random_log(2, split="global-time")
+    reach = {"main": "hpgr", **REACH}
+    good = rivals.ranking_standing(log, {"hpgr": Knowing(log)}, SETTINGS, **reach)
+    bad = rivals.ranking_standing(log, {"hpgr": Ignorant(log)}, SETTINGS, **reach)
+    assert set(good.values) == {"hpgr", "item_mean", "user_mean", "item_plus_user_mean"}
+    assert bad.values["hpgr"]["auc"] == 0.5
+    assert bad.serve_instead in ("item_mean", "item_plus_user_mean")
+    assert "AUC 0.5000" in bad.sentence
+    assert good.values["hpgr"]["auc"] > 0.7
+
+
+def test_labels_of_one_kind_rank_nothing():
+    log = random_log(2, split="global-time")
+    same = EventLog(**{**log.__dict__, "label": np.ones_like(log.label)})
+    assert rivals.ranking_standing(same, {"n": Knowing(log)}, SETTINGS, main="n", **REACH) is None
+
+
+def test_equal_is_enough():
+    values = {"hpgr": {"hr@10": 0.5}, "ease": {"hr@10": 0.5}, "recency": {"hr@10": 0.1}}
+    none = Estimate(0.0, 0.0, 0.0, 1.0)
+    assert Standing("hpgr", "hr@10", 9, values, dict.fromkeys(values, none)).serve_instead is None
+
+
+def test_picked_candidates_are_those_of_the_queries():
+    asked = protocols.labelled(random_log(2, split="global-time"), VALIDATION)
+    index = np.array([0, 3, len(asked) - 1])
+    picked = asked.pick(index)
+    for place, query in enumerate(index):
+        one, other = picked.take(place, place + 1), asked.take(query, query + 1)
+        for name, value in one.__dict__.items():
+            assert (value == getattr(other, name)).all(), name
