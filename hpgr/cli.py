@@ -26,6 +26,7 @@ import yaml
 
 from hpgr.config import ConfigError, load_config
 from hpgr.failure import explained
+from hpgr.launch import launched
 from hpgr.loopback import spare_loopback
 from hpgr.registry.resources import recorded
 from hpgr.registry.stages import STAGES
@@ -61,7 +62,7 @@ def run_stage(name: str) -> None:
     _enter_stage()
     stage, cfg = STAGES[name], load_config()
     # Under torchrun the first process writes the outputs, and what they cost.
-    first = os.environ.get("RANK", "0") == "0"
+    first = launched().rank == 0
     with (
         explained(name, stage.output),
         sole_writer(stage.output) if first else nullcontext(),
@@ -80,7 +81,7 @@ def _enter_stage() -> None:
         # Not for a stage started by hand, which may outlive its shell.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         # Killed before that: whoever adopts is of another group. So is torchrun, of its processes'.
-        if os.getpgid(os.getppid()) != os.getpgrp() and "RANK" not in os.environ:
+        if os.getpgid(os.getppid()) != os.getpgrp() and not launched().by_torchrun:
             _leave()
 
 
