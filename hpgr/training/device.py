@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from hpgr.launch import Launch, launched
+from hpgr.model.device import found_device
 from hpgr.runtime import UserError
 
 
@@ -47,13 +48,9 @@ def choose_device(device: str, precision: str) -> Device:
         UserError: CUDA is asked for and not there, or not for every process of a machine; the
             variables of torchrun contradict each other; the other processes cannot be reached.
     """
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError(
-            "device is cuda (params.yaml), but torch sees no CUDA device; set it to auto or cpu"
-        )
-    kind = device if device != "auto" else ("cuda" if available else "cpu")
-    reason = "asked for" if device != "auto" else ("found" if available else "no CUDA device found")
+    kind = found_device(device)
+    found = "found" if kind == "cuda" else "no CUDA device found"
+    reason = found if device == "auto" else "asked for"
     launch = launched()
     place = torch.device(kind, launch.local_rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
@@ -72,7 +69,8 @@ def choose_device(device: str, precision: str) -> Device:
     if launch.world > 1 and not distributed.is_initialized():
         _join(launch, "nccl" if kind == "cuda" else "gloo")
     wide = torch.float32
-    if precision == "bfloat16" or (precision == "auto" and kind == "cuda"):
+    native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bfloat16" or (precision == "auto" and native):
         wide = torch.bfloat16
     name = (
         torch.cuda.get_device_name(place)
