@@ -26,6 +26,7 @@ import yaml
 
 from hpgr.config import ConfigError, load_config, overridden
 from hpgr.failure import explained
+from hpgr.launch import launched
 from hpgr.loopback import spare_loopback
 from hpgr.masking import install as mask_output
 from hpgr.params import read_params
@@ -67,7 +68,7 @@ def run_stage(name: str) -> None:
     for line in _profile_lines(cfg.profile, {name, *(["model"] if name in NEEDS_MODEL else [])}):
         print(printable(line), flush=True)
     # Under torchrun the first process writes the outputs, and what they cost.
-    first = os.environ.get("RANK", "0") == "0"
+    first = launched().rank == 0
     with (
         explained(name, stage.output),
         sole_writer(stage.output) if first else nullcontext(),
@@ -98,7 +99,7 @@ def _enter_stage() -> None:
         # Not for a stage started by hand, which may outlive its shell.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         # Killed before that: whoever adopts is of another group. So is torchrun, of its processes'.
-        if os.getpgid(os.getppid()) != os.getpgrp() and "RANK" not in os.environ:
+        if os.getpgid(os.getppid()) != os.getpgrp() and not launched().by_torchrun:
             _leave()
 
 

@@ -12,8 +12,10 @@ from test_leaks import catalogue, random_histories, settings, trained_looking
 
 import hpgr.model.scoring
 from hpgr.data.log import Histories
+from hpgr.model.device import found_device
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.scoring import Scorer, build
+from hpgr.runtime import UserError
 
 CPU = torch.device("cpu")
 
@@ -161,3 +163,12 @@ def test_loading_brings_back_the_same_scores(tmp_path, encoder):
         loaded.rank(histories, np.array([0, 1, 2]), np.array([5, 6])),
         expected.rank(histories, np.array([0, 1, 2]), np.array([5, 6])),
     )
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert found_device("auto") == "cpu"
+    with pytest.raises(UserError, match=r"device is cuda .* set it to auto or cpu"):
+        found_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [found_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]

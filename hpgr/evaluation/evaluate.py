@@ -205,12 +205,8 @@ def no_ranking(
 
 def load_network(folder: Path, device: str) -> Network:
     """A trained network; torch is imported here, so that the command line stays light."""
-    import torch
-
     from hpgr.model.scoring import Scorer
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return Scorer.load(folder, device)
 
 

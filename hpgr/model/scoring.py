@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from hpgr.data.log import FIRST_ITEM, Histories
 from hpgr.model.catalogue import Catalogue
+from hpgr.model.device import found_device
 from hpgr.model.hpgr import HPGR
 from hpgr.model.hstu import HSTU
 from hpgr.model.packed import Candidates, pack, place_candidates
@@ -43,9 +44,10 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> Scorer:
-        """Read what the finetune stage wrote.
+        """Read what the finetune stage wrote; `device` is auto, cpu or cuda.
 
         Raises:
+            UserError: CUDA is asked for and not there.
             FileNotFoundError: no trained model there; run the finetune stage.
             DamagedFile: one of the files is not whole.
         """
@@ -67,7 +69,7 @@ class Scorer:
         )
         model = build(config["encoder"], settings, catalogue, ranking=config["ranking"])
         model.load_state_dict(weights)
-        place = torch.device(device)
+        place = torch.device(found_device(device))
         return cls(model.to(place), place, settings.max_history)
 
     @torch.inference_mode()

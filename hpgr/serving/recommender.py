@@ -135,15 +135,11 @@ class Recommender:
         Raises:
             UserError: a file of the bundle is missing.
         """
-        import torch
-
         from hpgr.model.scoring import Scorer
 
         for name in ("serving.json", "items.parquet", "actions.parquet", "model"):
             if not (bundle / name).exists():
                 raise UserError(f"{bundle / name} not found, expected a model bundle")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         columns = ["item", "item_id", "title", "train_events"]
         items = pq.read_table(bundle / "items.parquet", columns=columns)
         actions = pq.read_table(bundle / "actions.parquet", columns=["action", "name"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from hpgr.launch import Launch, launched
+from hpgr.model.device import found_device
 from hpgr.runtime import UserError
 
 
@@ -41,27 +42,23 @@ class Device:
 def choose_device(device: str, precision: str) -> Device:
     """Decide device and precision from `auto`, `cpu`/`cuda` and `float32`/`bfloat16`.
 
-    Under torchrun (WORLD_SIZE > 1) the process group is created too.
+    Under torchrun with several processes the process group is created too.
 
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: CUDA is asked for and not there, or not for every process of a machine; the
+            variables of torchrun contradict each other; the other processes cannot be reached.
     """
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError(
-            "device is cuda (params.yaml), but torch sees no CUDA device; set it to auto or cpu"
-        )
-    kind = device if device != "auto" else ("cuda" if available else "cpu")
-    reason = "asked for" if device != "auto" else ("found" if available else "no CUDA device found")
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
-    place = (
-        torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
-        if kind == "cuda"
-        else torch.device(kind)
-    )
+    kind = found_device(device)
+    found = "found" if kind == "cuda" else "no CUDA device found"
+    reason = found if device == "auto" else "asked for"
+    launch = launched()
+    place = torch.device(kind, launch.local_rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
+        if launch.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"LOCAL_RANK is {launch.local_rank}, but torch sees {torch.cuda.device_count()} "
+                "CUDA devices here; start at most as many processes on this machine"
+            )
         torch.cuda.set_device(place)
         torch.set_float32_matmul_precision("highest")  # float32 means float32, not TF32
     else:
@@ -69,22 +66,40 @@ def choose_device(device: str, precision: str) -> Device:
         # products with float32 sums on processors that have them (AMX).
         torch.set_float32_matmul_precision("medium")
         _keep_freed_memory()
+    if launch.world > 1 and not distributed.is_initialized():
+        _join(launch, "nccl" if kind == "cuda" else "gloo")
     wide = torch.float32
-    if precision == "bfloat16" or (precision == "auto" and kind == "cuda"):
+    native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bfloat16" or (precision == "auto" and native):
         wide = torch.bfloat16
     name = (
         torch.cuda.get_device_name(place)
         if kind == "cuda"
         else f"{torch.get_num_threads()} threads"
     )
-    if rank == 0:
+    if launch.ignored:
+        print(launch.ignored, flush=True)
+    if launch.rank == 0:
         print(
             f"device {place} ({name}): {reason}; precision {str(wide).removeprefix('torch.')}: "
             + ("asked for" if precision != "auto" else f"the default on {kind}")
-            + (f"; {world} processes" if world > 1 else ""),
+            + (f"; {launch.world} processes" if launch.world > 1 else ""),
             flush=True,
         )
-    return Device(place, wide, rank, world)
+    return Device(place, wide, launch.rank, launch.world)
+
+
+def _join(launch: Launch, backend: str) -> None:
+    """Meet the other processes of the run."""
+    try:
+        distributed.init_process_group(backend)
+    except distributed.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"process {launch.rank} of {launch.world} cannot meet the others at MASTER_ADDR and "
+            f"MASTER_PORT ({reason}); start them all with torchrun, or unset RANK, WORLD_SIZE and "
+            "LOCAL_RANK to train with one"
+        ) from error
 
 
 def _keep_freed_memory() -> None:

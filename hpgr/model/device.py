@@ -1,0 +1,38 @@
+"""Where networks run, and how much they compute at a time there."""
+
+from __future__ import annotations
+
+import torch
+
+from hpgr.runtime import UserError
+
+ACCELERATOR_BYTES = 1 << 28  # of one intermediate result; a backward pass holds about eight
+
+
+def found_device(name: str) -> str:
+    """The device that `name` (auto, cpu or cuda) means on this machine: cpu or cuda.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError(
+            "device is cuda (params.yaml), but torch sees no CUDA device; set it to auto or cpu"
+        )
+    if name == "auto":
+        return "cuda" if available else "cpu"
+    return name
+
+
+def at_a_time(device: torch.device, *, cpu: int, bytes_each: int) -> int:
+    """Pieces of one chunk: what stays in a CPU's cache, what keeps an accelerator busy.
+
+    Args:
+        device: where it is computed.
+        cpu: pieces on a CPU.
+        bytes_each: what one piece takes in an intermediate result.
+    """
+    if device.type == "cpu":
+        return cpu
+    return max(1, ACCELERATOR_BYTES // max(1, bytes_each))
