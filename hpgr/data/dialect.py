@@ -35,8 +35,8 @@ QUOTED: tuple[Quotes, ...] = ("doubled", "backslash")
 MAJORITY = 10  # so many times as much evidence must speak for a reading as against it
 READ_BYTES = 1 << 22
 STATE = (
-    "state which it is with data.quoting in params.yaml: doubled, backslash, or none where a quote "
-    "is a character like any other"
+    'set data.quoting in params.yaml to what is meant: doubled (""), backslash (\\"), or none (a '
+    "quote is a character like any other)"
 )
 
 
@@ -233,10 +233,8 @@ def _require_plain(path: Path, separator: str, width: int, failed: list[Malforme
     if plain.ragged * MAJORITY > plain.whole or plain.wrapping >= plain.odd:
         raise UserError(
             f'{path}, line {plain.line}: a quote (") neither wraps a whole value nor is escaped in '
-            f"one, while others do: of {plain.whole + plain.ragged:,} lines with quotes "
-            f"{plain.odd:,} are like this one, and {plain.ragged:,} have another number of fields "
-            f"than the header where a quote is a character like any other; mend the quotes, or "
-            f"{STATE}"
+            f"one, as in {plain.odd:,} of {plain.whole + plain.ragged:,} lines with quotes, while "
+            f"others wrap values; mend these lines, or {STATE}"
         )
 
 
