@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from hpgr.data.raw_file import line_blocks, line_ends, require_text
+from hpgr.data.raw_file import line_blocks, line_ends
 from hpgr.data.records import (
     QUOTE,
     Dialect,
@@ -32,11 +31,12 @@ from hpgr.runtime import UserError
 
 Quoting = Literal["auto", "doubled", "backslash", "none"]
 SEPARATORS = (",", "\t", ";", "|")
+QUOTED: tuple[Quotes, ...] = ("doubled", "backslash")
 MAJORITY = 10  # so many times as much evidence must speak for a reading as against it
 READ_BYTES = 1 << 22
 STATE = (
-    "state which it is with data.quoting in params.yaml: doubled, backslash, or none where a quote "
-    "is a character like any other"
+    'set data.quoting in params.yaml to what is meant: doubled (""), backslash (\\"), or none (a '
+    "quote is a character like any other)"
 )
 
 
@@ -61,14 +61,6 @@ def dialect_of(path: Path, quoting: Quoting) -> Dialect:
     Raises:
         UserError: the file is empty or unreadable, or its quotes can be read in several ways.
     """
-    require_text(path)
-    state = path.stat()
-    return _dialect_of(path, quoting, (state.st_ino, state.st_size, state.st_mtime_ns))
-
-
-@lru_cache(maxsize=1024)
-def _dialect_of(path: Path, quoting: Quoting, state: tuple[int, int, int]) -> Dialect:
-    """The file is surveyed once for as long as its `state` stays."""
     first = _first_line(path)
     separator = separator_of(first)
     if quoting != "auto":
@@ -76,11 +68,8 @@ def _dialect_of(path: Path, quoting: Quoting, state: tuple[int, int, int]) -> Di
     if not _holds(path, b'"'):
         return Dialect(separator, "doubled")
     width = len(next(csv.reader([first], delimiter=separator)))
-    readings: tuple[Quotes, ...] = ("doubled", "backslash")
-    if not _holds(path, b'\\"'):
-        readings = ("doubled",)
     whole, failed = [], []
-    for quotes in readings:
+    for quotes in QUOTED if _holds(path, b'\\"') else QUOTED[:1]:
         dialect = Dialect(separator, quotes)
         try:
             whole.append((dialect, _compare(path, dialect, width)))
@@ -181,11 +170,14 @@ def _compare(path: Path, dialect: Dialect, width: int) -> _Comparison:
 class _Plain:
     """Lines with quotes where a quote is a character like any other, no reading with quotes fits.
 
-    `ragged` are not as wide as the header; of `whole` ones `wrapping` have quotes around values,
-    and `odd` ones quotes that neither wrap nor escape. `unclosed` is the line of the file's last
-    quote where all that is odd about it is that it opens a value.
+    `limit` is the line that no reading with quotes gets beyond. `ragged` lines are not as wide as
+    the header, `whole` ones are. `wrapping` lines have quotes around values, `odd` ones quotes that
+    neither wrap nor escape; `line` is the last of these up to `limit`. `unclosed` is the line of
+    the file's last quote where all that is odd about it is that it opens a value.
     """
 
+    limit: int
+    line: int
     ragged: int = 0
     whole: int = 0
     wrapping: int = 0
@@ -205,7 +197,7 @@ class _Plain:
         self.whole += int(right[having].sum())
         self.ragged += int((~right[having]).sum())
         odd, unclosed = having, False
-        for reading in ("doubled", "backslash"):
+        for reading in QUOTED:
             dialect = Dialect(separator, reading)
             found = structural_quotes(data, reading)[0]
             of = np.searchsorted(ends, found)
@@ -215,6 +207,8 @@ class _Plain:
             if lines[-1] not in wrong and lines[-1] in open_lines:
                 unclosed = True
             odd = np.intersect1d(odd, np.union1d(wrong, open_lines))
+        if len(known := odd[line + odd <= self.limit]):
+            self.line = line + int(known[-1])
         self.odd += len(odd)
         self.wrapping += len(having) - len(odd)
         self.unclosed = line + int(lines[-1]) if unclosed and lines[-1] in odd else None
@@ -226,7 +220,8 @@ def _require_plain(path: Path, separator: str, width: int, failed: list[Malforme
     Raises:
         UserError: its last quote opens a value, or some of its quotes wrap values.
     """
-    plain = _Plain()
+    worst = max(failed, key=lambda malformed: malformed.line)
+    plain = _Plain(limit=worst.line, line=worst.line)
     for line, block in line_blocks(path, "utf-8"):
         below = block[line_ends(block)[0] + 1 :] if line == 1 else block
         plain.add(2 if line == 1 else line, below, separator, width)
@@ -236,12 +231,10 @@ def _require_plain(path: Path, separator: str, width: int, failed: list[Malforme
             f"closed; close it or remove it, or {STATE}"
         )
     if plain.ragged * MAJORITY > plain.whole or plain.wrapping >= plain.odd:
-        worst = max(failed, key=lambda malformed: malformed.line)
         raise UserError(
-            f"{path}, line {worst.line}: {worst.why}, while others do: of {plain.whole:,} lines "
-            f"with quotes and as many fields as the header {plain.odd:,} have such quotes, and "
-            f"{plain.ragged:,} lines with quotes have another number of fields; mend the quotes, "
-            f"or {STATE}"
+            f'{path}, line {plain.line}: a quote (") neither wraps a whole value nor is escaped in '
+            f"one, as in {plain.odd:,} of {plain.whole + plain.ragged:,} lines with quotes, while "
+            f"others wrap values; mend these lines, or {STATE}"
         )
 
 

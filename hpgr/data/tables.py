@@ -120,12 +120,13 @@ def table_chunks(
     Raises:
         UserError: a file is empty, lacks a column, is not UTF-8 text, or has ambiguous quotes.
     """
-    parts = parts_of(path)
-    for part in parts:
+    dialects = {}
+    for part in parts_of(path):
         places(part, columns, path)
-        if part.suffix not in PARQUET:
-            dialect_of(part, quoting)
-    return _numbered(_part_chunks(part, path, columns, chunk_rows, quoting) for part in parts)
+        dialects[part] = None if part.suffix in PARQUET else dialect_of(part, quoting)
+    return _numbered(
+        _part_chunks(part, path, columns, chunk_rows, dialect) for part, dialect in dialects.items()
+    )
 
 
 def _numbered(parts: Iterable[Iterator[pd.DataFrame]]) -> Iterator[pd.DataFrame]:
@@ -139,16 +140,19 @@ def _numbered(parts: Iterable[Iterator[pd.DataFrame]]) -> Iterator[pd.DataFrame]
 
 
 def _part_chunks(
-    part: Path, table: Path, columns: dict[str, str], chunk_rows: int, quoting: Quoting
+    part: Path, table: Path, columns: dict[str, str], chunk_rows: int, dialect: Dialect | None
 ) -> Iterator[pd.DataFrame]:
-    """Chunks of one file; what it lacks of `columns` are the names of its folders."""
+    """Chunks of one file; what it lacks of `columns` are the names of its folders.
+
+    `dialect` is None for Parquet.
+    """
     inside = {ours: theirs for ours, theirs in columns.items() if theirs in _names(part)}
     values = partition_of(part, table)
-    if part.suffix in PARQUET:
+    if dialect is None:
         chunks = parquet_chunks(part, inside, chunk_rows)
     else:
         found, width = places(part, inside, part), len(_names(part))
-        chunks = text_chunks(part, dialect_of(part, quoting), found, width, chunk_rows)
+        chunks = text_chunks(part, dialect, found, width, chunk_rows)
     for chunk in chunks:
         for ours in columns.keys() - inside.keys():
             chunk[ours] = _strings(pa.array([values[columns[ours]]] * len(chunk), pa.string()))

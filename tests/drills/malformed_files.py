@@ -133,6 +133,36 @@ def folder_in_place_of_a_file(folder):
     (folder / "log.csv").mkdir()
 
 
+@case(accepted=60, events=(("u0", "i0", START),))
+def folder_of_parquet_parts(folder):
+    (folder / "log").mkdir()
+    for name in ("_SUCCESS", ".part-00000.parquet.crc"):
+        (folder / "log" / name).touch()
+    parquet(folder)
+    (folder / "log.parquet").rename(folder / "log/part-00000.parquet")
+    return {"interactions": "log"}
+
+
+@case(refused=("part-00001.parquet", "is not a whole Parquet file"))
+def part_that_was_cut_off(folder):
+    folder_of_parquet_parts(folder)
+    whole = (folder / "log/part-00000.parquet").read_bytes()
+    (folder / "log/part-00001.parquet").write_bytes(whole[: len(whole) // 2])
+    return {"interactions": "log"}
+
+
+@case(refused=("part-00001.parquet", "neither a file nor a folder"))
+def pipe_among_the_parts(folder):
+    folder_of_parquet_parts(folder)
+    os.mkfifo(folder / "log/part-00001.parquet")
+    return {"interactions": "log"}
+
+
+@case(refused=("/dev/zero", "neither a file nor a folder"))
+def device(folder):
+    return {"interactions": "/dev/zero"}
+
+
 @case(refused=("log.csv", "link to", "gone.csv"))
 def dangling_link(folder):
     (folder / "log.csv").symlink_to(folder / "gone.csv")

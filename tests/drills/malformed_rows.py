@@ -199,6 +199,44 @@ def quoted_separators_quotes_and_line_breaks(folder):
     text(folder, HEADER, f'"say ""hi"", twice\nor so",i,{START}', *GOOD)
 
 
+@case(accepted=62, events=(("u", '"Heroes', START), ("u", '"Low', START + 1)))
+def values_that_begin_with_a_quote(folder):
+    rows = [f'u,"Heroes,{START}', f'u,"Low,{START + 1}', *GOOD]
+    text(folder, HEADER.replace(",", "\t"), *(row.replace(",", "\t") for row in rows))
+
+
+@case(accepted=62, events=(("u", '"Great" Cats', START), ("u", '12" mix', START)))
+def quotes_within_values(folder):
+    text(folder, HEADER, f'u,"Great" Cats,{START}', f'u,12" mix,{START}', *GOOD)
+
+
+@case(accepted=61, events=(('say "hi", twice', "i", START),))
+def quotes_behind_backslashes(folder):
+    text(folder, HEADER, f'"say \\"hi\\", twice",i,{START}', *GOOD)
+
+
+@case(refused=("line 2", "quote", "data.quoting", "62 lines", "61 records"), doctor=("line 2",))
+def quotes_that_swallow_a_row_without_a_trace(folder):
+    text(folder, HEADER, f'u,"Heroes,{START}', f'v,Low",{START}', *GOOD)
+
+
+@case(refused=("line 3", "quote", "data.quoting"), doctor=("line 3",))
+def quotes_around_some_values_and_within_others(folder):
+    text(folder, HEADER, f'u,"a, b",{START}', f'v,"Great" Cats,{START}', *GOOD)
+
+
+@case(accepted=61, events=(("u", '"i"', START),))
+def quotes_stated_to_be_characters(folder):
+    text(folder, HEADER, f'u,"i",{START}', *GOOD)
+    return {"quoting": "none"}
+
+
+@case(refused=("line 2", "quote", "data.quoting"), doctor=("line 2",))
+def quotes_that_break_the_stated_dialect(folder):
+    text(folder, HEADER, f'u,"Great" Cats,{START}', *GOOD)
+    return {"quoting": "doubled"}
+
+
 @case(refused=("log.csv", "not UTF-8"), doctor=("line 62", "not UTF-8", "byte EB"))
 def latin1(folder):
     (folder / "log.csv").write_bytes("\n".join([HEADER, *GOOD, f"Zoë,i,{START}"]).encode("latin-1"))
