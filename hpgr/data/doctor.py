@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import time
 
@@ -22,12 +22,15 @@ import pyarrow.parquet as pq
 from hpgr.config import Config, Data
 from hpgr.data.contract import (
     ACTION,
+    CATEGORIES,
     EVENT_COLUMNS,
     FIELDS_RULE,
     ITEM,
     PART,
     ROW,
     TIMESTAMP,
+    TITLE,
+    UNKNOWN_ITEM,
     USER,
     Rule,
     prepare,
@@ -35,9 +38,12 @@ from hpgr.data.contract import (
     table_rules,
 )
 from hpgr.data.expectations import Expectations
-from hpgr.data.formats import read_raw
+from hpgr.data.formats import Format, column_names, format_of, read_raw
+from hpgr.data.notes import notes_on_actions, notes_on_rows, notes_on_spelling
+from hpgr.data.problems import Problem
 from hpgr.data.raw_file import MAX_LINE, PARQUET, require_file, require_text
-from hpgr.data.staging import copies, stage
+from hpgr.data.spelling import whole_numbers
+from hpgr.data.staging import copies, mend_ids, stage
 from hpgr.data.tables import (
     LINE,
     header,
@@ -45,63 +51,17 @@ from hpgr.data.tables import (
     suggestion,
     table_chunks,
 )
+from hpgr.data.times import CURES, advice, kinds_of_dates, shapes
 from hpgr.runtime import UserError
 
 LINES_PER_KIND = 5
 CHUNK_ROWS = 1 << 18
 NOT_WHOLE = "timestamp is not a whole number"
+DATE = "timestamp is a date"
+KINDS_OF_DATES = 500
+EVENTS = "events"  # the role of a file; those of items and users are their id columns
 BOM = "\ufeff"
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
-
-# Shapes of what stands where epoch seconds should; the first that fits names the value.
-SHAPES = (
-    ("epoch seconds", re.compile(r"-?[0-9]{1,11}(?:\.0*)?")),
-    ("epoch milliseconds or finer", re.compile(r"-?[0-9]{12,}(?:\.0*)?")),
-    ("epoch seconds with a fraction", re.compile(r"-?[0-9]+\.[0-9]+")),
-    ("scientific notation", re.compile(r"-?[0-9]+(?:[.,][0-9]+)?[eE]\+?[0-9]+")),
-    ("a date", re.compile(r"[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}.*")),
-)
-CURES = {
-    "epoch seconds with a fraction": "cut the fraction off: int(value)",
-    "scientific notation": "a spreadsheet lost digits: export the column as a number again",
-    "a date": "convert it: pandas.to_datetime(column, utc=True).astype('datetime64[s, UTC]')"
-    ".astype('int64')",
-}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong: where, what was found, what was expected, and the cure.
-
-    `line` counts from 1 (of Parquet: the row) and is None where the whole file is meant. A
-    problem that is not `serious` is only worth knowing: the file is read all the same. `more`
-    says how many further lines have the same `kind` and are not listed.
-    """
-
-    file: Path
-    kind: str
-    line: int | None
-    column: str | None
-    found: str
-    expected: str
-    cure: str
-    serious: bool = True
-    more: int = 0
-
-    def __str__(self) -> str:
-        place = ", ".join(
-            part
-            for part in (
-                str(self.file),
-                f"line {self.line}" if self.line is not None else "",
-                self.column or "",
-            )
-            if part
-        )
-        text = f"{place}: {self.kind}: found {self.found}, expected {self.expected}; {self.cure}"
-        if not self.serious:
-            text += " (a note: the file is read all the same)"
-        return f"{text}\n  ... and {self.more:,} more lines of this kind" if self.more else text
 
 
 def doctor(path: Path, cfg: Config) -> list[Problem]:
@@ -113,14 +73,61 @@ def doctor(path: Path, cfg: Config) -> list[Problem]:
     """
     if path.is_dir() and cfg.data.format != "table":
         return _examine_log(cfg.data.model_copy(update={"path": path}), cfg)
-    data = cfg.data.model_copy(update={"format": "table"})
+    data = cfg.data.model_copy(update={"format": "table", "path": path})
     if path.is_dir():
-        names = [n for n in (data.interactions, data.items, data.users) if n is not None]
-        return [p for name in names for p in _examine_file(path / name, data, cfg)]
-    return _examine_file(path, data, cfg)
+        named = ((EVENTS, data.interactions), (ITEM, data.items), (USER, data.users))
+        roles = {role: path / name for role, name in named if name is not None}
+        return [p for role in roles for p in _examine_file(roles[role], role, data, cfg)]
+    role, folder = _role(path, data)
+    data = data.model_copy(update={"path": folder})
+    if role == EVENTS:
+        beside = {
+            kind: name if name is not None and (folder / name).is_file() else None
+            for kind, name in (("items", data.items), ("users", data.users))
+        }
+        name = path.relative_to(folder).as_posix()
+        data = data.model_copy(update={"interactions": name, **beside})
+    return _examine_file(path, role, data, cfg)
 
 
-def _examine_file(path: Path, data: Data, cfg: Config) -> list[Problem]:
+def _role(path: Path, data: Data) -> tuple[str, Path]:
+    """What the file at `path` holds by its name, and the raw folder that it lies in."""
+    named = ((EVENTS, data.interactions), (ITEM, data.items), (USER, data.users))
+    for role, name in named:
+        if name is not None and path.parts[-len(Path(name).parts) :] == Path(name).parts:
+            return role, path.parents[len(Path(name).parts) - 1]
+    for role, name in named[1:]:
+        if name is not None and path.name == Path(name).name:
+            return role, path.parent
+    return EVENTS, path.parent
+
+
+def _examine_file(path: Path, role: str, data: Data, cfg: Config) -> list[Problem]:
+    problems = _examine_shape(path, role, data)
+    if any(p.serious for p in problems):
+        return problems
+    if role != EVENTS:
+        return problems + _examine_table(path, role, data)
+    # Users say nothing about events; items do, but what is wrong with their file is said of it.
+    data = data.model_copy(update={"users": None})
+    if data.items is not None and _faults_of_items(data.path / data.items, data):
+        data = data.model_copy(update={"items": None})
+    return problems + _examine_log(data, cfg)
+
+
+def _faults_of_items(path: Path, data: Data) -> bool:
+    """Whether the items cannot be read."""
+    if any(p.serious for p in _examine_shape(path, ITEM, data)):
+        return True
+    try:
+        format_of(data).open_items(path)
+    except UserError:
+        return True
+    return False
+
+
+def _examine_shape(path: Path, role: str, data: Data) -> list[Problem]:
+    """What can be said before a row is read: that the file is there, its encoding, its header."""
     if not path.exists() and not path.is_symlink():
         return [_whole_file(path, "missing", "nothing", "a file or folder", "correct the path")]
     try:
@@ -131,17 +138,8 @@ def _examine_file(path: Path, data: Data, cfg: Config) -> list[Problem]:
         return [_unreadable(path, error)]
     problems = _examine_text(path) if path.suffix not in PARQUET else []
     if not any(p.serious for p in problems):
-        problems += _examine_header(path, data)
-    if any(p.serious for p in problems):
-        return problems
-    if path.name == data.items or path.name == data.users:
-        return problems + _examine_table(path, data)
-    beside = {
-        role: name if name is not None and (path.parent / name).is_file() else None
-        for role, name in (("items", data.items), ("users", data.users))
-    }
-    log = data.model_copy(update={"path": path.parent, "interactions": path.name, **beside})
-    return problems + _examine_log(log, cfg)
+        problems += _examine_header(path, role, data)
+    return problems
 
 
 def _whole_file(path: Path, kind: str, found: str, expected: str, cure: str) -> Problem:
@@ -187,19 +185,14 @@ def _examine_text(path: Path) -> list[Problem]:
     return problems + _capped(bad)
 
 
-def _columns_of(path: Path, data: Data) -> dict[str, str]:
+def _columns_of(role: str, data: Data) -> dict[str, str]:
     """Columns that the file must have by its role, ours -> theirs."""
     mapped = data.columns
-    if path.name == data.users:
-        wanted = [USER]
-    elif path.name == data.items:
-        wanted = [ITEM, "title", "categories"]
-    else:
-        wanted = list(EVENT_COLUMNS)
+    wanted = {USER: [USER], ITEM: [ITEM, TITLE, CATEGORIES]}.get(role, EVENT_COLUMNS)
     return {name: getattr(mapped, name) for name in wanted if getattr(mapped, name) is not None}
 
 
-def _examine_header(path: Path, data: Data) -> Iterator[Problem]:
+def _examine_header(path: Path, role: str, data: Data) -> Iterator[Problem]:
     try:
         names = header(path)
     except UserError as error:
@@ -216,7 +209,7 @@ def _examine_header(path: Path, data: Data) -> Iterator[Problem]:
             "each name once",
             "rename or drop the copies",
         )
-    for wanted, name in _columns_of(path, data).items():
+    for wanted, name in _columns_of(role, data).items():
         if name not in names:
             yield Problem(
                 path,
@@ -237,16 +230,21 @@ class _Listing:
         self._files, self._columns = files, columns
         self._listed: dict[str, list[Problem]] = {}
         self._counts: Counter[str] = Counter()
+        self._dates: list[str] = []
 
     def add(self, frame: pd.DataFrame, found: dict[str, np.ndarray], rules: Sequence[Rule]) -> None:
         """Take in the rows of `frame` that break each of `rules`."""
         for rule in rules:
             rows = frame.iloc[found.get(rule.name, [])]
             if rule.name == NOT_WHOLE:
-                shapes = _shapes(rows[TIMESTAMP])
-                for shape in shapes.unique():
+                found_shapes = shapes(rows[TIMESTAMP])
+                for shape in found_shapes.unique():
                     kind, cure = f"timestamp is {shape}", CURES.get(shape, rule.cure)
-                    self._note(replace(rule, name=kind, cure=cure), rows[shapes == shape])
+                    shaped = rows[found_shapes == shape]
+                    self._note(replace(rule, name=kind, cure=cure), shaped)
+                    if kind == DATE:
+                        kinds = pd.Series([*self._dates, *shaped[TIMESTAMP]], dtype="str")
+                        self._dates = kinds_of_dates(kinds)[:KINDS_OF_DATES]
             else:
                 self._note(rule, rows)
 
@@ -269,6 +267,9 @@ class _Listing:
 
     def problems(self) -> list[Problem]:
         """All in order of files and lines; the last of a kind says how many more there are."""
+        if self._dates:
+            how = advice(self._dates)
+            self._listed[DATE] = [replace(p, cure=how) for p in self._listed[DATE]]
         for kind, listed in self._listed.items():
             if more := self._counts[kind] - len(listed):
                 listed[-1] = replace(listed[-1], more=more)
@@ -286,32 +287,28 @@ def _found(rule: Rule, row: pd.Series) -> str:
     return "nothing (empty, or a word such as nan or null)" if pd.isna(value) else repr(value)
 
 
-def _shapes(values: pd.Series) -> pd.Series:
-    """What each value looks like, by SHAPES; missing values are left out."""
-    present = values.dropna()
-    shapes = pd.Series("no number", index=present.index, dtype=object)
-    for name, pattern in reversed(SHAPES):
-        shapes[present.str.fullmatch(pattern)] = name
-    return shapes
-
-
-def _examine_table(path: Path, data: Data) -> list[Problem]:
-    """Ids of a file of items or users."""
-    key = ITEM if path.name == data.items else USER
-    columns = {key: _columns_of(path, data)[key]}
+def _examine_table(path: Path, key: str, data: Data) -> list[Problem]:
+    """Ids of a file of items or users, and how its other columns are read."""
+    columns = {key: _columns_of(key, data)[key]}
     try:
         chunks = list(table_chunks(path, columns, chunk_rows=CHUNK_ROWS))
+        if not chunks:
+            return [_no_rows(path)]
+        frame = pd.concat(chunks, ignore_index=True)
+        frame[key] = whole_numbers(frame[key])
+        problems = _examine_ids(path, columns, frame, key)
+        if problems:
+            return problems
+        layout = format_of(data)
+        return (layout.open_items if key == ITEM else layout.open_users)(path)[1]
     except UserError as error:
         return [_unreadable(path, error)]
-    if not chunks:
-        return [_no_rows(path)]
-    return _examine_rows(path, columns, pd.concat(chunks, ignore_index=True), key)
 
 
-def _examine_rows(
+def _examine_ids(
     path: Path, columns: dict[str, str], frame: pd.DataFrame, key: str
 ) -> list[Problem]:
-    rules = (FIELDS_RULE, *table_rules(key))
+    rules = (FIELDS_RULE, *table_rules(key, "this file"))
     expectations, listing = Expectations(), _Listing([path], columns)
     expectations.add("table", rules)
     listing.add(frame, expectations.check("table", frame), rules)
@@ -320,23 +317,25 @@ def _examine_rows(
 
 def _examine_log(data: Data, cfg: Config) -> list[Problem]:
     """Every row of the events that `data` names, by the rules of the validate stage."""
-    rules, shapes = row_rules(cfg.validate_), Counter[str]()
+    layout = format_of(data)
+    items_file = data.path / layout.items if layout.items else None
+    rules, counted = row_rules(cfg.validate_, str(items_file)), Counter[str]()
     try:
         raw = read_raw(data, cfg.validate_.chunk_rows)
     except UserError as error:
-        return [_unreadable(data.path / (data.interactions or ""), error)]
-    path = raw.files[0]
-    columns = {name: name for name in EVENT_COLUMNS}
-    if data.format == "table":
-        columns = _columns_of(path, data)
-    listing = _Listing([part.events for part in raw.parts], columns)
+        return [_unreadable(_file_of(error, data, layout), error)]
+    path, columns = raw.files[0], column_names(data)
+    files = [part.events for part in raw.parts]
+    listing = _Listing(files, _columns_of(EVENTS, data) if data.format == "table" else columns)
     expectations = Expectations()
     expectations.add("events", rules)
     known = None if raw.items is None else pd.Index(raw.items[ITEM].dropna().unique())
+    unknown: list[str] = []
     with tempfile.TemporaryDirectory(prefix="hpgr-doctor-") as scratch:
         staged = Path(scratch) / "staged.parquet"
         try:
             stage(raw.events, staged)
+            mended = mend_ids(staged, files)
         except UserError as error:
             return [_unreadable(path, error)]
         (within, repeated), now = copies(staged), int(time())
@@ -347,14 +346,28 @@ def _examine_log(data: Data, cfg: Config) -> list[Problem]:
                 chunk = prepare(
                     batch.to_pandas(), now=now, copies=within, repeated=repeated, known_items=known
                 )
-                listing.add(chunk, expectations.check("events", chunk), rules)
-                shapes.update(_shapes(chunk[TIMESTAMP]).value_counts().to_dict())
-    problems = [*_mixed(path, columns[TIMESTAMP], shapes), *listing.problems()]
-    if data.format != "table":
-        for file_path, key, table in raw.tables:
+                found = expectations.check("events", chunk)
+                listing.add(chunk, found, rules)
+                strangers = chunk[ITEM].iloc[found.get(UNKNOWN_ITEM, [])]
+                unknown += strangers.iloc[: LINES_PER_KIND - len(unknown)].tolist()
+                counted.update(shapes(chunk[TIMESTAMP]).value_counts().to_dict())
+        notes = notes_on_rows(staged, files, columns, mended)
+        if data.format != "table" or data.columns.action is not None:
+            notes += notes_on_actions(staged, path, columns[ACTION], cfg.sessionize)
+    if known is not None and items_file is not None:
+        notes += notes_on_spelling(unknown, known, path, items_file)
+    problems = [*_mixed(path, columns[TIMESTAMP], counted), *notes, *listing.problems()]
+    for file_path, key, table in raw.tables:
+        if data.format != "table" or file_path not in raw.parts[0].files:
             frame = table[[key]].assign(line=np.arange(1, len(table) + 1), ragged=None)
-            problems += _examine_rows(file_path, {key: key}, frame, key)
+            problems += _examine_ids(file_path, {key: key}, frame, key)
     return problems
+
+
+def _file_of(error: UserError, data: Data, layout: Format) -> Path:
+    """The file that an error of reading a log speaks of."""
+    files = [data.path / name for name in layout.names]
+    return next((file for file in files if str(error).startswith(str(file))), files[0])
 
 
 def _mixed(path: Path, column: str, shapes: Counter[str]) -> Iterator[Problem]:

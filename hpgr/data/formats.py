@@ -6,7 +6,7 @@ the events need be there. Reads: the folder `data.path`, through `tables.py`. Wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hpgr.config import Data
+from hpgr.data.cells import split
 from hpgr.data.contract import (
     ACTION,
     CATEGORIES,
@@ -27,7 +28,9 @@ from hpgr.data.contract import (
     USER,
 )
 from hpgr.data.increments import increments
+from hpgr.data.problems import Problem, note
 from hpgr.data.raw_file import require_file
+from hpgr.data.spelling import DIGITS_LOST, first_lost, plain_words, whole_numbers
 from hpgr.data.tables import (
     header,
     parquet_chunks,
@@ -55,6 +58,10 @@ class Part:
         return tuple(path for path in (self.events, self.items, self.users) if path is not None)
 
 
+# A table of items or users, and what to know of how it was read.
+Opened = tuple[pd.DataFrame, list[Problem]]
+
+
 @dataclass(frozen=True)
 class Format:
     """Names of the files of one format, and what opens each.
@@ -67,8 +74,8 @@ class Format:
     items: str | None
     users: str | None
     open_events: Callable[[Path, int], Iterator[pd.DataFrame]]
-    open_items: Callable[[Path], pd.DataFrame]
-    open_users: Callable[[Path], pd.DataFrame]
+    open_items: Callable[[Path], Opened]
+    open_users: Callable[[Path], Opened]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,7 +100,7 @@ class RawLog:
     in the part's file, and `ragged`. It can be walked once. `tables` has each file of items or
     users that was read: path, id column, rows. `items` has item_id, title and categories, `users`
     has user_id and whatever the source knows, a later part's row in place of an earlier one's;
-    None where the source has no such table.
+    None where the source has no such table. `notes` say what to know of how the tables were read.
     """
 
     parts: tuple[Part, ...]
@@ -101,6 +108,7 @@ class RawLog:
     tables: tuple[tuple[Path, str, pd.DataFrame], ...]
     items: pd.DataFrame | None
     users: pd.DataFrame | None
+    notes: tuple[Problem, ...]
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -128,17 +136,21 @@ def read_parts(layout: Format, parts: Sequence[Part], chunk_rows: int) -> RawLog
             "back with `dvc checkout data.dvc`"
         )
     chunks = [layout.open_events(part.events, chunk_rows) for part in parts]  # checks the headers
-    items = [(part.items, layout.open_items(part.items)) for part in parts if part.items]
-    users = [(part.users, layout.open_users(part.users)) for part in parts if part.users]
+    items = [(part.items, *layout.open_items(part.items)) for part in parts if part.items]
+    users = [(part.users, *layout.open_users(part.users)) for part in parts if part.users]
+    tables, notes = [], []
+    for key, opened in ((ITEM, items), (USER, users)):
+        for path, table, found in opened:
+            table[key] = _whole_ids(path, key, table[key])
+            tables.append((path, key, table))
+            notes += found
     return RawLog(
         parts=tuple(parts),
         events=_chain(chunks),
-        tables=(
-            *((path, ITEM, table) for path, table in items),
-            *((path, USER, table) for path, table in users),
-        ),
-        items=_newest_rows([table for _, table in items], ITEM),
-        users=_newest_rows([table for _, table in users], USER),
+        tables=tuple(tables),
+        items=_newest_rows([table for _, table, _ in items], ITEM),
+        users=_newest_rows([table for _, table, _ in users], USER),
+        notes=tuple(notes),
     )
 
 
@@ -148,6 +160,7 @@ def _chain(parts: Sequence[Iterator[pd.DataFrame]]) -> Iterator[pd.DataFrame]:
         for chunk in chunks:
             chunk[ROW] = np.arange(rows, rows + len(chunk))
             chunk[PART] = number
+            chunk[ACTION] = plain_words(chunk[ACTION])
             rows += len(chunk)
             yield chunk
 
@@ -169,9 +182,9 @@ def _newest_rows(tables: Sequence[pd.DataFrame], key: str) -> pd.DataFrame | Non
 def _movielens_1m(data: Data) -> Format:
     """GroupLens' ml-1m: fields separated by "::", Latin-1, no header."""
 
-    def items(path: Path) -> pd.DataFrame:
+    def items(path: Path) -> Opened:
         table = plain_whole(path, "::", "latin-1", [ITEM, TITLE, CATEGORIES])
-        return table.assign(categories=_split(table[CATEGORIES], "|"))
+        return _with_lists(path, table, "|", [])
 
     return Format(
         events="ratings.dat",
@@ -179,8 +192,9 @@ def _movielens_1m(data: Data) -> Format:
         users="users.dat",
         open_events=lambda path, rows: _ratings(plain_rows(path, "::", "latin-1"), rows),
         open_items=items,
-        open_users=lambda path: plain_whole(
-            path, "::", "latin-1", [USER, "gender", "age", "occupation", "zip"]
+        open_users=lambda path: (
+            plain_whole(path, "::", "latin-1", [USER, "gender", "age", "occupation", "zip"]),
+            [],
         ),
     )
 
@@ -188,9 +202,9 @@ def _movielens_1m(data: Data) -> Format:
 def _movielens_100k(data: Data) -> Format:
     """GroupLens' ml-100k with the items table that `sources.py` makes; no headers."""
 
-    def items(path: Path) -> pd.DataFrame:
+    def items(path: Path) -> Opened:
         table = plain_whole(path, "\t", "utf-8", [ITEM, TITLE, CATEGORIES])
-        return table.assign(categories=_split(table[CATEGORIES], "|"))
+        return _with_lists(path, table, "|", [])
 
     return Format(
         events="u.data",
@@ -198,8 +212,9 @@ def _movielens_100k(data: Data) -> Format:
         users="u.user",
         open_events=lambda path, rows: _ratings(plain_rows(path, "\t", "utf-8"), rows),
         open_items=items,
-        open_users=lambda path: plain_whole(
-            path, "|", "utf-8", [USER, "age", "gender", "occupation", "zip"]
+        open_users=lambda path: (
+            plain_whole(path, "|", "utf-8", [USER, "age", "gender", "occupation", "zip"]),
+            [],
         ),
     )
 
@@ -220,18 +235,21 @@ def _complete_journey(data: Data) -> Format:
         SESSION: "basket_id",
     }
 
-    def items(path: Path) -> pd.DataFrame:
+    def items(path: Path) -> Opened:
         wanted = {ITEM: "product_id", TITLE: "product_type"} | _same(levels)
-        found = parquet_whole(path, _present(path, wanted))
+        found, notes = parquet_whole(path, _present(path, wanted))
+        found = found.reindex(columns=list(wanted))
         categories = [
             [value for value in values if isinstance(value, str)]
             for values in found[levels].itertuples(index=False, name=None)
         ]
-        return found[[ITEM, TITLE]].assign(categories=pd.Series(categories, dtype=object))
+        lists = pd.Series(categories, dtype=object)
+        return found[[ITEM, TITLE]].assign(categories=lists), notes
 
-    def users(path: Path) -> pd.DataFrame:
-        features = [name for name in header(path) if name != "household_id"]
-        return parquet_whole(path, _present(path, {USER: "household_id"} | _same(features)))
+    def users(path: Path) -> Opened:
+        named, notes = _features(path, "household_id")
+        table, found = parquet_whole(path, _present(path, named))
+        return table, notes + found
 
     return Format(
         events="transactions.parquet",
@@ -264,15 +282,16 @@ def _table(data: Data) -> Format:
     mapped = data.columns
     columns = {name: getattr(mapped, name) for name in EVENT_COLUMNS if getattr(mapped, name)}
 
-    def items(path: Path) -> pd.DataFrame:
+    def items(path: Path) -> Opened:
         wanted = {ITEM: mapped.item_id, TITLE: mapped.title, CATEGORIES: mapped.categories}
-        table = table_whole(path, {k: v for k, v in wanted.items() if v is not None})
+        table, notes = table_whole(path, {k: v for k, v in wanted.items() if v is not None})
         table = table.reindex(columns=[ITEM, TITLE, CATEGORIES])
-        return table.assign(categories=_split(table[CATEGORIES], data.category_separator))
+        return _with_lists(path, table, data.category_separator, notes, mapped.categories)
 
-    def users(path: Path) -> pd.DataFrame:
-        others = [name for name in header(path) if name != mapped.user_id]
-        return table_whole(path, {USER: mapped.user_id} | _same(others))
+    def users(path: Path) -> Opened:
+        columns, notes = _features(path, mapped.user_id)
+        table, found = table_whole(path, columns)
+        return table, notes + found
 
     return Format(
         events=data.interactions,
@@ -301,6 +320,12 @@ def format_of(data: Data) -> Format:
     return FORMATS[data.format](data)
 
 
+def column_names(data: Data) -> dict[str, str]:
+    """What the events' file calls each of our columns; our own names where its format has none."""
+    mapped = data.columns.model_dump() if data.format == "table" else {}
+    return {name: mapped.get(name) or name for name in EVENT_COLUMNS}
+
+
 def _same(names: Sequence[str]) -> dict[str, str]:
     return {name: name for name in names}
 
@@ -313,12 +338,46 @@ def _require(data: Data, names: Sequence[str]) -> None:
         require_file(data.path / name, cure)
 
 
-def _split(values: pd.Series, separator: str) -> pd.Series:
-    """Lists of the non-empty parts of each value; a value that is a list already is kept."""
+def _whole_ids(path: Path, key: str, ids: pd.Series) -> pd.Series:
+    """`whole_numbers`, of which none was too large for the float that it went through."""
+    whole = whole_numbers(ids)
+    changed = whole[(whole != ids) & ids.notna()]
+    if lost := first_lost(changed):
+        raise UserError(f"{path}: {key} holds {lost}.0: {DIGITS_LOST}")
+    return whole
 
-    def parts(value: object) -> list[str]:
-        if isinstance(value, str):
-            return [part.strip() for part in value.split(separator) if part.strip()]
-        return [str(part) for part in value if part] if isinstance(value, Iterable) else []
 
-    return pd.Series([parts(value) for value in values], index=values.index, dtype=object)
+def _with_lists(
+    path: Path,
+    table: pd.DataFrame,
+    separator: str,
+    notes: list[Problem],
+    column: str | None = CATEGORIES,
+) -> Opened:
+    """The items with a list of categories in each row."""
+    lists, found = split(table[CATEGORIES], separator)
+    if found:
+        cure = "look whether that is what they mean; write every cell the same way"
+        expected = f"values separated by {separator!r}"
+        notes = [*notes, note(path, "lists as text", column, found, expected, cure)]
+    return table.assign(categories=lists), notes
+
+
+def _features(path: Path, key: str) -> tuple[dict[str, str], list[Problem]]:
+    """All columns of a users file, ours -> theirs: `key` is the user, whatever else is called so.
+
+    Columns are called alike where they differ in upper and lower case only, as in DuckDB.
+    """
+    columns, notes = {USER: key}, []
+    for name in header(path):
+        if name == key:
+            continue
+        ours, taken = name, {column.lower() for column in columns}
+        while ours.lower() in taken:
+            ours += "_"
+        columns[ours] = name
+        if name.lower() == USER:
+            found = f"a column {name!r} beside {key!r}, which data.columns.user_id names"
+            cure = f"it is kept as the feature {ours!r}"
+            notes.append(note(path, "second id", name, found, "one id column", cure))
+    return columns, notes

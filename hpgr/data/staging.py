@@ -5,8 +5,9 @@ Writes and reads the paths it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -15,8 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from hpgr.data.contract import ACTION, EVENT_COLUMNS, ITEM, PART, RAGGED, ROW, TIMESTAMP, USER
+from hpgr.data.contract import (
+    ACTION,
+    EVENT_COLUMNS,
+    ITEM,
+    PART,
+    RAGGED,
+    ROW,
+    SESSION,
+    TIMESTAMP,
+    USER,
+)
+from hpgr.data.spelling import DIGITS_LOST, EXACT_BITS, WHOLE
 from hpgr.data.tables import LINE
+from hpgr.runtime import UserError
 
 STAGED_SCHEMA = pa.schema(
     [(name, pa.string()) for name in EVENT_COLUMNS]
@@ -37,6 +50,51 @@ def stage(chunks: Iterator[pd.DataFrame], target: Path) -> None:
         for chunk in tqdm(chunks, desc="read", unit="chunk", disable=None):
             frame = chunk[STAGED_SCHEMA.names]
             writer.write_table(pa.Table.from_pandas(frame, STAGED_SCHEMA, preserve_index=False))
+
+
+def mend_ids(staged: Path, files: Sequence[Path]) -> list[tuple[int, str]]:
+    """Write ids of the staged rows without ".0" in each part and column of whole numbers only.
+
+    That is how programs export whole numbers of a column with gaps. `files` are the parts' files.
+    Returns part and column of what was mended.
+
+    Raises:
+        UserError: such a number has more digits than a float holds, so they are lost.
+    """
+    with open_duckdb(staged.parent) as connection:
+
+        def query(sql: str) -> list[tuple[Any, ...]]:
+            return connection.execute(sql, [str(staged)]).fetchall()
+
+        mended = []
+        for column in (USER, ITEM, SESSION):
+            parts = query(
+                f"SELECT {PART} FROM read_parquet(?) GROUP BY 1 "
+                f"HAVING bool_or({column} LIKE '%.0') ORDER BY 1"
+            )
+            for (part,) in parts:
+                ((whole, lost),) = query(
+                    f"SELECT bool_and(regexp_full_match({column}, '{WHOLE}')), "
+                    f"any_value({column}) FILTER ({column} LIKE '%.0' AND "
+                    f"abs(try_cast({column} AS DOUBLE)) >= 2.0 ** {EXACT_BITS[64]}) "
+                    f"FROM read_parquet(?) WHERE {PART} = {part}"
+                )
+                if whole and lost:
+                    raise UserError(f"{files[part]}: {column} holds {lost}: {DIGITS_LOST}")
+                if whole:
+                    mended.append((part, column))
+        if mended:
+            spelled = ", ".join(
+                f"CASE WHEN {PART} IN ({', '.join(str(p) for p, c in mended if c == column)}) "
+                f"THEN regexp_replace({column}, '\\.0+$', '') ELSE {column} END AS {column}"
+                for column in dict.fromkeys(column for _, column in mended)
+            )
+            whole_log = staged.with_name("mended.parquet")
+            connection.sql(
+                f"SELECT * REPLACE ({spelled}) FROM read_parquet(?)", params=[str(staged)]
+            ).write_parquet(str(whole_log))
+            whole_log.replace(staged)
+    return mended
 
 
 def copies(staged: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ events or the quarantine. The same input gives the same bytes.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -34,8 +35,9 @@ from hpgr.data.contract import (
 )
 from hpgr.data.expectations import Expectations, failures
 from hpgr.data.findings import digest_of, facts_of, hashes, summary_of, write_reports
-from hpgr.data.formats import RawLog, read_raw
+from hpgr.data.formats import RawLog, column_names, format_of, read_raw
 from hpgr.data.increments import FOLDER
+from hpgr.data.notes import notes_on_log
 from hpgr.data.screening import (
     as_table,
     bad_rows,
@@ -44,7 +46,7 @@ from hpgr.data.screening import (
     check_tables,
     publish,
 )
-from hpgr.data.staging import copies, open_duckdb, stage
+from hpgr.data.staging import copies, mend_ids, open_duckdb, stage
 from hpgr.runtime import DamagedFile, UserError, read_json, scratch_prefix, write_json
 
 VALIDATED = Path("artifacts/validated")
@@ -52,6 +54,7 @@ SCRATCH = Path("artifacts/validate")
 REJECTED = Path("artifacts/rejected")
 ACCEPTED = Path("artifacts/accepted/summary.json")
 
+logger = logging.getLogger(__name__)
 ITEMS_SCHEMA = pa.schema(
     [(ITEM, pa.string()), (TITLE, pa.string()), (CATEGORIES, pa.list_(pa.string()))]
 )
@@ -76,6 +79,8 @@ def validate(cfg: Config) -> None:
         out.mkdir()
         staged = Path(scratch) / "staged.parquet"
         stage(raw.events, staged)
+        mended = mend_ids(staged, [part.events for part in raw.parts])
+        items_file = cfg.data.path / (format_of(cfg.data).items or "")
         check_tables(raw, expectations)
         counts = check_rows(
             cfg.validate_,
@@ -83,13 +88,16 @@ def validate(cfg: Config) -> None:
             copies(staged),
             files=[part.events.relative_to(cfg.data.path).as_posix() for part in raw.parts],
             items=raw.items,
+            items_file=str(items_file),
             expectations=expectations,
             out=out,
         )
+        notes = notes_on_log(raw, staged, column_names(cfg.data), mended, counts, items_file)
         _write_tables(raw, out)
         facts = facts_of(out / "events.parquet")
         summary = {
             **summary_of(cfg.data.path, cfg.data.format, inputs, counts, facts),
+            "notes": [str(note) for note in notes],
             "users_without_features": None if raw.users is None else _users_without_features(out),
             "last_accepted": previous,
             "volume_change": (
@@ -100,6 +108,8 @@ def validate(cfg: Config) -> None:
         broken = failures(expectations, rows="events")
         write_reports(out, summary, counts, facts, expectations, broken)
         publish(out, REJECTED if broken else VALIDATED, keep_tables=not broken)
+    for note in notes:
+        logger.warning("%s", note)
     if broken:
         raise UserError(
             "\n".join(
@@ -116,6 +126,7 @@ def validate(cfg: Config) -> None:
     print(
         f"{cfg.data.path}: {counts.accepted:,} of {counts.rows:,} rows accepted, "
         f"{counts.quarantined:,} quarantined"
+        + (f", {counts.duplicates:,} exact duplicates left out" if counts.duplicates else "")
         + (f", {counts.repeated:,} were in an earlier batch" if counts.repeated else "")
         + f"; see {VALIDATED / 'report.html'}"
     )
