@@ -109,7 +109,7 @@ def _placeholder(
     kind = column.removesuffix("_id")
     return note(
         file,
-        f"one {kind} that may stand for none",
+        f"id that may mean no {kind}",
         columns.get(column, column),
         f"{word!r} in {count:,} of {rows:,} rows ({count / rows:.1%})",
         f"an id for each {kind}",
