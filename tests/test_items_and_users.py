@@ -13,6 +13,7 @@ from own_log import START, config, good_rows, write_csv
 from hpgr.data.doctor import doctor
 from hpgr.data.expectations import Expectations
 from hpgr.data.formats import read_raw
+from hpgr.data.notes import notes_on_spelling
 from hpgr.data.validate import VALIDATED, validate
 from hpgr.runtime import UserError, read_json
 
@@ -36,28 +37,27 @@ def users_with(folder: Path, **columns: pa.Array) -> dict[str, str]:
     return {"users": "users.parquet"}
 
 
-@pytest.mark.parametrize(
-    ("column", "first"),
-    [
-        (pa.array([[0.1, 0.2]] * 7), "[0.1, 0.2]"),
-        (pa.array([[0.1, 0.2]] * 7, pa.list_(pa.float32(), 2)), "[0.1, 0.2]"),
-        (pa.array([["a"], *[None] * 6]), '["a"]'),
-        (STRUCT, '{"a": 0}'),
-        (pa.array([[("k", 1)]] * 7, pa.map_(pa.string(), pa.int8())), '{"k": 1}'),
-        (pa.array([b"\xff\x01"] * 7), "ff01"),
-        (pa.array([True] * 7), "true"),
-        (pa.nulls(7), None),
-        (pa.array(["x"] * 7).dictionary_encode(), "x"),
-    ],
-    ids=lambda value: str(getattr(value, "type", "")),
-)
-def test_users_keep_a_column_of_any_type(folder, column, first):
-    cfg = config(folder, **users_with(folder, extra=column))
+COLUMNS = {
+    "lists": (pa.array([[0.1, 0.2]] * 7), "[0.1, 0.2]"),
+    "fixed": (pa.array([[0.1, 0.2]] * 7, pa.list_(pa.float32(), 2)), "[0.1, 0.2]"),
+    "some": (pa.array([["a"], *[None] * 6]), '["a"]'),
+    "struct": (STRUCT, '{"a": 0}'),
+    "map": (pa.array([[("k", 1)]] * 7, pa.map_(pa.string(), pa.int8())), '{"k": 1}'),
+    "bytes": (pa.array([b"\xff\x01"] * 7), "ff01"),
+    "bool": (pa.array([True] * 7), "true"),
+    "null": (pa.nulls(7), None),
+    "dictionary": (pa.array(["x"] * 7).dictionary_encode(), "x"),
+}
+
+
+def test_users_keep_columns_of_any_type(folder):
+    cfg = config(folder, **users_with(folder, **{name: c for name, (c, _) in COLUMNS.items()}))
     validate(cfg)
-    users = pd.read_parquet(VALIDATED / "users.parquet")
-    assert users["user_id"].tolist() == [f"u{n}" for n in range(7)]
-    found = users["extra"][0]
-    assert (None if pd.isna(found) else found) == first
+    users = pq.read_table(VALIDATED / "users.parquet").to_pydict()
+    assert users.pop("user_id") == [f"u{n}" for n in range(7)]
+    assert {name: values[0] for name, values in users.items()} == {
+        name: first for name, (_, first) in COLUMNS.items()
+    }
     assert not any(p.serious for p in doctor(folder, cfg))
 
 
@@ -80,11 +80,17 @@ def test_the_mapped_key_wins_whatever_else_a_column_is_called(folder, name, suff
     else:
         table.to_parquet(folder / "users.parquet")
     columns = {"user_id": "customer"}
-    validate(config(folder, users=f"users.{suffix}", columns=columns))
+    raw = read_raw(config(folder, users=f"users.{suffix}", columns=columns).data, 1000)
+    assert raw.users["user_id"].tolist() == [f"u{n}" for n in range(7)]
+    assert raw.users.iloc[:, 1].tolist() == [str(n) for n in range(90, 97)]
+
+
+def test_users_are_found_by_the_mapped_key_beside_a_column_called_user_id(folder):
+    write_csv(folder / "log.csv", good_rows(60), "customer,item_id,timestamp")
+    users = [(f"u{n}", n, n + 1) for n in range(7)]
+    write_csv(folder / "users.csv", users, "customer,USER_ID,user_id")
+    validate(config(folder, users="users.csv", columns={"user_id": "customer"}))
     assert read_json(VALIDATED / "summary.json")["users_without_features"] == 0
-    users = pd.read_parquet(VALIDATED / "users.parquet")
-    assert users["user_id"].tolist() == [f"u{n}" for n in range(7)]
-    assert users.iloc[:, 1].tolist() == [str(n) for n in range(90, 97)]
 
 
 def test_another_column_called_user_id_is_noted(folder):
@@ -112,9 +118,7 @@ def test_an_id_that_is_no_plain_value_is_refused_in_words(folder, key, values):
     pq.write_table(pa.table(columns), folder / f"{role}.parquet")
     cfg = config(folder, **{role: f"{role}.parquet"})
     with pytest.raises(UserError, match=rf"{role}\.parquet: column '{key}' has type"):
-        validate(cfg)
-    (problem,) = [p for p in doctor(folder, cfg) if p.serious]
-    assert problem.file == folder / f"{role}.parquet"
+        read_raw(cfg.data, 1000)
 
 
 @pytest.mark.parametrize("kind", ["log", "items"])
@@ -124,7 +128,7 @@ def test_ids_whose_last_digits_a_float_lost_are_refused(folder, kind):
     pq.write_table(pa.table(table), folder / f"{kind}.parquet")
     name = "interactions" if kind == "log" else "items"
     with pytest.raises(UserError, match=rf"{kind}\.parquet: column 'item_id' .* 15 digits"):
-        validate(config(folder, **{name: f"{kind}.parquet"}))
+        list(read_raw(config(folder, **{name: f"{kind}.parquet"}).data, 1000).events)
 
 
 def test_ids_in_text_that_a_float_spoiled_are_refused(folder):
@@ -142,7 +146,6 @@ def test_whole_numbers_match_with_and_without_their_point(folder, log, items):
     cfg = config(folder, items="items.csv")
     validate(cfg)
     assert pd.read_parquet(VALIDATED / "events.parquet")["item_id"].tolist() == list("012345678")
-    assert not any(p.serious for p in doctor(folder, cfg))
 
 
 @pytest.mark.parametrize(
@@ -154,13 +157,21 @@ def test_whole_numbers_match_with_and_without_their_point(folder, log, items):
         ("x{} ", "x{}", "log.csv"),
     ],
 )
-def test_items_in_another_spelling_name_the_file_to_change(folder, log, items, to_change):
-    write_csv(folder / "log.csv", [("u", log.format(n), START + n) for n in range(9)])
-    write_csv(folder / "items.csv", [(items.format(n), "x") for n in range(9)], "item_id,title")
+def test_items_in_another_spelling_name_the_file_to_change(log, items, to_change):
+    known = pd.Index([items.format(n) for n in range(9)])
+    (note,) = notes_on_spelling([log.format(7)], known, Path("log.csv"), Path("items.csv"))
+    assert note.file.name == to_change
+    assert f"export the ids of {to_change} again" in note.cure
+
+
+def test_items_in_another_spelling_are_noted_beside_the_refusal(folder, caplog):
+    write_csv(folder / "log.csv", [("u", f"{n:03}", START + n) for n in range(9)])
+    write_csv(folder / "items.csv", [(n, "x") for n in range(9)], "item_id,title")
     cfg = config(folder, items="items.csv")
-    notes = [p for p in doctor(folder, cfg) if p.kind == "ids in another spelling"]
-    assert [note.file.name for note in notes] == [to_change]
-    assert to_change in notes[0].cure
+    with pytest.raises(UserError):
+        validate(cfg)
+    assert "'000' in raw/log.csv and '0' in raw/items.csv" in caplog.text
+    assert "ids in another spelling" in {p.kind for p in doctor(folder, cfg)}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One spelling for each value; the oracles are Python's own repr, decimal, and values spelled out."""
+"""One spelling for each value; the oracles are numpy, decimal, and values spelled out."""
 
 from __future__ import annotations
 

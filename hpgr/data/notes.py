@@ -136,7 +136,7 @@ def notes_on_spelling(
     spellings = dict(zip(_folded(pd.Series(known, dtype="str")), known, strict=True))
     for one, folded in zip(asked, _folded(pd.Series(asked, dtype="str")), strict=True):
         if (other := spellings.get(folded)) is not None:
-            to_change = max((log, one), (items, other), key=lambda pair: _blemishes(pair[1]))[0]
+            to_change = max((items, other), (log, one), key=lambda pair: _blemishes(pair[1]))[0]
             return [
                 note(
                     to_change,

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from hpgr.config import Sessionize
-from hpgr.data.spelling import plain_text
 
+ZEROS_AT_THE_END = r"^([+-]?[0-9]+)(?:\.0+|(\.[0-9]*[1-9])0+)$"
 # Digits of any script, for which float() stands; it would also take 1_000, inf and nan.
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 COMMA = re.compile(r"[+-]?\d+,\d+")
@@ -38,7 +38,8 @@ def labels(actions: Sequence[str | None], settings: Sessionize) -> list[int]:
     """1 for each action that makes an event a positive example; for all where nothing is set."""
     if settings.positive_from is None and settings.positive_actions is None:
         return [1] * len(actions)
-    chosen = {plain_text(word) for word in settings.positive_actions or ()}
+    listed = settings.positive_actions or ()  # 5.0 is spelled 5 in a log
+    chosen = {*listed, *(re.sub(ZEROS_AT_THE_END, r"\1\2", word) for word in listed)}
     if settings.positive_from is not None:
         found = numbers(action for action in actions if action is not None)
         chosen |= {action for action, number in found.items() if number >= settings.positive_from}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hpgr.data.contract import MISSING_WORDS
+from hpgr.data.ratings import ZEROS_AT_THE_END
 
 NESTED = (
     *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
@@ -30,7 +30,6 @@ DIGITS_LOST = (
     "a float keeps 15 digits of a whole number (of 32 bits: 7), the rest are made up; export the "
     "column from its source as whole numbers or text"
 )
-ZEROS_AT_THE_END = r"^([+-]?[0-9]+)(?:\.0+|(\.[0-9]*[1-9])0+)$"
 WHOLE = r"-?(?:0|[1-9][0-9]*)(?:\.0+)?"  # as pandas writes whole numbers of a column with gaps
 
 
@@ -127,11 +126,6 @@ def spell_value(value: object) -> str | None:
 def plain(numbers: pa.Array) -> pa.Array:
     """Plain decimal numbers without zeros at their end: 4.50 as 4.5, 5.0 as 5; other text as is."""
     return pc.replace_substring_regex(numbers, ZEROS_AT_THE_END, r"\1\2")
-
-
-def plain_text(text: str) -> str:
-    """`plain` for one text."""
-    return re.sub(ZEROS_AT_THE_END, r"\1\2", text)
 
 
 def plain_words(text: pd.Series) -> pd.Series:
