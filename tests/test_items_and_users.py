@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -131,10 +132,17 @@ def test_ids_whose_last_digits_a_float_lost_are_refused(folder, kind):
         list(read_raw(config(folder, **{name: f"{kind}.parquet"}).data, 1000).events)
 
 
-def test_ids_in_text_that_a_float_spoiled_are_refused(folder):
-    write_csv(folder / "log.csv", [("u", f"123456789012345{n}000.0", START + n) for n in range(9)])
-    with pytest.raises(UserError, match=r"log\.csv: item_id holds 123456789012345\d000\.0: "):
-        validate(config(folder))
+@pytest.mark.parametrize(
+    "spoiled", ["1234567890123456768.0", "1.2345678901234568e+18", "1.23457E+12"]
+)
+@pytest.mark.parametrize("kind", ["log", "items"])
+def test_ids_in_text_that_a_float_spoiled_are_refused(folder, kind, spoiled):
+    ids = [spoiled, *range(8)]
+    rows = [("u", one, START + n) for n, one in enumerate(ids)]
+    write_csv(folder / "log.csv", rows if kind == "log" else good_rows(5))
+    write_csv(folder / "items.csv", [(one, "x") for one in ids], "item_id,title")
+    with pytest.raises(UserError, match=rf"{kind}\.csv: item_id holds {re.escape(spoiled)}: "):
+        validate(config(folder, items="items.csv" if kind == "items" else None))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,9 @@ def test_floats_beyond_what_they_hold_exactly_are_known(column, lost):
         (["5.0", "1.1"], ["5.0", "1.1"]),
         (["5.0", "x"], ["5.0", "x"]),
         (["007.0", "5.0"], ["007.0", "5.0"]),
-        (["1.00", "2"], ["1.00", "2"]),
+        (["1.00", "2"], ["1", "2"]),
+        (["1e3", "5.0"], ["1e3", "5.0"]),
+        (["1.5e+18", "x"], ["1.5e+18", "x"]),
     ],
 )
 def test_ids_lose_their_point_where_all_are_whole_numbers(ids, expected):

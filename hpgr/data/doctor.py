@@ -38,11 +38,10 @@ from hpgr.data.contract import (
     table_rules,
 )
 from hpgr.data.expectations import Expectations
-from hpgr.data.formats import Format, column_names, format_of, read_raw
+from hpgr.data.formats import Format, column_names, format_of, read_raw, whole_ids
 from hpgr.data.notes import notes_on_actions, notes_on_rows, notes_on_spelling
 from hpgr.data.problems import Problem
 from hpgr.data.raw_file import MAX_LINE, PARQUET, require_file, require_text
-from hpgr.data.spelling import whole_numbers
 from hpgr.data.staging import copies, mend_ids, stage
 from hpgr.data.tables import (
     LINE,
@@ -295,11 +294,10 @@ def _examine_table(path: Path, key: str, data: Data) -> list[Problem]:
         if not chunks:
             return [_no_rows(path)]
         frame = pd.concat(chunks, ignore_index=True)
-        frame[key] = whole_numbers(frame[key])
-        problems = _examine_ids(path, columns, frame, key)
-        if problems:
-            return problems
+        frame[key] = whole_ids(path, key, frame[key])
         layout = format_of(data)
+        if problems := _examine_ids(path, columns, frame, key):
+            return problems
         return (layout.open_items if key == ITEM else layout.open_users)(path)[1]
     except UserError as error:
         return [_unreadable(path, error)]

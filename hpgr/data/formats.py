@@ -30,7 +30,7 @@ from hpgr.data.contract import (
 from hpgr.data.increments import increments
 from hpgr.data.problems import Problem, note
 from hpgr.data.raw_file import require_file
-from hpgr.data.spelling import DIGITS_LOST, first_lost, plain_words, whole_numbers
+from hpgr.data.spelling import DIGITS_LOST, plain_words, whole_numbers
 from hpgr.data.tables import (
     header,
     parquet_chunks,
@@ -141,7 +141,7 @@ def read_parts(layout: Format, parts: Sequence[Part], chunk_rows: int) -> RawLog
     tables, notes = [], []
     for key, opened in ((ITEM, items), (USER, users)):
         for path, table, found in opened:
-            table[key] = _whole_ids(path, key, table[key])
+            table[key] = whole_ids(path, key, table[key])
             tables.append((path, key, table))
             notes += found
     return RawLog(
@@ -338,13 +338,16 @@ def _require(data: Data, names: Sequence[str]) -> None:
         require_file(data.path / name, cure)
 
 
-def _whole_ids(path: Path, key: str, ids: pd.Series) -> pd.Series:
-    """`whole_numbers`, of which none was too large for the float that it went through."""
-    whole = whole_numbers(ids)
-    changed = whole[(whole != ids) & ids.notna()]
-    if lost := first_lost(changed):
-        raise UserError(f"{path}: {key} holds {lost}.0: {DIGITS_LOST}")
-    return whole
+def whole_ids(path: Path, key: str, ids: pd.Series) -> pd.Series:
+    """`whole_numbers` of an id column of a file.
+
+    Raises:
+        UserError: the digits of one were lost in a float.
+    """
+    try:
+        return whole_numbers(ids)
+    except ValueError as error:
+        raise UserError(f"{path}: {key} holds {error}: {DIGITS_LOST}") from error
 
 
 def _with_lists(

@@ -138,6 +138,7 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
         out, staged = Path(scratch) / "out", Path(scratch) / "staged.parquet"
         out.mkdir()
         stage(raw.events, staged)
+        known = _known_items(layout, raw)
         mended = mend_ids(staged, [files[layout.events]])
         check_tables(raw, expectations)
         counts = check_rows(
@@ -145,13 +146,13 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
             staged,
             (copies(staged)[0], repeated_from(staged, VALIDATED / "events.parquet")),
             files=[str(files[layout.events])],
-            items=_known_items(layout, raw),
+            items=known,
             items_file=f"{layout.items} of the log or of the batch",
             expectations=expectations,
             out=out,
         )
         notes = notes_on_log(
-            raw, staged, column_names(cfg.data), mended, counts, Path(layout.items or "")
+            raw, staged, column_names(cfg.data), mended, counts, known, Path(layout.items or "")
         )
         figures = compare(out / "events.parquet", VALIDATED / "events.parquet", cfg.refresh)
         _check_batch(cfg, counts, figures, log, expectations)

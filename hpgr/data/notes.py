@@ -37,19 +37,20 @@ def notes_on_log(
     columns: Mapping[str, str],
     mended: Iterable[tuple[int, str]],
     counts: Counts,
+    items: pd.DataFrame | None,
     items_file: Path,
 ) -> list[Problem]:
     """All notes but those on actions, once the rows have passed the rules.
 
-    `counts` are what passing the rules found, `items_file` what to call the file of items; for the
-    others see `notes_on_rows`.
+    `counts` are what passing the rules found, `items` the known items, if any matter, `items_file`
+    what to call their file; for the others see `notes_on_rows`.
     """
     files = [part.events for part in raw.parts]
     notes = [*raw.notes, *notes_on_rows(staged, files, columns, mended)]
     notes += notes_on_copies(files[0], counts)
-    if raw.items is not None:
+    if items is not None:
         unknown = [row[ITEM] for row in counts.examples.get(UNKNOWN_ITEM, [])]
-        known = pd.Index(raw.items[ITEM].dropna().unique())
+        known = pd.Index(items[ITEM].dropna().unique())
         notes += notes_on_spelling(unknown, known, files[0], items_file)
     return notes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -30,7 +30,12 @@ DIGITS_LOST = (
     "a float keeps 15 digits of a whole number (of 32 bits: 7), the rest are made up; export the "
     "column from its source as whole numbers or text"
 )
-WHOLE = r"-?(?:0|[1-9][0-9]*)(?:\.0+)?"  # as pandas writes whole numbers of a column with gaps
+# As pandas writes whole numbers of a column with gaps, and a database those of a decimal type.
+WHOLE = r"-?(?:0|[1-9][0-9]*)(?:\.0+)?"
+# As a spreadsheet writes numbers of 12 digits or more, and pandas those beyond 1e16.
+SCIENTIFIC = r"-?[0-9](?:\.[0-9]+)?[eE]\+?[0-9]+"
+FROM_A_FLOAT = r"(?:\.0+|[0-9][eE]\+?[0-9]+)$"
+SHORTENED_FROM = 10**11
 
 
 def words(values: pa.Array | pa.ChunkedArray) -> pd.Series:
@@ -136,16 +141,20 @@ def plain_words(text: pd.Series) -> pd.Series:
 
 
 def whole_numbers(ids: pd.Series) -> pd.Series:
-    """Ids without ".0" where all are whole numbers and some have it; otherwise as they are."""
+    """Ids without ".0" where all are whole numbers and some have it; otherwise as they are.
+
+    Raises:
+        ValueError: all are numbers, and the digits of one were lost in a float.
+    """
     present = ids.dropna()
-    if not present.str.endswith(".0").any() or not present.str.fullmatch(WHOLE).all():
+    spoiled = present[present.str.contains(FROM_A_FLOAT)]
+    if not len(spoiled) or not present.str.fullmatch(f"{WHOLE}|{SCIENTIFIC}").all():
         return ids
-    return ids.str.replace(r"\.0+$", "", regex=True)
-
-
-def first_lost(ids: Iterable[str]) -> str | None:
-    """The first of some whole numbers that a float of 64 bits cannot hold exactly."""
-    return next((one for one in ids if abs(int(one)) >= 2 ** EXACT_BITS[64]), None)
+    scientific = spoiled.str.contains("e", case=False, regex=False)
+    limits = np.where(scientific, SHORTENED_FROM, 2 ** EXACT_BITS[64])
+    if len(lost := spoiled[spoiled.astype("float64").abs() >= limits]):
+        raise ValueError(lost.iloc[0])
+    return ids if scientific.any() else ids.str.replace(r"\.0+$", "", regex=True)
 
 
 def lost_digits(column: pa.Array) -> str | None:

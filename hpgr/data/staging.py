@@ -27,7 +27,14 @@ from hpgr.data.contract import (
     TIMESTAMP,
     USER,
 )
-from hpgr.data.spelling import DIGITS_LOST, EXACT_BITS, WHOLE
+from hpgr.data.spelling import (
+    DIGITS_LOST,
+    EXACT_BITS,
+    FROM_A_FLOAT,
+    SCIENTIFIC,
+    SHORTENED_FROM,
+    WHOLE,
+)
 from hpgr.data.tables import LINE
 from hpgr.runtime import UserError
 
@@ -68,18 +75,19 @@ def mend_ids(staged: Path, files: Sequence[Path]) -> list[tuple[int, str]]:
 
         mended = []
         for column in (USER, ITEM, SESSION):
-            parts = query(
-                f"SELECT {PART} FROM read_parquet(?) GROUP BY 1 "
-                f"HAVING bool_or({column} LIKE '%.0') ORDER BY 1"
+            spoiled = f"regexp_matches({column}, '{FROM_A_FLOAT}')"
+            limit = f"if(contains(lower({column}), 'e'), {SHORTENED_FROM}, {2 ** EXACT_BITS[64]})"
+            found = query(
+                f"SELECT {PART}, bool_and(regexp_full_match({column}, '{WHOLE}')), "
+                f"any_value({column}) FILTER ({spoiled} AND "
+                f"abs(try_cast({column} AS DOUBLE)) >= {limit}) "
+                f"FROM read_parquet($1) WHERE {PART} IN "
+                f"(SELECT {PART} FROM read_parquet($1) GROUP BY 1 HAVING bool_or({spoiled})) "
+                f"GROUP BY 1 HAVING bool_and(regexp_full_match({column}, '{WHOLE}|{SCIENTIFIC}')) "
+                "ORDER BY 1"
             )
-            for (part,) in parts:
-                ((whole, lost),) = query(
-                    f"SELECT bool_and(regexp_full_match({column}, '{WHOLE}')), "
-                    f"any_value({column}) FILTER ({column} LIKE '%.0' AND "
-                    f"abs(try_cast({column} AS DOUBLE)) >= 2.0 ** {EXACT_BITS[64]}) "
-                    f"FROM read_parquet(?) WHERE {PART} = {part}"
-                )
-                if whole and lost:
+            for part, whole, lost in found:
+                if lost:
                     raise UserError(f"{files[part]}: {column} holds {lost}: {DIGITS_LOST}")
                 if whole:
                     mended.append((part, column))

@@ -92,7 +92,9 @@ def validate(cfg: Config) -> None:
             expectations=expectations,
             out=out,
         )
-        notes = notes_on_log(raw, staged, column_names(cfg.data), mended, counts, items_file)
+        notes = notes_on_log(
+            raw, staged, column_names(cfg.data), mended, counts, raw.items, items_file
+        )
         _write_tables(raw, out)
         facts = facts_of(out / "events.parquet")
         summary = {
