@@ -84,11 +84,12 @@ COPY_RULE = Rule(
 )
 
 
-def row_rules(limits: Validate, items_file: str = "the items file") -> tuple[Rule, ...]:
+def row_rules(limits: Validate, items_file: object = None) -> tuple[Rule, ...]:
     """What every event must keep; the columns they look at are made by `prepare`.
 
-    `items_file` is what to call the file that lists the items.
+    `items_file` is what to call the file that lists the items, if there is one.
     """
+    items_file = items_file or "the items file"
     not_null = "expect_column_values_to_not_be_null"
     between = "expect_column_values_to_be_between"
     ids = [

@@ -317,7 +317,7 @@ def _examine_log(data: Data, cfg: Config) -> list[Problem]:
     """Every row of the events that `data` names, by the rules of the validate stage."""
     layout = format_of(data)
     items_file = data.path / layout.items if layout.items else None
-    rules, counted = row_rules(cfg.validate_, str(items_file)), Counter[str]()
+    rules, counted = row_rules(cfg.validate_, items_file), Counter[str]()
     try:
         raw = read_raw(data, cfg.validate_.chunk_rows)
     except UserError as error:

@@ -139,6 +139,7 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
         out.mkdir()
         stage(raw.events, staged)
         known = _known_items(layout, raw)
+        items_file = None if layout.items is None else Path(layout.items)
         mended = mend_ids(staged, [files[layout.events]])
         check_tables(raw, expectations)
         counts = check_rows(
@@ -147,13 +148,11 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
             (copies(staged)[0], repeated_from(staged, VALIDATED / "events.parquet")),
             files=[str(files[layout.events])],
             items=known,
-            items_file=f"{layout.items} of the log or of the batch",
+            items_file=items_file,
             expectations=expectations,
             out=out,
         )
-        notes = notes_on_log(
-            raw, staged, column_names(cfg.data), mended, counts, known, Path(layout.items or "")
-        )
+        notes = notes_on_log(raw, staged, column_names(cfg.data), mended, counts, known, items_file)
         figures = compare(out / "events.parquet", VALIDATED / "events.parquet", cfg.refresh)
         _check_batch(cfg, counts, figures, log, expectations)
         broken = failures(expectations, rows="events")

@@ -38,7 +38,7 @@ def notes_on_log(
     mended: Iterable[tuple[int, str]],
     counts: Counts,
     items: pd.DataFrame | None,
-    items_file: Path,
+    items_file: Path | None,
 ) -> list[Problem]:
     """All notes but those on actions, once the rows have passed the rules.
 
@@ -48,7 +48,7 @@ def notes_on_log(
     files = [part.events for part in raw.parts]
     notes = [*raw.notes, *notes_on_rows(staged, files, columns, mended)]
     notes += notes_on_copies(files[0], counts)
-    if items is not None:
+    if items is not None and items_file is not None:
         unknown = [row[ITEM] for row in counts.examples.get(UNKNOWN_ITEM, [])]
         known = pd.Index(items[ITEM].dropna().unique())
         notes += notes_on_spelling(unknown, known, files[0], items_file)

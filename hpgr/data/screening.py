@@ -94,7 +94,7 @@ def check_rows(
     *,
     files: Sequence[str],
     items: pd.DataFrame | None,
-    items_file: str,
+    items_file: object,
     expectations: Expectations,
     out: Path,
 ) -> Counts:

@@ -35,7 +35,7 @@ from hpgr.data.contract import (
 )
 from hpgr.data.expectations import Expectations, failures
 from hpgr.data.findings import digest_of, facts_of, hashes, summary_of, write_reports
-from hpgr.data.formats import RawLog, column_names, format_of, read_raw
+from hpgr.data.formats import RawLog, column_names, read_raw
 from hpgr.data.increments import FOLDER
 from hpgr.data.notes import notes_on_log
 from hpgr.data.screening import (
@@ -80,7 +80,7 @@ def validate(cfg: Config) -> None:
         staged = Path(scratch) / "staged.parquet"
         stage(raw.events, staged)
         mended = mend_ids(staged, [part.events for part in raw.parts])
-        items_file = cfg.data.path / (format_of(cfg.data).items or "")
+        items_file = raw.parts[0].items
         check_tables(raw, expectations)
         counts = check_rows(
             cfg.validate_,
@@ -88,7 +88,7 @@ def validate(cfg: Config) -> None:
             copies(staged),
             files=[part.events.relative_to(cfg.data.path).as_posix() for part in raw.parts],
             items=raw.items,
-            items_file=str(items_file),
+            items_file=items_file,
             expectations=expectations,
             out=out,
         )
