@@ -37,6 +37,7 @@ from hpgr.runtime import UserError, sole_run
 FIGURES = {  # of batches.json: label and format
     "rows": ("rows", ",d"),
     "quarantined_share": ("quarantined", ".2%"),
+    "duplicates": ("exact duplicates", ",d"),
     "repeated": ("in the log already", ",d"),
     "late": ("older than the log's end", ",d"),
     "events_per_day": ("events a day", ",.0f"),

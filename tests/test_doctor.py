@@ -64,6 +64,14 @@ def test_time_that_is_no_number_is_called_what_it_is(tmp_path, value, shape):
     assert kinds(problems) == [(2, f"timestamp is {shape}")]
 
 
+def test_advice_on_dates_fits_all_dates_of_the_column(tmp_path):
+    # Only the last row shows that the day comes first.
+    rows = [*(("u", f"i{n}", "03/04/2020") for n in range(20)), ("u", "j", "31/12/2020")]
+    problems = examine(write_csv(tmp_path / "log.csv", rows))
+    assert {p.kind for p in problems} == {"timestamp is a date"}
+    assert all("format='%d/%m/%Y'" in p.cure for p in problems)
+
+
 def test_columns_are_called_by_their_name_in_the_file(tmp_path):
     path = write_csv(tmp_path / "log.csv", [("", "i", START)], "who,what,when")
     columns = {"user_id": "who", "item_id": "what", "timestamp": "when"}

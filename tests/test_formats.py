@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from own_log import config, write_csv
 
-from hpgr.data import tables
+from hpgr.data import spelling
 from hpgr.data.formats import read_raw
 from hpgr.runtime import UserError
 
@@ -163,7 +163,9 @@ def test_lines_with_other_numbers_of_fields_are_marked(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("word", ["", "  ", "NaN", "nan", "null", "NULL", "None", "<NA>"])
+@pytest.mark.parametrize(
+    "word", ["", "  ", "NaN", "nan", "null", "NULL", "None", "<NA>", "\\N", "#N/A", "NaT"]
+)
 def test_words_for_no_value_are_missing(tmp_path, word):
     write_csv(tmp_path / "log.csv", [(word, "i", 1)])
     assert events(config(tmp_path))["user_id"].isna().all()
@@ -180,32 +182,32 @@ def test_any_text_survives_csv(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("csv")
     with (folder / "log.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("user_id", "item_id", "timestamp"), *rows])
-    missing = {"", "nan", "NaN", "NAN", "null", "NULL", "None", "<NA>"}
+    missing = {"", "nan", "NaN", "NAN", "NaT", "null", "NULL", "None", "<NA>", "\\N", "#N/A"}
     expected = [tuple(None if v.strip() in missing else v for v in row) for row in rows]
     assert records(events(config(folder, quoting="doubled")), *EVENTS[:3]) == expected
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(-(2**52), 2**52)), min_size=1))
 def test_whole_floats_are_spelled_as_integers(values):
-    spelled = tables.spell(pa.array(values, pa.float64())).to_pylist()
+    spelled = spelling.spell(pa.array(values, pa.float64())).to_pylist()
     assert spelled == [None if v is None else str(v) for v in values]
 
 
 def test_floats_that_are_no_number_are_missing_and_fractions_stay():
     column = pa.array([float("nan"), float("inf"), 2.5], pa.float64())
-    assert tables.spell(column).to_pylist() == [None, None, "2.5"]
+    assert spelling.spell(column).to_pylist() == [None, None, "2.5"]
 
 
 @given(st.datetimes(min_value=datetime(1900, 1, 1), max_value=datetime(2200, 1, 1)))
 def test_times_are_whole_seconds_rounded_down(when):
     seconds = (when - datetime(1970, 1, 1)) // timedelta(seconds=1)
-    assert tables.spell(pa.array([when], pa.timestamp("us"))).to_pylist() == [str(seconds)]
+    assert spelling.spell_time(pa.array([when], pa.timestamp("us"))).to_pylist() == [str(seconds)]
 
 
 def test_zoned_times_are_read_in_utc():
     when = [datetime(2020, 1, 1, tzinfo=UTC)]
     zoned = pa.array(when, pa.timestamp("ms", tz="Europe/Berlin"))
-    assert tables.spell(zoned).to_pylist() == ["1577836800"]
+    assert spelling.spell_time(zoned).to_pylist() == ["1577836800"]
 
 
 @pytest.mark.parametrize(

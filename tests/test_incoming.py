@@ -146,6 +146,14 @@ def test_items_the_log_does_not_have_are_a_share(folder, tmp_path):
     assert verdict.record["unknown_items"] == 0.5
 
 
+def test_exact_duplicates_of_a_batch_are_counted_but_no_fault(folder, tmp_path):
+    rows = following()
+    verdict = judge(tmp_path, [*rows, *rows[:60]])
+    assert verdict.reasons == ()
+    assert (verdict.record["duplicates"], verdict.record["quarantined_share"]) == (60, 0)
+    assert "60 exact duplicates" in verdict.figures()
+
+
 def test_new_items_need_a_row_in_the_batchs_own_table(folder, tmp_path):
     rows = [*following(), ("u1", "brand-new", START + 600 * 4000, 5)]
     assert judge(tmp_path, rows).record["quarantined_share"] == pytest.approx(1 / 601)

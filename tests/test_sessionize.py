@@ -15,7 +15,7 @@ import pytest
 from sample_log import TESTED, config, contents, table_of_events, write_validated
 
 from hpgr.config import Sessionize
-from hpgr.data import engine, session_statistics, sessionize
+from hpgr.data import engine, ratings, session_statistics, sessionize
 from hpgr.data.log import EventLog
 from hpgr.runtime import UserError
 
@@ -125,7 +125,7 @@ def test_label_is_a_rating_or_a_word(action, positive_from, positive_actions, ex
     settings = Sessionize(
         **{**TESTED, "positive_from": positive_from, "positive_actions": positive_actions}
     )
-    assert sessionize.is_positive(action, settings) is expected
+    assert ratings.labels([action], settings) == [int(expected)]
 
 
 def test_items_fall_back_to_their_id_and_lose_empty_and_repeated_categories(workspace):
@@ -333,3 +333,18 @@ def test_a_split_without_training_events_is_refused(workspace):
 def test_a_log_without_positives_warns(workspace, caplog):
     sessionize.sessionize(config(positive_from=6))
     assert "no event is positive" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "positives", "warned"),
+    [(["4,5", "2,0"], 300, False), (["5 stars", "1 star"], 0, True)],
+)
+def test_actions_are_read_as_numbers_or_said_to_be_none(
+    workspace, caplog, words, positives, warned
+):
+    actions = [words[n % 2] for n in range(600)]
+    write_validated({**table_of_events(), "action": actions})
+    sessionize.sessionize(config(min_user_events=1, min_item_events=1, split="global-time"))
+    assert frame("events").label.sum() == positives
+    told = "actions that are no numbers: 600 of 600 events with an action (100.0%) have '"
+    assert (told in caplog.text) is warned

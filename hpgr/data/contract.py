@@ -22,10 +22,11 @@ REQUIRED = (USER, ITEM, TIMESTAMP)
 TITLE, CATEGORIES = "title", "categories"
 ROW = "row"  # number of the row in the log, from 0; increments go on counting
 PART = "part"  # which file of events the row is from: 0 the base, then the increments in order
+UNKNOWN_ITEM = "item is not in the items table"
 RAGGED = "ragged"  # what is wrong with the number of a line's fields; missing where it is right
 
 # What programs write for "no value". An id spelled like one of these is taken for a hole.
-MISSING_WORDS = ("", "nan", "NaN", "NAN", "null", "NULL", "None", "<NA>")
+MISSING_WORDS = ("", "nan", "NaN", "NAN", "NaT", "null", "NULL", "None", "<NA>", "\\N", "#N/A")
 
 WHOLE_NUMBER = r"^-?[0-9]+(?:\.0*)?$"
 # 10^11 seconds is the year 5138, 10^11 milliseconds is 1973: no real log is on the wrong side.
@@ -71,8 +72,24 @@ REPEATED_RULE = Rule(
 )
 
 
-def row_rules(limits: Validate) -> tuple[Rule, ...]:
-    """What every event must keep; the columns they look at are made by `prepare`."""
+# The first of several equal events goes on: the others are left out, but are no fault.
+COPY_RULE = Rule(
+    name="exact duplicate",
+    column=ROW,
+    expected="user, item, timestamp and action together only once",
+    cure="nothing needs to be done: one of them counts",
+    check="expect_column_values_to_be_in_set",
+    arguments={"column": "is_copy", "value_set": [False]},
+    gate=False,
+)
+
+
+def row_rules(limits: Validate, items_file: object = None) -> tuple[Rule, ...]:
+    """What every event must keep; the columns they look at are made by `prepare`.
+
+    `items_file` is what to call the file that lists the items, if there is one.
+    """
+    items_file = items_file or "the items file"
     not_null = "expect_column_values_to_not_be_null"
     between = "expect_column_values_to_be_between"
     ids = [
@@ -101,7 +118,8 @@ def row_rules(limits: Validate) -> tuple[Rule, ...]:
             name="timestamp is in milliseconds or finer",
             column=TIMESTAMP,
             expected=f"seconds, below {MILLISECONDS_FROM:,}",
-            cure="divide by 1000 (milliseconds) or by 1000000 (microseconds)",
+            cure="divide by 1000 (milliseconds), 1000000 (microseconds) or 1000000000 "
+            "(nanoseconds), rounding down: column // 1000",
             check=between,
             arguments={"column": "seconds", "max_value": MILLISECONDS_FROM - 1},
         ),
@@ -121,20 +139,13 @@ def row_rules(limits: Validate) -> tuple[Rule, ...]:
             check=between,
             arguments={"column": "ahead_s", "max_value": limits.max_timestamp_ahead_s},
         ),
-        Rule(
-            name="exact duplicate",
-            column=ROW,
-            expected="user, item, timestamp and action together only once",
-            cure="drop the copies",
-            check="expect_column_values_to_be_in_set",
-            arguments={"column": "is_copy", "value_set": [False]},
-        ),
+        COPY_RULE,
         REPEATED_RULE,
         Rule(
-            name="item is not in the items table",
+            name=UNKNOWN_ITEM,
             column=ITEM,
-            expected="an id that the items file lists",
-            cure="add the item to the items file, or set data.items to null",
+            expected=f"an id that {items_file} lists",
+            cure=f"add the item to {items_file}, or set data.items to null",
             check="expect_column_values_to_be_in_set",
             arguments={"column": "item_known", "value_set": [True]},
         ),
@@ -202,14 +213,14 @@ def batch_rules(limits: Validate) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def table_rules(key: str) -> tuple[Rule, ...]:
-    """What a table of items or users must keep; `key` is its id column."""
+def table_rules(key: str, file: str) -> tuple[Rule, ...]:
+    """What a table of items or users must keep; `key` is its id column, `file` where it is from."""
     return (
         Rule(
             name=f"{key} is missing",
             column=key,
             expected="an id in every row",
-            cure="fill it in, or drop the row",
+            cure=f"fill it in, or drop the row of {file}",
             check="expect_column_values_to_not_be_null",
             arguments={"column": key},
         ),
@@ -217,7 +228,7 @@ def table_rules(key: str) -> tuple[Rule, ...]:
             name=f"{key} occurs more than once",
             column=key,
             expected="one row for each id",
-            cure="merge or drop the repeated rows",
+            cure=f"merge or drop the repeated rows of {file}",
             check="expect_column_values_to_be_unique",
             arguments={"column": key},
         ),

@@ -1,17 +1,15 @@
 """`hpgr doctor PATH`: what is wrong with a log, line by line, before anything runs.
 
-Reads: one file of events, items or users, or a whole raw folder. Writes: nothing but a scratch
+Reads: one table of events, items or users, or a whole raw folder. Writes: nothing but a scratch
 file. The rules are those of the validate stage; added to them is what a stage could only refuse
 as a whole: header, encoding, and which formats of time are mixed.
 """
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from time import time
 
@@ -22,19 +20,23 @@ import pyarrow.parquet as pq
 from hpgr.config import Config, Data
 from hpgr.data.contract import (
     ACTION,
+    CATEGORIES,
     EVENT_COLUMNS,
     FIELDS_RULE,
     ITEM,
-    ROW,
     TIMESTAMP,
+    TITLE,
+    UNKNOWN_ITEM,
     USER,
-    Rule,
     prepare,
     row_rules,
     table_rules,
 )
 from hpgr.data.expectations import Expectations
-from hpgr.data.formats import read_raw
+from hpgr.data.formats import read_raw, whole_ids
+from hpgr.data.layouts import Format, column_names, format_of
+from hpgr.data.listing import Listing, mixed
+from hpgr.data.notes import notes_on_actions, notes_on_rows, notes_on_spelling
 from hpgr.data.problems import (
     LINES_PER_KIND,
     Problem,
@@ -53,34 +55,13 @@ from hpgr.data.raw_file import (
     require_path,
     require_text,
 )
-from hpgr.data.staging import copies, stage
-from hpgr.data.tables import (
-    LINE,
-    SOURCE,
-    header,
-    repeated,
-    suggestion,
-    table_chunks,
-)
+from hpgr.data.staging import copies, mend_ids, stage
+from hpgr.data.tables import header, repeated, suggestion, table_chunks
+from hpgr.data.times import shapes
 from hpgr.runtime import UserError
 
 CHUNK_ROWS = 1 << 18
-NOT_WHOLE = "timestamp is not a whole number"
-
-# Shapes of what stands where epoch seconds should; the first that fits names the value.
-SHAPES = (
-    ("epoch seconds", re.compile(r"-?[0-9]{1,11}(?:\.0*)?")),
-    ("epoch milliseconds or finer", re.compile(r"-?[0-9]{12,}(?:\.0*)?")),
-    ("epoch seconds with a fraction", re.compile(r"-?[0-9]+\.[0-9]+")),
-    ("scientific notation", re.compile(r"-?[0-9]+(?:[.,][0-9]+)?[eE]\+?[0-9]+")),
-    ("a date", re.compile(r"[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}.*")),
-)
-CURES = {
-    "epoch seconds with a fraction": "cut the fraction off: int(value)",
-    "scientific notation": "a spreadsheet lost digits: export the column as a number again",
-    "a date": "convert it: pandas.to_datetime(column, utc=True).astype('datetime64[s, UTC]')"
-    ".astype('int64')",
-}
+EVENTS = "events"  # the role of a table; those of items and users are their id columns
 
 
 def doctor(path: Path, cfg: Config) -> list[Problem]:
@@ -93,13 +74,41 @@ def doctor(path: Path, cfg: Config) -> list[Problem]:
     """
     if refused := _refused(path):
         return refused
-    data = cfg.data.model_copy(update={"format": "table"})
-    names = [n for n in (data.interactions, data.items, data.users) if n is not None]
-    if path.is_dir() and not holds_parts(path) and path.name not in names:
+    data = cfg.data.model_copy(update={"format": "table", "path": path})
+    roles = {role: path / name for role, name in _named(data)}
+    is_log = any(table.exists() for table in roles.values())
+    named = any(path.name == Path(name).name for _, name in _named(data))
+    if path.is_dir() and (is_log or not (holds_parts(path) or named)):
         if cfg.data.format != "table":
             return _examine_log(cfg.data.model_copy(update={"path": path}), cfg)
-        return [p for name in names for p in _examine_file(path / name, data, cfg)]
-    return _examine_file(path, data, cfg)
+        return [p for role, table in roles.items() for p in _examine_file(table, role, data, cfg)]
+    role, folder = _role(path, data)
+    data = data.model_copy(update={"path": folder})
+    if role == EVENTS:
+        beside = {
+            kind: name if name is not None and (folder / name).exists() else None
+            for kind, name in (("items", data.items), ("users", data.users))
+        }
+        name = path.relative_to(folder).as_posix()
+        data = data.model_copy(update={"interactions": name, **beside})
+    return _examine_file(path, role, data, cfg)
+
+
+def _named(data: Data) -> list[tuple[str, str]]:
+    """Role and name of each table that `data` names."""
+    named = ((EVENTS, data.interactions), (ITEM, data.items), (USER, data.users))
+    return [(role, name) for role, name in named if name is not None]
+
+
+def _role(path: Path, data: Data) -> tuple[str, Path]:
+    """What the table at `path` holds by its name, and the raw folder that it lies in."""
+    for role, name in _named(data):
+        if path.parts[-len(Path(name).parts) :] == Path(name).parts:
+            return role, path.parents[len(Path(name).parts) - 1]
+    for role, name in _named(data):
+        if role != EVENTS and path.name == Path(name).name:
+            return role, path.parent
+    return EVENTS, path.parent
 
 
 def _refused(path: Path) -> list[Problem]:
@@ -113,56 +122,67 @@ def _refused(path: Path) -> list[Problem]:
     return []
 
 
-def _examine_file(path: Path, data: Data, cfg: Config) -> list[Problem]:
+def _examine_file(path: Path, role: str, data: Data, cfg: Config) -> list[Problem]:
+    problems = _examine_shape(path, role, data)
+    if any(p.serious for p in problems):
+        return problems
+    if role != EVENTS:
+        return problems + _examine_table(path, role, data)
+    # Users say nothing about events; items do, but what is wrong with their file is said of it.
+    data = data.model_copy(update={"users": None})
+    if data.items is not None and _faults_of_items(data.path / data.items, data):
+        data = data.model_copy(update={"items": None})
+    return problems + _examine_log(data, cfg)
+
+
+def _faults_of_items(path: Path, data: Data) -> bool:
+    """Whether the items cannot be read."""
+    if any(p.serious for p in _examine_shape(path, ITEM, data)):
+        return True
+    try:
+        format_of(data).open_items(path)
+    except UserError:
+        return True
+    return False
+
+
+def _examine_shape(path: Path, role: str, data: Data) -> list[Problem]:
+    """What can be said before a row is read: files, encodings, headers and dialects."""
     if refused := _refused(path):
         return refused
     problems: list[Problem] = []
     try:
         for part in parts_of(path):
-            problems += _examine_part(part, path, data)
+            problems += _examine_part(part, path, role, data)
     except UserError as error:
-        return [*problems, unreadable(path, error)]
-    if any(p.serious for p in problems):
-        return problems
-    if path.name == data.items or path.name == data.users:
-        return problems + _examine_table(path, data)
-    beside = {
-        role: name if name is not None and (path.parent / name).exists() else None
-        for role, name in (("items", data.items), ("users", data.users))
-    }
-    log = data.model_copy(update={"path": path.parent, "interactions": path.name, **beside})
-    return problems + _examine_log(log, cfg)
+        problems.append(unreadable(path, error))
+    return problems
 
 
-def _examine_part(part: Path, table: Path, data: Data) -> list[Problem]:
+def _examine_part(part: Path, table: Path, role: str, data: Data) -> list[Problem]:
     """One file of a table: its text, its header and its dialect."""
     if part.suffix in PARQUET:
-        return list(_examine_header(part, table, data))
+        return list(_examine_header(part, table, role, data))
     try:
         require_text(part)
     except UserError as error:
         return [unreadable(part, error)]
     problems = text_problems(part)
     if not any(p.serious for p in problems):
-        problems += _examine_header(part, table, data)
+        problems += _examine_header(part, table, role, data)
     if not any(p.serious for p in problems):
         problems += dialect_problems(part, data.quoting)
     return problems
 
 
-def _columns_of(table: Path, data: Data) -> dict[str, str]:
-    """Columns that the table must have by its role, ours -> theirs."""
+def _columns_of(role: str, data: Data) -> dict[str, str]:
+    """Columns that the file must have by its role, ours -> theirs."""
     mapped = data.columns
-    if table.name == data.users:
-        wanted = [USER]
-    elif table.name == data.items:
-        wanted = [ITEM, "title", "categories"]
-    else:
-        wanted = list(EVENT_COLUMNS)
+    wanted = {USER: [USER], ITEM: [ITEM, TITLE, CATEGORIES]}.get(role, EVENT_COLUMNS)
     return {name: getattr(mapped, name) for name in wanted if getattr(mapped, name) is not None}
 
 
-def _examine_header(path: Path, table: Path, data: Data) -> Iterator[Problem]:
+def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[Problem]:
     """The columns of one file of a table."""
     try:
         names = header(path)
@@ -181,7 +201,7 @@ def _examine_header(path: Path, table: Path, data: Data) -> Iterator[Problem]:
             "rename or drop the copies",
         )
     names += [name for name in partition_of(path, table) if name not in names]
-    for wanted, name in _columns_of(table, data).items():
+    for wanted, name in _columns_of(role, data).items():
         if name not in names:
             yield Problem(
                 path,
@@ -194,90 +214,28 @@ def _examine_header(path: Path, table: Path, data: Data) -> Iterator[Problem]:
             )
 
 
-class _Listing:
-    """Problems of one file's rows, capped for each kind."""
-
-    def __init__(self, files: Sequence[Path], columns: dict[str, str]) -> None:
-        """`files` are those that the rows are from, by their `source`."""
-        self._files, self._columns = files, columns
-        self._listed: dict[str, list[Problem]] = {}
-        self._counts: Counter[str] = Counter()
-
-    def add(self, frame: pd.DataFrame, found: dict[str, np.ndarray], rules: Sequence[Rule]) -> None:
-        """Take in the rows of `frame` that break each of `rules`."""
-        for rule in rules:
-            rows = frame.iloc[found.get(rule.name, [])]
-            if rule.name == NOT_WHOLE:
-                shapes = _shapes(rows[TIMESTAMP])
-                for shape in shapes.unique():
-                    kind, cure = f"timestamp is {shape}", CURES.get(shape, rule.cure)
-                    self._note(replace(rule, name=kind, cure=cure), rows[shapes == shape])
-            else:
-                self._note(rule, rows)
-
-    def _note(self, rule: Rule, rows: pd.DataFrame) -> None:
-        listed = self._listed.setdefault(rule.name, [])
-        for _, row in rows.head(LINES_PER_KIND - len(listed)).iterrows():
-            listed.append(
-                Problem(
-                    file=self._files[row.get(SOURCE, 0)],
-                    kind=rule.name,
-                    line=int(row[LINE]),
-                    column=self._columns.get(rule.column),
-                    found=_found(rule, row),
-                    expected=rule.expected,
-                    cure=rule.cure,
-                    serious=rule.gate,
-                )
-            )
-        self._counts[rule.name] += len(rows)
-
-    def problems(self) -> list[Problem]:
-        """All in order of files and lines; the last of a kind says how many more there are."""
-        for kind, listed in self._listed.items():
-            if more := self._counts[kind] - len(listed):
-                listed[-1] = replace(listed[-1], more=more)
-        order = {file: number for number, file in enumerate(self._files)}
-        found = (p for ps in self._listed.values() for p in ps)
-        return sorted(found, key=lambda p: (order[p.file], p.line or 0))
-
-
-def _found(rule: Rule, row: pd.Series) -> str:
-    if rule.column == ROW:
-        return "a copy of an earlier line: " + ", ".join(
-            str(row[name]) for name in (USER, ITEM, TIMESTAMP, ACTION) if not pd.isna(row[name])
-        )
-    value = row[rule.column]
-    return "nothing (empty, or a word such as nan or null)" if pd.isna(value) else repr(value)
-
-
-def _shapes(values: pd.Series) -> pd.Series:
-    """What each value looks like, by SHAPES; missing values are left out."""
-    present = values.dropna()
-    shapes = pd.Series("no number", index=present.index, dtype=object)
-    for name, pattern in reversed(SHAPES):
-        shapes[present.str.fullmatch(pattern)] = name
-    return shapes
-
-
-def _examine_table(path: Path, data: Data) -> list[Problem]:
-    """Ids of a file of items or users."""
-    key = ITEM if path.name == data.items else USER
-    columns = {key: _columns_of(path, data)[key]}
+def _examine_table(path: Path, key: str, data: Data) -> list[Problem]:
+    """Ids of a file of items or users, and how its other columns are read."""
+    columns = {key: _columns_of(key, data)[key]}
     try:
         chunks = list(table_chunks(path, columns, CHUNK_ROWS, data.quoting))
+        if not chunks:
+            return [no_rows(path)]
+        frame = pd.concat(chunks, ignore_index=True)
+        frame[key] = whole_ids(path, key, frame[key])
+        layout = format_of(data)
+        if problems := _examine_ids(path, columns, frame, key):
+            return problems
+        return (layout.open_items if key == ITEM else layout.open_users)(path)[1]
     except UserError as error:
         return [unreadable(path, error)]
-    if not chunks:
-        return [no_rows(path)]
-    return _examine_rows(path, columns, pd.concat(chunks, ignore_index=True), key)
 
 
-def _examine_rows(
+def _examine_ids(
     path: Path, columns: dict[str, str], frame: pd.DataFrame, key: str
 ) -> list[Problem]:
-    rules = (FIELDS_RULE, *table_rules(key))
-    expectations, listing = Expectations(), _Listing(parts_of(path), columns)
+    rules = (FIELDS_RULE, *table_rules(key, "this file"))
+    expectations, listing = Expectations(), Listing(parts_of(path), columns)
     expectations.add("table", rules)
     listing.add(frame, expectations.check("table", frame), rules)
     return listing.problems()
@@ -285,23 +243,25 @@ def _examine_rows(
 
 def _examine_log(data: Data, cfg: Config) -> list[Problem]:
     """Every row of the events that `data` names, by the rules of the validate stage."""
-    rules, shapes = row_rules(cfg.validate_), Counter[str]()
+    layout = format_of(data)
+    items_file = data.path / layout.items if layout.items else None
+    rules, counted = row_rules(cfg.validate_, items_file), Counter[str]()
     try:
         raw = read_raw(data, cfg.validate_.chunk_rows)
     except UserError as error:
-        return [unreadable(data.path / (data.interactions or ""), error)]
-    path = raw.parts[0].events
-    columns = {name: name for name in EVENT_COLUMNS}
-    if data.format == "table":
-        columns = _columns_of(path, data)
-    listing = _Listing(raw.sources, columns)
+        return [unreadable(_file_of(error, data, layout), error)]
+    path, columns = raw.parts[0].events, column_names(data)
+    files = [part.events for part in raw.parts]
+    listing = Listing(raw.sources, _columns_of(EVENTS, data) if data.format == "table" else columns)
     expectations = Expectations()
     expectations.add("events", rules)
     known = None if raw.items is None else pd.Index(raw.items[ITEM].dropna().unique())
+    unknown: list[str] = []
     with tempfile.TemporaryDirectory(prefix="hpgr-doctor-") as scratch:
         staged = Path(scratch) / "staged.parquet"
         try:
             stage(raw.events, staged)
+            mended = mend_ids(staged, files)
         except UserError as error:
             return [unreadable(path, error)]
         (within, repeated), now = copies(staged), int(time())
@@ -312,25 +272,25 @@ def _examine_log(data: Data, cfg: Config) -> list[Problem]:
                 chunk = prepare(
                     batch.to_pandas(), now=now, copies=within, repeated=repeated, known_items=known
                 )
-                listing.add(chunk, expectations.check("events", chunk), rules)
-                shapes.update(_shapes(chunk[TIMESTAMP]).value_counts().to_dict())
-    problems = [*_mixed(path, columns[TIMESTAMP], shapes), *listing.problems()]
-    if data.format != "table":
-        for file_path, key, table in raw.tables:
+                found = expectations.check("events", chunk)
+                listing.add(chunk, found, rules)
+                strangers = chunk[ITEM].iloc[found.get(UNKNOWN_ITEM, [])]
+                unknown += strangers.iloc[: LINES_PER_KIND - len(unknown)].tolist()
+                counted.update(shapes(chunk[TIMESTAMP]).value_counts().to_dict())
+        notes = notes_on_rows(staged, files, columns, mended)
+        if data.format != "table" or data.columns.action is not None:
+            notes += notes_on_actions(staged, path, columns[ACTION], cfg.sessionize)
+    if known is not None and items_file is not None:
+        notes += notes_on_spelling(unknown, known, path, items_file)
+    problems = [*mixed(path, columns[TIMESTAMP], counted), *notes, *listing.problems()]
+    for file_path, key, table in raw.tables:
+        if data.format != "table" or file_path not in (raw.parts[0].items, raw.parts[0].users):
             frame = table[[key]].assign(line=np.arange(1, len(table) + 1), ragged=None)
-            problems += _examine_rows(file_path, {key: key}, frame, key)
+            problems += _examine_ids(file_path, {key: key}, frame, key)
     return problems
 
 
-def _mixed(path: Path, column: str, shapes: Counter[str]) -> Iterator[Problem]:
-    if len(shapes) > 1:
-        found = ", ".join(f"{count:,} x {shape}" for shape, count in shapes.most_common())
-        yield Problem(
-            path,
-            "mixed formats of time",
-            None,
-            column,
-            found,
-            "epoch seconds throughout",
-            "find out where the log changes its format, and convert the rest",
-        )
+def _file_of(error: UserError, data: Data, layout: Format) -> Path:
+    """The file that an error of reading a log speaks of."""
+    files = [data.path / name for name in layout.names]
+    return next((file for file in files if str(error).startswith(str(file))), files[0])

@@ -78,6 +78,7 @@ def summary_of(
         "accepted": counts.accepted,
         "quarantined": counts.quarantined,
         "repeated": counts.repeated,
+        "duplicates": counts.duplicates,
         "quarantined_share": counts.quarantined_share,
         "reasons": dict(counts.reasons),
         "users": facts["users"],

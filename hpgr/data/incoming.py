@@ -11,6 +11,7 @@ Writes the evidence against a refused batch to `artifacts/rejected/` where it is
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,15 +27,18 @@ from hpgr.data.contract import ITEM, Rule, batch_rules
 from hpgr.data.drift import compare
 from hpgr.data.expectations import Expectations, failures
 from hpgr.data.findings import facts_of, hashes, summary_of, write_reports
-from hpgr.data.formats import Format, Part, RawLog, format_of, read_parts
+from hpgr.data.formats import RawLog, read_parts
 from hpgr.data.increments import digest, find, increments
+from hpgr.data.layouts import Format, Part, column_names, format_of
 from hpgr.data.ledger import last_accepted
+from hpgr.data.notes import notes_on_log
 from hpgr.data.raw_file import PARQUET, holds_parts, parts_of, require_file, require_path
 from hpgr.data.screening import Counts, bad_rows, breach, check_rows, check_tables, publish
-from hpgr.data.staging import copies, repeated_from, stage
+from hpgr.data.staging import copies, mend_ids, repeated_from, stage
 from hpgr.data.validate import REJECTED, VALIDATED
 from hpgr.runtime import UserError, read_json, sha256_file
 
+logger = logging.getLogger(__name__)
 # Of the rules that the log as a whole keeps, those that fit a batch as well.
 ALONE = ("rows_accepted", "quarantined_share", "days_old")
 
@@ -65,7 +69,11 @@ class Verdict:
         """What it holds and how it differs from the log, in one line."""
         record = self.record
         parts = [f"{record['rows']:,} rows", f"{record['quarantined_share']:.2%} quarantined"]
-        for key, label in (("repeated", "in the log already"), ("late", "older than its end")):
+        for key, label in (
+            ("duplicates", "exact duplicates"),
+            ("repeated", "in the log already"),
+            ("late", "older than its end"),
+        ):
             if record[key]:
                 parts.append(f"{record[key]:,} {label}")
         for key in ("item_drift", "action_drift", "unknown_items"):
@@ -154,16 +162,21 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
         out, staged = Path(scratch) / "out", Path(scratch) / "staged.parquet"
         out.mkdir()
         stage(raw.events, staged)
+        known = _known_items(layout, raw)
+        items_file = None if layout.items is None else Path(layout.items)
+        mended = mend_ids(staged, [files[layout.events]])
         check_tables(raw, expectations)
         counts = check_rows(
             cfg.validate_,
             staged,
             (copies(staged)[0], repeated_from(staged, VALIDATED / "events.parquet")),
             files=[str(path) for path in raw.sources],
-            items=_known_items(layout, raw),
+            items=known,
+            items_file=items_file,
             expectations=expectations,
             out=out,
         )
+        notes = notes_on_log(raw, staged, column_names(cfg.data), mended, counts, known, items_file)
         figures = compare(out / "events.parquet", VALIDATED / "events.parquet", cfg.refresh)
         _check_batch(cfg, counts, figures, log, expectations)
         broken = failures(expectations, rows="events")
@@ -175,10 +188,13 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
             summary = {
                 **figures,
                 **summary_of(source, cfg.data.format, inputs, dialects, counts, facts),
+                "notes": [str(note) for note in notes],
                 "last_accepted": None,
             }
             write_reports(out, summary, counts, facts, expectations, broken)
             publish(out, REJECTED, keep_tables=False)
+    for note in notes:
+        logger.warning("%s", note)
     reasons = tuple(breach(tally) for tally in broken)
     record |= {
         "accepted": not broken,
@@ -186,6 +202,7 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
         "rows": counts.rows,
         "quarantined_share": counts.quarantined_share,
         "repeated": counts.repeated,
+        "duplicates": counts.duplicates,
         **figures,
     }
     bad = bad_rows(counts, expectations.tallies["events"])

@@ -1,4 +1,4 @@
-"""What the doctor says: one Problem for each thing that is wrong, and those of a text's bytes.
+"""What is wrong with a file, or only worth knowing: where, what was found, what to do.
 
 Reads the text files it is given.
 """
@@ -136,3 +136,10 @@ def dialect_problems(path: Path, quoting: Quoting) -> Iterator[Problem]:
             "if that is not what is meant, set data.quoting",
             serious=False,
         )
+
+
+def note(
+    file: Path, kind: str, column: str | None, found: str, expected: str, cure: str
+) -> Problem:
+    """What is worth knowing of a whole file that is read all the same."""
+    return Problem(file, kind, None, column, found, expected, cure, serious=False)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from hpgr.config import Validate
 from hpgr.data.contract import (
+    COPY_RULE,
     EVENT_COLUMNS,
     ITEM,
     REPEATED_RULE,
@@ -53,20 +54,22 @@ EXAMPLES_PER_REASON = 5
 class Counts:
     """What passing the rows through the rules found.
 
-    `quarantined` rows are bad. `repeated` ones are good, but an earlier batch brought them; they
-    lie in the quarantine's file too.
+    `quarantined` rows are bad. `repeated` ones are good, but an earlier batch brought them, and
+    `duplicates` are equal to an earlier row of their own file; both lie in the quarantine's file
+    too.
     """
 
     rows: int = 0
     quarantined: int = 0
     repeated: int = 0
+    duplicates: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def accepted(self) -> int:
         """Rows that went on."""
-        return self.rows - self.quarantined - self.repeated
+        return self.rows - self.quarantined - self.repeated - self.duplicates
 
     @property
     def quarantined_share(self) -> float:
@@ -78,7 +81,8 @@ def check_tables(raw: RawLog, expectations: Expectations) -> None:
     """Have the ids of the tables of items and users checked."""
     for name, table, key in (("items", raw.items, ITEM), ("users", raw.users, USER)):
         if table is not None:
-            expectations.add(name, table_rules(key))
+            files = " and ".join(str(path) for path, its_key, _ in raw.tables if its_key == key)
+            expectations.add(name, table_rules(key, files))
             expectations.check(name, table[[key]])
 
 
@@ -89,6 +93,7 @@ def check_rows(
     *,
     files: Sequence[str],
     items: pd.DataFrame | None,
+    items_file: object,
     expectations: Expectations,
     out: Path,
 ) -> Counts:
@@ -100,13 +105,14 @@ def check_rows(
         copies: rows that repeat an earlier one, of their own file and of an earlier batch.
         files: what to call each file of events, by its `source`.
         items: the known items in column item_id; None where any item is right.
+        items_file: what to call the file that lists them.
         expectations: gets the suite `events` and what it found.
         out: an existing folder.
 
     Raises:
         UserError: there is no row at all.
     """
-    rules = row_rules(limits)
+    rules = row_rules(limits, items_file)
     expectations.add("events", rules)
     within, repeated = copies
     known = None if items is None else pd.Index(items[ITEM].dropna().unique())
@@ -132,9 +138,11 @@ def check_rows(
             refused = chunk[bad].assign(reason=reason[bad])
             quarantine.write_table(as_table(refused, QUARANTINE_SCHEMA))
             only_repeated = int((reason == REPEATED_RULE.name).sum())
+            only_copies = int((reason == COPY_RULE.name).sum())
             counts.rows += len(chunk)
             counts.repeated += only_repeated
-            counts.quarantined += len(refused) - only_repeated
+            counts.duplicates += only_copies
+            counts.quarantined += len(refused) - only_repeated - only_copies
             _note(counts, found, chunk)
     order = [rule.name for rule in rules if counts.reasons[rule.name]]
     counts.reasons = Counter({name: counts.reasons[name] for name in order})
@@ -179,7 +187,7 @@ def bad_rows(counts: Counts, tallies: Sequence[Tally]) -> list[str]:
     if not counts.quarantined:
         return []
     share = counts.quarantined_share
-    broken = [tally for tally in tallies if tally.broken]
+    broken = [tally for tally in tallies if tally.broken and tally.rule.gate]
     return [
         f"{counts.quarantined:,} of {counts.rows:,} rows ({share:.1%}) are bad:",
         *(f"  {tally.broken:,} x {tally.rule.name}; {tally.rule.cure}" for tally in broken),

@@ -36,6 +36,7 @@ class Totals:
         train_events: training events of each item, [V].
         events: events by split, [3].
         positives: events with label 1 by split, [3].
+        actions: events by action, [actions]; the first have none.
         users: users with an event in the split, [3].
         item_seen: whether an item has an event in the split, [3, V].
         cold_events: events by split whose item has no training event, [3].
@@ -50,6 +51,7 @@ class Totals:
     train_events: np.ndarray
     events: np.ndarray
     positives: np.ndarray
+    actions: np.ndarray
     users: np.ndarray
     item_seen: np.ndarray
     cold_events: np.ndarray
@@ -63,6 +65,7 @@ def totals(log: EventLog) -> Totals:
     gaps = np.zeros(len(edges) + 1, dtype=np.int64)
     per_item = np.zeros((3, num_items), dtype=np.int64)
     positives = np.zeros(3, dtype=np.int64)
+    actions = np.zeros(log.meta.num_actions, dtype=np.int64)
     user_seen = np.zeros((3, num_users), dtype=bool)
     sessions_per_user = np.zeros(num_users, dtype=np.int64)
     newest_key, resumed = -1, 0
@@ -77,6 +80,7 @@ def totals(log: EventLog) -> Totals:
         start, newest_key = opening(user, log.session[rows], newest_key)
         resumed += int((~start & (log.session[rows] != log.session[before])).sum())
         sessions_per_user += np.bincount(user[start], minlength=num_users)
+        actions += np.bincount(log.action[rows], minlength=len(actions))
         split, item = log.split[rows], log.item[rows]
         for part in (TRAIN, VALIDATION, TEST):
             chosen = split == part
@@ -94,6 +98,7 @@ def totals(log: EventLog) -> Totals:
         train_events=per_item[TRAIN],
         events=per_item.sum(axis=1),
         positives=positives,
+        actions=actions,
         users=user_seen.sum(axis=1),
         item_seen=per_item > 0,
         cold_events=per_item[:, per_item[TRAIN] == 0].sum(axis=1),

@@ -27,6 +27,7 @@ from hpgr.data.base import BASE, is_filled
 from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
 from hpgr.data.log import DTYPES, FIRST_ITEM, EventLog, Meta
 from hpgr.data.memory import remember
+from hpgr.data.ratings import labels, unread
 from hpgr.data.session_statistics import Totals, gap_table, statistics, totals
 from hpgr.data.vocabulary import grown
 from hpgr.runtime import UserError, atomic_folder, write_json
@@ -123,13 +124,13 @@ def _tables(
     single_file(paths["user_id"], out / "users.parquet")
     items = _items(paths["item_id"], engine)
     actions = _actions(paths["action"], settings, out)
-    labels = engine.scratch / "labels.parquet"
-    pq.write_table(actions, labels)
+    labelled = engine.scratch / "labels.parquet"
+    pq.write_table(actions, labelled)
     log = sessions.sessionized(
         kept,
         engine.read(paths["user_id"]),
         engine.read(items),
-        engine.read(labels),
+        engine.read(labelled),
         gap_s=settings.gap_s,
         own_ids=before["named"] > 0,
         split=settings.split,
@@ -211,28 +212,13 @@ def _actions(vocabulary: Path, settings: Sessionize, out: Path) -> pa.Table:
         )
     ids = pa.array(range(1, len(names) + 1), pa.int16())
     pq.write_table(pa.table({"action": ids, "name": column}), out / "actions.parquet")
-    labels = [int(is_positive(name, settings)) for name in [*names, None]]
     return pa.table(
         {
             "action": pa.array([*names, None], pa.string()),
             "action_id": pa.array([*ids.to_pylist(), 0], pa.int16()),
-            "label": pa.array(labels, pa.int8()),
+            "label": pa.array(labels([*names, None], settings), pa.int8()),
         }
     )
-
-
-def is_positive(action: str | None, settings: Sessionize) -> bool:
-    """Whether an event with this action is a positive example; every event is if nothing is set."""
-    if settings.positive_from is None and settings.positive_actions is None:
-        return True
-    if action is None:
-        return False
-    if action in (settings.positive_actions or ()):
-        return True
-    try:
-        return settings.positive_from is not None and float(action) >= settings.positive_from
-    except ValueError:
-        return False
 
 
 def _item_table(item_ids: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -333,7 +319,7 @@ def _take_room(path: Path) -> None:
 
 
 def _judge(sums: Totals, settings: Sessionize, out: Path) -> None:
-    """Refuse a split with an empty part; warn where no event is positive."""
+    """Refuse a split with an empty part; warn where no event is positive or actions are unread."""
     for name, count in zip(("train", "validation", "test"), sums.events, strict=True):
         if count == 0:
             raise UserError(
@@ -341,12 +327,14 @@ def _judge(sums: Totals, settings: Sessionize, out: Path) -> None:
                 "raise sessionize.min_user_events to 3 or more for leave-one-out, raise the shares "
                 "for global-time, or bring a longer log"
             )
+    names = pq.read_table(out / "actions.parquet")["name"].to_pylist()
+    if words := unread(dict(zip(names, sums.actions[1:].tolist(), strict=True)), settings):
+        logger.warning("actions that are no numbers: %s, expected %s; %s", *words)
     if not sums.positives.any():
-        found = pq.read_table(out / "actions.parquet")["name"].to_pylist()[:10]
         logger.warning(
             "no event is positive: sessionize.positive_from is %s and positive_actions is %s, "
             "but the actions of the log are %s",
             settings.positive_from,
             settings.positive_actions,
-            found or "absent",
+            names[:10] or "absent",
         )

@@ -5,8 +5,9 @@ Writes and reads the paths it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -15,8 +16,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from hpgr.data.contract import ACTION, EVENT_COLUMNS, ITEM, PART, RAGGED, ROW, TIMESTAMP, USER
+from hpgr.data.contract import (
+    ACTION,
+    EVENT_COLUMNS,
+    ITEM,
+    PART,
+    RAGGED,
+    ROW,
+    SESSION,
+    TIMESTAMP,
+    USER,
+)
+from hpgr.data.spelling import (
+    DIGITS_LOST,
+    EXACT_BITS,
+    FROM_A_FLOAT,
+    SCIENTIFIC,
+    SHORTENED_FROM,
+    WHOLE,
+)
 from hpgr.data.tables import LINE, SOURCE
+from hpgr.runtime import UserError
 
 STAGED_SCHEMA = pa.schema(
     [(name, pa.string()) for name in EVENT_COLUMNS]
@@ -38,6 +58,52 @@ def stage(chunks: Iterator[pd.DataFrame], target: Path) -> None:
         for chunk in tqdm(chunks, desc="read", unit="chunk", disable=None):
             frame = chunk[STAGED_SCHEMA.names]
             writer.write_table(pa.Table.from_pandas(frame, STAGED_SCHEMA, preserve_index=False))
+
+
+def mend_ids(staged: Path, files: Sequence[Path]) -> list[tuple[int, str]]:
+    """Write ids of the staged rows without ".0" in each part and column of whole numbers only.
+
+    That is how programs export whole numbers of a column with gaps. `files` are the parts' files.
+    Returns part and column of what was mended.
+
+    Raises:
+        UserError: such a number has more digits than a float holds, so they are lost.
+    """
+    with open_duckdb(staged.parent) as connection:
+
+        def query(sql: str) -> list[tuple[Any, ...]]:
+            return connection.execute(sql, [str(staged)]).fetchall()
+
+        mended = []
+        for column in (USER, ITEM, SESSION):
+            spoiled = f"regexp_matches({column}, '{FROM_A_FLOAT}')"
+            limit = f"if(contains(lower({column}), 'e'), {SHORTENED_FROM}, {2 ** EXACT_BITS[64]})"
+            found = query(
+                f"SELECT {PART}, bool_and(regexp_full_match({column}, '{WHOLE}')), "
+                f"any_value({column}) FILTER ({spoiled} AND "
+                f"abs(try_cast({column} AS DOUBLE)) >= {limit}) "
+                f"FROM read_parquet($1) WHERE {PART} IN "
+                f"(SELECT {PART} FROM read_parquet($1) GROUP BY 1 HAVING bool_or({spoiled})) "
+                f"GROUP BY 1 HAVING bool_and(regexp_full_match({column}, '{WHOLE}|{SCIENTIFIC}')) "
+                "ORDER BY 1"
+            )
+            for part, whole, lost in found:
+                if lost:
+                    raise UserError(f"{files[part]}: {column} holds {lost}: {DIGITS_LOST}")
+                if whole:
+                    mended.append((part, column))
+        if mended:
+            spelled = ", ".join(
+                f"CASE WHEN {PART} IN ({', '.join(str(p) for p, c in mended if c == column)}) "
+                f"THEN regexp_replace({column}, '\\.0+$', '') ELSE {column} END AS {column}"
+                for column in dict.fromkeys(column for _, column in mended)
+            )
+            whole_log = staged.with_name("mended.parquet")
+            connection.sql(
+                f"SELECT * REPLACE ({spelled}) FROM read_parquet(?)", params=[str(staged)]
+            ).write_parquet(str(whole_log))
+            whole_log.replace(staged)
+    return mended
 
 
 def copies(staged: Path) -> tuple[np.ndarray, np.ndarray]:

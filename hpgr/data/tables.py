@@ -2,8 +2,7 @@
 
 Reads: the paths it is given. Writes: nothing. Values stay as found, as strings: it is for the
 rules of `contract.py` to say what is right. Only a Parquet column that has a type of its own is
-spelled out: times as whole epoch seconds (a time without a zone is read as UTC), whole-number
-floats without ".0".
+spelled out (`spelling.py`): times as whole epoch seconds (a time without a zone is read as UTC).
 
 A table is one file, or a folder of parts as Spark writes it, each part with a header of its own. In
 text a line with too few or too many fields is one bad row rather than the end, and each row knows
@@ -23,10 +22,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hpgr.data.contract import EVENT_COLUMNS, MISSING_WORDS, RAGGED, REQUIRED, ROW
+from hpgr.data.contract import (
+    ACTION,
+    CATEGORIES,
+    EVENT_COLUMNS,
+    RAGGED,
+    REQUIRED,
+    ROW,
+    TIMESTAMP,
+)
 from hpgr.data.dialect import Quoting, dialect_of, text_header
+from hpgr.data.problems import Problem, note
 from hpgr.data.raw_file import PARQUET, partition_of, parts_of
 from hpgr.data.records import Dialect
+from hpgr.data.spelling import (
+    DIGITS_LOST,
+    lists_of,
+    lost_digits,
+    spell,
+    spell_any,
+    spell_time,
+    words,
+)
 from hpgr.data.text import LINE, text_tables
 from hpgr.runtime import UserError
 
@@ -155,12 +172,14 @@ def _part_chunks(
         chunks = text_chunks(part, dialect, found, width, chunk_rows)
     for chunk in chunks:
         for ours in columns.keys() - inside.keys():
-            chunk[ours] = _strings(pa.array([values[columns[ours]]] * len(chunk), pa.string()))
+            chunk[ours] = words(pa.array([values[columns[ours]]] * len(chunk), pa.string()))
         yield chunk
 
 
-def table_whole(path: Path, columns: dict[str, str], quoting: Quoting = "auto") -> pd.DataFrame:
-    """A whole Parquet or CSV file of items or users, or a folder of such parts.
+def table_whole(
+    path: Path, columns: dict[str, str], quoting: Quoting = "auto"
+) -> tuple[pd.DataFrame, list[Problem]]:
+    """A whole Parquet or CSV file of items or users, or a folder of such parts; and notes.
 
     `columns` and `quoting` are as in `table_chunks`.
 
@@ -168,23 +187,25 @@ def table_whole(path: Path, columns: dict[str, str], quoting: Quoting = "auto") 
         UserError: as `table_chunks`; and where a line has not as many fields as the header, or
             there is no row.
     """
-    frames = []
+    frames, notes = [], []
     for part in parts_of(path):
         found = places(part, columns, path)
         inside = {ours: theirs for ours, theirs in columns.items() if ours in found}
         if part.suffix in PARQUET:
             if part != path and is_empty(part):
                 continue
-            frame = parquet_whole(part, inside)
+            frame, more = parquet_whole(part, inside)
+            notes += more
         else:
             frame = text_whole(part, dialect_of(part, quoting), found, len(_names(part)))
         values = partition_of(part, path)
         for ours in columns.keys() - inside.keys():
-            frame[ours] = _strings(pa.array([values[columns[ours]]] * len(frame), pa.string()))
+            frame[ours] = words(pa.array([values[columns[ours]]] * len(frame), pa.string()))
         frames.append(frame)
     if not any(map(len, frames)):
         raise UserError(f"{path} has no rows: expected one for each id")
-    return pd.concat(frames, ignore_index=True)[list(columns)]
+    table = pd.concat(frames, ignore_index=True)
+    return table[[name for name in columns if name in table]], notes
 
 
 def text_chunks(
@@ -194,7 +215,7 @@ def text_chunks(
     start = 0
     for table in text_tables(path, dialect, width, list(fields.values()), chunk_rows):
         yield _chunk(
-            {ours: _strings(table.column(str(place))) for ours, place in fields.items()},
+            {ours: words(table.column(str(place))) for ours, place in fields.items()},
             start,
             line=table.column(LINE).to_numpy(),
             ragged=table.column(RAGGED).to_pandas(),
@@ -217,7 +238,7 @@ def text_whole(path: Path, dialect: Dialect, fields: dict[str, int], width: int)
                 f"({len(bad)} such lines); quote values that hold the separator"
             )
         frames.append(
-            pd.DataFrame({ours: _strings(table[str(place)]) for ours, place in fields.items()})
+            pd.DataFrame({ours: words(table[str(place)]) for ours, place in fields.items()})
         )
     if not frames:
         return pd.DataFrame({ours: pd.Series(dtype="str") for ours in fields})
@@ -239,12 +260,6 @@ def _chunk(
     return frame
 
 
-def _strings(values: pa.Array | pa.ChunkedArray) -> pd.Series:
-    """Text with the words for "no value" taken out."""
-    text = values.to_pandas().astype("str")
-    return text.mask(text.str.strip().isin(MISSING_WORDS))
-
-
 def parquet_chunks(path: Path, columns: dict[str, str], chunk_rows: int) -> Iterator[pd.DataFrame]:
     """Chunks of a Parquet file with every value spelled out; `columns` as in `table_chunks`."""
     start = 0
@@ -252,27 +267,47 @@ def parquet_chunks(path: Path, columns: dict[str, str], chunk_rows: int) -> Iter
         for batch in file.iter_batches(chunk_rows, columns=sorted(set(columns.values()))):
             if batch.num_rows:
                 spelled = {
-                    ours: _spelled(path, theirs, batch.column(theirs))
+                    ours: _event_column(path, ours, theirs, batch.column(theirs))
                     for ours, theirs in columns.items()
                 }
                 yield _chunk(spelled, start, line=None, ragged=None)
                 start += batch.num_rows
 
 
-def parquet_whole(path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """Columns as text; a column of lists becomes lists of text."""
+def parquet_whole(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, list[Problem]]:
+    """Columns as text, a column of lists in place of CATEGORIES as lists; and what to know of them.
+
+    The id column must be plain. Of the others, nested values become JSON and bytes that are no text
+    hex digits, each with a note; what Arrow cannot hand over is left out, with a note.
+    """
     with _opened(path) as file:
         table = file.read(columns=sorted(set(columns.values())))
     if table.num_rows == 0:
         raise UserError(f"{path} has no rows: expected one for each id")
-    whole = {}
+    whole: dict[str, pd.Series] = {}
+    notes = []
     for ours, theirs in columns.items():
         column = table.column(theirs).combine_chunks()
-        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-            whole[ours] = pd.Series(column.to_pylist(), dtype=object)
-        else:
-            whole[ours] = _spelled(path, theirs, column)
-    return pd.DataFrame(whole)
+        if ours in REQUIRED:
+            whole[ours] = _event_column(path, ours, theirs, column)
+            continue
+        expected = "text, numbers or times"
+        try:
+            if ours == CATEGORIES and (lists := lists_of(column)) is not None:
+                whole[ours] = pd.Series(lists, dtype=object)
+                continue
+            text, written = spell_any(column)
+            whole[ours] = words(text)
+        except (ValueError, OverflowError, NotImplementedError) as error:
+            found = f"type {column.type} ({error})"
+            cure = "it is left out; export it as one of these to keep it"
+            notes.append(note(path, "strange column", theirs, found, expected, cure))
+            continue
+        if written:
+            found = f"type {column.type}"
+            cure = f"it is kept as text, written as {written}"
+            notes.append(note(path, "strange column", theirs, found, expected, cure))
+    return pd.DataFrame(whole), notes
 
 
 def is_empty(path: Path) -> bool:
@@ -297,36 +332,16 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         raise UserError(f"{path} is damaged ({error}): export or copy it again") from error
 
 
-def _spelled(path: Path, name: str, column: pa.Array) -> pd.Series:
+def _event_column(path: Path, ours: str, theirs: str, column: pa.Array) -> pd.Series:
     try:
-        return _strings(spell(column))
+        text = words(spell_time(column) if ours == TIMESTAMP else spell(column))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(
-            f"{path}: column {name!r} has type {column.type}, expected text, numbers or times"
+            f"{path}: column {theirs!r} has type {column.type}, expected text, numbers or times"
         ) from error
-
-
-def spell(column: pa.Array) -> pa.Array:
-    """A typed Parquet column as text: times as whole epoch seconds UTC, 5.0 as "5".
-
-    Fractions of a second in a time are cut off; those in a number stay, for the rules to judge.
-    """
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return spell(column.dictionary_decode())
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        microseconds = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        return _floor_divide(microseconds, 1_000_000).cast(pa.string())
-    if pa.types.is_floating(kind):
-        wide = pc.if_else(pc.is_finite(column), column, None).cast(pa.float64())
-        whole = pc.and_(pc.equal(pc.floor(wide), wide), pc.less(pc.abs(wide), 2.0**53))
-        numbers = pc.if_else(whole, wide, None).cast(pa.int64()).cast(pa.string())
-        return pc.coalesce(numbers, wide.cast(pa.string()))
-    return column.cast(pa.string())
-
-
-def _floor_divide(values: pa.Array, by: int) -> pa.Array:
-    """Integer division that rounds down, also below zero, as clocks do."""
-    quotient = pc.divide(values, by)
-    rounded_up = pc.greater(pc.multiply(quotient, by), values)
-    return pc.subtract(quotient, pc.cast(rounded_up, pa.int64()))
+    if ours != ACTION and (number := lost_digits(column)):
+        raise UserError(
+            f"{path}: column {theirs!r} has type {column.type} and holds {number}, which "
+            f"is beyond what it holds exactly: {DIGITS_LOST}"
+        )
+    return text

@@ -13,6 +13,7 @@ events or the quarantine. The same input gives the same bytes.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -36,6 +37,8 @@ from hpgr.data.expectations import Expectations, failures
 from hpgr.data.findings import digest_of, facts_of, hashes, summary_of, write_reports
 from hpgr.data.formats import RawLog, read_raw
 from hpgr.data.increments import FOLDER
+from hpgr.data.layouts import column_names
+from hpgr.data.notes import notes_on_log
 from hpgr.data.screening import (
     as_table,
     bad_rows,
@@ -44,7 +47,7 @@ from hpgr.data.screening import (
     check_tables,
     publish,
 )
-from hpgr.data.staging import copies, open_duckdb, stage
+from hpgr.data.staging import copies, mend_ids, open_duckdb, stage
 from hpgr.runtime import DamagedFile, UserError, read_json, scratch_prefix, write_json
 
 VALIDATED = Path("artifacts/validated")
@@ -52,6 +55,7 @@ SCRATCH = Path("artifacts/validate")
 REJECTED = Path("artifacts/rejected")
 ACCEPTED = Path("artifacts/accepted/summary.json")
 
+logger = logging.getLogger(__name__)
 ITEMS_SCHEMA = pa.schema(
     [(ITEM, pa.string()), (TITLE, pa.string()), (CATEGORIES, pa.list_(pa.string()))]
 )
@@ -77,6 +81,8 @@ def validate(cfg: Config) -> None:
         out.mkdir()
         staged = Path(scratch) / "staged.parquet"
         stage(raw.events, staged)
+        mended = mend_ids(staged, [part.events for part in raw.parts])
+        items_file = raw.parts[0].items
         check_tables(raw, expectations)
         counts = check_rows(
             cfg.validate_,
@@ -84,13 +90,18 @@ def validate(cfg: Config) -> None:
             copies(staged),
             files=[path.relative_to(cfg.data.path).as_posix() for path in raw.sources],
             items=raw.items,
+            items_file=items_file,
             expectations=expectations,
             out=out,
+        )
+        notes = notes_on_log(
+            raw, staged, column_names(cfg.data), mended, counts, raw.items, items_file
         )
         _write_tables(raw, out)
         facts = facts_of(out / "events.parquet")
         summary = {
             **summary_of(cfg.data.path, cfg.data.format, inputs, dialects, counts, facts),
+            "notes": [str(note) for note in notes],
             "users_without_features": None if raw.users is None else _users_without_features(out),
             "last_accepted": previous,
             "volume_change": (
@@ -101,6 +112,8 @@ def validate(cfg: Config) -> None:
         broken = failures(expectations, rows="events")
         write_reports(out, summary, counts, facts, expectations, broken)
         publish(out, REJECTED if broken else VALIDATED, keep_tables=not broken)
+    for note in notes:
+        logger.warning("%s", note)
     if broken:
         raise UserError(
             "\n".join(
@@ -117,6 +130,7 @@ def validate(cfg: Config) -> None:
     print(
         f"{cfg.data.path}: {counts.accepted:,} of {counts.rows:,} rows accepted, "
         f"{counts.quarantined:,} quarantined"
+        + (f", {counts.duplicates:,} exact duplicates left out" if counts.duplicates else "")
         + (f", {counts.repeated:,} were in an earlier batch" if counts.repeated else "")
         + f"; see {VALIDATED / 'report.html'}"
     )

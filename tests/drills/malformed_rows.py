@@ -329,7 +329,7 @@ def parquet_under_a_text_name(folder):
 # --- what is copied, few or many ----------------------------------------------------------------
 
 
-@case(refused=("59 x exact duplicate", "drop the copies"), doctor=("exact duplicate",))
+@case(accepted=1, reasons={"exact duplicate": 59}, events=(("u0", "i0", START),))
 def the_same_event_over_and_over(folder):
     text(folder, HEADER, *[GOOD[0]] * 60)
 

@@ -81,9 +81,9 @@ def test_the_stage_accepts_quarantines_or_refuses(name, raw):
 @pytest.mark.parametrize("name", CASES)
 def test_the_doctor_says_the_same(name, raw):
     case = CASES[name]
-    problems = [p for p in doctor(raw, config(raw, **(case.write(raw) or {}))) if p.serious]
+    problems = doctor(raw, config(raw, **(case.write(raw) or {})))
     if not case.refused and not case.reasons:
-        assert problems == []
+        assert not any(p.serious for p in problems)
         return
     told = "\n".join(map(str, problems))
     for words in case.doctor or case.refused or case.reasons:
