@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -26,10 +26,8 @@ class Section(BaseModel):
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads yes, no, on and off as switches, and Python a switch as 1 or 0."""
-        if (
-            isinstance(value, bool)
-            and cls.model_fields[str(info.field_name)].annotation is not bool
-        ):
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool and True not in get_args(kind):
             raise ValueError("a switch (yes, no, on, off, true, false) is no value here")
         return value
 
@@ -81,6 +79,8 @@ class Sessionize(Section):
     test_share: float = Field(gt=0, lt=0.5)
     positive_from: float | None
     positive_actions: tuple[str, ...] | None
+    min_label_events: int = Field(ge=1)
+    min_label_share: float = Field(ge=0, le=0.5)
 
 
 class Model(Section):
@@ -158,7 +158,8 @@ class Evaluate(Section):
 
     cutoffs: tuple[int, ...] = Field(min_length=1)
     catalogue_chunk: int = Field(ge=1)
-    remove_history: bool
+    remove_history: Literal["auto", True, False]
+    max_repeat_share: float = Field(ge=0, le=1)
     retrieve: int = Field(ge=1)
     bootstrap_samples: int = Field(ge=1)
     report_users: int = Field(ge=0)

@@ -34,6 +34,7 @@ from hpgr.data.contract import (
     row_rules,
     table_rules,
 )
+from hpgr.data.doctor_notes import notes
 from hpgr.data.expectations import Expectations
 from hpgr.data.formats import read_raw
 from hpgr.data.raw_file import MAX_LINE, PARQUET, require_file, require_text
@@ -104,23 +105,25 @@ class Problem:
         return f"{text}\n  ... and {self.more:,} more lines of this kind" if self.more else text
 
 
-def doctor(path: Path, cfg: Config) -> list[Problem]:
+def doctor(path: Path, cfg: Config, outlook: list[Problem] | None = None) -> list[Problem]:
     """What is wrong with `path`, in order of files and lines; empty where nothing is.
 
     `path` is a raw folder in the format that `cfg.data` names, or one Parquet or CSV file with
     the columns of `cfg.data.columns`: of items or users where it has the name that `cfg.data`
     gives to such a file, else of events. At most LINES_PER_KIND lines are listed for each kind.
+    `outlook` takes in what nothing is wrong with, but worth knowing before training.
     """
+    outlook = [] if outlook is None else outlook
     if path.is_dir() and cfg.data.format != "table":
-        return _examine_log(cfg.data.model_copy(update={"path": path}), cfg)
+        return _examine_log(cfg.data.model_copy(update={"path": path}), cfg, outlook)
     data = cfg.data.model_copy(update={"format": "table"})
     if path.is_dir():
         names = [n for n in (data.interactions, data.items, data.users) if n is not None]
-        return [p for name in names for p in _examine_file(path / name, data, cfg)]
-    return _examine_file(path, data, cfg)
+        return [p for name in names for p in _examine_file(path / name, data, cfg, outlook)]
+    return _examine_file(path, data, cfg, outlook)
 
 
-def _examine_file(path: Path, data: Data, cfg: Config) -> list[Problem]:
+def _examine_file(path: Path, data: Data, cfg: Config, outlook: list[Problem]) -> list[Problem]:
     if not path.exists() and not path.is_symlink():
         return [_whole_file(path, "missing", "nothing", "a file or folder", "correct the path")]
     try:
@@ -141,7 +144,7 @@ def _examine_file(path: Path, data: Data, cfg: Config) -> list[Problem]:
         for role, name in (("items", data.items), ("users", data.users))
     }
     log = data.model_copy(update={"path": path.parent, "interactions": path.name, **beside})
-    return problems + _examine_log(log, cfg)
+    return problems + _examine_log(log, cfg, outlook)
 
 
 def _whole_file(path: Path, kind: str, found: str, expected: str, cure: str) -> Problem:
@@ -318,7 +321,7 @@ def _examine_rows(
     return listing.problems()
 
 
-def _examine_log(data: Data, cfg: Config) -> list[Problem]:
+def _examine_log(data: Data, cfg: Config, outlook: list[Problem]) -> list[Problem]:
     """Every row of the events that `data` names, by the rules of the validate stage."""
     rules, shapes = row_rules(cfg.validate_), Counter[str]()
     try:
@@ -349,6 +352,10 @@ def _examine_log(data: Data, cfg: Config) -> list[Problem]:
                 )
                 listing.add(chunk, expectations.check("events", chunk), rules)
                 shapes.update(_shapes(chunk[TIMESTAMP]).value_counts().to_dict())
+        outlook += [
+            Problem(path, n.kind, None, columns.get(n.column), n.found, n.expected, n.cure, False)
+            for n in notes(staged, cfg)
+        ]
     problems = [*_mixed(path, columns[TIMESTAMP], shapes), *listing.problems()]
     if data.format != "table":
         for file_path, key, table in raw.tables:

@@ -34,6 +34,7 @@ class Totals:
         sessions_per_user: [U].
         resumed: how often a session went on after an event of another one of the same user.
         train_events: training events of each item, [V].
+        train_actions: training events of each action, [A].
         events: events by split, [3].
         positives: events with label 1 by split, [3].
         users: users with an event in the split, [3].
@@ -48,6 +49,7 @@ class Totals:
     sessions_per_user: np.ndarray
     resumed: int
     train_events: np.ndarray
+    train_actions: np.ndarray
     events: np.ndarray
     positives: np.ndarray
     users: np.ndarray
@@ -63,6 +65,7 @@ def totals(log: EventLog) -> Totals:
     gaps = np.zeros(len(edges) + 1, dtype=np.int64)
     per_item = np.zeros((3, num_items), dtype=np.int64)
     positives = np.zeros(3, dtype=np.int64)
+    train_actions = np.zeros(log.meta.num_actions, dtype=np.int64)
     user_seen = np.zeros((3, num_users), dtype=bool)
     sessions_per_user = np.zeros(num_users, dtype=np.int64)
     newest_key, resumed = -1, 0
@@ -83,6 +86,9 @@ def totals(log: EventLog) -> Totals:
             per_item[part] += np.bincount(item[chosen], minlength=num_items)
             positives[part] += int(log.label[rows][chosen].sum(dtype=np.int64))
             user_seen[part, user[chosen]] = True
+        train_actions += np.bincount(
+            log.action[rows][split == TRAIN], minlength=log.meta.num_actions
+        )
         times = log.timestamp[rows]
         span = (min(span[0], int(times.min())), max(span[1], int(times.max())))
     return Totals(
@@ -92,6 +98,7 @@ def totals(log: EventLog) -> Totals:
         sessions_per_user=sessions_per_user,
         resumed=resumed,
         train_events=per_item[TRAIN],
+        train_actions=train_actions,
         events=per_item.sum(axis=1),
         positives=positives,
         users=user_seen.sum(axis=1),
@@ -155,6 +162,7 @@ def statistics(log: EventLog, sums: Totals) -> dict[str, Any]:
             "resumed": sums.resumed,
         },
         "same_timestamp_share": _share(int(sums.gaps[0]), neighbours),
+        "repeat_share": log.meta.repeat_share,
         "split": log.meta.split,
         "splits": splits,
     }

@@ -20,10 +20,12 @@ from rich.table import Table
 
 from hpgr.config import Config
 from hpgr.data.log import TEST, EventLog
+from hpgr.data.repeats import rule as rule_of
 from hpgr.evaluation import protocols, ranking, retrieval
 from hpgr.evaluation.examples import Example, Names, examples, pick
 from hpgr.evaluation.retrieval import FromNetwork, Network, Outcome
 from hpgr.evaluation.tables import (
+    WAYS,
     Tables,
     label,
     merged,
@@ -40,6 +42,10 @@ CURVES = {
     "finetune": Path("artifacts/finetune/curves.csv"),
 }
 TARGET = Path("artifacts/evaluation")
+NO_LABELS = (
+    "nothing learns to rank from a log with too few events of one label "
+    "(sessionize.positive_from, sessionize.positive_actions)"
+)
 
 
 def evaluate(cfg: Config) -> None:
@@ -60,16 +66,33 @@ def evaluate(cfg: Config) -> None:
     protocol = "R1" if log.meta.split == "leave-one-out" else "R2"
     reach = {"max_history": cfg.model.max_history}
     baselines, notes = retrieval.tuned_baselines(log, cfg.evaluate, **reach)
-    outcomes = retrieval.run(
+    rule = log.meta.remove_history
+    repeats = log.meta.repeat_share > cfg.evaluate.max_repeat_share
+    by_rule = retrieval.run_by_rules(
         log,
         queries,
         {name: FromNetwork(network) for name, network in networks.items()} | baselines,
         cfg.evaluate,
         title=f"{protocol} on test",
         end_to_end=rankers if protocol == "R1" else {},
+        rules=[rule, not rule] if repeats else [rule],
         **reach,
     )
-    tables = [retrieval_tables(protocol, log, queries, outcomes, cfg.evaluate, main=main)]
+    outcomes = by_rule[rule]
+    tables = [
+        retrieval_tables(
+            protocol if found == rule else f"{protocol}_{WAYS[found]}",
+            log,
+            queries,
+            by_rule[found],
+            cfg.evaluate,
+            main=main,
+        )
+        for found in by_rule
+    ]
+    notes.append(seen_rule(log, cfg, tables[0].counts))
+    if protocol == "R1" and not log.meta.can_rank:
+        notes.append(f"Rows “then rank” are left out: {NO_LABELS}.")
     if protocol == "R1" and rankers:
         notes.append(
             f"Rows “then rank”: the best {cfg.evaluate.retrieve} items by dot product, ordered by "
@@ -78,7 +101,7 @@ def evaluate(cfg: Config) -> None:
     candidates = protocols.labelled(log, TEST)
     probabilities: dict[str, np.ndarray] = {}
     if protocol == "R2":
-        if why := no_ranking(candidates, main, rankers):
+        if why := no_ranking(log, candidates, main, rankers):
             notes.append(f"K1 is left out: {why}.")
         else:
             probabilities = score_candidates(cfg, log, candidates, rankers)
@@ -92,7 +115,7 @@ def evaluate(cfg: Config) -> None:
         ranks=main in rankers,
         **reach,
     )
-    rules = {"retrieve": cfg.evaluate.retrieve, "remove_history": cfg.evaluate.remove_history}
+    rules = {"retrieve": cfg.evaluate.retrieve, "remove_history": rule}
     with atomic_folder(TARGET) as folder:
         write_json(folder / "rules.json", rules)
         write_outputs(folder, cfg, tables, list(networks), cards, notes)
@@ -143,10 +166,21 @@ def load_networks(cfg: Config) -> tuple[dict[str, Network], dict[str, Network]]:
     return networks, rankers
 
 
+def seen_rule(log: EventLog, cfg: Config, counts: Mapping[str, int]) -> str:
+    """By which rule items that a user had before were judged, one sentence."""
+    hidden = f"{counts['repeated_targets']:,} of {counts['queries']:,} hidden items are repeats"
+    return f"Seen before: {rule_of(log.meta, cfg.evaluate)}; {hidden}."
+
+
 def no_ranking(
-    candidates: protocols.Candidates, main: str, rankers: Mapping[str, Network]
+    log: EventLog,
+    candidates: protocols.Candidates,
+    main: str,
+    rankers: Mapping[str, Network],
 ) -> str | None:
     """Why K1 cannot be judged, or None."""
+    if main not in rankers and not log.meta.can_rank:
+        return NO_LABELS
     if main not in rankers:
         return f"{main} was trained without a ranking loss (finetune.ranking_weight)"
     if not 0 < candidates.label.sum() < len(candidates.label):
@@ -252,7 +286,7 @@ def results_table(tables: Tables) -> Table:
     gains = [m for m in metrics if m.startswith("ndcg")]
     wide = {*gains[1:], *(m for m in metrics if m.startswith(("coverage", "head_share")))}
     metrics = [m for m in metrics if m not in wide]  # 80 columns hold six numbers
-    table = Table(title=f"{tables.protocol}: {tables.counts['queries']:,} queries")
+    table = Table(title=f"{label(tables.protocol)}: {tables.counts['queries']:,} queries")
     table.add_column("model", no_wrap=True)
     for metric in metrics:
         table.add_column(metric_label(metric), justify="right")

@@ -20,11 +20,17 @@ from hpgr.evaluation.retrieval import Outcome
 
 CLASSES = ("head", "mid", "tail", "cold")
 CURVE_POINTS = 40
+# Behind the name of a protocol that was judged by the other rule for items seen before, by whether
+# they were removed.
+WAYS = {True: "seen_removed", False: "seen_kept"}
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Results of one protocol; `plots` holds the long tables by name."""
+    """Results of one protocol; `plots` holds the long tables by name.
+
+    `protocol` is R1, R2 or K1, or has one of WAYS behind it (R1_seen_kept).
+    """
 
     protocol: str
     main: str  # the model that the others are compared with
@@ -34,7 +40,7 @@ class Tables:
 
 
 def label(model: str) -> str:
-    """A model's name as a person reads it."""
+    """A model's or protocol's name as a person reads it."""
     return model.replace("_", " ")
 
 
