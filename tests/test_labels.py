@@ -47,6 +47,7 @@ def test_a_log_without_actions_is_all_positive():
         ({"1": 500, "1.0": 40, "7.5": 460}, {"positive_from": 9}, f"{RATING}7.5"),
         ({"view": 900, "cart": 60, "buy": 40}, {}, f"{WORD}[buy]"),
         ({"hear": 900, "skip": 100}, {}, f"{WORD}[skip]"),
+        ({"item image": 700, "clickout item": 200, "item info": 100}, {}, f"{WORD}[clickout item]"),
         ({"view": 950, "buy": 10, "cart": 40}, {}, f"{WORD}[cart]"),  # ten buys teach nothing
         ({"1": 500, "5": 500}, {"positive_from": None}, f"{RATING}5"),
         ({"4": 997, "5": 3}, {}, "No value of them leaves 30 events of either label"),

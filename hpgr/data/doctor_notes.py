@@ -44,13 +44,15 @@ def notes(staged: Path, cfg: Config) -> Iterator[Note]:
     share = (events - pairs) / max(1, events - users)
     if share > cfg.evaluate.max_repeat_share:
         limit = f"{cfg.evaluate.max_repeat_share:.0%}"
-        now = "leave the answers" if removes_history(share, cfg.evaluate) else "stay in the answers"
+        removed = removes_history(share, cfg.evaluate)
+        now = "leave the answers" if removed else "stay in the answers"
         yield Note(
             "repeats",
             ITEM,
             f"{share:.1%} of the next events repeat an item that their user had before",
             f"up to {limit} (evaluate.max_repeat_share), or that repeats are meant",
-            f"items that a user had before {now}; evaluate.remove_history says otherwise",
+            f"items that a user had before {now} (evaluate.remove_history: "
+            f"{str(not removed).lower()} would change that)",
         )
     positives = labels.positives(counts, cfg.sessionize)
     if not labels.can_rank(positives, events, cfg.sessionize):

@@ -8,6 +8,7 @@ writes nothing.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,9 @@ SHOWN = 5  # actions in a message
 # Words for what a shop or a player wants to happen, where several actions could be meant.
 WANTED = (
     *("buy", "bought", "purchase", "purchased", "order", "ordered", "transaction", "checkout"),
-    *("like", "liked", "love", "loved", "favorite", "favourite", "save", "saved", "finish"),
-    *("finished", "complete", "completed", "subscribe", "cart", "add_to_cart", "addtocart"),
+    *("conversion", "booking", "clickout", "like", "liked", "love", "loved", "favorite"),
+    *("favourite", "save", "saved", "finish", "finished", "complete", "completed", "subscribe"),
+    *("cart", "addtocart"),
 )
 
 Counts = Mapping[str | None, int]  # events by action; None is an event without one
@@ -122,7 +124,8 @@ def _numeric(names: list[str], counts: Counts) -> dict[str, int]:
 
 def _verbal(names: list[str], counts: Counts) -> dict[str, int]:
     """Settings to try and their positives: words for what is wanted first, then the rarest."""
-    wanted = [name for word in WANTED for name in names if name.casefold() == word]
+    words = {name: re.findall(r"[^\W\d_]+", name.casefold()) for name in names}
+    wanted = [name for word in WANTED for name in names if word in words[name]]
     ordered = dict.fromkeys([*wanted, *reversed(names)])
     return {f"sessionize.positive_actions: [{name}]": counts[name] for name in ordered}
 
