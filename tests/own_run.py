@@ -30,17 +30,16 @@ def config(**changes) -> Config:
     return resolve(raw)
 
 
-def write_log(users: dict[str, list[tuple[str, str | None]]]) -> None:
-    """Events of each user, item and action, ten minutes apart."""
+def write_log(users: dict[str, list[tuple]]) -> None:
+    """Events of each user, ten minutes apart: item, action and, for all or none, session id."""
     rows = [
-        (user, item, START + 10**5 * u + 600 * n, action)
+        (user, item, START + 10**5 * u + 600 * n, action, own[0] if own else None)
         for u, (user, events) in enumerate(users.items())
-        for n, (item, action) in enumerate(events)
+        for n, (item, action, *own) in enumerate(events)
     ]
-    names = ("user_id", "item_id", "timestamp", "action")
+    names = ("user_id", "item_id", "timestamp", "action", "session_id")
     table = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-    count = len(rows)
-    write_validated({**table, "session_id": [None] * count, "row": list(range(count))})
+    write_validated({**table, "row": list(range(len(rows)))})
 
 
 def walks(num_users: int = 40, *, repeats: bool, seed: int = 0) -> dict[str, list]:
@@ -79,8 +78,8 @@ def served(cfg: Config, users: dict[str, list], k: int) -> list[list[str]]:
     requests = []
     for u, events in enumerate(users.values()):
         time = [START + 10**5 * u + 600 * n for n in range(len(events))]
-        items, actions = zip(*events[:-1], strict=True)
-        requests.append(Request(time[-1], list(items), time[:-1], list(actions)))
+        items, actions, *own = map(list, zip(*events[:-1], strict=True))
+        requests.append(Request(time[-1], items, time[:-1], actions, *own))
     answers = model.recommend(requests, k=k)
     ranked = read_ranked()
     assert all((item.score is not None) == ranked for a in answers for item in a.items)

@@ -130,6 +130,25 @@ def test_the_served_list_holds_the_hidden_item_as_often_as_the_report_says(
     assert ("Seen items removed" in page) == (repeating and keeps)
 
 
+def test_a_log_with_interleaved_sessions_is_served_as_judged(tmp_path, monkeypatch, capsys):
+    """The two sessions of each user come through every stage as two, and answers know them."""
+    monkeypatch.chdir(tmp_path)
+    users = {
+        user: [(item, action, "AB"[n % 2]) for n, (item, action) in enumerate(events)]
+        for user, events in own_run.walks(repeats=False).items()
+    }
+    own_run.write_log(users)
+    cfg = own_run.config()
+    own_run.train(cfg)
+    assert "kept by the log's own ids; one went on after another" in capsys.readouterr().out
+    sessions = np.load("artifacts/sessions/arrays/session.npy").reshape(40, 12)
+    assert (sessions == np.arange(12) % 2).all()
+    answers = own_run.served(cfg, users, K)
+    hits = sum(events[-1][0] in a for events, a in zip(users.values(), answers, strict=True))
+    found = own_run.metrics()["R1"]["hpgr_then_rank"]["hr@10"]
+    assert found == pytest.approx(hits / len(users), abs=1e-6)
+
+
 def test_the_other_way_is_what_the_other_rule_would_have_said(tmp_path, monkeypatch):
     """Both ways of one model: each figure equals that of a run by that rule alone."""
     monkeypatch.chdir(tmp_path)
