@@ -10,6 +10,7 @@ and, where it is there, `artifacts/finetune_hstu/` (a second network for the sam
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def evaluate(cfg: Config) -> None:
         for found in by_rule
     ]
     notes.append(seen_rule(log, cfg, tables[0].counts))
+    if repeats:
+        tables[0] = replace(tables[0], remark=notes[-1])
     if protocol == "R1" and not log.meta.can_rank:
         notes.append(f"Rows “then rank” are left out: {NO_LABELS}.")
     if protocol == "R1" and rankers:

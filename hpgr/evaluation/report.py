@@ -141,6 +141,7 @@ def _section(folder: Path, table: Tables, networks: Sequence[str]) -> dict[str, 
     return {
         "protocol": table.protocol,
         "name": name,
+        "remark": table.remark,
         "explained": explained,
         "counts": {k.replace("_", " "): f"{v:,}" for k, v in table.counts.items()},
         **results,

@@ -37,6 +37,7 @@ class Tables:
     metrics: dict[str, dict[str, float]]  # by model, in the order of the report
     counts: dict[str, int]
     plots: dict[str, pd.DataFrame] = field(default_factory=dict)
+    remark: str | None = None  # what a reader of the numbers must know
 
 
 def label(model: str) -> str:
