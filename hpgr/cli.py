@@ -235,14 +235,16 @@ def doctor(
     ] = None,
 ) -> None:
     """Say what is wrong with a log, line by line, before anything runs."""
-    from hpgr.data.doctor import doctor
+    from hpgr.data.doctor import Problem, doctor
 
-    cfg = load_config()
-    problems = doctor(path or cfg.data.path, cfg)
+    cfg, outlook = load_config(), list[Problem]()
+    problems = doctor(path or cfg.data.path, cfg, outlook)
     for problem in problems:
         print(printable(problem))
     if not problems:
         print("nothing is wrong with it")
+    for note in outlook:
+        print(note)
     if any(problem.serious for problem in problems):
         raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -38,8 +38,11 @@ class Section(BaseModel):
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """An unquoted yes, no, on or off is a switch, and Python takes a switch for 1 or 0."""
-        if cls.model_fields[str(info.field_name)].annotation is bool:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if kind is bool:
             return value
+        if isinstance(value, Switch | bool) and True in get_args(kind):
+            return value if isinstance(value, bool) else value.lower() in ("yes", "on")
         if isinstance(value, bool | Switch):
             raise ValueError(
                 "a switch (yes, no, on, off, true, false) is no value here; null is none, and "
@@ -98,6 +101,8 @@ class Sessionize(Section):
     test_share: float = Field(gt=0, lt=0.5)
     positive_from: float | None
     positive_actions: tuple[str, ...] | None
+    min_label_events: int = Field(ge=1)
+    min_label_share: float = Field(ge=0, le=0.5)
 
     @field_validator("positive_actions", mode="before")
     @classmethod
@@ -188,7 +193,8 @@ class Evaluate(Section):
 
     cutoffs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     catalogue_chunk: int = Field(ge=1)
-    remove_history: bool
+    remove_history: Literal["auto", True, False]
+    max_repeat_share: float = Field(ge=0, le=1)
     retrieve: int = Field(ge=1)
     bootstrap_samples: int = Field(ge=1)
     report_users: int = Field(ge=0)

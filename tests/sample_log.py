@@ -22,6 +22,7 @@ TESTED = {
     **{"engine": "duckdb", "gap_s": 1800, "min_user_events": 3, "min_item_events": 2},
     **{"split": "leave-one-out", "validation_share": 0.1, "test_share": 0.1},
     **{"positive_from": 4, "positive_actions": None},
+    **{"min_label_events": 1, "min_label_share": 0.0},
 }
 
 

@@ -1,6 +1,7 @@
 """Counting models against loops that say the same thing slowly."""
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,10 +142,10 @@ def test_the_decay_that_is_best_on_validation_is_chosen():
         firsts = FIRST_ITEM + 2 * rng.permutation(10)[:5]
         items = np.stack([firsts, firsts + 1], axis=1).ravel()[:9]
         users.append([(int(item), 10 * i, 1) for i, item in enumerate(items)])
-    settings = SETTINGS.model_copy(
-        update={"history_decays": (0.999, 0.01), "remove_history": False, "transition_events": 3}
-    )
-    chosen, notes = retrieval.tuned_baselines(make_log(users), settings, max_history=200)
+    settings = SETTINGS.model_copy(update={"history_decays": (0.999, 0.01), "transition_events": 3})
+    log = make_log(users)
+    log = replace(log, meta=replace(log.meta, remove_history=False))
+    chosen, notes = retrieval.tuned_baselines(log, settings, max_history=200)
     assert chosen["transitions"].decay == 0.01
     assert any("transitions: decay 0.01" in note for note in notes)
 

@@ -1,5 +1,7 @@
 """Two models on the same queries, in whatever vocabulary they were trained."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from evaluation_log import random_log
@@ -51,7 +53,7 @@ def same_ids(log, network, *, retrieve=10, ranks=True):
 
 
 def queries_of(log, network):
-    """Hidden item, items that compete with it, and the network's scores, query by query."""
+    """Hidden item, what may be answered, and the network's scores, query by query."""
     for user in range(log.meta.num_users):
         rows = np.arange(*log.user_offsets[user : user + 2])
         for row in rows[log.split[rows] == TEST]:
@@ -65,33 +67,39 @@ def queries_of(log, network):
             )  # fmt: skip
             scores = network.retrieve(asked)[0].astype(float)
             target = log.item[row]
-            others = set(range(FIRST_ITEM, log.meta.num_items)) - set(log.item[before]) - {target}
-            yield target, others, scores
+            seen = set(log.item[before]) if log.meta.remove_history else set()
+            yield target, set(range(FIRST_ITEM, log.meta.num_items)) - seen, scores
 
 
 def brute_force_ndcg(log, network, k):
     """Mean NDCG@k of a network in the log's ids, query by query."""
     gains = []
-    for target, others, scores in queries_of(log, network):
-        better = sum(scores[i] > scores[target] for i in others)
-        tied = sum(scores[i] == scores[target] for i in others)
+    for target, allowed, scores in queries_of(log, network):
+        better = sum(scores[i] > scores[target] for i in allowed)
+        tied = sum(scores[i] == scores[target] for i in allowed - {target})
         rank = 1 + better + (tied + 1) // 2
-        gains.append(1 / np.log2(rank + 1) if rank <= k else 0.0)
+        gains.append(1 / np.log2(rank + 1) if target in allowed and rank <= k else 0.0)
     return np.mean(gains)
 
 
 def brute_force_served_hits(log, network, k, retrieve):
     """Share of the queries whose hidden item is among the k most preferred of the retrieved."""
     hits = []
-    for target, others, scores in queries_of(log, network):
-        found = sorted({*others, target}, key=lambda item: -scores[item])[:retrieve]
+    for target, allowed, scores in queries_of(log, network):
+        found = sorted(allowed, key=lambda item: -scores[item])[:retrieve]
         hits.append(target in sorted(found, key=lambda item: -network.preference * item)[:k])
     return np.mean(hits)
 
 
+def by_rule(log, *, remove):
+    """The log with the other rule, or this one, for items seen before."""
+    return replace(log, meta=replace(log.meta, remove_history=remove))
+
+
+@pytest.mark.parametrize("remove", [True, False])
 @pytest.mark.parametrize("split", ["leave-one-out", "global-time"])
-def test_both_are_judged_on_the_same_queries(split):
-    log = random_log(3, split=split)
+def test_both_are_judged_on_the_same_queries(split, remove):
+    log = by_rule(random_log(3, split=split), remove=remove)
     first, second = Follower(log.meta.num_items, 0.0), Follower(log.meta.num_items, 2.0)
     found = contest(log, same_ids(log, first), same_ids(log, second), SETTINGS, deciding="ndcg@3")
     change = found.metrics["ndcg@3"]
@@ -100,10 +108,11 @@ def test_both_are_judged_on_the_same_queries(split):
     assert change.low <= change.challenger - change.champion <= change.high
 
 
+@pytest.mark.parametrize("remove", [True, False])
 @pytest.mark.parametrize("split", ["leave-one-out", "global-time"])
-def test_a_ranking_head_shows_in_the_served_order_alone(split):
+def test_a_ranking_head_shows_in_the_served_order_alone(split, remove):
     """Both find the same; each orders its own number of the best as its head says."""
-    log = random_log(9, split=split)
+    log = by_rule(random_log(9, split=split), remove=remove)
     first, second = (Ordering(log.meta.num_items, preference) for preference in (1.0, -1.0))
     pair = same_ids(log, first, retrieve=6), same_ids(log, second, retrieve=8)
     found = contest(log, *pair, SETTINGS, deciding="ndcg@3").metrics

@@ -167,7 +167,7 @@ def test_names_of_files_are_taken_literally(tmp_path, name):
 
 def test_a_table_of_items_keeps_escaped_quotes(tmp_path):
     lines = 'item_id,title\ni6,"The \\"Best\\" of, six"\ni8,"Ends with \\\\"\ni9,C:\\dir\n'
-    frame = table_whole(written(tmp_path, lines), {"item_id": "item_id", "title": "title"})
+    frame, _ = table_whole(written(tmp_path, lines), {"item_id": "item_id", "title": "title"})
     assert frame["title"].tolist() == ['The "Best" of, six', "Ends with \\", "C:\\dir"]
 
 

@@ -106,7 +106,7 @@ def test_leave_one_out_writes_every_declared_output(monkeypatch, tmp_path):
     }
     settings = CONFIG.evaluate
     rules = json.loads((evaluate.TARGET / "rules.json").read_text())
-    assert rules == {"retrieve": settings.retrieve, "remove_history": settings.remove_history}
+    assert rules == {"retrieve": settings.retrieve, "remove_history": True}
     assert list(metrics()["R1"]) == [
         *("hpgr", "hpgr_then_rank", "hstu", "hstu_then_rank"),
         *("popularity", "recency", "transitions", "ease", "counts"),

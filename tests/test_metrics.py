@@ -21,6 +21,8 @@ def brute_force_rank(scores, target, removed):
     rivals = [
         scores[i] for i in range(FIRST_ITEM, len(scores)) if i != target and i not in set(removed)
     ]
+    if target in removed:
+        return metrics.MISS
     better = sum(value > scores[target] for value in rivals)
     tied = sum(value == scores[target] for value in rivals)
     return int(np.ceil(1 + better + tied / 2))
@@ -35,7 +37,7 @@ def brute_force_rank(scores, target, removed):
 def test_rank_equals_brute_force_with_ties_repeats_and_any_chunk(scores, target, seen, chunk):
     offsets = np.concatenate([[0], np.cumsum([len(s) for s in seen])])
     item = np.array([i for s in seen for i in s], dtype=np.int32)
-    removed = metrics.removed_pairs(offsets, item, target)
+    removed = metrics.removed_pairs(offsets, item)
     found = metrics.ranks_of(scores, target, removed, catalogue_chunk=chunk)
     assert found.tolist() == [
         brute_force_rank(*row) for row in zip(scores, target, seen, strict=True)
@@ -58,11 +60,19 @@ def test_nan_scores_are_refused():
         metrics.ranks_of(scores, np.array([3]), None, **NO_CHUNKS)
 
 
-def test_removed_pairs_keep_the_target_and_name_each_pair_once():
-    query, item = metrics.removed_pairs(
-        np.array([0, 4, 6]), np.array([5, 5, 3, 1, 4, 2]), np.array([3, 9])
-    )
-    assert list(zip(query.tolist(), item.tolist(), strict=True)) == [(0, 5), (1, 2), (1, 4)]
+def test_removed_pairs_name_each_item_seen_once_and_no_reserved_one():
+    query, item = metrics.removed_pairs(np.array([0, 4, 6]), np.array([5, 5, 3, 1, 4, 2]))
+    expected = [(0, 3), (0, 5), (1, 2), (1, 4)]
+    assert list(zip(query.tolist(), item.tolist(), strict=True)) == expected
+
+
+def test_a_repeat_that_is_removed_is_a_miss_at_every_cutoff():
+    scores = np.array([[0.0, 0.0, 9.0, 1.0]], dtype=np.float32)
+    removed = (np.array([0]), np.array([2]))
+    ranks = metrics.ranks_of(scores, np.array([2]), removed, **NO_CHUNKS)
+    found = metrics.retrieval_metrics(ranks, [1, 10**6])
+    assert [found[name].tolist() for name in ("hr@1", f"hr@{10**6}")] == [[0.0], [0.0]]
+    assert found["mrr"].item() < 1e-9
 
 
 def test_top_items_are_the_sorted_catalogue_without_seen_and_reserved():

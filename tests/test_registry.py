@@ -161,7 +161,7 @@ def changed_params(project, monkeypatch, tmp_path):
     for old, new in (
         ("max_history: 200", "max_history: 7"),
         ("retrieve: 50", "retrieve: 9"),
-        ("remove_history: true", "remove_history: false"),
+        ("remove_history: auto", "remove_history: false"),
     ):
         assert old in text
         text = text.replace(old, new)

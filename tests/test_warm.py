@@ -173,6 +173,17 @@ def test_actions_that_the_base_never_had_are_told():
         start(base, network("hpgr", after, 2), after)
 
 
+def test_what_the_log_s_labels_decide_is_not_put_on_params():
+    sizes = catalogue(20, 3, 4)
+    base = base_of(network("hpgr", sizes, 1), "hpgr", sizes)
+    with pytest.raises(UserError, match=r"with a ranking; the log has too few training events"):
+        base.check_kind(encoder="hpgr", ranking=False, enough_labels=False)
+    base = replace(base, config={**base.config, "ranking": False})
+    with pytest.raises(UserError, match=r"without a ranking.*both labels have events enough"):
+        base.check_kind(encoder="hpgr", ranking=True)
+    base.check_kind(encoder="hpgr", ranking=False, enough_labels=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [({"encoder": "hstu"}, r"finetune\.encoder: hpgr"), ({"ranking": False}, "ranking_weight")],

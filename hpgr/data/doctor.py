@@ -32,6 +32,7 @@ from hpgr.data.contract import (
     row_rules,
     table_rules,
 )
+from hpgr.data.doctor_notes import notes as notes_on_training
 from hpgr.data.expectations import Expectations
 from hpgr.data.formats import read_raw, whole_ids
 from hpgr.data.layouts import Format, column_names, format_of
@@ -42,6 +43,7 @@ from hpgr.data.problems import (
     Problem,
     dialect_problems,
     no_rows,
+    note,
     text_problems,
     unreadable,
     whole_file,
@@ -64,14 +66,16 @@ CHUNK_ROWS = 1 << 18
 EVENTS = "events"  # the role of a table; those of items and users are their id columns
 
 
-def doctor(path: Path, cfg: Config) -> list[Problem]:
+def doctor(path: Path, cfg: Config, outlook: list[Problem] | None = None) -> list[Problem]:
     """What is wrong with `path`, in order of files and lines; empty where nothing is.
 
     `path` is a raw folder in the format that `cfg.data` names, or one table with the columns of
     `cfg.data.columns`, a Parquet or CSV file or a folder of such parts: of items or users where it
     has the name that `cfg.data` gives to such a table, else of events. At most LINES_PER_KIND lines
-    are listed for each kind.
+    are listed for each kind. `outlook` takes in what nothing is wrong with, but worth knowing
+    before training.
     """
+    outlook = [] if outlook is None else outlook
     if refused := _refused(path):
         return refused
     data = cfg.data.model_copy(update={"format": "table", "path": path})
@@ -80,8 +84,12 @@ def doctor(path: Path, cfg: Config) -> list[Problem]:
     named = any(path.name == Path(name).name for _, name in _named(data))
     if path.is_dir() and (is_log or not (holds_parts(path) or named)):
         if cfg.data.format != "table":
-            return _examine_log(cfg.data.model_copy(update={"path": path}), cfg)
-        return [p for role, table in roles.items() for p in _examine_file(table, role, data, cfg)]
+            return _examine_log(cfg.data.model_copy(update={"path": path}), cfg, outlook)
+        return [
+            problem
+            for role, table in roles.items()
+            for problem in _examine_file(table, role, data, cfg, outlook)
+        ]
     role, folder = _role(path, data)
     data = data.model_copy(update={"path": folder})
     if role == EVENTS:
@@ -91,7 +99,7 @@ def doctor(path: Path, cfg: Config) -> list[Problem]:
         }
         name = path.relative_to(folder).as_posix()
         data = data.model_copy(update={"interactions": name, **beside})
-    return _examine_file(path, role, data, cfg)
+    return _examine_file(path, role, data, cfg, outlook)
 
 
 def _named(data: Data) -> list[tuple[str, str]]:
@@ -122,7 +130,9 @@ def _refused(path: Path) -> list[Problem]:
     return []
 
 
-def _examine_file(path: Path, role: str, data: Data, cfg: Config) -> list[Problem]:
+def _examine_file(
+    path: Path, role: str, data: Data, cfg: Config, outlook: list[Problem]
+) -> list[Problem]:
     problems = _examine_shape(path, role, data)
     if any(p.serious for p in problems):
         return problems
@@ -132,7 +142,7 @@ def _examine_file(path: Path, role: str, data: Data, cfg: Config) -> list[Proble
     data = data.model_copy(update={"users": None})
     if data.items is not None and _faults_of_items(data.path / data.items, data):
         data = data.model_copy(update={"items": None})
-    return problems + _examine_log(data, cfg)
+    return problems + _examine_log(data, cfg, outlook)
 
 
 def _faults_of_items(path: Path, data: Data) -> bool:
@@ -241,7 +251,7 @@ def _examine_ids(
     return listing.problems()
 
 
-def _examine_log(data: Data, cfg: Config) -> list[Problem]:
+def _examine_log(data: Data, cfg: Config, outlook: list[Problem]) -> list[Problem]:
     """Every row of the events that `data` names, by the rules of the validate stage."""
     layout = format_of(data)
     items_file = data.path / layout.items if layout.items else None
@@ -280,6 +290,10 @@ def _examine_log(data: Data, cfg: Config) -> list[Problem]:
         notes = notes_on_rows(staged, files, columns, mended)
         if data.format != "table" or data.columns.action is not None:
             notes += notes_on_actions(staged, path, columns[ACTION], cfg.sessionize)
+        outlook += [
+            note(path, n.kind, columns[n.column], n.found, n.expected, n.cure)
+            for n in notes_on_training(staged, cfg)
+        ]
     if known is not None and items_file is not None:
         notes += notes_on_spelling(unknown, known, path, items_file)
     problems = [*mixed(path, columns[TIMESTAMP], counted), *notes, *listing.problems()]

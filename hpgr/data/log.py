@@ -49,6 +49,10 @@ class Meta:
     """Counts and settings of one sessionized log; `num_*` include the reserved ids.
 
     `own_sessions`: events brought session ids, which took the place of the pause `gap_s`.
+    `can_rank`: both labels are frequent enough in training for a ranking head. `repeat_share`:
+    of the events before test, first ones left out, those whose item the user had met before.
+    `remove_history`: items that a user had before leave the answers, wherever models are judged or
+    served.
     """
 
     num_users: int
@@ -59,6 +63,9 @@ class Meta:
     split: str
     gap_s: int
     own_sessions: bool = False
+    can_rank: bool = True
+    repeat_share: float = 0.0
+    remove_history: bool = True
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,12 @@ def numbers(actions: Iterable[str]) -> dict[str, float]:
 
 
 def labels(actions: Sequence[str | None], settings: Sessionize) -> list[int]:
-    """1 for each action that makes an event a positive example; for all where nothing is set."""
-    if settings.positive_from is None and settings.positive_actions is None:
+    """1 for each action that makes an event a positive example.
+
+    For all where nothing is set, and in a log without any action: each event is one of interest.
+    """
+    nothing_set = settings.positive_from is None and settings.positive_actions is None
+    if nothing_set or all(action is None for action in actions):
         return [1] * len(actions)
     listed = settings.positive_actions or ()  # 5.0 is spelled 5 in a log
     chosen = {*listed, *(re.sub(ZEROS_AT_THE_END, r"\1\2", word) for word in listed)}

@@ -34,6 +34,7 @@ class Totals:
         sessions_per_user: [U].
         resumed: how often a session went on after an event of another one of the same user.
         train_events: training events of each item, [V].
+        train_actions: training events of each action, [A].
         events: events by split, [3].
         positives: events with label 1 by split, [3].
         actions: events by action, [actions]; the first have none.
@@ -49,6 +50,7 @@ class Totals:
     sessions_per_user: np.ndarray
     resumed: int
     train_events: np.ndarray
+    train_actions: np.ndarray
     events: np.ndarray
     positives: np.ndarray
     actions: np.ndarray
@@ -66,6 +68,7 @@ def totals(log: EventLog) -> Totals:
     per_item = np.zeros((3, num_items), dtype=np.int64)
     positives = np.zeros(3, dtype=np.int64)
     actions = np.zeros(log.meta.num_actions, dtype=np.int64)
+    train_actions = np.zeros(log.meta.num_actions, dtype=np.int64)
     user_seen = np.zeros((3, num_users), dtype=bool)
     sessions_per_user = np.zeros(num_users, dtype=np.int64)
     newest_key, resumed = -1, 0
@@ -87,6 +90,9 @@ def totals(log: EventLog) -> Totals:
             per_item[part] += np.bincount(item[chosen], minlength=num_items)
             positives[part] += int(log.label[rows][chosen].sum(dtype=np.int64))
             user_seen[part, user[chosen]] = True
+        train_actions += np.bincount(
+            log.action[rows][split == TRAIN], minlength=log.meta.num_actions
+        )
         times = log.timestamp[rows]
         span = (min(span[0], int(times.min())), max(span[1], int(times.max())))
     return Totals(
@@ -96,6 +102,7 @@ def totals(log: EventLog) -> Totals:
         sessions_per_user=sessions_per_user,
         resumed=resumed,
         train_events=per_item[TRAIN],
+        train_actions=train_actions,
         events=per_item.sum(axis=1),
         positives=positives,
         actions=actions,
@@ -160,6 +167,7 @@ def statistics(log: EventLog, sums: Totals) -> dict[str, Any]:
             "resumed": sums.resumed,
         },
         "same_timestamp_share": _share(int(sums.gaps[0]), neighbours),
+        "repeat_share": log.meta.repeat_share,
         "split": log.meta.split,
         "splits": splits,
     }

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import csv
 import itertools
-import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +24,11 @@ import pyarrow.parquet as pq
 from hpgr.config import Config, Sessionize
 from hpgr.data.base import BASE, is_filled
 from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
-from hpgr.data.log import DTYPES, FIRST_ITEM, EventLog, Meta
+from hpgr.data.labels import can_rank, finding
+from hpgr.data.log import DTYPES, FIRST_ITEM, TRAIN, EventLog, Meta
 from hpgr.data.memory import remember
 from hpgr.data.ratings import labels, unread
+from hpgr.data.repeats import removes_history, repeat_share, rule
 from hpgr.data.session_statistics import Totals, gap_table, statistics, totals
 from hpgr.data.vocabulary import grown
 from hpgr.runtime import UserError, atomic_folder, write_json
@@ -43,7 +44,6 @@ MAX_ACTIONS = 250  # each is a row of an embedding table: an action is a kind, n
 ITEMS_SCHEMA = pa.schema(
     {"item_id": pa.string(), "title": pa.string(), "categories": pa.list_(pa.string())}
 )
-logger = logging.getLogger(__name__)
 
 
 def sessionize(cfg: Config) -> None:
@@ -63,7 +63,9 @@ def sessionize(cfg: Config) -> None:
         pq.write_table(categories, out / "categories.parquet")
         log = _arrays(out, items, categories, settings, own_sessions=own_sessions)
         sums = totals(log)
-        _judge(sums, settings, out)
+        _check_split(sums, settings)
+        log = _decided(log, sums, cfg)
+        write_json(out / "arrays/meta.json", asdict(log.meta))
         items = items.append_column("train_events", pa.array(sums.train_events[FIRST_ITEM:]))
         pq.write_table(items.drop_columns("category_ids"), out / "items.parquet")
         remember(out)
@@ -72,6 +74,7 @@ def sessionize(cfg: Config) -> None:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(["gap_s", "gaps", "sessions"])
             writer.writerows(gap_table(sums, log.meta.num_users))
+        _tell(log, sums, out, cfg)
 
 
 def _check_inputs() -> None:
@@ -318,8 +321,8 @@ def _take_room(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, 1))
 
 
-def _judge(sums: Totals, settings: Sessionize, out: Path) -> None:
-    """Refuse a split with an empty part; warn where no event is positive or actions are unread."""
+def _check_split(sums: Totals, settings: Sessionize) -> None:
+    """Refuse a split with an empty part."""
     for name, count in zip(("train", "validation", "test"), sums.events, strict=True):
         if count == 0:
             raise UserError(
@@ -327,14 +330,41 @@ def _judge(sums: Totals, settings: Sessionize, out: Path) -> None:
                 "raise sessionize.min_user_events to 3 or more for leave-one-out, raise the shares "
                 "for global-time, or bring a longer log"
             )
+
+
+def _decided(log: EventLog, sums: Totals, cfg: Config) -> EventLog:
+    """The log with what its training part decides for every later stage; see `Meta`."""
+    events, positives = int(sums.events[TRAIN]), int(sums.positives[TRAIN])
+    share = repeat_share(log)
+    meta = replace(
+        log.meta,
+        can_rank=can_rank(positives, events, cfg.sessionize),
+        repeat_share=round(share, 6),
+        remove_history=removes_history(share, cfg.evaluate),
+    )
+    return replace(log, meta=meta)
+
+
+def _tell(log: EventLog, sums: Totals, out: Path, cfg: Config) -> None:
+    """Say what was decided, where it is not what most logs get."""
+    meta, evaluation = log.meta, cfg.evaluate
     names = pq.read_table(out / "actions.parquet")["name"].to_pylist()
-    if words := unread(dict(zip(names, sums.actions[1:].tolist(), strict=True)), settings):
-        logger.warning("actions that are no numbers: %s, expected %s; %s", *words)
-    if not sums.positives.any():
-        logger.warning(
-            "no event is positive: sessionize.positive_from is %s and positive_actions is %s, "
-            "but the actions of the log are %s",
-            settings.positive_from,
-            settings.positive_actions,
-            names[:10] or "absent",
+    if words := unread(dict(zip(names, sums.actions[1:].tolist(), strict=True)), cfg.sessionize):
+        print("actions that are no numbers: {}, expected {}; {}".format(*words))
+    if meta.repeat_share > evaluation.max_repeat_share or evaluation.remove_history != "auto":
+        print(f"repeats: {rule(meta, evaluation)}")
+    if sums.resumed:
+        print(
+            f"sessions: kept by the log's own ids; one went on after another of its user "
+            f"{sums.resumed:,} times"
+        )
+    if not meta.can_rank:
+        counts = zip([None, *names], sums.train_actions.tolist(), strict=True)
+        seen = {name: n for name, n in counts if n}
+        found, advice = finding(
+            int(sums.positives[TRAIN]), int(sums.events[TRAIN]), seen, cfg.sessionize
+        )
+        print(
+            f"labels: of the training events, {found}: the model retrieves and learns no ranking "
+            f"(no finetune.monitor: validation_auc, no gate.metric: auc); {advice}"
         )

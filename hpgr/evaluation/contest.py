@@ -118,7 +118,7 @@ def contest(
         log: the sessionized log, in whose ids both are asked.
         champion: what serves today.
         challenger: what would take its place.
-        settings: cutoffs, removal of what was seen, bootstrap.
+        settings: cutoffs, bootstrap.
         deciding: metric whose slices are compared.
     """
     pair = {"champion": champion, "challenger": challenger}

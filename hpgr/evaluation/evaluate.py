@@ -11,6 +11,7 @@ its place), `rules.json` (by which a served answer is as judged),
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from rich.table import Table
 
 from hpgr.config import Config
 from hpgr.data.log import TEST, EventLog
+from hpgr.data.repeats import rule as rule_of
 from hpgr.evaluation import protocols, ranking, retrieval, rivals
 from hpgr.evaluation.baselines import Retriever
 from hpgr.evaluation.examples import Example, Names, examples, pick
 from hpgr.evaluation.retrieval import FromNetwork, Network, Outcome
 from hpgr.evaluation.tables import (
+    WAYS,
     Tables,
     label,
     merged,
@@ -41,6 +44,10 @@ SESSIONS = Path("artifacts/sessions")
 TRAINED = (Path("artifacts/finetune"), Path("artifacts/finetune_hstu"))
 TRAINING = {"pretrain": Path("artifacts/pretrain"), "finetune": TRAINED[0]}
 TARGET = Path("artifacts/evaluation")
+NO_LABELS = (
+    "nothing learns to rank from a log with too few events of one label "
+    "(sessionize.positive_from, sessionize.positive_actions)"
+)
 
 
 def evaluate(cfg: Config) -> None:
@@ -62,16 +69,35 @@ def evaluate(cfg: Config) -> None:
     reach = {"max_history": cfg.model.max_history}
     baselines, notes = retrieval.tuned_baselines(log, cfg.evaluate, **reach)
     standing = stand(cfg, log, networks, rankers, baselines)
-    outcomes = retrieval.run(
+    rule = log.meta.remove_history
+    repeats = log.meta.repeat_share > cfg.evaluate.max_repeat_share
+    by_rule = retrieval.run_by_rules(
         log,
         queries,
         {name: FromNetwork(network) for name, network in networks.items()} | baselines,
         cfg.evaluate,
         title=f"{protocol} on test",
         end_to_end=rankers if protocol == "R1" else {},
+        rules=[rule, not rule] if repeats else [rule],
         **reach,
     )
-    tables = [retrieval_tables(protocol, log, queries, outcomes, cfg.evaluate, main=main)]
+    outcomes = by_rule[rule]
+    tables = [
+        retrieval_tables(
+            protocol if found == rule else f"{protocol}_{WAYS[found]}",
+            log,
+            queries,
+            by_rule[found],
+            cfg.evaluate,
+            main=main,
+        )
+        for found in by_rule
+    ]
+    notes.append(seen_rule(log, cfg, tables[0].counts))
+    if repeats:
+        tables[0] = replace(tables[0], remark=notes[-1])
+    if protocol == "R1" and not log.meta.can_rank:
+        notes.append(f"Rows “then rank” are left out: {NO_LABELS}.")
     if protocol == "R1" and rankers:
         notes.append(
             f"Rows “then rank”: the best {cfg.evaluate.retrieve} items by dot product, ordered by "
@@ -80,7 +106,7 @@ def evaluate(cfg: Config) -> None:
     candidates = protocols.labelled(log, TEST)
     probabilities: dict[str, np.ndarray] = {}
     if protocol == "R2":
-        if why := no_ranking(candidates, main, rankers):
+        if why := no_ranking(log, candidates, main, rankers):
             notes.append(f"K1 is left out: {why}.")
         else:
             probabilities = score_candidates(cfg, log, candidates, rankers)
@@ -94,7 +120,7 @@ def evaluate(cfg: Config) -> None:
         ranks=main in rankers,
         **reach,
     )
-    rules = {"retrieve": cfg.evaluate.retrieve, "remove_history": cfg.evaluate.remove_history}
+    rules = {"retrieve": cfg.evaluate.retrieve, "remove_history": rule}
     with atomic_folder(TARGET) as folder:
         write_json(folder / "rules.json", rules)
         if standing is not None:
@@ -189,10 +215,21 @@ def endings() -> dict[str, list[str]]:
     return found
 
 
+def seen_rule(log: EventLog, cfg: Config, counts: Mapping[str, int]) -> str:
+    """By which rule items that a user had before were judged, one sentence."""
+    hidden = f"{counts['repeated_targets']:,} of {counts['queries']:,} hidden items are repeats"
+    return f"Seen before: {rule_of(log.meta, cfg.evaluate)}; {hidden}."
+
+
 def no_ranking(
-    candidates: protocols.Candidates, main: str, rankers: Mapping[str, Network]
+    log: EventLog,
+    candidates: protocols.Candidates,
+    main: str,
+    rankers: Mapping[str, Network],
 ) -> str | None:
     """Why K1 cannot be judged, or None."""
+    if main not in rankers and not log.meta.can_rank:
+        return NO_LABELS
     if main not in rankers:
         return f"{main} was trained without a ranking loss (finetune.ranking_weight)"
     if not 0 < candidates.label.sum() < len(candidates.label):
@@ -301,7 +338,7 @@ def results_table(tables: Tables) -> Table:
     gains = [m for m in metrics if m.startswith("ndcg")]
     wide = {*gains[1:], *(m for m in metrics if m.startswith(("coverage", "head_share")))}
     metrics = [m for m in metrics if m not in wide]  # 80 columns hold six numbers
-    table = Table(title=f"{tables.protocol}: {tables.counts['queries']:,} queries")
+    table = Table(title=f"{label(tables.protocol)}: {tables.counts['queries']:,} queries")
     table.add_column("model", no_wrap=True)
     for metric in metrics:
         table.add_column(metric_label(metric), justify="right")

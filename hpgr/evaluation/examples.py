@@ -15,7 +15,7 @@ import pandas as pd
 
 from hpgr.config import Evaluate
 from hpgr.data.log import EventLog, Histories
-from hpgr.evaluation.metrics import ranks_of, top_items
+from hpgr.evaluation.metrics import MISS, ranks_of, top_items
 from hpgr.evaluation.protocols import Queries
 from hpgr.evaluation.retrieval import Network, seen_pairs
 
@@ -85,7 +85,7 @@ class Example:
     sessions: list[Session]
     offers: list[Offer]
     target: str
-    rank: int
+    rank: int | None  # None: a repeat, and items seen before are not offered
     num_anchors: int
 
 
@@ -112,7 +112,7 @@ def examples(
     if not len(queries):
         return []
     histories = queries.histories(log, max_history)
-    removed = seen_pairs(log, queries, settings)
+    removed = seen_pairs(log, queries, remove=log.meta.remove_history)
     scores = network.retrieve(histories)
     place = ranks_of(scores, queries.target, removed, catalogue_chunk=settings.catalogue_chunk)
     top = top_items(scores, removed, settings.cutoffs[0])
@@ -143,7 +143,7 @@ def examples(
                     if i >= 0
                 ],
                 target=names.item[queries.target[q]],
-                rank=int(place[q]),
+                rank=int(place[q]) if place[q] != MISS else None,
                 num_anchors=int((weight > 0).sum()),
             )
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from hpgr.data.log import FIRST_ITEM
 
+MISS = 2**31 - 1  # rank of a hidden item that cannot be answered: beyond every cutoff, an int32
 PROBABILITY_FLOOR = 1e-7  # log loss of a certain and wrong answer stays finite
 
 
@@ -29,7 +30,8 @@ def ranks_of(
 
     Args:
         scores: [Q, num_items], higher is better; the reserved columns are not read.
-        target: item ids [Q]. A reserved id (an item unknown to the vocabulary) ranks last.
+        target: item ids [Q]. A reserved id (an item unknown to the vocabulary) ranks last; one that
+            was removed itself, as a repeat, gets MISS.
         removed: query index and item id of the pairs that do not compete, each pair once, as
             `removed_pairs` makes them; None removes nothing.
         catalogue_chunk: columns compared at a time; bounds the temporary memory.
@@ -56,26 +58,24 @@ def ranks_of(
         np.subtract.at(better, of_query, value > reference[of_query, 0])
         np.subtract.at(tied, of_query, value == reference[of_query, 0])
         np.subtract.at(competing, of_query, 1)
-    return np.where(target >= FIRST_ITEM, 1 + better + (tied + 1) // 2, competing + 1)
+    ranks = np.where(target >= FIRST_ITEM, 1 + better + (tied + 1) // 2, competing + 1)
+    if removed is not None:
+        ranks[of_query[item == target[of_query]]] = MISS
+    return ranks
 
 
-def removed_pairs(
-    offsets: np.ndarray, item: np.ndarray, target: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The (query, item) pairs that leave the ranking: the items already seen, without the target.
-
-    The target stays even where the history holds it (a repeat), else it could not be found.
+def removed_pairs(offsets: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The (query, item) pairs that leave the ranking: the items already seen.
 
     Args:
         offsets: int64 [Q + 1], bounds of the histories in `item`.
         item: item ids of all histories.
-        target: item ids [Q]; pass 0 (padding) for a query that hides nothing.
 
     Returns:
         Query index and item id, each pair once, reserved ids left out.
     """
-    query = np.repeat(np.arange(len(target)), np.diff(offsets))
-    keep = (item >= FIRST_ITEM) & (item != target[query])
+    query = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    keep = item >= FIRST_ITEM
     width = int(item.max(initial=0)) + 1  # one key a pair: np.unique over columns is far slower
     key = np.unique(query[keep] * width + item[keep].astype(np.int64))
     return key // width, key % width

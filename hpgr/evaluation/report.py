@@ -39,6 +39,18 @@ PROTOCOLS = {
         "together.",
     ),
 }
+OTHER_WAY = {  # by what stands behind the protocol's name, see `tables.WAYS`
+    "seen_kept": (
+        "Seen items kept",
+        "The same queries, with what the user had before left among the answers, as "
+        "evaluate.remove_history: false would serve them.",
+    ),
+    "seen_removed": (
+        "Seen items removed",
+        "The same queries, with what the user had before taken out of the answers, as "
+        "evaluate.remove_history: true would serve them. A repeat is a miss.",
+    ),
+}
 MEANINGS = {
     "hr": "share of queries whose hidden item is among the first k places",
     "ndcg": "the same, but a hit counts 1 / log2(place + 1): higher places are worth more",
@@ -81,7 +93,11 @@ def write(
         notes: sentences about the run: choices, omissions.
     """
     (folder / "figures").mkdir()
-    sections = [_section(folder, table, networks) for table in tables]
+    sections = [
+        _section(folder, table, networks) | {"others": _others(table, tables)}
+        for table in tables
+        if table.protocol in PROTOCOLS
+    ]
     stages = []
     for stage, curve in curves.items():
         if (figure := figures.training_curves(curve)) is not None:
@@ -111,14 +127,9 @@ def write(
 
 def _section(folder: Path, table: Tables, networks: Sequence[str]) -> dict[str, Any]:
     name, explained = PROTOCOLS[table.protocol]
-    models = list(table.metrics)
-    names = [m for m in dict.fromkeys(m for row in table.metrics.values() for m in row)]
-    interval = {
-        (row.model, row.metric): (row.low, row.high)
-        for row in table.plots["intervals"].itertuples()
-    }
-    best = {m: _best(table, m) for m in names if m.split("@")[0] not in DESCRIPTIVE}
-    palette = figures.colours(models, table.main, list(networks))
+    results = _results(table)
+    names = results["metrics"]
+    palette = figures.colours(results["models"], table.main, list(networks))
     headline = ["auc", "gauc"] if table.protocol == "K1" else [names[0], _first(names, "ndcg")]
     headline = [m for m in headline if m in names]
     differences = table.plots["differences"]
@@ -137,14 +148,10 @@ def _section(folder: Path, table: Tables, networks: Sequence[str]) -> dict[str, 
     return {
         "protocol": table.protocol,
         "name": name,
+        "remark": table.remark,
         "explained": explained,
         "counts": {k.replace("_", " "): f"{v:,}" for k, v in table.counts.items()},
-        "models": models,
-        "main": table.main,
-        "metrics": names,
-        "values": table.metrics,
-        "interval": interval,
-        "best": best,
+        **results,
         "meanings": {
             metric_label(m.split("@")[0]) + ("@k" if "@" in m else ""): MEANINGS[m.split("@")[0]]
             for m in names
@@ -154,6 +161,32 @@ def _section(folder: Path, table: Tables, networks: Sequence[str]) -> dict[str, 
         "differences": _difference_rows(differences, headline),
         "slices": _slice_rows(table),
         "images": images,
+    }
+
+
+def _others(table: Tables, tables: Sequence[Tables]) -> list[dict[str, Any]]:
+    """The same queries by the other rule for items seen before, where they were judged so too."""
+    return [
+        {"title": title, "explained": explained, **_results(other)}
+        for way, (title, explained) in OTHER_WAY.items()
+        for other in tables
+        if other.protocol == f"{table.protocol}_{way}"
+    ]
+
+
+def _results(table: Tables) -> dict[str, Any]:
+    """What the table of models and metrics shows."""
+    names = [m for m in dict.fromkeys(m for row in table.metrics.values() for m in row)]
+    return {
+        "models": list(table.metrics),
+        "main": table.main,
+        "metrics": names,
+        "values": table.metrics,
+        "interval": {
+            (row.model, row.metric): (row.low, row.high)
+            for row in table.plots["intervals"].itertuples()
+        },
+        "best": {m: _best(table, m) for m in names if m.split("@")[0] not in DESCRIPTIVE},
     }
 
 

@@ -6,7 +6,7 @@ scores whatever the number of queries. Reads the arrays of `hpgr.data.log`. Writ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,15 +64,15 @@ def blocks(num_queries: int, num_items: int) -> Iterator[slice]:
         yield slice(start, min(start + size, num_queries))
 
 
-def seen_pairs(log: EventLog, queries: Queries, settings: Evaluate) -> Pairs | None:
-    """Query and item of everything the user met before, unless `remove_history` is off.
+def seen_pairs(log: EventLog, queries: Queries, *, remove: bool) -> Pairs | None:
+    """Query and item of everything the user met before; None where nothing is to be removed.
 
     All earlier events count, also those beyond what the model reads.
     """
-    if not settings.remove_history:
+    if not remove:
         return None
     seen = queries.histories(log, log.meta.num_events)
-    return removed_pairs(seen.offsets, seen.item, queries.target)
+    return removed_pairs(seen.offsets, seen.item)
 
 
 def run(
@@ -85,44 +85,75 @@ def run(
     title: str,
     end_to_end: Mapping[str, Network],
 ) -> dict[str, Outcome]:
-    """Ranks and best items of every model on `queries`.
+    """Ranks and best items of every model on `queries`, by the log's rule for items seen before.
 
     Args:
         log: the sessionized log.
         queries: who asks and what is hidden.
         retrievers: models by name.
-        settings: cutoffs, chunk and `remove_history`.
+        settings: cutoffs and chunk.
         max_history: newest events a model reads.
         title: of the progress bar.
         end_to_end: networks among `retrievers` that also get a row "NAME_then_rank", in which
             their `retrieve` best items are ordered by pCTR.
     """
-    parts: dict[str, list[Outcome]] = {}
+    rule = log.meta.remove_history
+    found = run_by_rules(
+        log,
+        queries,
+        retrievers,
+        settings,
+        max_history=max_history,
+        title=title,
+        end_to_end=end_to_end,
+        rules=[rule],
+    )
+    return found[rule]
+
+
+def run_by_rules(
+    log: EventLog,
+    queries: Queries,
+    retrievers: Mapping[str, Retriever],
+    settings: Evaluate,
+    *,
+    max_history: int,
+    title: str,
+    end_to_end: Mapping[str, Network],
+    rules: Sequence[bool],
+) -> dict[bool, dict[str, Outcome]]:
+    """As `run`, once for each of `rules`: whether items that the user met before are removed.
+
+    A query is scored once, whatever the number of rules.
+    """
+    parts: dict[tuple[bool, str], list[Outcome]] = {}
     with tqdm(total=len(queries), desc=title, unit="query", mininterval=2.0) as bar:
         for block in blocks(len(queries), log.meta.num_items):
             asked = queries.take(block)
             histories = asked.histories(log, max_history)
-            removed = seen_pairs(log, asked, settings)
+            seen = {rule: seen_pairs(log, asked, remove=rule) for rule in rules}
             for name, retriever in retrievers.items():
                 scores = retriever.scores(histories)
-                ranks = ranks_of(
-                    scores, asked.target, removed, catalogue_chunk=settings.catalogue_chunk
-                )
-                top = top_items(scores, removed, settings.cutoffs[0])
-                parts.setdefault(name, []).append(Outcome(ranks, top))
-                if name in end_to_end:
-                    best = top_items(scores, removed, settings.retrieve)
-                    ranks, best = reorder(end_to_end[name], histories, best, asked.target, ranks)
-                    parts.setdefault(f"{name}_then_rank", []).append(
-                        Outcome(ranks, best[:, : settings.cutoffs[0]])
+                for rule, removed in seen.items():
+                    ranks = ranks_of(
+                        scores, asked.target, removed, catalogue_chunk=settings.catalogue_chunk
                     )
+                    top = top_items(scores, removed, settings.cutoffs[0])
+                    parts.setdefault((rule, name), []).append(Outcome(ranks, top))
+                    if name in end_to_end:
+                        best = top_items(scores, removed, settings.retrieve)
+                        network = end_to_end[name]
+                        ranks, best = reorder(network, histories, best, asked.target, ranks)
+                        parts.setdefault((rule, f"{name}_then_rank"), []).append(
+                            Outcome(ranks, best[:, : settings.cutoffs[0]])
+                        )
             bar.update(len(asked))
-    return {
-        name: Outcome(
+    found: dict[bool, dict[str, Outcome]] = {rule: {} for rule in rules}
+    for (rule, name), part in parts.items():
+        found[rule][name] = Outcome(
             np.concatenate([p.ranks for p in part]), np.concatenate([p.top for p in part])
         )
-        for name, part in parts.items()
-    }
+    return found
 
 
 def reorder(

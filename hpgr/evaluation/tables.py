@@ -20,21 +20,28 @@ from hpgr.evaluation.retrieval import Outcome
 
 CLASSES = ("head", "mid", "tail", "cold")
 CURVE_POINTS = 40
+# Behind the name of a protocol that was judged by the other rule for items seen before, by whether
+# they were removed.
+WAYS = {True: "seen_removed", False: "seen_kept"}
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Results of one protocol; `plots` holds the long tables by name."""
+    """Results of one protocol; `plots` holds the long tables by name.
+
+    `protocol` is R1, R2 or K1, or has one of WAYS behind it (R1_seen_kept).
+    """
 
     protocol: str
     main: str  # the model that the others are compared with
     metrics: dict[str, dict[str, float]]  # by model, in the order of the report
     counts: dict[str, int]
     plots: dict[str, pd.DataFrame] = field(default_factory=dict)
+    remark: str | None = None  # what a reader of the numbers must know
 
 
 def label(model: str) -> str:
-    """A model's name as a person reads it."""
+    """A model's or protocol's name as a person reads it."""
     return model.replace("_", " ")
 
 

@@ -15,9 +15,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hpgr.config import Config
+from hpgr.data.log import Meta
 from hpgr.data.memory import SKETCH
+from hpgr.data.repeats import removes_history
 from hpgr.registry.stages import STAGES
 from hpgr.runtime import UserError, read_json, sha256_file, write_json
 
@@ -42,7 +45,7 @@ def write_bundle(cfg: Config, target: Path) -> Path:
     """Write the bundle of the current artifacts into the empty or new folder `target`.
 
     What the model was trained and judged with goes into it, whatever params.yaml says by now; only
-    a model that was never judged takes its rules from there.
+    a model that was never judged takes its rules from there and from the log.
 
     Raises:
         UserError: a stage's output is missing, or the model was trained on another log.
@@ -59,7 +62,8 @@ def write_bundle(cfg: Config, target: Path) -> Path:
                 f"the model of {FINETUNE} was trained on another log than {SESSIONS} holds "
                 f"({name} is {size}, now {log[name]}): run `dvc repro`"
             )
-    judged = cfg.evaluate.model_dump()
+    seen = removes_history(Meta(**log).repeat_share, cfg.evaluate)
+    judged: dict[str, Any] = {"retrieve": cfg.evaluate.retrieve, "remove_history": seen}
     if JUDGED.is_file():
         judged = read_json(JUDGED)
     serving = Serving(

@@ -54,7 +54,7 @@ def markdown_tables() -> str:
     for name, rows in protocols().items():
         columns = _columns(rows)
         lines = [
-            f"### {name}",
+            f"### {name.replace('_', ' ')}",
             "",
             "| model | " + " | ".join(columns) + " |",
             "|---|" + "---:|" * len(columns),
@@ -69,7 +69,7 @@ def terminal_tables() -> list[Table]:
     """Every protocol's table for the terminal, the judged model in bold."""
     tables = []
     for name, rows in protocols().items():
-        table = Table(title=name)
+        table = Table(title=name.replace("_", " "))
         table.add_column("model", no_wrap=True)
         columns = _headline_columns(rows)
         for column in columns:

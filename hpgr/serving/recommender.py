@@ -253,10 +253,7 @@ class Recommender:
         closeness[empty] = self.popularity
         if eligible is not None:
             closeness[:, ~eligible] = -np.inf
-        removed = None
-        if drop_seen:
-            nothing_kept = np.zeros(len(histories), dtype=np.int64)
-            removed = removed_pairs(histories.offsets, histories.item, nothing_kept)
+        removed = removed_pairs(histories.offsets, histories.item) if drop_seen else None
         item = top_items(closeness, removed, max(k, self.serving.retrieve))
         filled = item >= FIRST_ITEM
         similarity = np.take_along_axis(closeness, np.maximum(item, 0), axis=1)

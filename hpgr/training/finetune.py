@@ -24,6 +24,7 @@ from hpgr.model.hpgr import HPGR
 from hpgr.model.hstu import HSTU
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.scoring import build
+from hpgr.runtime import UserError
 from hpgr.training.checkpoint import SCRATCH, load_tensors, run_key
 from hpgr.training.device import Device, choose_device
 from hpgr.training.length import Schedule
@@ -49,13 +50,14 @@ def finetune(cfg: Config) -> None:
 
     Raises:
         UserError: the model below base/ does not fit the log or the parameters, or stage 1 did not
-            start from it.
+            start from it; early stopping shall watch a ranking that nothing trains.
     """
     settings, base = cfg.finetune, Base.open()
     log = EventLog.open(ARRAYS)
     device = choose_device(settings.device, settings.precision)
     torch.manual_seed(settings.seed)
-    ranking = settings.ranking_weight > 0
+    ranking = settings.ranking_weight > 0 and log.meta.can_rank
+    _check_ranking(cfg, log, ranking=ranking)
     windows = TrainingWindows(
         log,
         max_history=cfg.model.max_history,
@@ -70,7 +72,7 @@ def finetune(cfg: Config) -> None:
     if ranking:
         _start_from_item_rates(model, log)
     if base:
-        base.check_kind(encoder=settings.encoder, ranking=ranking)
+        base.check_kind(encoder=settings.encoder, ranking=ranking, enough_labels=log.meta.can_rank)
         base.start(model, catalogue, vars(cfg.model))
     if isinstance(model, HPGR) and settings.inherit:
         check_same_base(base, PRETRAINED)
@@ -125,6 +127,22 @@ def finetune(cfg: Config) -> None:
         config |= {"base": base.origin} if base else {}
         write_outputs(OUTPUT, outcome.best_weights, json.loads(json.dumps(config)), outcome, device)
     finish(scratch, device)
+
+
+def _check_ranking(cfg: Config, log: EventLog, *, ranking: bool) -> None:
+    """Say where the log's labels leave no ranking; refuse to watch one that there is not."""
+    settings = cfg.finetune
+    why = "finetune.ranking_weight is 0"
+    if not log.meta.can_rank:
+        why = "the log has too few training events of one label (sessionize.positive_from, "
+        why += "positive_actions; `hpgr doctor` says more)"
+    if settings.monitor == "validation_auc" and not ranking:
+        raise UserError(
+            f"finetune.monitor is validation_auc, but no ranking is trained: {why}. Set "
+            "finetune.monitor: validation_ndcg@10 for a model that retrieves only"
+        )
+    if settings.ranking_weight > 0 and not ranking:
+        print(f"retrieval only, no ranking is trained: {why}", flush=True)
 
 
 def _start_from_item_rates(model: HPGR | HSTU, log: EventLog) -> None:

@@ -1,6 +1,7 @@
 """Scores on the validation split, for early stopping. Nothing here ever opens the test split.
 
-Retrieval: HR@10 and NDCG@10 of the user's validation event, items of the history removed.
+Retrieval: HR@10 and NDCG@10 of the user's validation event; where items seen before are removed
+(`remove_history` of `hpgr.data.log.Meta`), an event that repeats one is a miss.
 Ranking: AUC of the validation events' labels, each seeing only what happened strictly before.
 """
 
@@ -51,11 +52,15 @@ class Validation:
             scores = scorer.retrieve(past)
             target = log.item[rows]
             wanted = scores[np.arange(len(rows)), target].copy()
-            # Everything the user had before goes, also what is too old for the window.
-            whole = histories(log, users, rows, log.timestamp[rows], len(log.item))
-            query = np.repeat(np.arange(len(rows)), np.diff(whole.offsets))
-            scores[query, whole.item] = -np.inf
+            repeated = np.zeros(0, dtype=np.int64)
+            if log.meta.remove_history:
+                # Everything the user had before goes, also what is too old for the window.
+                whole = histories(log, users, rows, log.timestamp[rows], len(log.item))
+                query = np.repeat(np.arange(len(rows)), np.diff(whole.offsets))
+                repeated = np.unique(query[whole.item == target[query]])
+                scores[query, whole.item] = -np.inf
             rank = (scores > wanted[:, None]).sum(1)
+            rank[repeated] = CUTOFF  # a miss
             hits += float((rank < CUTOFF).sum())
             gains += float((1 / np.log2(rank[rank < CUTOFF] + 2)).sum())
         count = len(self.rows)

@@ -104,20 +104,37 @@ class Base:
         added = ", ".join(f"{now[n] - before[n]} {n.removeprefix('num_')}" for n in VOCABULARIES)
         print(f"starts from {self.title}; new: {added}", flush=True)
 
-    def check_kind(self, *, encoder: str, ranking: bool) -> None:
+    def check_kind(self, *, encoder: str, ranking: bool, enough_labels: bool = True) -> None:
         """Refuse a base of another encoder, or with another set of heads.
+
+        Args:
+            encoder: that is asked for.
+            ranking: whether a ranking head is trained.
+            enough_labels: whether the log's labels allow one.
 
         Raises:
             UserError: the message names the parameter.
         """
-        wanted = {"encoder": encoder, "ranking": ranking}
-        keys = {"encoder": "finetune.encoder", "ranking": "finetune.ranking_weight > 0"}
-        for name, value in wanted.items():
-            if self.config[name] != value:
-                raise UserError(
-                    f"base/ holds {self.title} with {keys[name]}: {self.config[name]}, params.yaml "
-                    f"asks for {value}. Set it back, or {FROM_NOTHING}."
-                )
+        if self.config["encoder"] != encoder:
+            raise UserError(
+                f"base/ holds {self.title} with finetune.encoder: {self.config['encoder']}, "
+                f"params.yaml asks for {encoder}. Set it back, or {FROM_NOTHING}."
+            )
+        if self.config["ranking"] == ranking:
+            return
+        if not enough_labels:
+            cause = "the log has too few training events of one label to go on with that"
+            cure = "Name a positive that it has (sessionize.positive_from, positive_actions)"
+        elif ranking:
+            cause = "finetune.ranking_weight is above 0 and both labels have events enough"
+            cure = "Set finetune.ranking_weight: 0"
+        else:
+            cause = "finetune.ranking_weight is 0"
+            cure = "Set it back"
+        was = "with a ranking" if self.config["ranking"] else "without a ranking"
+        raise UserError(
+            f"base/ holds {self.title}, trained {was}; {cause}. {cure}, or {FROM_NOTHING}."
+        )
 
     def _check_sizes(self, before: dict[str, int], now: dict[str, int]) -> None:
         for name in VOCABULARIES:

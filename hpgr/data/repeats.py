@@ -1,0 +1,65 @@
+"""Repeats: items that a user meets again, and the one rule for them.
+
+Where a log repeats (music, groceries), what a user had before stays in the answers; elsewhere it
+leaves them, and a hidden item that the user had before counts as a miss, for nobody can be served
+it. The sessionize stage decides (`remove_history` of `hpgr.data.log.Meta`); training, evaluation,
+the gate, serving and batch scoring obey. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpgr.data.log import TEST, EventLog, Meta
+
+if TYPE_CHECKING:
+    from hpgr.config import Evaluate
+
+BLOCK_ROWS = 1 << 22
+
+
+def repeat_share(log: EventLog) -> float:
+    """Share of repeats among the events that could be one, in blocks of whole users.
+
+    These are the events of training and validation, a user's first left out: what a next item was,
+    as far as choices may look. 0 where there is none.
+    """
+    offsets = np.asarray(log.user_offsets)
+    repeats, events, start = 0, 0, 0
+    while start < log.meta.num_users:
+        stop = int(np.searchsorted(offsets, offsets[start] + BLOCK_ROWS, side="right")) - 1
+        stop = max(start + 1, min(stop, log.meta.num_users))
+        rows = slice(int(offsets[start]), int(offsets[stop]))
+        user = np.repeat(np.arange(start, stop), np.diff(offsets[start : stop + 1]))
+        kept = np.asarray(log.split[rows]) != TEST
+        key = user[kept] * log.meta.num_items + log.item[rows][kept]
+        repeats += len(key) - len(np.unique(key))
+        events += len(key) - len(np.unique(user[kept]))
+        start = stop
+    return repeats / events if events else 0.0
+
+
+def removes_history(repeat_share: float, settings: Evaluate) -> bool:
+    """Whether items that a user had before leave the answers."""
+    if settings.remove_history == "auto":
+        return repeat_share <= settings.max_repeat_share
+    return settings.remove_history
+
+
+def rule(meta: Meta, settings: Evaluate) -> str:
+    """What was found and decided, one sentence."""
+    found = f"{meta.repeat_share:.1%} of the next events repeat an item that their user had before"
+    share = f"{settings.max_repeat_share:.0%}"
+    if settings.remove_history == "auto":
+        side = "up to" if meta.remove_history else "more than"
+        why = f"evaluate.remove_history: auto, {side} {share}"
+    else:
+        why = f"evaluate.remove_history: {str(settings.remove_history).lower()}"
+    chosen = (
+        "such items leave the answers, and a repeat among the hidden items is a miss"
+        if meta.remove_history
+        else "such items stay in the answers, and a repeat among the hidden items can be found"
+    )
+    return f"{found}: {chosen} ({why})"
