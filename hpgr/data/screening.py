@@ -94,7 +94,7 @@ def check_rows(
     *,
     files: Sequence[str],
     items: pd.DataFrame | None,
-    items_file: object,
+    items_file: Path | None,
     expectations: Expectations,
     out: Path,
 ) -> Counts:
@@ -106,7 +106,7 @@ def check_rows(
         copies: rows that repeat an earlier one, of their own file and of an earlier batch.
         files: what to call the file of each part.
         items: the known items in column item_id; None where any item is right.
-        items_file: what to call the file that lists them.
+        items_file: what to call the file that lists them, if there is one.
         expectations: gets the suite `events` and what it found.
         out: an existing folder.
 
