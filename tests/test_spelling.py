@@ -117,6 +117,8 @@ def test_ids_lose_their_point_where_all_are_whole_numbers(ids, expected):
     [
         ([[0, 3], [0.0, 3.0], None], [["0", "3"], ["0", "3"], []]),
         ([[None, "x", "", "x"], ["nan"]], [["x"], []]),
+        ([[b"a", b"\xff"], [True], [["a"], ["b"]]], [["a", "ff"], ["true"], ["a", "b"]]),
+        ([[{"id": 1, "name": "A"}, {"id": 2, "name": "B"}]], [["A", "B"]]),
         (["['Drama', 'War']", None], [["Drama", "War"], []]),
         (['["Drama","War"]', "[]"], [["Drama", "War"], []]),
         (["['Drama' 'Sci Fi']", "['War']"], [["Drama", "Sci Fi"], ["War"]]),

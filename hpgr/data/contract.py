@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,12 +85,12 @@ COPY_RULE = Rule(
 )
 
 
-def row_rules(limits: Validate, items_file: object = None) -> tuple[Rule, ...]:
+def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, ...]:
     """What every event must keep; the columns they look at are made by `prepare`.
 
     `items_file` is what to call the file that lists the items, if there is one.
     """
-    items_file = items_file or "the items file"
+    items = items_file or "the items file"
     not_null = "expect_column_values_to_not_be_null"
     between = "expect_column_values_to_be_between"
     ids = [
@@ -144,8 +145,8 @@ def row_rules(limits: Validate, items_file: object = None) -> tuple[Rule, ...]:
         Rule(
             name=UNKNOWN_ITEM,
             column=ITEM,
-            expected=f"an id that {items_file} lists",
-            cure=f"add the item to {items_file}, or set data.items to null",
+            expected=f"an id that {items} lists",
+            cure=f"add the item to {items}, or set data.items to null",
             check="expect_column_values_to_be_in_set",
             arguments={"column": "item_known", "value_set": [True]},
         ),

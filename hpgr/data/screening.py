@@ -93,7 +93,7 @@ def check_rows(
     *,
     files: Sequence[str],
     items: pd.DataFrame | None,
-    items_file: object,
+    items_file: Path | None,
     expectations: Expectations,
     out: Path,
 ) -> Counts:
@@ -105,7 +105,7 @@ def check_rows(
         copies: rows that repeat an earlier one, of their own file and of an earlier batch.
         files: what to call each file of events, by its `source`.
         items: the known items in column item_id; None where any item is right.
-        items_file: what to call the file that lists them.
+        items_file: what to call the file that lists them, if there is one.
         expectations: gets the suite `events` and what it found.
         out: an existing folder.
 

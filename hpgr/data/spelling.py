@@ -121,7 +121,7 @@ def spell_value(value: object) -> str | None:
     if isinstance(value, Decimal):
         return f"{value.normalize():f}"
     if isinstance(value, bytes):
-        return value.hex()
+        value = _bytes(value)
     if isinstance(value, Mapping):  # {'id': 16, 'name': 'Animation'}
         return spell_value(value["name"]) if "name" in value else _json(value)
     text = "" if value is None else str(value).strip()
@@ -212,8 +212,16 @@ def _json(value: object) -> str:
 
 def _other(value: object) -> str:
     if isinstance(value, bytes):
-        return value.hex()
+        return _bytes(value)
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _bytes(value: bytes) -> str:
+    """The text that bytes are in UTF-8, else their hex digits."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
 
 
 def _floor_divide(values: pa.Array, by: int) -> pa.Array:

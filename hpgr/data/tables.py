@@ -298,7 +298,7 @@ def parquet_whole(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, li
                 continue
             text, written = spell_any(column)
             whole[ours] = words(text)
-        except (ValueError, OverflowError, NotImplementedError) as error:
+        except (ValueError, OverflowError, pa.ArrowException) as error:
             found = f"type {column.type} ({error})"
             cure = "it is left out; export it as one of these to keep it"
             notes.append(note(path, "strange column", theirs, found, expected, cure))
