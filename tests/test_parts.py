@@ -71,6 +71,15 @@ def test_a_folder_of_parquet_parts_is_a_log(log, name):
     ]
 
 
+def test_a_raw_folder_may_have_the_name_of_its_table(log):
+    write_parts(log / "shop", good_rows(10))
+    write_csv(log / "items.csv", [("i0", "A"), ("i0", "B")], "item_id,title")
+    problems = doctor(log, config(log, interactions="shop", items="items.csv"))
+    assert {p.file.name for p in problems if p.kind == "item_id occurs more than once"} == {
+        "items.csv"
+    }
+
+
 def test_a_bad_row_is_named_with_its_part_and_a_copy_across_parts_is_a_copy(log):
     rows = [*good_rows(50), ("", "i", START), good_rows(1)[0], *good_rows(200)[60:]]
     write_parts(log / "events", rows)

@@ -95,7 +95,8 @@ def doctor(path: Path, cfg: Config) -> list[Problem]:
         return refused
     data = cfg.data.model_copy(update={"format": "table"})
     names = [n for n in (data.interactions, data.items, data.users) if n is not None]
-    if path.is_dir() and not holds_parts(path) and path.name not in names:
+    is_log = any((path / name).exists() for name in names)
+    if path.is_dir() and (is_log or not (holds_parts(path) or path.name in names)):
         if cfg.data.format != "table":
             return _examine_log(cfg.data.model_copy(update={"path": path}), cfg)
         return [p for name in names for p in _examine_file(path / name, data, cfg)]
