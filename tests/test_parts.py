@@ -151,6 +151,15 @@ def test_a_part_that_lacks_a_column_is_named(log):
     assert (problem.file, problem.kind, problem.column) == (odd, "missing column", "item_id")
 
 
+def test_ids_that_only_folders_name_are_refused(log):
+    write_csv(log / "log.csv", good_rows(5))
+    folder = log / "items/item_id=i0"
+    folder.mkdir(parents=True)
+    write_csv(folder / "part-0.csv", [("A",)], "name")
+    (problem,) = doctor(log / "items", config(log, items="items", columns={"title": None}))
+    assert "part-0.csv has none of the columns item_id" in problem.found
+
+
 def test_a_folder_without_data_files_is_refused(log):
     (log / "events").mkdir()
     (log / "events/_SUCCESS").touch()
