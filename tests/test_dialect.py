@@ -84,6 +84,8 @@ def test_the_dialect_that_the_lines_show_is_taken(tmp_path, rows, quotes, separa
         ([("u", '"a ""b"""', "1"), ("v", '"a \\"b\\"\tc"', "2"), ("w", "x", "3")], 3),
         ([("u", '"a"', "1"), ("v", '"Heroes', "2"), ("w", '"b"', "3"), ("x", '"c"', "4")], 3),
         ([("u", '"a\nb"', "1"), ("v", '"c\td"', "2"), ("w", '"Great" Cats', "3")], 5),
+        # One backslash, or two.
+        ([("u", "x", "1"), ("v", '"a\tb\\\\"', "2")], 3),
         # A file that was cut off inside a value, or one stray quote.
         ([("u", "x", "1"), ("u", '"Heroes', "2"), ("v", "y", "3")], 3),
     ],

@@ -71,6 +71,15 @@ def test_a_folder_of_parquet_parts_is_a_log(log, name):
     ]
 
 
+def test_a_raw_folder_may_have_the_name_of_its_table(log):
+    write_parts(log / "shop", good_rows(10))
+    write_csv(log / "items.csv", [("i0", "A"), ("i0", "B")], "item_id,title")
+    problems = doctor(log, config(log, interactions="shop", items="items.csv"))
+    assert {p.file.name for p in problems if p.kind == "item_id occurs more than once"} == {
+        "items.csv"
+    }
+
+
 def test_a_bad_row_is_named_with_its_part_and_a_copy_across_parts_is_a_copy(log):
     rows = [*good_rows(50), ("", "i", START), good_rows(1)[0], *good_rows(200)[60:]]
     write_parts(log / "events", rows)
@@ -140,6 +149,15 @@ def test_a_part_that_lacks_a_column_is_named(log):
         read_raw(cfg.data, 100)
     (problem,) = doctor(log, cfg)
     assert (problem.file, problem.kind, problem.column) == (odd, "missing column", "item_id")
+
+
+def test_ids_that_only_folders_name_are_refused(log):
+    write_csv(log / "log.csv", good_rows(5))
+    folder = log / "items/item_id=i0"
+    folder.mkdir(parents=True)
+    write_csv(folder / "part-0.csv", [("A",)], "name")
+    (problem,) = doctor(log / "items", config(log, items="items", columns={"title": None}))
+    assert "part-0.csv has none of the columns item_id" in problem.found
 
 
 def test_a_folder_without_data_files_is_refused(log):

@@ -34,6 +34,7 @@ SEPARATORS = (",", "\t", ";", "|")
 QUOTED: tuple[Quotes, ...] = ("doubled", "backslash")
 MAJORITY = 10  # so many times as much evidence must speak for a reading as against it
 READ_BYTES = 1 << 22
+ESCAPED = b'\\"'
 STATE = (
     'set data.quoting in params.yaml to what is meant: doubled (""), backslash (\\"), or none (a '
     "quote is a character like any other)"
@@ -69,7 +70,7 @@ def dialect_of(path: Path, quoting: Quoting) -> Dialect:
         return Dialect(separator, "doubled")
     width = len(next(csv.reader([first], delimiter=separator)))
     whole, failed = [], []
-    for quotes in QUOTED if _holds(path, b'\\"') else QUOTED[:1]:
+    for quotes in QUOTED if _holds(path, ESCAPED) else QUOTED[:1]:
         dialect = Dialect(separator, quotes)
         try:
             whole.append((dialect, _compare(path, dialect, width)))
@@ -82,8 +83,8 @@ def dialect_of(path: Path, quoting: Quoting) -> Dialect:
     taken = [(d, found) for d, found in whole if found.against + found.ragged == best]
     if len(taken) > 1:
         raise UserError(
-            f'{path}, line {taken[0][1].line}: a backslash before a quote (") escapes it, or is a '
-            f"character like any other: both readings fit; {STATE}"
+            f'{path}, line {_line_of(path, ESCAPED)}: a backslash before a quote (") escapes it, '
+            f"or is a character like any other: both readings fit; {STATE}"
         )
     dialect, found = taken[0]
     if found.against * MAJORITY > found.needed:
@@ -142,8 +143,6 @@ class _Comparison:
             place = int(np.flatnonzero(against)[0])
             self.line = int(found.lines[place])
             self.end = self.line + int(count[place]) - 1
-        if self.line == 0 and quoted.any():
-            self.line = int(found.lines[np.flatnonzero(quoted)[0]])
         self.against += int(full_lines[against].sum())
         self.tied += int(full_lines[against & right].sum())
         self.needed += int(count[needed].sum())
@@ -255,3 +254,11 @@ def _holds(path: Path, wanted: bytes) -> bool:
                 return True
             tail = block[-len(wanted) + 1 :] if len(wanted) > 1 else b""
     return False
+
+
+def _line_of(path: Path, wanted: bytes) -> int:
+    """The first line that holds the bytes."""
+    for line, block in line_blocks(path, "utf-8"):
+        if (place := block.find(wanted)) >= 0:
+            return line + int(np.searchsorted(line_ends(block), place))
+    raise ValueError(f"{path} does not hold {wanted!r}")

@@ -7,6 +7,7 @@ content costs a bounded amount of memory.
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ FOREIGN = (  # first bytes, what they say, what to do
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
 )
+PART_NAME = re.compile(r"part[-.]|data_\d")  # Spark and Dask; DuckDB
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # how Spark and Hive spell a partition of no value
 
 
@@ -111,12 +113,12 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def holds_parts(path: Path) -> bool:
-    """Whether `path` is a folder of parts of one table, by the names that Spark gives them."""
+    """Whether `path` is a folder of parts of one table, by the names that engines give them."""
     if not path.is_dir():
         return False
     names = [entry.name for entry in path.iterdir() if not entry.name.startswith(("_", "."))]
     return bool(names) and all(
-        name.startswith("part-") or ((path / name).is_dir() and "=" in name) for name in names
+        PART_NAME.match(name) or ("=" in name and (path / name).is_dir()) for name in names
     )
 
 

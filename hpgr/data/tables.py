@@ -101,7 +101,13 @@ def places(part: Path, columns: dict[str, str], table: Path) -> dict[str, int]:
             + "".join(f"  {name!r}: {suggestion(w, name, known)}\n" for w, name in absent.items())
             + f"It has: {', '.join(known)}"
         )
-    return {wanted: names.index(name) for wanted, name in columns.items() if name in names}
+    found = {wanted: names.index(name) for wanted, name in columns.items() if name in names}
+    if not found:
+        raise UserError(
+            f"{part} has none of the columns {', '.join(columns.values())}, only the names of its "
+            "folders have: expected the rows' own values in the file"
+        )
+    return found
 
 
 def suggestion(wanted: str, name: str, names: Sequence[str]) -> str:
