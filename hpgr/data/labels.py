@@ -78,7 +78,7 @@ def _advice(counts: Counts, settings: Sessionize) -> str:
     more = ", ..." if len(names) > SHOWN else ""
     now = (
         f"the actions are {seen}{more}; positive_from is {_plain(settings.positive_from)}, "
-        f"positive_actions is {list(settings.positive_actions or ()) or None}"
+        f"positive_actions is {_words(settings.positive_actions)}"
     )
     if len(names) == 1 and None not in counts:
         return f"{now}, and one action tells nothing apart"
@@ -121,3 +121,7 @@ def _verbal(names: list[str], counts: Counts) -> dict[str, int]:
 
 def _plain(value: float | None) -> str:
     return "null" if value is None else f"{value:g}"
+
+
+def _words(actions: tuple[str, ...] | None) -> str:
+    return f"[{', '.join(actions)}]" if actions else "null"
