@@ -21,10 +21,12 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from ruamel.yaml import YAML
 
 from flows.faults import StageFailed, TransientFault
-from flows.server import end_orphans, ensure_automation
+from flows.server import end_orphans, ensure_automation, wait_for_server
 from hpgr.config import ConfigError
+from hpgr.registry.addresses import named_addresses
 from hpgr.runtime import UserError
 
+SERVER_DEADLINE_S = 15  # it is there, or the address is wrong; slow on a busy machine
 GOES_ON = "What was finished stays, a training's last checkpoint too: the same command goes on."
 
 
@@ -42,8 +44,11 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     # before it could stop its temporary server.
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        named_addresses()
         with temporary_settings(patience):
-            if not PREFECT_API_URL.value():
+            if PREFECT_API_URL.value():
+                wait_for_server(SERVER_DEADLINE_S)
+            else:
                 from flows.temporary import use_own_server  # takes Prefect's server along
 
                 end_orphans()

@@ -25,6 +25,7 @@ from flows.port import MARK, listeners
 from flows.processes import end, processes_with
 from flows.worker_lock import STATE, tidy_up
 from hpgr.config import ConfigError, load_config
+from hpgr.registry.addresses import named_addresses
 from hpgr.registry.tracking import artifacts_uri, make_store, own_uri, tracking_uri
 from hpgr.runtime import UserError
 
@@ -56,7 +57,7 @@ def services() -> list[Service]:
     """The servers that belong up; MLflow not where MLFLOW_TRACKING_URI names another one.
 
     Raises:
-        UserError: a port is no number.
+        UserError: a port is no number, or MLflow's address is none.
         ConfigError: params.yaml is wrong.
     """
     prefect = Service(
@@ -71,6 +72,7 @@ def services() -> list[Service]:
     )
     port = load_config().serve.port
     recommender = Service("recommender", port, "serve.port in params.yaml", "/health", "")
+    named_addresses()
     own = tracking_uri() == own_uri()
     return [prefect, *([mlflow] if own else []), recommender]
 

@@ -324,7 +324,11 @@ def test_a_killed_run_does_not_hold_its_folder(own_folder):
         (httpx.ConnectError("refused"), 1, "error: Prefect's server is gone, and the run with it"),
     ],
 )
-def test_a_command_ends_with_one_line_and_a_code_for_the_shell(ended_by, code, told, capsys):
+def test_a_command_ends_with_one_line_and_a_code_for_the_shell(
+    ended_by, code, told, capsys, monkeypatch
+):
+    monkeypatch.setattr("flows.launch.wait_for_server", lambda deadline_s: None)
+
     def flow():
         if ended_by is not None:
             raise ended_by

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpgr.config import Config
+from hpgr.registry.addresses import check_address, named_addresses
 from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
 from hpgr.registry.stages import STAGES
 from hpgr.registry.summary import headline
@@ -74,7 +75,13 @@ def tracking_uri() -> str:
 
 
 def connect() -> MlflowClient:
-    """MLflow's client on `tracking_uri`, which becomes the process's store."""
+    """MLflow's client on `tracking_uri`, which becomes the process's store.
+
+    Raises:
+        UserError: the environment names a store that is none, or does not answer.
+    """
+    for variable, uri in named_addresses().items():
+        check_address(variable, uri)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a small file
     import mlflow
 
