@@ -25,6 +25,7 @@ from flows.port import MARK, listeners
 from flows.processes import end, processes_with
 from flows.worker_lock import STATE, tidy_up
 from hpgr.config import ConfigError, load_config
+from hpgr.folder import require_folder
 from hpgr.registry.addresses import named_addresses
 from hpgr.registry.tracking import artifacts_uri, make_store, own_uri, tracking_uri
 from hpgr.runtime import UserError
@@ -256,6 +257,7 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit("usage: python -m flows.services up | down")
     try:
+        require_folder()
         commands[sys.argv[1]]()
     except (ConfigError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
