@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import httpx
 import psutil
@@ -245,8 +246,8 @@ MLflow       {urls.get("mlflow", tracking_uri())}
 recommender  {urls["recommender"]}
 
 Next: open Prefect, then Deployments, train, Run; or
-  export PREFECT_HOME={home} PREFECT_API_URL={api}
-  {Path(sys.executable).parent}/prefect deployment run train/local
+  export PREFECT_HOME={quote(str(home))} PREFECT_API_URL={api}
+  {quote(str(Path(sys.executable).parent / "prefect"))} deployment run train/local
 The recommender answers once a model is champion. `make down` stops everything."""
     )
 

@@ -1,8 +1,9 @@
 """Whether the project's folder is one that its tools can work in.
 
-Databases are named by URLs, servers by a file of settings, programs by a line of shell: some signs
-of a folder's name mean something to one of those. MLflow and Prefect would then write outside the
-folder, or a command would not be found. Reads the current folder; writes nothing.
+Databases are named by URLs, servers by a file of settings, programs by a line of shell, and DuckDB
+takes `key=value` for a column: some signs of a folder's name mean something to one of those. MLflow
+and Prefect would then write outside the folder, or a command would not be found. Reads the current
+folder; writes nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from hpgr.runtime import UserError
 
-SIGNS = '?%#$"`\\:;{}[]*|<>'  # as in the Makefile
+SIGNS = '?%#=$"`\\:;{}[]*|<>'  # as in the Makefile
 
 
 def require_folder(path: Path | None = None) -> None:
@@ -29,7 +30,7 @@ def require_folder(path: Path | None = None) -> None:
         raise UserError(
             f"the folder {text!r} has {' '.join(map(repr, signs))} in its path, which the tools of "
             "the project read as signs of their own: rename or move it. Letters, digits, spaces "
-            "and . , _ - + @ = ~ ( ) & ' ! are fine"
+            "and . , _ - + @ ~ ( ) & ' ! are fine"
         )
 
 
