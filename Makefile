@@ -60,15 +60,23 @@ lock: .venv/ready-dev  ## write what is installed to requirements.lock; pins for
 	} > .venv/requirements.lock
 	mv .venv/requirements.lock requirements.lock
 
+# Before anything is written: signs that a tool reads as its own (as in hpgr/folder.py), no git.
+.PHONY: folder
+folder:
+	@case "$$(pwd)" in *['?%#=$$"`\:;{}[]*|<>'[:cntrl:]]*) \
+	  printf 'error: the folder %q has signs in its path that the tools of the project read as their own, such as ? %% # $$ or a quote: rename or move it\n' "$$(pwd)" >&2; exit 2;; esac
+	@said=$$(git rev-parse --git-dir 2>&1) || { \
+	  echo "error: $$said: DVC and a version's lineage need one. Clone the project, or in a copy run: git init && git add -A && git commit -m 'Copy of hpgr'" >&2; exit 2; }
+
 # A stamp per set of extras: pip runs again only when what it would install may have changed.
-.venv/bin/python:
+.venv/bin/python: | folder
 	$(PYTHON) -m venv .venv
 
-.venv/ready: pyproject.toml requirements.lock | .venv/bin/python
+.venv/ready: pyproject.toml requirements.lock | folder .venv/bin/python
 	python -m pip install --constraint requirements.lock --editable .
 	touch $@
 
-.venv/ready-dev: pyproject.toml requirements.lock | .venv/bin/python
+.venv/ready-dev: pyproject.toml requirements.lock | folder .venv/bin/python
 	python -m pip install --constraint requirements.lock --editable '.[dev,spark,team]'
 	touch $@ .venv/ready
 

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -17,15 +18,23 @@ import httpx
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import Abort, TerminationSignal
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_HOME,
+    temporary_settings,
+)
 from ruamel.yaml import YAML
 
 from flows.faults import StageFailed, TransientFault
-from flows.server import end_orphans, ensure_automation
+from flows.server import end_orphans, ensure_automation, wait_for_server
 from hpgr.config import ConfigError
+from hpgr.folder import require_folder, require_repository
 from hpgr.masking import install as mask_output
+from hpgr.registry.addresses import named_addresses
 from hpgr.runtime import UserError
 
+SERVER_DEADLINE_S = 15  # it is there, or the address is wrong; slow on a busy machine
 GOES_ON = "What was finished stays, a training's last checkpoint too: the same command goes on."
 
 
@@ -44,8 +53,11 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     # before it could stop its temporary server.
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _require_place()
         with temporary_settings(patience):
-            if not PREFECT_API_URL.value():
+            if PREFECT_API_URL.value():
+                wait_for_server(SERVER_DEADLINE_S)
+            else:
                 from flows.temporary import use_own_server  # takes Prefect's server along
 
                 end_orphans()
@@ -62,6 +74,20 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     except httpx.TransportError as error:
         _leave(f"Prefect's server is gone, and the run with it ({error}). {GOES_ON}", 1)
     sys.exit(0)
+
+
+def _require_place() -> None:
+    """Refuse where no run could end well, before anything is written.
+
+    Raises:
+        UserError: of the folder, the git repository, Prefect's home or MLflow's address.
+    """
+    require_folder()
+    if not PREFECT_API_URL.value():
+        require_folder(PREFECT_HOME.value())
+    if Path("dvc.yaml").is_file():
+        require_repository()
+    named_addresses()
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +24,7 @@ import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
+from prefect.context import get_settings_context
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -64,14 +67,21 @@ def wait_for_server(deadline_s: float) -> None:
     until = time.monotonic() + deadline_s
     while True:
         try:
-            if httpx.get(f"{url}/health", timeout=5, trust_env=False).is_success:
+            if httpx.get(f"{url}/health", timeout=5).is_success:
                 _check_string(url)
                 return
             said = "it answers, but not as Prefect's server does"
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise UserError(
+                f"{url!r} is no address of a Prefect server ({error}): expected one as in "
+                f"http://127.0.0.1:4200/api. {named_by()}"
+            ) from error
         except httpx.HTTPError as error:
             said = str(error)
         if time.monotonic() > until:
-            raise UserError(f"no Prefect server at {url} after {deadline_s:g} s: {said}")
+            raise UserError(
+                f"no Prefect server at {url} after {deadline_s:g} s: {said}. {named_by()}"
+            )
         time.sleep(0.5)
 
 
@@ -79,13 +89,43 @@ def _check_string(url: str) -> None:
     """Raise a UserError where the server asks for another authentication string than ours."""
     string = PREFECT_API_AUTH_STRING.value() or ""
     headers = {"Authorization": f"Basic {base64.b64encode(string.encode()).decode()}"}
-    asked = httpx.get(f"{url}/admin/version", headers=headers, timeout=5, trust_env=False)
+    asked = httpx.get(f"{url}/admin/version", headers=headers, timeout=5)
     if asked.status_code == httpx.codes.UNAUTHORIZED:
         fault = "is another one" if string else "is not set"
         raise UserError(
             f"the Prefect server at {url} asks for its authentication string, and "
             f"PREFECT_API_AUTH_STRING {fault}: export it as `make up` prints it there"
         )
+
+
+def named_by() -> str:
+    """Where PREFECT_API_URL comes from and what to do about it; Prefect asks in this order."""
+    name, here = PREFECT_API_URL.name, Path.cwd()
+    if os.environ.get(name):
+        place, cure = f"the environment variable {name}", f"`unset {name}`"
+    elif _in_dotenv(here / ".env", name):
+        place, cure = f"{name} in {here / '.env'}", "remove it there"
+    elif _in_toml(here / "prefect.toml"):
+        place, cure = f"[api] url in {here / 'prefect.toml'}", "remove it there"
+    elif _in_toml(here / "pyproject.toml", "tool", "prefect"):
+        place, cure = f"[tool.prefect.api] url in {here / 'pyproject.toml'}", "remove it there"
+    else:
+        profile = get_settings_context().profile
+        place = f"the profile {profile.name!r} in {profile.source}"
+        cure = f"`prefect config unset {name}`"
+    return f"The address comes from {place}: start that server, or run without one: {cure}"
+
+
+def _in_dotenv(path: Path, name: str) -> bool:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return re.search(rf"^\s*(export\s+)?{name}\s*=\s*\S", text, re.MULTILINE) is not None
+
+
+def _in_toml(path: Path, *tables: str) -> bool:
+    table: Any = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for key in (*tables, "api"):
+        table = table.get(key, {})
+    return "url" in table
 
 
 def ensure_pool(client: SyncPrefectClient, pool: str) -> None:

@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import httpx
 import psutil
@@ -28,7 +29,9 @@ from flows.port import MARK, listeners
 from flows.processes import end, processes_with
 from flows.worker_lock import STATE, tidy_up
 from hpgr.config import ConfigError, load_config
+from hpgr.folder import require_folder
 from hpgr.masking import install as mask_output
+from hpgr.registry.addresses import named_addresses
 from hpgr.registry.tracking import artifacts_uri, make_store, own_uri, public_uri, tracking_uri
 from hpgr.runtime import UserError
 from hpgr.serving.guard import KNOWN
@@ -61,7 +64,7 @@ def services() -> list[Service]:
     """The servers that belong up; MLflow not where MLFLOW_TRACKING_URI names another one.
 
     Raises:
-        UserError: a port is no number.
+        UserError: a port is no number, or MLflow's address is none.
         ConfigError: params.yaml is wrong.
     """
     prefect = Service(
@@ -76,6 +79,7 @@ def services() -> list[Service]:
     )
     port = load_config().serve.port
     recommender = Service("recommender", port, "serve.port in params.yaml", "/health", "")
+    named_addresses()
     own = tracking_uri() == own_uri()
     return [prefect, *([mlflow] if own else []), recommender]
 
@@ -264,12 +268,12 @@ MLflow       {urls.get("mlflow", public_uri())}
 recommender  {urls["recommender"]}
 
 Prefect's page asks once for a password, the text of a file that only you may read:
-  cat {string}
+  cat {quote(str(string))}
 
 Next: open Prefect, then Deployments, train, Run; or
-  export PREFECT_HOME={home} PREFECT_API_URL={wanted[0].url}/api
-  export {access.CLIENT}=$(cat {string})
-  {Path(sys.executable).parent}/prefect deployment run train/local
+  export PREFECT_HOME={quote(str(home))} PREFECT_API_URL={wanted[0].url}/api
+  export {access.CLIENT}=$(cat {quote(str(string))})
+  {quote(str(Path(sys.executable).parent / "prefect"))} deployment run train/local
 The recommender answers once a model is champion. `make down` stops everything."""
     )
 
@@ -281,6 +285,7 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit("usage: python -m flows.services up | down")
     try:
+        require_folder()
         commands[sys.argv[1]]()
     except (ConfigError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -32,6 +32,7 @@ from flows.processes import end_with
 from hpgr.cache import clean_cache
 from hpgr.config import load_config
 from hpgr.data.sources import DATASETS, fetch
+from hpgr.folder import require_repository
 
 DVC = (sys.executable, "-m", "dvc")
 DATA = "data.dvc"
@@ -224,6 +225,7 @@ def _repro(stage: str, computed_by: str | None = None) -> str:
                         "files here: something that it reads differs between the two clones"
                     )
     if process.returncode != 0:
+        require_repository()
         if not started and TRANSIENT.search(text := "\n".join(tail)):
             raise TransientFault(f"stage {stage} could not start: {text}")
         message = failure_message(list(tail)) or f"dvc ended with code {process.returncode}"
@@ -331,6 +333,7 @@ def dvc_output(*arguments: str) -> str:
     with _dvc_process(*arguments, stderr=subprocess.PIPE) as process:
         printed, told = process.communicate()
     if process.returncode != 0:
+        require_repository()
         kind = TransientFault if TRANSIENT.search(told) else StageFailed
         raise kind(f"dvc {' '.join(arguments)}: {told.strip()}")
     return printed.strip()

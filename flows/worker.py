@@ -19,6 +19,7 @@ from prefect.client.orchestration import get_client
 from flows.reaper import reap
 from flows.server import HOME, ensure_pool, wait_for_server
 from flows.worker_lock import hold_lock, temporary_folder
+from hpgr.folder import require_folder
 from hpgr.masking import install as mask_output
 from hpgr.runtime import UserError
 
@@ -37,6 +38,7 @@ def main() -> None:
         sys.exit("usage: python -m flows.worker POOL")
     pool, name = sys.argv[1], worker_name(sys.argv[1])
     try:
+        require_folder()
         hold_lock(pool)
         wait_for_server(SERVER_DEADLINE_S)
         with get_client(sync_client=True) as client:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from hpgr.folder import require_repository
 from hpgr.runtime import UserError, read_json
 
 
@@ -27,6 +28,7 @@ def clean_cache(stage: str | None = None) -> list[Path]:
     command = [sys.executable, "-m", "dvc", "cache", "dir"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        require_repository()
         raise UserError(f"dvc cache dir: {done.stderr.strip()}")
     store = Path(done.stdout.strip()) / "files" / "md5"
     files = store.glob("[0-9a-f][0-9a-f]/*") if stage is None else outputs(store, stage)

@@ -26,6 +26,7 @@ import yaml
 
 from hpgr.config import ConfigError, load_config, overridden
 from hpgr.failure import explained
+from hpgr.folder import require_folder
 from hpgr.launch import launched
 from hpgr.loopback import spare_loopback
 from hpgr.masking import install as mask_output
@@ -54,6 +55,7 @@ def main() -> NoReturn:
     # other, and a training step took ten times as long. Read when torch loads OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        require_folder()
         app()
     except (ConfigError, UserError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)

@@ -296,6 +296,19 @@ def test_a_run_beside_another_in_one_folder_is_refused_before_it_writes_paramete
     assert (own_folder / "params.yaml").read_text() == before
 
 
+def test_parameters_that_another_clone_brings_are_checked_before_they_are_kept(
+    own_folder, monkeypatch
+):
+    monkeypatch.setattr("flows.remote.clean_commit", lambda: "abc")
+    before = (own_folder / "params.yaml").read_text()
+    wrong = before.replace("path: data/ml-1m", "path: /etc")
+    assert wrong != before
+    with pytest.raises(ConfigError, match=r"data\.path"):
+        stage_flow.fn("validate", "abc", {"dvc.lock": "", "params.yaml": wrong})
+    assert (own_folder / "params.yaml").read_text() == before
+    assert not (own_folder / "dvc.lock").exists()
+
+
 def test_a_killed_run_does_not_hold_its_folder(own_folder):
     code = "import sys; from hpgr.runtime import sole_run"
     code += "\nwith sole_run(): print(1); sys.stdin.read()"
@@ -324,7 +337,11 @@ def test_a_killed_run_does_not_hold_its_folder(own_folder):
         (httpx.ConnectError("refused"), 1, "error: Prefect's server is gone, and the run with it"),
     ],
 )
-def test_a_command_ends_with_one_line_and_a_code_for_the_shell(ended_by, code, told, capsys):
+def test_a_command_ends_with_one_line_and_a_code_for_the_shell(
+    ended_by, code, told, capsys, monkeypatch
+):
+    monkeypatch.setattr("flows.launch.wait_for_server", lambda deadline_s: None)
+
     def flow():
         if ended_by is not None:
             raise ended_by

@@ -64,6 +64,46 @@ def test_once_is_as_good_as_twice(monkeypatch):
     assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == once
 
 
+UNUSABLE = ("socks5://proxy.example:1080", "socks5h://u:p@proxy.example:1080")
+UNUSABLE += (
+    "socks://proxy.example:1080/",
+    "ftp://proxy.example",
+    "http://proxy.example:port",
+    "://x",
+)
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy", "https_proxy", "HTTP_PROXY"])
+@pytest.mark.parametrize("value", UNUSABLE)
+def test_a_proxy_that_no_client_can_use_stops_none(name, value, monkeypatch):
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.setenv(name, value)
+    with pytest.raises((ValueError, ImportError, httpx.InvalidURL)):
+        httpx.Client()
+    spare_loopback()
+    httpx.Client().close()
+    assert set(urllib.request.getproxies()) == {"no"}
+
+
+@pytest.mark.parametrize("value", [PROXY, "proxy.example:3128", "https://u:p@proxy.example"])
+def test_a_proxy_beside_one_that_no_client_can_use_stays(value, monkeypatch):
+    monkeypatch.setenv("http_proxy", value)
+    monkeypatch.setenv("all_proxy", "socks://proxy.example:1080")
+    spare_loopback()
+    assert os.environ["http_proxy"] == value
+    assert asks_the_proxy("http://elsewhere.example")
+
+
+@pytest.mark.parametrize("entry", ["[::1]", "fe80::/10", "münchen.example", "host:port"])
+def test_a_spared_host_that_a_client_cannot_read_stops_none(entry, monkeypatch):
+    monkeypatch.setenv("no_proxy", f"internal.example,{entry}")
+    with pytest.raises(httpx.InvalidURL):
+        httpx.Client()
+    spare_loopback()
+    assert not asks_the_proxy("http://internal.example")
+    assert asks_the_proxy("http://elsewhere.example")
+
+
 @pytest.mark.parametrize("module", ["flows", "hpgr.cli"])
 def test_flows_and_commands_spare_this_machine(module):
     call = "try:\n hpgr.cli.main()\nexcept SystemExit: pass\n" if module == "hpgr.cli" else ""

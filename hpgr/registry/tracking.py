@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpgr.config import Config
 from hpgr.masking import masked
+from hpgr.registry.addresses import check_address, named_addresses
 from hpgr.registry.faults import answered
 from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
 from hpgr.registry.stages import NEEDS_MODEL, STAGES
@@ -89,6 +90,8 @@ def connect() -> MlflowClient:
         UserError: the store or the registry does not answer as one; found out with one question
             each, since MLflow itself would go on asking for minutes.
     """
+    for variable, uri in named_addresses().items():
+        check_address(variable, uri)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a small file
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with its credentials
     with answered():
