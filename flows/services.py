@@ -24,6 +24,7 @@ import psutil
 
 from flows import access
 from flows.guarded import allowed_hosts
+from flows.pages import EXPERIMENTS, mlflow_address
 from flows.port import MARK, listeners
 from flows.processes import end, processes_with
 from flows.worker_lock import STATE, tidy_up
@@ -71,7 +72,7 @@ def services() -> list[Service]:
         _port("HPGR_MLFLOW_PORT", 5000),
         "HPGR_MLFLOW_PORT",
         "/health",
-        "/#/experiments?workflowType=machine_learning",
+        f"/{EXPERIMENTS}",
     )
     port = load_config().serve.port
     recommender = Service("recommender", port, "serve.port in params.yaml", "/health", "")
@@ -172,9 +173,7 @@ def _environment(wanted: list[Service]) -> dict[str, str]:
         "PREFECT_HOME": str(_prefect_home()),
         "PREFECT_API_URL": f"{origin}/api",
         "PREFECT_UI_API_URL": "/api",  # of the address that the page was opened at
-        access.CLIENT: string,
-        access.SERVER: string,
-        access.CORS: origin,
+        **{setting.name: value for setting, value in access.for_server(string, origin).items()},
         "HPGR_HOME": home,
         MARK: home,
         "HPGR_PREFECT_PORT": ports["prefect"],
@@ -254,12 +253,15 @@ def _tail(log: Path) -> str:
 
 def _tell(wanted: list[Service]) -> None:
     urls = {service.name: service.url + service.page for service in wanted}
+    if "mlflow" not in urls:
+        web = tracking_uri().startswith("http")
+        urls["mlflow"] = f"{mlflow_address()}/{EXPERIMENTS}" if web else tracking_uri()
     home = _prefect_home()
     string = access.string_file(home)
     print(
         f"""
 Prefect      {urls["prefect"]}
-MLflow       {urls.get("mlflow", tracking_uri())}
+MLflow       {urls["mlflow"]}
 recommender  {urls["recommender"]}
 
 Prefect's page asks once for a password, the text of a file that only you may read:
@@ -267,7 +269,7 @@ Prefect's page asks once for a password, the text of a file that only you may re
 
 Next: open Prefect, then Deployments, train, Run; or
   export PREFECT_HOME={home} PREFECT_API_URL={wanted[0].url}/api
-  export {access.CLIENT}=$(cat {string})
+  export PREFECT_API_AUTH_STRING=$(cat {string})
   {Path(sys.executable).parent}/prefect deployment run train/local
 The recommender answers once a model is champion. `make down` stops everything."""
     )
