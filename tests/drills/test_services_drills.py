@@ -111,7 +111,7 @@ def test_a_page_of_another_site_gets_nothing_from_any_service(project):
         assert websocket(rebound, project.prefect_port) == 403
     with project.client as client:
         assert len(client.read_flow_runs()) == before
-        assert client.read_deployment(deployment.id) == deployment
+        assert client.read_deployment_by_name("train/local").id == deployment.id
     experiments = httpx.get(
         f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=99", trust_env=False
     )
