@@ -38,7 +38,6 @@ from hpgr.serving.champion import load_champion
 from hpgr.serving.history import seconds
 from hpgr.serving.recommender import Best, Recommender
 from hpgr.serving.request import NO_ACTION
-from hpgr.serving.shown import short
 
 OUTPUT = ARTIFACTS / "recommendations"
 SESSIONS = STAGES["sessionize"].output
@@ -247,16 +246,15 @@ def _read_list(path: Path | None, model: Recommender, *, some_known: bool) -> li
     ids = sorted({line.strip() for line in lines} - {""})
     unknown = [item_id for item_id in ids if item_id not in model.item]
     if some_known and ids and len(unknown) == len(ids):
-        known = ", ".join(map(short, list(model.item)[:SHOWN_IDS]))
         raise UserError(
             f"{path}: none of its {len(ids)} lines is the id of one of the model's "
-            f"{len(model.item)} items ({known}, ...); expected one item id a line"
+            f"{len(model.item)} items ({', '.join(list(model.item)[:SHOWN_IDS])}, ...); expected "
+            "one item id a line"
         )
     if unknown:
-        some = ", ".join([*map(short, unknown[:SHOWN_IDS]), *["..."] * (len(unknown) > SHOWN_IDS)])
         print(
             f"warning: {path}: the model does not know {len(unknown)} of its {len(ids)} item ids: "
-            f"{some}"
+            f"{', '.join(unknown[:SHOWN_IDS])}{', ...' if len(unknown) > SHOWN_IDS else ''}"
         )
     return ids
 

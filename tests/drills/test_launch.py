@@ -99,7 +99,7 @@ def test_the_temporary_server_answers_its_own_run_alone(tmp_path, launched):
     api = f"http://127.0.0.1:{words[words.index('--port') + 1]}/api"
     for headers in ({}, {"Origin": "http://evil.example"}, {"Host": "evil.example"}):
         reply = httpx.post(f"{api}/flow_runs/filter", json={}, headers=headers, trust_env=False)
-        assert reply.status_code == 401
+        assert reply.status_code in (400, 401, 403)
         assert "access-control-allow-origin" not in reply.headers
     assert runs(tmp_path) == ["Running"]
 
