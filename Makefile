@@ -38,7 +38,7 @@ down: .venv/ready  ## stop them; a running flow writes its checkpoint
 	python -m flows.services down
 
 .PHONY: worker
-worker: .venv/ready  ## on another machine: PREFECT_API_URL=http://SERVER:4200/api make worker POOL=gpu
+worker: .venv/ready  ## on another machine: PREFECT_API_URL=... PREFECT_API_AUTH_STRING=... make worker POOL=gpu
 	python -m flows.worker $(or $(POOL),gpu)
 
 .PHONY: test

@@ -11,17 +11,36 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_SERVER_CORS_ALLOWED_ORIGINS,
+)
 
 from hpgr.runtime import UserError
 
 FILE = "api-auth-string"
-CLIENT, SERVER = "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"
-CORS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 
 
 def new_string() -> str:
     """A string that nobody guesses; `user:password`, as Prefect and proxies expect it."""
     return f"hpgr:{secrets.token_urlsafe(32)}"
+
+
+def for_server(string: str, origin: str) -> dict[Any, str]:
+    """Prefect's settings for a server that takes this string alone, and for its clients.
+
+    Args:
+        string: see `new_string`.
+        origin: whose pages alone may read the server's answers; empty for none.
+    """
+    return {
+        PREFECT_API_AUTH_STRING: string,
+        PREFECT_SERVER_API_AUTH_STRING: string,
+        PREFECT_SERVER_CORS_ALLOWED_ORIGINS: origin,
+    }
 
 
 def string_file(home: Path) -> Path:

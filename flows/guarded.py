@@ -29,6 +29,9 @@ def prefect() -> ASGIApp:
     """Prefect's application, websockets included."""
     from prefect.server.api.server import create_app
 
+    from flows.temporary import use_whole_transactions
+
+    use_whole_transactions()
     return Guard(create_app(final=True), allowed_hosts())
 
 

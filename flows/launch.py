@@ -26,6 +26,7 @@ from prefect.settings import (
 )
 from ruamel.yaml import YAML
 
+from flows.access import for_server, new_string
 from flows.faults import StageFailed, TransientFault
 from flows.server import end_orphans, ensure_automation, wait_for_server
 from hpgr.config import ConfigError
@@ -48,13 +49,14 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     mask_output()
     # A SIGTERM to all of a group ends the temporary server too: what the run then still wants to
     # tell it is lost, and should not be tried again for minutes.
-    patience = {} if PREFECT_API_URL.value() else {PREFECT_CLIENT_MAX_RETRIES: 1}
+    temporary = {PREFECT_CLIENT_MAX_RETRIES: 1, **for_server(new_string(), origin="")}
+    own = {} if PREFECT_API_URL.value() else temporary
     # Prefect hands a SIGTERM on to this one after the run's end; the default would end the process
     # before it could stop its temporary server.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _require_place()
-        with temporary_settings(patience):
+        with temporary_settings(own):
             if PREFECT_API_URL.value():
                 wait_for_server(SERVER_DEADLINE_S)
             else:

@@ -26,6 +26,8 @@ from hpgr.registry.summary import verdict as on_validation
 from hpgr.registry.tracking import connect, tracking_uri
 
 EVALUATION = STAGES["evaluate"].output
+CLASSIC = "?workflowType=machine_learning"  # MLflow shows its pages for language models otherwise
+EXPERIMENTS = f"#/experiments{CLASSIC}"
 
 
 def mlflow_address() -> str:
@@ -41,7 +43,7 @@ def mlflow_address() -> str:
 def artifact_address(run: str, path: str) -> str:
     """MLflow's page of one artifact of a run."""
     experiment = connect().get_run(run).info.experiment_id
-    return f"{mlflow_address()}/#/experiments/{experiment}/runs/{run}/artifacts/{path}"
+    return f"{mlflow_address()}/#/experiments/{experiment}/runs/{run}/artifacts/{path}{CLASSIC}"
 
 
 @task(name="page", task_run_name="page", cache_policy=NO_CACHE)
@@ -49,7 +51,7 @@ def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[
     """The result of train and refresh: metrics, verdict, stages, report, the first figure."""
     name, version, run = registered["name"], registered["version"], registered["run_id"]
     report = artifact_address(run, "report.html")
-    card = f"{mlflow_address()}/#/models/{name}/versions/{version}"
+    card = f"{mlflow_address()}/#/models/{name}/versions/{version}{CLASSIC}"
     stages = "".join(f"| {stage} | {outcome} |\n" for stage, outcome in outcomes.items())
     create_markdown_artifact(
         key="result",

@@ -88,7 +88,8 @@ def wait_for_server(deadline_s: float) -> None:
 def _check_string(url: str) -> None:
     """Raise a UserError where the server asks for another authentication string than ours."""
     string = PREFECT_API_AUTH_STRING.value() or ""
-    headers = {"Authorization": f"Basic {base64.b64encode(string.encode()).decode()}"}
+    encoded = base64.b64encode(string.encode()).decode()
+    headers = {"Authorization": f"Basic {encoded}"} if string else {}
     asked = httpx.get(f"{url}/admin/version", headers=headers, timeout=5)
     if asked.status_code == httpx.codes.UNAUTHORIZED:
         fault = "is another one" if string else "is not set"

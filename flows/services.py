@@ -25,6 +25,7 @@ import psutil
 
 from flows import access
 from flows.guarded import allowed_hosts
+from flows.pages import EXPERIMENTS, mlflow_address
 from flows.port import MARK, listeners
 from flows.processes import end, processes_with
 from flows.worker_lock import STATE, tidy_up
@@ -75,7 +76,7 @@ def services() -> list[Service]:
         _port("HPGR_MLFLOW_PORT", 5000),
         "HPGR_MLFLOW_PORT",
         "/health",
-        "/#/experiments?workflowType=machine_learning",
+        f"/{EXPERIMENTS}",
     )
     port = load_config().serve.port
     recommender = Service("recommender", port, "serve.port in params.yaml", "/health", "")
@@ -177,9 +178,7 @@ def _environment(wanted: list[Service]) -> dict[str, str]:
         "PREFECT_HOME": str(_prefect_home()),
         "PREFECT_API_URL": f"{origin}/api",
         "PREFECT_UI_API_URL": "/api",  # of the address that the page was opened at
-        access.CLIENT: string,
-        access.SERVER: string,
-        access.CORS: origin,
+        **{setting.name: value for setting, value in access.for_server(string, origin).items()},
         "HPGR_HOME": home,
         MARK: home,
         "HPGR_PREFECT_PORT": ports["prefect"],
@@ -259,12 +258,15 @@ def _tail(log: Path) -> str:
 
 def _tell(wanted: list[Service]) -> None:
     urls = {service.name: service.url + service.page for service in wanted}
+    if "mlflow" not in urls:
+        web = tracking_uri().startswith("http")
+        urls["mlflow"] = f"{mlflow_address()}/{EXPERIMENTS}" if web else public_uri()
     home = _prefect_home()
     string = access.string_file(home)
     print(
         f"""
 Prefect      {urls["prefect"]}
-MLflow       {urls.get("mlflow", public_uri())}
+MLflow       {urls["mlflow"]}
 recommender  {urls["recommender"]}
 
 Prefect's page asks once for a password, the text of a file that only you may read:
@@ -272,7 +274,7 @@ Prefect's page asks once for a password, the text of a file that only you may re
 
 Next: open Prefect, then Deployments, train, Run; or
   export PREFECT_HOME={quote(str(home))} PREFECT_API_URL={wanted[0].url}/api
-  export {access.CLIENT}=$(cat {quote(str(string))})
+  export PREFECT_API_AUTH_STRING=$(cat {quote(str(string))})
   {quote(str(Path(sys.executable).parent / "prefect"))} deployment run train/local
 The recommender answers once a model is champion. `make down` stops everything."""
     )

@@ -22,10 +22,11 @@ from prefect.server.utilities.database import get_dialect
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, get_current_settings
 
 from flows.server import TEMPORARY
+from hpgr.serving.guard import Guard
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+    from starlette.types import ASGIApp
 
 
 class WholeTransactions(AioSqliteConfiguration):
@@ -45,12 +46,17 @@ class WholeTransactions(AioSqliteConfiguration):
                 SQLITE_BEGIN_MODE.reset(outer)
 
 
-def create_app() -> FastAPI:
-    """The server's application, for uvicorn."""
+def use_whole_transactions() -> None:
+    """Give this process's server `WholeTransactions`, if its database is SQLite."""
     url = PREFECT_API_DATABASE_CONNECTION_URL.value()
     if get_dialect(url).name == "sqlite":
         set_database_config(WholeTransactions(connection_url=url))
-    return server.create_app()
+
+
+def create_app() -> ASGIApp:
+    """The server's application, for uvicorn; only callers of this machine's names get in."""
+    use_whole_transactions()
+    return Guard(server.create_app())
 
 
 def use_own_server() -> None:

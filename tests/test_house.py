@@ -1,12 +1,15 @@
 """The contracts of the architecture: what one file says of another holds."""
 
 import ast
+import asyncio
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from unittest.mock import AsyncMock
+from uuid import uuid4
 
 import grimp
 import mlflow
@@ -163,11 +166,8 @@ def test_telemetry_is_off_on_every_path():
     from hpgr.runtime import TELEMETRY_OFF
 
     makefile = (ROOT / "Makefile").read_text()
-    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     for name, value in TELEMETRY_OFF.items():
         assert re.search(rf"^export {name} :?= {value}$", makefile, re.MULTILINE), name
-        for deployment in deployments:
-            assert deployment["work_pool"]["job_variables"]["env"][name] == value
     environment = {k: v for k, v in os.environ.items() if k not in TELEMETRY_OFF}
     probe = "import flows, os, json; print(json.dumps(dict(os.environ)))"
     done = subprocess.run(
@@ -179,6 +179,36 @@ def test_telemetry_is_off_on_every_path():
         env=environment,
     )
     assert TELEMETRY_OFF.items() <= yaml.safe_load(done.stdout).items()
+
+
+def test_a_worker_hands_its_environment_on_to_a_run_which_can_set_nothing_of_it():
+    """A worker imports `flows`, which switches telemetry off; a deployment must not undo it."""
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.workers.process import ProcessJobConfiguration
+
+    from flows.server import TEMPLATE
+    from hpgr.runtime import TELEMETRY_OFF
+
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        assert "job_variables" not in deployment["work_pool"]
+    nobody = AsyncMock()  # a server that must not be needed
+    asked = {"command": "id", "env": {"DO_NOT_TRACK": "0"}, "env.A": "1", "working_dir": "/"}
+
+    async def configured():
+        made = await ProcessJobConfiguration.from_template_and_values(
+            TEMPLATE, asked, client=nobody
+        )
+        made.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="run"))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in TELEMETRY_OFF.items():
+            patch.setenv(name, value)
+        made = asyncio.run(configured())
+    assert {name: made.env[name].lower() for name in TELEMETRY_OFF} == TELEMETRY_OFF
+    assert "A" not in made.env
+    assert made.command.endswith("-m prefect.engine")
+    assert made.working_dir is None
 
 
 def test_the_lock_pins_every_direct_dependency_and_no_index():

@@ -322,7 +322,7 @@ def test_compose_publishes_on_loopback_alone_and_holds_no_secret(service):
     described = COMPOSE[service]
     assert all(str(port).startswith("127.0.0.1:") for port in described.get("ports", []))
     for name, value in described.get("environment", {}).items():
-        if re.search("PASSWORD|SECRET|KEY", name):
+        if re.search("PASSWORD|SECRET|KEY|AUTH", name):
             assert re.fullmatch(r"\$\{\w+:\?.+\}", value), name
         assert not re.search(r"//\w+:[^$@]+@", str(value)), name
 

@@ -28,6 +28,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from registry_project import METRICS, write_network, write_tables
 from slow import read_step
 
+from flows.access import FILE, for_server
 from hpgr.config import load_config
 from hpgr.runtime import TELEMETRY_OFF, write_json
 
@@ -96,6 +97,7 @@ class Project:
     prefect_port: int
     mlflow_port: int
     current: Any = None  # the run that works now
+    string: str | None = None  # Prefect's, where `make up` does not make it
 
     @property
     def api(self) -> str:
@@ -104,7 +106,9 @@ class Project:
     @property
     def environment(self) -> dict[str, str]:
         ours = ("PREFECT", "MLFLOW", "HPGR")
+        known = for_server(self.string, "") if self.string else {}
         return {
+            **{setting.name: value for setting, value in known.items()},
             **{k: v for k, v in os.environ.items() if not k.startswith(ours)},
             **TELEMETRY_OFF,
             "PYTHONPATH": str(self.folder),
@@ -143,7 +147,9 @@ class Project:
     @property
     def client(self) -> SyncPrefectClient:
         """A client of this project's server, whatever the test process is set to."""
-        return SyncPrefectClient(self.api)
+        made = self.folder / ".prefect" / FILE
+        string = self.string or (made.read_text() if made.is_file() else None)
+        return SyncPrefectClient(self.api, auth_string=string)
 
     def processes(self) -> list[psutil.Process]:
         """Everything that was started in this folder and lives."""
@@ -173,15 +179,12 @@ class Project:
         except httpx.HTTPError:
             return False
 
-    def start(self, environment: dict[str, str] | None = None, **overrides: Any):
+    def start(self, **overrides: Any):
         """Ask for a run of train/local; returns the flow run."""
         parameters = {"overrides": {k.replace("__", "."): v for k, v in overrides.items()}}
         with self.client as client:
             deployment = client.read_deployment_by_name("train/local")
-            variables = {"env": environment} if environment else None
-            return client.create_flow_run_from_deployment(
-                deployment.id, parameters=parameters, job_variables=variables
-            )
+            return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
     def state(self, run):
         with self.client as client:

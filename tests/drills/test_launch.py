@@ -9,6 +9,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from servers import until
@@ -90,6 +91,17 @@ def test_ctrl_c_reaches_the_whole_group_and_the_run_is_marked_before_its_server_
     assert launched.returncode == 128 + signal.SIGINT
     assert runs(tmp_path) == ["Crashed"]
     assert not servers(tmp_path)
+
+
+def test_the_temporary_server_answers_its_own_run_alone(tmp_path, launched):
+    (server,) = servers(tmp_path)
+    words = server.cmdline()
+    api = f"http://127.0.0.1:{words[words.index('--port') + 1]}/api"
+    for headers in ({}, {"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+        reply = httpx.post(f"{api}/flow_runs/filter", json={}, headers=headers, trust_env=False)
+        assert reply.status_code in (400, 401, 403)
+        assert "access-control-allow-origin" not in reply.headers
+    assert runs(tmp_path) == ["Running"]
 
 
 def test_sigterm_to_the_process_marks_the_run(tmp_path, launched):

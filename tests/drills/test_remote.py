@@ -15,6 +15,8 @@ from prefect.states import Cancelling
 from servers import Project, make_project, until
 from slow import read_step
 
+from flows.access import new_string
+
 pytestmark = pytest.mark.pipeline
 GPU = {"orchestrate__remote": {"slow": "gpu"}}
 
@@ -63,6 +65,7 @@ def clones(tmp_path_factory):
     here.call("git", "clone", "-q", str(here.folder), str(root / "there"))
     there = Project(root / "there", here.prefect_port, here.mlflow_port)
     (there.folder / "artifacts").mkdir()
+    here.string = there.string = new_string()
     server = start(here, "prefect", "server", "start", "--port", str(here.prefect_port))
     workers = []
     try:

@@ -1,21 +1,30 @@
 """What kills, cancels and time-outs do to runs that a worker started, under the real supervisor.
 
+And what a page of another site gets from these servers: nothing.
+
 One set of servers for the whole file. Every drill ends in the same checks: nothing of the run
 lives, no lock is left, nothing half-written, and the next run goes on from the last checkpoint.
 That next run is what the drill after it disturbs; a drill that finds none starts one.
 """
 
+import json
 import subprocess
 import sys
 import time
 from datetime import timedelta
 
+import httpx
 import psutil
 import pytest
+from foreign import attack, websocket
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling, Crashed
+from prefect.workers.process import ProcessWorker
 from servers import free_port, make_project, until
 
-from flows.server import AUTOMATION, ensure_automation
+from flows.server import AUTOMATION, TEMPLATE, ensure_automation, ensure_pool
+from hpgr.config import load_config
 
 pytestmark = pytest.mark.pipeline
 OUTAGE_S = 40  # above the half minute in which Prefect's worker looks three times
@@ -64,6 +73,108 @@ def completes(project, run):
     project.ends(run, "Completed")
     project.current = None
     assert not project.leftovers()
+
+
+def test_a_page_of_another_site_gets_nothing_from_any_service(project):
+    page = project.folder / "pwned"
+    command = json.dumps({"job_variables": {"command": f"touch {page}"}})
+    with project.client as client:
+        deployment = client.read_deployment_by_name("train/local")
+        before = len(client.read_flow_runs())
+    run = f"{project.api}/deployments/{deployment.id}/create_flow_run"
+    mlflow = f"http://127.0.0.1:{project.mlflow_port}"
+    recommender = f"http://127.0.0.1:{load_config(project.folder / 'params.yaml').serve.port}"
+    came_through = [
+        *attack("GET", f"{project.api}/deployments/name/train/local"),
+        *attack("GET", f"{project.api}/health"),
+        *attack("GET", project.api.removesuffix("/api") + "/ui-settings"),
+        *attack("POST", f"{project.api}/deployments/filter", "{}"),
+        *attack("POST", run, command),
+        *attack("DELETE", f"{project.api}/deployments/{deployment.id}"),
+        *attack("GET", f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=9"),
+        *attack("POST", f"{mlflow}/api/2.0/mlflow/experiments/create", '{"name": "pwned"}'),
+        *attack("POST", f"{mlflow}/ajax-api/2.0/mlflow/experiments/create", '{"name": "pwned"}'),
+        *attack("POST", f"{mlflow}/ajax-api/3.0/mlflow/assistant/message", "{}"),
+        *attack("POST", f"{mlflow}/graphql", '{"query": "{ __typename }"}'),
+        *attack("GET", f"{mlflow}/get-artifact?path=a&run_uuid=b"),
+        *attack("GET", f"{mlflow}/health"),
+        *attack("POST", f"{recommender}/recommend", '{"requests": [{"request_time": 1}]}'),
+        *attack("GET", f"{recommender}/items?q=a"),
+        *attack("GET", f"{recommender}/recommend/"),
+        *attack("GET", f"{recommender}/"),
+    ]
+    assert not came_through
+    for path in ("events/in", "events/out", "logs/out", "work_pools/local/workers/connect"):
+        url = f"ws://127.0.0.1:{project.prefect_port}/api/{path}"
+        assert websocket(url, project.prefect_port, origin="http://evil.example") == 403
+        rebound = url.replace("127.0.0.1", "evil.example")
+        assert websocket(rebound, project.prefect_port) == 403
+    with project.client as client:
+        assert len(client.read_flow_runs()) == before
+        assert client.read_deployment_by_name("train/local").id == deployment.id
+    experiments = httpx.get(
+        f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=99", trust_env=False
+    )
+    assert "pwned" not in experiments.raise_for_status().text
+    assert not page.exists()
+
+
+def test_prefect_answers_those_who_know_its_string_alone(project):
+    for path in ("deployments/filter", "flow_runs/filter", "work_pools/filter", "admin/settings"):
+        verb = "GET" if path.startswith("admin") else "POST"
+        for header in (None, "Basic aHBncjp3cm9uZw==", "Bearer x"):
+            headers = {"Authorization": header} if header else {}
+            reply = httpx.request(
+                verb, f"{project.api}/{path}", json={}, headers=headers, trust_env=False
+            )
+            assert reply.status_code == 401
+    string = project.folder / ".prefect/api-auth-string"
+    assert string.stat().st_mode & 0o077 == 0
+    assert not [p for p in psutil.process_iter() if string.read_text() in " ".join(_words(p))]
+    kept = [*(project.folder / ".services").iterdir(), *(project.folder / ".prefect").iterdir()]
+    holders = [p for p in kept if p.is_file() and string.read_bytes() in p.read_bytes()]
+    assert holders == [string]
+    told = project.call(
+        sys.executable, "-m", "flows.worker", "gpu", check=False, PREFECT_API_URL=project.api
+    )
+    assert told.returncode == 2
+    assert "PREFECT_API_AUTH_STRING is not set: export it as `make up` prints it" in told.stderr
+
+
+def _words(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"command": "touch pwned"},
+        {"env": {"PATH": "/tmp"}},
+        {"env.PATH": "/tmp"},
+        {"working_dir": "/tmp"},
+        {"labels": {}},
+    ],
+)
+def test_who_knows_the_string_can_still_set_nothing_of_a_runs_process(project, variables):
+    with project.client as client:
+        deployment = client.read_deployment_by_name("train/local")
+        before = len(client.read_flow_runs())
+        with pytest.raises(PrefectHTTPStatusError, match="Additional properties are not allowed"):
+            client.create_flow_run_from_deployment(deployment.id, job_variables=variables)
+        assert len(client.read_flow_runs()) == before
+
+
+def test_a_pool_of_an_earlier_make_up_is_closed_too(project):
+    with project.client as client:
+        client.create_work_pool(WorkPoolCreate(name="open", type="process"), overwrite=True)
+        worker = ProcessWorker.get_default_base_job_template()
+        client.update_work_pool("open", WorkPoolUpdate(base_job_template=worker))
+        ensure_pool(client, "open")
+        assert client.read_work_pool("open").base_job_template == TEMPLATE
+        client.delete_work_pool("open")
 
 
 def test_a_second_run_waits_for_the_first(project, run):
@@ -131,7 +242,7 @@ def test_after_an_outage_a_run_can_still_be_cancelled(project, run):
     supervisor = project.process("supervisord")
     supervisor.suspend()
     try:
-        kill(project.process("prefect server start"))
+        kill(project.process("flows.guarded:prefect"))
         time.sleep(OUTAGE_S)
     finally:
         supervisor.resume()  # which also writes the logs
@@ -156,7 +267,7 @@ def test_a_run_that_its_server_gave_up_stops_itself(project, run):
 
 
 def test_a_killed_prefect_server_comes_back_and_the_run_goes_on(project, run):
-    kill(project.process("prefect server start"))
+    kill(project.process("flows.guarded:prefect"))
     until(project.answers, "the server is back")
     completes(project, run)
 
@@ -226,12 +337,13 @@ def mlflow_server(project, port):
 def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run):
     completes(project, run)
     port = free_port()
-    named = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
     server = mlflow_server(project, port)
+    project.services("down")  # a run's environment is its worker's
+    project.services("up", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
     (project.folder / "hold").touch()
     project.new_turn()
     settings = {"orchestrate__retries": 1, "orchestrate__retry_delay_s": 1}
-    run = project.start(environment=named, **settings)
+    run = project.start(**settings)
     project.works()
     kill(*server.children(recursive=True), server)
     project.release()
@@ -243,7 +355,7 @@ def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run):
     assert "Retry 1/1" in log
     server = mlflow_server(project, port)
     try:
-        again = project.start(environment=named, **settings)
+        again = project.start(**settings)
         project.ends(again, "Completed")
         assert "stage slow: skipped" in project.log(again)
         assert project.registered()["version"] == 1
