@@ -71,6 +71,7 @@ def _serving(path: Path, config: dict[str, Any]) -> Serving:
     for name, trained in (
         ("max_history", config["model"]["max_history"]),
         ("ranked", config["ranking"]),
+        ("gap_s", config["catalogue"]["gap_s"]),
     ):
         if values[name] != trained:
             raise DamagedFile(path, f"{name} is {values[name]}, the model has {trained}")
