@@ -128,7 +128,7 @@ def credentials(text: str) -> Iterator[str]:
         user, _, password = found["info"].partition(":")
         if password and password != "x-oauth-basic":
             yield password
-        elif found["scheme"].lower().startswith("http") and user:  # a database's user is no token
+        elif "http" in found["scheme"].lower() and user:  # a database's user is no token
             yield user
     for found in _PARAMETER.finditer(text):
         if found["name"][0] in "?&;":
