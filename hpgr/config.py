@@ -129,10 +129,11 @@ class Model(Section):
     inter_blocks: int = Field(ge=1, le=128)
     preference: bool
     history_rows: Literal["causal", "preference"]
-    num_anchors: int = Field(ge=1)
-    sigma: float = Field(gt=0)
+    # A query's mask takes memory as num_anchors * sigma; these limits are a served model's too.
+    num_anchors: int = Field(ge=1, le=32)
+    sigma: float = Field(gt=0, le=32)
     recent_window: int = Field(ge=1)
-    tile: int = Field(ge=8, le=1024)
+    tile: int = Field(ge=8, le=512)
 
 
 class Pretrain(Section):

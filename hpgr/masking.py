@@ -44,7 +44,7 @@ _CREDENTIALS = re.compile(
     re.IGNORECASE,
 )
 _PARAMETER = re.compile(
-    rf"(?P<name>(?:{NAME}|(?:[?&;]|%3F|%26)(?:X-Amz-)?(?:pass|key|sig|auth|sas|jwt))"
+    rf"(?P<name>[?&;]?(?:{NAME}|(?:[?&;]|%3F|%26)(?:X-Amz-)?(?:pass|key|sig|auth|sas|jwt))"
     r"(?:=|%3D|[\"']: ?[\"']))"
     r"(?P<value>(?!%26)[^\s&#;,\"'<>`)}\]]+?)(?=[:.]?(?:[\s&#;,\"'<>`)}\]]|$))",
     re.IGNORECASE,
@@ -122,23 +122,31 @@ def _of_files(stamps: tuple[tuple[str, int], ...]) -> frozenset[str]:
     return _worth_masking(found)
 
 
-def _in_uris(text: str) -> Iterator[str]:
-    """Passwords and tokens of the URIs in `text`, raw, decoded, and as a parser cuts them."""
+def credentials(text: str) -> Iterator[str]:
+    """Passwords and tokens that stand in the URIs of `text`, as they stand there."""
     for found in _CREDENTIALS.finditer(text):
-        user, colon, password = found["info"].partition(":")
-        if colon and password and password != "x-oauth-basic":
-            yield from _spellings(password)
-            yield base64.b64encode(unquote(found["info"]).encode()).decode()
-            # Where a password holds @ or /, a parser takes a part of it for the host.
-            yield from re.split(r"[/@?#:]", password)
-        elif found["scheme"].lower().startswith("http"):  # http://TOKEN@; a database's user is none
-            yield from _spellings(user)
+        user, _, password = found["info"].partition(":")
+        if password and password != "x-oauth-basic":
+            yield password
+        elif "http" in found["scheme"].lower() and user:  # a database's user is no token
+            yield user
     for found in _PARAMETER.finditer(text):
-        yield from _spellings(found["value"])
+        if found["name"][0] in "?&;":
+            yield found["value"]
 
 
-def _spellings(value: str) -> Iterable[str]:
-    return value, unquote(value)
+def _in_uris(text: str) -> Iterator[str]:
+    """The same in every form in which it may be found: decoded, encoded, cut by a parser."""
+    for secret in credentials(text):
+        yield secret
+        yield unquote(secret)
+        # Where a password holds @ or /, a parser takes a part of it for the host.
+        yield from re.split(r"[/@?#:]", secret)
+    for found in _CREDENTIALS.finditer(text):
+        if ":" in found["info"]:
+            yield base64.b64encode(unquote(found["info"]).encode()).decode()
+    for found in _PARAMETER.finditer(text):
+        yield found["value"]
 
 
 def _worth_masking(values: Iterable[str]) -> frozenset[str]:

@@ -189,6 +189,32 @@ def read_json(source: Path) -> Any:
         raise DamagedFile(source, error) from error
 
 
+def check_value(source: Path, name: str, value: Any, rule: tuple[Any, ...]) -> None:
+    """Refuse a value of `source`, JSON, that is not what `rule` says.
+
+    Args:
+        source: where it stands.
+        name: what it is called there.
+        value: as read.
+        rule: a type and, for numbers, the smallest and the largest value; or the words allowed.
+
+    Raises:
+        DamagedFile: the message says what was found and what was expected.
+    """
+    kind, *limits = rule
+    if isinstance(kind, str):
+        good, expected = value in rule if isinstance(value, str) else False, " or ".join(rule)
+    elif kind is bool:
+        good, expected = isinstance(value, bool), "true or false"
+    else:
+        number = isinstance(value, int if kind is int else int | float)
+        good = number and not isinstance(value, bool) and limits[0] <= value <= limits[1]
+        what = "a whole number" if kind is int else "a number"
+        expected = f"{what} from {limits[0]} to {limits[1]}"
+    if not good:
+        raise DamagedFile(source, f"{name} is {repr(value)[:40]}, expected {expected}")
+
+
 def sha256_file(source: Path) -> str:
     """Hex sha256 of a file's bytes, read in 1 MiB blocks."""
     digest = hashlib.sha256()

@@ -249,3 +249,50 @@ def test_a_server_that_is_down_is_one_message_without_its_password(here, monkeyp
         UserError, match=rf"MLflow at http://\*\*\*@127.0.0.1:{port} does not answer"
     ):
         trace(load_config(), 1)
+
+
+PLANTED = "hunter2-planted"
+
+
+def test_no_planted_secret_is_left_behind_and_what_was_held_back_is_named(
+    here, version, capsys, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PLANTED)
+    files = {
+        ".dvc/config": f"['remote \"x\"']\n    url = s3://b/x\n    password = {PLANTED}\n",
+        ".dvc/config.local": f"password = {PLANTED}\n",
+        ".env": f"ANY={PLANTED}\n",
+        "notes.txt": f"see http://me:{PLANTED}@host\n",
+        "new.py": "x = 1\n",
+    }
+    lock = (here / "requirements.lock").read_bytes()
+    try:
+        for name, text in files.items():
+            (here / name).parent.mkdir(exist_ok=True)
+            (here / name).write_text(text)
+        (here / "requirements.lock").write_text(f"x @ git+https://{PLANTED}@host/x\n")
+        number = version(git__dirty="true")
+    finally:
+        for name in files:
+            (here / name).unlink()
+        (here / "requirements.lock").write_bytes(lock)
+    held = [*(name for name in files if name != "new.py"), "requirements.lock"]
+    printed, told = capsys.readouterr().out, trace(load_config(), number)
+    assert "kept with the version though not in git: new.py\n" in printed
+    for name in held:
+        assert f"{name}: " in printed
+        assert f"warning: not kept, and not restored: {name}: " in told
+    restore(load_config(), number)
+    said = printed + told + capsys.readouterr().out
+    assert (here / "new.py").read_text() == "x = 1\n"
+    (here / "new.py").unlink()
+    assert f"not restored: {held[0]}" in said and PLANTED not in said
+    for path in (here / "mlflow").rglob("*"):
+        assert not path.is_file() or PLANTED.encode() not in path.read_bytes(), path
+
+
+def test_parameters_with_a_secret_are_refused(here, version):
+    text = (here / "params.yaml").read_text()
+    (here / "params.yaml").write_text(f"{text}# http://me:{PLANTED}@host\n")
+    with pytest.raises(UserError, match=r"params\.yaml looks like it holds a secret: line \d+, a"):
+        version()

@@ -138,7 +138,7 @@ def test_what_git_ignores_is_kept_only_where_it_was_added_by_force(tree):
 def test_what_is_kept_in_another_way_is_not_in_the_patch(tree):
     Path("code.py").write_text("WIDTH = 32\n")
     Path("dvc.lock").write_text("new\n")
-    assert changes(without=[Path("code.py"), Path("dvc.lock")]) == (b"", [], [])
+    assert changes(without=[Path("code.py"), Path("dvc.lock")]) == (b"", [], [], {})
 
 
 def test_new_files_beyond_the_limit_are_named_and_nothing_of_them_is_stored(tree, monkeypatch):
@@ -156,14 +156,14 @@ def test_new_files_beyond_the_limit_are_named_and_nothing_of_them_is_stored(tree
 
 
 def test_an_unchanged_tree_has_no_patch(tree):
-    assert changes(without=[]) == (b"", [], [])
+    assert changes(without=[]) == (b"", [], [], {})
 
 
 def test_outside_git_there_is_nothing_to_differ_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     (tmp_path / "code.py").touch()
-    assert changes(without=[]) == (b"", [], [])
+    assert changes(without=[]) == (b"", [], [], {})
 
 
 def test_a_patch_that_is_applied_already_is_left_alone(tree, tmp_path):

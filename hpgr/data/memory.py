@@ -75,12 +75,16 @@ def read_sketch(folder: Path) -> np.ndarray:
     """
     path = folder / SKETCH
     try:
-        sketch = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        # Mapped first: what the header claims is compared with the file before memory is taken.
+        sketch = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OverflowError, TypeError, SyntaxError) as error:
         raise DamagedFile(path, error) from error
-    if sketch.dtype != np.uint64 or sketch.ndim != 1:
-        raise DamagedFile(path, f"expected a row of uint64, found {sketch.dtype} {sketch.shape}")
-    return sketch
+    if not isinstance(sketch, np.ndarray) or sketch.dtype != np.uint64 or sketch.ndim != 1:
+        found = f"{getattr(sketch, 'dtype', 'an archive')} {getattr(sketch, 'shape', '')}".strip()
+        raise DamagedFile(path, f"expected a row of uint64, found {found}")
+    if len(sketch) > KEPT or not (sketch[1:] > sketch[:-1]).all():
+        raise DamagedFile(path, f"expected at most {KEPT:,} values, each larger than the last")
+    return np.array(sketch)
 
 
 def overlap(sketch: np.ndarray, sessions: Path, *parts: int) -> Overlap:

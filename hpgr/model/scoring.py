@@ -8,32 +8,23 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.data.log import FIRST_ITEM, Histories
-from hpgr.model.catalogue import Catalogue
 from hpgr.model.device import found_device
 from hpgr.model.hpgr import HPGR
 from hpgr.model.hstu import HSTU
 from hpgr.model.packed import Candidates, pack, place_candidates
 from hpgr.model.preference import PreferenceMask
-from hpgr.runtime import DamagedFile, read_json
+from hpgr.model.stored import WEIGHTS, build, catalogue_of, check_network, check_weights
 
 TOKENS_AT_A_TIME = 16384
-
-
-def build(encoder: str, settings: Any, catalogue: Catalogue, *, ranking: bool) -> HPGR | HSTU:
-    """The network named `encoder` (hpgr or hstu), with fresh weights."""
-    if encoder == "hpgr":
-        return HPGR(settings, catalogue)
-    return HSTU(settings, catalogue, actions=ranking)
 
 
 class Scorer:
@@ -49,24 +40,13 @@ class Scorer:
         Raises:
             UserError: CUDA is asked for and not there.
             FileNotFoundError: no trained model there; run the finetune stage.
-            DamagedFile: one of the files is not whole.
+            DamagedFile: one of the files is not whole, or says what cannot be.
         """
-        config = read_json(folder / "config.json")
-        try:
-            weights = load_file(folder / "model.safetensors")
-        except SafetensorError as error:
-            raise DamagedFile(folder / "model.safetensors", error) from error
+        config = check_network(folder)
+        weights = load_file(folder / WEIGHTS)
+        check_weights(folder / WEIGHTS, weights, config["catalogue"]["num_categories"])
         settings = SimpleNamespace(**config["model"])
-        sizes = dict(config["catalogue"])
-        offsets = weights.get("trunk.items.category_offsets")
-        if offsets is None:
-            offsets = torch.zeros(sizes["num_items"] + 1, dtype=torch.int64)
-        category = weights.get("trunk.items.category")
-        catalogue = Catalogue(
-            **sizes,
-            category_offsets=offsets,
-            category=category if category is not None else torch.zeros(0, dtype=torch.int64),
-        )
+        catalogue = catalogue_of(config, weights)
         model = build(config["encoder"], settings, catalogue, ranking=config["ranking"])
         model.load_state_dict(weights)
         place = torch.device(found_device(device))

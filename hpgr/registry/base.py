@@ -19,6 +19,7 @@ from hpgr.config import Config
 from hpgr.data.base import BASE, is_filled
 from hpgr.data.memory import SKETCH
 from hpgr.registry.bundle import content_hashes
+from hpgr.registry.bundle_check import check_bundle
 from hpgr.registry.faults import answered, reason
 from hpgr.registry.register import KEY_TAG
 from hpgr.registry.tracking import connect
@@ -110,6 +111,11 @@ def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:
             "carried their whole vocabulary and what they trained on. Register a new version "
             "with the flow `train`, then start from that."
         )
+    try:
+        check_bundle(bundle)
+    except UserError as error:
+        wrong = str(error).replace(f"{bundle}/", "")
+        raise UserError(f"{_title(wanted)} is no model to start from: {wrong}") from error
     return bundle
 
 

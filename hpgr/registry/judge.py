@@ -27,12 +27,13 @@ from hpgr.data.log import TEST, UNKNOWN, EventLog
 from hpgr.data.memory import overlap, read_sketch
 from hpgr.evaluation.contest import Change, Contest, Contestant, contest
 from hpgr.evaluation.evaluate import load_network, open_log
+from hpgr.registry.bundle_check import check_bundle
 from hpgr.registry.faults import answered
 from hpgr.registry.gate import Past, Verdict, decide
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHALLENGER, CHAMPION, aliases, bundle_of, get_version
-from hpgr.runtime import UserError, atomic_folder, read_json, sha256_file, write_text
+from hpgr.runtime import UserError, atomic_folder, sha256_file, write_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -132,15 +133,19 @@ def _decide(
 
 
 def contestant(bundle: Path, log: EventLog, device: str) -> Contestant:
-    """The bundle's network, with the ids that it uses for what today's log knows."""
-    serving, config = read_json(bundle / "serving.json"), read_json(bundle / "model/config.json")
+    """The bundle's network, with the ids that it uses for what today's log knows.
+
+    Raises:
+        UserError: a file of the bundle is missing or wrong.
+    """
+    serving = check_bundle(bundle)
     return Contestant(
         network=load_network(bundle / "model", device),
         item=_own_ids("items", "item", "item_id", bundle, log.meta.num_items, UNKNOWN),
         action=_own_ids("actions", "action", "name", bundle, log.meta.num_actions, 0),
-        max_history=serving["max_history"],
-        retrieve=serving["retrieve"],
-        ranks=config["ranking"],
+        max_history=serving.max_history,
+        retrieve=serving.retrieve,
+        ranks=serving.ranked,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from hpgr.config import PARAMS_FILE
+from hpgr.masking import masked
 from hpgr.registry.stages import STAGES
 from hpgr.runtime import read_json, sha256_file
 
@@ -53,10 +54,11 @@ def stage_tags(stage: str) -> dict[str, str]:
     recorded = (_yaml(Path("dvc.lock")).get("stages") or {}).get(stage)
     if recorded is None:
         return {"dvc.lock": ABSENT}
-    tags = {}
+    tags: dict[str, str] = {}
     for kind in ("deps", "outs"):
         for entry in recorded.get(kind) or []:
-            tags[f"dvc.{kind}.{entry['path']}"] = str(entry.get(entry.get("hash", "md5"), ABSENT))
+            name = masked(f"dvc.{kind}.{entry['path']}")
+            tags[name] = str(entry.get(entry.get("hash", "md5"), ABSENT))
     return tags
 
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from hpgr.config import Config
+from hpgr.masking import masked
 from hpgr.registry.faults import answered
 from hpgr.registry.gate import ACCEPTED
 from hpgr.registry.judge import CHAMPION_TAG, REASONS_TAG, ROLLED_BACK_TAG, VERDICT_TAG
@@ -107,6 +108,7 @@ def promote(
         OldVerdict: the gate accepted it against another champion.
         UserError: no such version, no reason, or the gate has not accepted it.
     """
+    why = masked(why)  # for it goes to tags that everybody reads
     client, name = connect(), cfg.register_.model_name
     if version is None:
         version = aliases(client, name).get(CHALLENGER)
@@ -133,6 +135,7 @@ def roll_back(cfg: Config, *, why: str, who: str | None = None, via: str | None 
     Raises:
         UserError: there is no previous champion, it was itself rolled back, or no reason is given.
     """
+    why = masked(why)
     client, name = connect(), cfg.register_.model_name
     finished = finish_interrupted(client, cfg)
     if finished and finished.kind == ROLL_BACK:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,13 +29,14 @@ from hpgr.config import Config
 from hpgr.failure import explained
 from hpgr.registry.bundle import content_hashes, write_bundle
 from hpgr.registry.faults import answered
+from hpgr.registry.held_back import in_file
 from hpgr.registry.promote import finish_interrupted, record_registered
 from hpgr.registry.stages import ARTIFACTS, STAGES
 from hpgr.registry.summary import headline, markdown_tables, verdict
-from hpgr.registry.trace import keep
+from hpgr.registry.trace import check_pins, keep
 from hpgr.registry.tracking import connect, experiment_id, failing_run, log_pipeline
 from hpgr.registry.versions import CHALLENGER, CHAMPION, alias_of, aliases
-from hpgr.runtime import read_json, sha256_file, sole_writer, write_json
+from hpgr.runtime import UserError, read_json, sha256_file, sole_writer, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,6 +59,7 @@ def register(cfg: Config) -> dict[str, Any]:
             runs that were begun then end as failed.
     """
     headline()  # a model is registered with its evaluation or not at all
+    check_pins()
     client, name = connect(), cfg.register_.model_name
     with sole_writer(REGISTERED), tempfile.TemporaryDirectory() as scratch:
         bundle = write_bundle(cfg, Path(scratch) / "bundle")
@@ -122,7 +125,7 @@ def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> t
             name="model",
             python_model=str(PACKAGE / "serving" / "pyfunc.py"),
             artifacts={"bundle": str(bundle)},
-            code_paths=[str(PACKAGE)],
+            code_paths=[str(_code(bundle.with_name(PACKAGE.name)))],
             signature=_signature(),
             input_example=_example(),
             pip_requirements=_requirements(),
@@ -171,6 +174,21 @@ def _alias(client: MlflowClient, cfg: Config, version: int, *, new: bool) -> str
     elif called[CHAMPION] != version and (new or CHALLENGER not in called):
         client.set_registered_model_alias(name, CHALLENGER, str(version))
     return alias_of(client, name, version)
+
+
+def _code(target: Path) -> Path:
+    """The package copied to `target`: its code alone, whatever else lies in its folder.
+
+    Raises:
+        UserError: a file of it holds a secret.
+    """
+    for path in sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".j2")):
+        if why := in_file(path):
+            raise UserError(f"{path} {why}. The code goes with every version: take the secret out")
+        goal = target / path.relative_to(PACKAGE)
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, goal)
+    return target
 
 
 def _signature() -> Any:

@@ -20,8 +20,9 @@ import yaml
 
 from hpgr.config import PARAMS_FILE, Config
 from hpgr.registry.faults import answered
+from hpgr.registry.held_back import in_file
 from hpgr.registry.lineage import ABSENT, PINS
-from hpgr.registry.tracking import existing_store, flatten, public_uri
+from hpgr.registry.tracking import existing_store, flatten, public_registry, public_uri
 from hpgr.registry.versions import get_version
 from hpgr.registry.worktree import apply, changes, committed, head
 from hpgr.runtime import UserError, atomic_path, sha256_file
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 FOLDER = "lineage"
 PATCH = "changes.patch"
 LEFT_OUT = "left_out.txt"  # new files too large for the patch, one a line
+HELD_BACK = "held_back.txt"  # new and changed files with a secret, one a line, with the reason
 KEPT = (*PINS, Path("requirements.lock"))
 TAGS = ("git.commit", "git.dirty", "dvc.data", "dvc.changed", "environment.lock")
 LISTED = 20  # names in one line
@@ -59,20 +61,30 @@ class Origin(NamedTuple):
 def keep(client: MlflowClient, run_id: str) -> None:
     """Store what pins the current artifacts with the run; what is absent is left out.
 
-    New files are named, for they go where everybody reads.
+    New files are named, for they go where everybody reads; so is what is held back for its secrets.
+
+    Raises:
+        UserError: a file that a version cannot do without holds a secret.
     """
-    for path in KEPT:
-        if path.is_file():
-            client.log_artifact(run_id, str(path), FOLDER)
+    check_pins()
     found = changes(without=PINS)
+    for path in KEPT:
+        if path.is_file() and (path in PINS or not (why := in_file(path))):
+            client.log_artifact(run_id, str(path), FOLDER)
+        elif path.is_file():
+            found.held_back[str(path)] = str(why)
     if found.new:
         print(f"kept with the version though not in git: {_listed(found.new)}")
     if found.left_out:
         print(f"not in git and too large to keep with the version: {_listed(found.left_out)}")
+    held_back = [f"{name}: {why}" for name, why in sorted(found.held_back.items())]
+    if held_back:
+        print("warning: not kept with the version:", "; ".join(held_back))
     with tempfile.TemporaryDirectory() as scratch:
         for name, content in (
             (PATCH, found.patch),
             (LEFT_OUT, "".join(f"{name}\n" for name in found.left_out).encode()),
+            (HELD_BACK, "".join(f"{line}\n" for line in held_back).encode()),
         ):
             if content:
                 (Path(scratch) / name).write_bytes(content)
@@ -80,6 +92,20 @@ def keep(client: MlflowClient, run_id: str) -> None:
 
 
 @answered()
+def check_pins() -> None:
+    """Refuse to keep parameters or hashes with a secret among them: no version does without them.
+
+    Raises:
+        UserError: the message names file and line.
+    """
+    for path in PINS:
+        if path.is_file() and (why := in_file(path)):
+            raise UserError(
+                f"{path} {why}. It is kept with every version, where everybody reads it: take the "
+                "secret out, and name it by the environment"
+            )
+
+
 def trace(cfg: Config, version: int) -> str:
     """The version's origin and the commands that bring it back, for a person to read.
 
@@ -153,7 +179,11 @@ def _warnings(origin: Origin) -> list[str]:
     if LEFT_OUT in origin.kept:
         names = origin.kept[LEFT_OUT].read_text(encoding="utf-8").splitlines()
         found.append(f"not in git and too large to keep: {_listed(names)}")
-    elif origin.tags.get("git.dirty") == "true" and PATCH not in origin.kept:
+    if HELD_BACK in origin.kept:
+        lines = origin.kept[HELD_BACK].read_text(encoding="utf-8").splitlines()
+        found += [f"not kept, and not restored: {line}" for line in lines]
+    named = origin.kept.keys() & {LEFT_OUT, HELD_BACK, PATCH}
+    if origin.tags.get("git.dirty") == "true" and not named:
         found.append("the working tree differed from the commit, and how was not kept")
     changed = origin.tags.get("dvc.changed", ABSENT)
     if changed == ABSENT:
@@ -171,6 +201,8 @@ def _commands(version: int, origin: Origin) -> list[str]:
         return [f"it cannot be had again: {', '.join(missing)} was not kept with it"]
     patched = " and what differed from the commit" if PATCH in origin.kept else ""
     commands = [f"export MLFLOW_TRACKING_URI={shlex.quote(public_uri())}"]
+    if public_registry() != public_uri():
+        commands.append(f"export MLFLOW_REGISTRY_URI={shlex.quote(public_registry())}")
     if origin.commit != ABSENT:
         commands.append(f"git checkout {origin.commit}")
     commands += [

@@ -201,9 +201,14 @@ def failing_run(client: MlflowClient, run_id: str) -> Iterator[None]:
 
 
 def _drop_files(client: MlflowClient, run_id: str) -> None:
-    folder = client.get_run(run_id).info.artifact_uri.removeprefix("file://")
-    if Path(folder).is_relative_to(STORE.resolve()):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove the files of a run, and of the model it logged, from the project's own store."""
+    info = client.get_run(run_id).info
+    models = client.search_logged_models([info.experiment_id])
+    own = [model.artifact_location for model in models if model.source_run_id == run_id]
+    for place in (info.artifact_uri, *own):
+        folder = Path(place.removeprefix("file://"))
+        if folder.is_relative_to(STORE.resolve()):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:

@@ -8,12 +8,14 @@ it. Reads and patches the files below the current folder; git's own index stays 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hpgr.registry.held_back import as_text, by_content, by_name
 from hpgr.runtime import UserError
 
 NEW_FILES = 10 << 20  # bytes of new files that a patch carries; logs and models are no code
@@ -26,13 +28,15 @@ class Changes(NamedTuple):
     patch: bytes
     new: list[str]  # files that the commit does not have, and the patch does
     left_out: list[str]  # files that neither has
+    held_back: dict[str, str]  # files that the patch has not because of a secret, and why
 
 
 def changes(*, without: Iterable[Path]) -> Changes:
     """How the files below the current folder differ from HEAD; what git ignores does not count.
 
     New files are carried, the smallest first, while all of them stay within NEW_FILES. The others
-    are left out, and so are repositories inside this one.
+    are left out, and so are repositories inside this one. Files that hold a secret, new or changed,
+    are held back (`hpgr.registry.held_back`).
 
     Args:
         without: files that are kept in another way.
@@ -41,7 +45,7 @@ def changes(*, without: Iterable[Path]) -> Changes:
         UserError: git cannot read one of the files.
     """
     if head() is None:
-        return Changes(b"", [], [])
+        return Changes(b"", [], [], {})
     apart = [str(path) for path in without]
     with tempfile.TemporaryDirectory() as scratch:
         own = {"GIT_INDEX_FILE": str(Path(scratch) / "index"), "GIT_LITERAL_PATHSPECS": "0"}
@@ -49,15 +53,73 @@ def changes(*, without: Iterable[Path]) -> Changes:
         known = _names(_checked("ls-files", "-z", env=own))
         # By the real index: a file that was added by force counts although git ignores it.
         there = _names(_checked("ls-files", "-z", "--cached", "--others", "--exclude-standard"))
-        new, left_out = _within(NEW_FILES, there - known - set(apart))
+        candidates = there - known - set(apart)
+        secret = {name: why for name in candidates if (why := by_name(name))}
+        new, left_out = _within(NEW_FILES, candidates - secret.keys())
         if new:
             names = b"\0".join(os.fsencode(name) for name in new)
             add = ("add", "--force", "--intent-to-add", "--pathspec-from-file=-")
             literally = own | {"GIT_LITERAL_PATHSPECS": "1"}
             _checked(*add, "--pathspec-file-nul", given=names, env=literally)
-        compare = ("diff-index", "--binary", "--no-ext-diff", "--no-textconv", "HEAD")
-        patch = _checked(*compare, "--", ".", *(f":!{name}" for name in apart), env=own)
-    return Changes(patch, _readable(new), _readable(left_out))
+        # Without it --raw lists files whose content is the same; what differs is no error here.
+        _git("update-index", "-q", "--refresh", env=own)
+        compare = ("diff-index", "--no-ext-diff", "--no-textconv", "--no-renames")
+        selected = ("HEAD", "--", ".", *(f":!{name}" for name in apart))
+        patch = _checked(*compare, "--binary", *selected, env=own)
+        raw = _checked(*compare, "--raw", "-z", "--abbrev=64", "--relative", *selected, env=own)
+    kept, held = _without_secrets(patch, raw)
+    secret |= held
+    new = [name for name in new if name not in secret]
+    shown = {_readable([name])[0]: why for name, why in sorted(secret.items())}
+    return Changes(kept, _readable(new), _readable(left_out), shown)
+
+
+def _without_secrets(patch: bytes, raw: bytes) -> tuple[bytes, dict[str, str]]:
+    """The patch without the files that hold a secret, and why each of those is held back.
+
+    Args:
+        patch: of several files.
+        raw: the same files in the same order, as `diff-index --raw -z` lists them.
+    """
+    pieces = re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE)[1:]
+    fields = iter(raw.split(b"\0")[:-1])
+    kept, held, at = [], {}, 0
+    for entry in fields:
+        name, (_, _, before, _, status) = os.fsdecode(next(fields)), entry.split()
+        count = 2 if status == b"T" else 1  # a link in place of a file is taken out and put in
+        own = pieces[at : at + count]
+        at += count
+        why = by_name(name) or by_content(name, _lines(name, os.fsdecode(before), own))
+        if why:
+            held[name] = why
+        else:
+            kept += own
+    assert at == len(pieces), "git lists other files than it compares"
+    return b"".join(kept), held
+
+
+def _lines(name: str, before: str, pieces: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    """What a file's patch shows, each line with its number in the new file, 0 if not in there.
+
+    Of a binary file, whose patch is packed, both versions are read instead.
+    """
+    for piece in pieces:
+        rest = piece.split(b"\n")
+        if b"GIT binary patch" in rest:
+            old = _git("cat-file", "blob", before)
+            yield from ((0, line) for line in as_text(old.stdout).splitlines())
+            path = Path(name)
+            content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+            yield from enumerate(as_text(content).splitlines(), start=1)
+            continue
+        number = None  # no hunk yet
+        for line in rest:
+            if hunk := re.match(rb"@@ -\S+ \+(\d+)", line):
+                number = int(hunk[1])
+            elif number is not None and line[:1] in (b"+", b"-", b" "):
+                is_new = line[:1] != b"-"
+                yield number if is_new else 0, as_text(line[1:])
+                number += is_new
 
 
 def apply(patch: Path) -> bool:

@@ -21,7 +21,7 @@ from mlflow.pyfunc import PythonModel
 from pydantic import ValidationError
 
 from hpgr.runtime import UserError
-from hpgr.serving.recommender import Recommender
+from hpgr.serving.recommender import Recommender, load_told
 from hpgr.serving.request import Request
 from hpgr.serving.schema import Asked, told
 
@@ -36,8 +36,13 @@ class RecommenderModel(PythonModel):
     recommender: Recommender
 
     def load_context(self, context: Any) -> None:
-        """Load the bundle onto the best device that is there."""
-        self.recommender = Recommender.load(Path(context.artifacts["bundle"]), device="auto")
+        """Load the bundle onto the best device that is there.
+
+        Raises:
+            UserError: it cannot be read, whatever the reason.
+        """
+        bundle = Path(context.artifacts["bundle"])
+        self.recommender = load_told(bundle, "the model", "register it again")
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -23,12 +23,15 @@ import pyarrow.parquet as pq
 from hpgr.data.log import FIRST_ITEM, UNKNOWN, Histories
 from hpgr.evaluation.metrics import removed_pairs, top_items
 from hpgr.registry.bundle import Serving
-from hpgr.runtime import UserError, read_json
+from hpgr.registry.bundle_check import check_bundle
+from hpgr.runtime import UserError
 from hpgr.serving.request import Request, encode
 from hpgr.serving.shown import short, shown
 
 NEAREST, POPULAR = "history", "popular"  # where an answer's candidates came from
 SHOWN_REASON = 200  # characters
+PROBED = 10  # items of an answer that is tried out
+UNHEARD_OF = "\0 no such name"  # as an item's or action's outside id
 CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
 
 
@@ -133,23 +136,45 @@ class Recommender:
         """Read the bundle folder; `device` is auto, cpu or cuda.
 
         Raises:
-            UserError: a file of the bundle is missing.
+            UserError: a file of the bundle is missing or wrong, or it answers no request.
         """
         from hpgr.model.scoring import Scorer
 
-        for name in ("serving.json", "items.parquet", "actions.parquet", "model"):
-            if not (bundle / name).exists():
-                raise UserError(f"{bundle / name} not found, expected a model bundle")
+        serving = check_bundle(bundle)
         columns = ["item", "item_id", "title", "train_events"]
         items = pq.read_table(bundle / "items.parquet", columns=columns)
         actions = pq.read_table(bundle / "actions.parquet", columns=["action", "name"])
         rows = zip(*(items[name].to_pylist() for name in columns), strict=True)
-        return cls(
+        recommender = cls(
             Scorer.load(bundle / "model", device),
             [Item(inside, item_id, title or item_id, n) for inside, item_id, title, n in rows],
             dict(zip(actions["name"].to_pylist(), actions["action"].to_pylist(), strict=True)),
-            Serving(**read_json(bundle / "serving.json")),
+            serving,
         )
+        recommender.try_out()
+        return recommender
+
+    def try_out(self) -> None:
+        """Answer a known item, an unknown one and a newcomer, as a server will have to.
+
+        Raises:
+            UserError: an answer is empty, or holds what is no number.
+        """
+        known, action = next(iter(self.item)), next(iter(self.actions), None)
+        at = self.serving.gap_s + 1
+        asked = [
+            Request(at, [known], [0], [action]),
+            Request(at, [known, UNHEARD_OF], [0, at], [UNHEARD_OF, action]),
+            Request(at, [], []),
+        ]
+        for answer in self.recommend(asked, k=PROBED):
+            unscored = any(item.score is None for item in answer.items)
+            far = answer.source == NEAREST and any(i.similarity is None for i in answer.items)
+            if far or (self.serving.ranked and unscored):
+                raise UserError("its answer to a request holds scores that are no numbers")
+            # Of two items one may be left out as seen; of one alone, none is left.
+            if not answer.items and len(self.item) > 1:
+                raise UserError("it answers a request with nothing")
 
     def recommend(
         self,
