@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from prefect import get_client
 from prefect.testing.utilities import prefect_test_harness
 from serving_project import PYTHON, environment, promote, register_another
 
+import hpgr.serving.batch
 from hpgr.config import ConfigError, load_config
 from hpgr.data.log import FIRST_ITEM, EventLog
 from hpgr.registry.tracking import connect
@@ -355,3 +357,22 @@ def test_a_wrong_parameter_of_the_flow_is_one_message(project, prefect_server, p
 
     with pytest.raises((UserError, ConfigError), match=told):
         recommend(**parameters)
+
+
+def test_users_of_long_histories_are_answered_in_parts(project, monkeypatch):
+    """Two users' events at a time at most, and the same answers."""
+    expected = answers(recommend_all(asked(at=1_200_000_000)))
+    shutil.rmtree("artifacts/recommendations")
+    longest = int(np.diff(EventLog.open(SESSIONS / "arrays").user_offsets).max())
+    monkeypatch.setattr("hpgr.data.log.EVENTS_AT_A_TIME", 2 * longest)
+    held, plain = [], hpgr.serving.batch.histories
+    monkeypatch.setattr(
+        "hpgr.serving.batch.histories",
+        lambda *args: held.append(plain(*args)) or held[-1],
+    )
+    found = answers(recommend_all(asked(at=1_200_000_000)))
+    assert max(h.offsets[-1] for h in held) <= 2 * longest
+    assert len(held) > USERS / 16 + 1
+    exact = ["user_id", "rank", "item_id", "title"]
+    pd.testing.assert_frame_equal(found[exact], expected[exact])
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-6)

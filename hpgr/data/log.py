@@ -22,6 +22,7 @@ Sessions of one user may interleave (two tabs, phone and television); rows stay 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,9 @@ import numpy as np
 
 from hpgr.runtime import DamagedFile, read_json
 
+EVENTS_AT_A_TIME = (
+    1 << 22
+)  # of histories copied together, about 60 bytes each where they are sorted
 PADDING, UNKNOWN, FIRST_ITEM = 0, 1, 2
 TRAIN, VALIDATION, TEST = 0, 1, 2
 DTYPES = {
@@ -175,3 +179,22 @@ def histories(
         session=log.session[rows],
         request_time=np.asarray(request_time, dtype=np.int64),
     )
+
+
+def bounded(events: np.ndarray, *, queries: int) -> Iterator[slice]:
+    """Slices of consecutive queries that are answered together.
+
+    A slice has at most `queries` queries and, unless a single one has more, EVENTS_AT_A_TIME
+    events: histories of many queries of one long user would each hold its past.
+
+    Args:
+        events: how many events each query's history holds, [Q].
+        queries: most of a slice, at least 1.
+    """
+    total = np.concatenate([[0], np.cumsum(events, dtype=np.int64)])
+    start = 0
+    while start < len(events):
+        fits = int(np.searchsorted(total, total[start] + EVENTS_AT_A_TIME, side="right")) - 1
+        stop = max(start + 1, min(fits, start + queries, len(events)))
+        yield slice(start, stop)
+        start = stop

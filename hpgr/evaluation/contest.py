@@ -194,7 +194,7 @@ def _served(
     ranks = np.maximum(outcome.ranks, (top >= FIRST_ITEM).sum(axis=1) + 1)
     found = np.flatnonzero((top == queries.target[:, None]).any(axis=1))
     with tqdm(total=len(found), desc=f"{title}, served", unit="query", mininterval=2.0) as bar:
-        for block in retrieval.blocks(len(found), log.meta.num_items):
+        for block in retrieval.blocks(log, queries.take(found), own.max_history):
             part = found[block]
             asked = queries.take(part)
             histories = asked.histories(log, own.max_history)

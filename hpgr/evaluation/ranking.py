@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hpgr.config import Evaluate
-from hpgr.data.log import TRAIN, EventLog
+from hpgr.data.log import TRAIN, EventLog, bounded
 from hpgr.evaluation.metrics import auc, expected_calibration_error, gauc, log_loss
 from hpgr.evaluation.protocols import Candidates
 from hpgr.evaluation.retrieval import Network
@@ -28,8 +28,9 @@ def score(
     """
     parts = []
     with tqdm(total=len(candidates), desc=title, unit="query", mininterval=2.0) as bar:
-        for start in range(0, len(candidates), BLOCK):
-            part = candidates.take(start, min(start + BLOCK, len(candidates)))
+        past = np.minimum(candidates.end - log.user_offsets[candidates.user], max_history)
+        for block in bounded(past + np.diff(candidates.offsets), queries=BLOCK):
+            part = candidates.take(block.start, block.stop)
             histories = part.histories(log, max_history)
             parts.append(network.rank(histories, part.offsets, part.item))
             bar.update(len(part))

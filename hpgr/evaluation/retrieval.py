@@ -1,7 +1,8 @@
 """R1 and R2: every model ranks the whole catalogue for the same queries.
 
 Queries go through in blocks, each block through every model, so that memory holds one block of
-scores whatever the number of queries. Reads the arrays of `hpgr.data.log`. Writes nothing.
+scores and histories whatever the number of queries and the length of their past. Reads the arrays
+of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hpgr.config import Evaluate
-from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog, Histories
+from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog, Histories, bounded
 from hpgr.evaluation.baselines import Retriever, counting_models
 from hpgr.evaluation.metrics import ranks_of, removed_pairs, retrieval_metrics, top_items
 from hpgr.evaluation.protocols import Queries, next_item
@@ -57,11 +58,14 @@ class Outcome:
     top: np.ndarray
 
 
-def blocks(num_queries: int, num_items: int) -> Iterator[slice]:
-    """Slices of queries whose scores fit the memory set aside."""
-    size = max(1, min(MAX_BLOCK, CELLS // max(1, num_items)))
-    for start in range(0, num_queries, size):
-        yield slice(start, min(start + size, num_queries))
+def blocks(log: EventLog, queries: Queries, max_history: int | None) -> Iterator[slice]:
+    """Slices of queries whose scores and histories fit the memory set aside.
+
+    `max_history` is how many events of each history are copied; None: all of them.
+    """
+    past = queries.end - log.user_offsets[queries.user]
+    read = past if max_history is None else np.minimum(past, max_history)
+    return bounded(read, queries=max(1, min(MAX_BLOCK, CELLS // max(1, log.meta.num_items))))
 
 
 def seen_pairs(log: EventLog, queries: Queries, *, remove: bool) -> Pairs | None:
@@ -128,7 +132,7 @@ def run_by_rules(
     """
     parts: dict[tuple[bool, str], list[Outcome]] = {}
     with tqdm(total=len(queries), desc=title, unit="query", mininterval=2.0) as bar:
-        for block in blocks(len(queries), log.meta.num_items):
+        for block in blocks(log, queries, None if settings.remove_history else max_history):
             asked = queries.take(block)
             histories = asked.histories(log, max_history)
             seen = {rule: seen_pairs(log, asked, remove=rule) for rule in rules}

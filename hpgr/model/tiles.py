@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 NUM_TIME_BUCKETS = 129
 HIDDEN = 255  # bucket of a pair that is not visible; its bias drives SiLU and exp to zero
@@ -180,7 +181,7 @@ def _segments(
     start = begins.nonzero()[:, 0]
     if query_position is None and not torch.equal(start, first[start]):
         return None
-    num_queries = torch.diff(start, append=start.new_tensor([len(first)]))
+    num_queries = functional.pad(start[1:], (0, 1), value=len(first)) - start
     key_first = first[start]
     key_last = torch.zeros_like(start).scatter_reduce(0, begins.cumsum(0) - 1, last, "amax")
     height, width = int(num_queries.max()), int((key_last - key_first).max())

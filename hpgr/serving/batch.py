@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from hpgr.config import Config
-from hpgr.data.log import FIRST_ITEM, PADDING, UNKNOWN, EventLog, histories
+from hpgr.data.log import FIRST_ITEM, PADDING, UNKNOWN, EventLog, bounded, histories
 from hpgr.data.raw_file import require_file
 from hpgr.failure import explained
 from hpgr.registry.stages import ARTIFACTS, STAGES
@@ -194,9 +194,15 @@ class Scoring:
         before = np.concatenate([[0], np.cumsum(earlier)])[bounds - bounds[0]]
         user = np.arange(start, stop)
         end = bounds[:-1] + np.diff(before)  # events of a user are sorted by time
-        asked = histories(log, user, end, np.full(len(user), self.at), log.meta.num_events)
-        asked = replace(asked, item=self.item[asked.item], action=self.action[asked.action])
-        return self.model.best(asked, k=self.k, eligible=self.eligible, drop_seen=self.drop_seen)
+        parts = []
+        for part in bounded(np.diff(before), queries=len(user)):
+            at = np.full(len(user[part]), self.at)
+            asked = histories(log, user[part], end[part], at, log.meta.num_events)
+            asked = replace(asked, item=self.item[asked.item], action=self.action[asked.action])
+            parts.append(
+                self.model.best(asked, k=self.k, eligible=self.eligible, drop_seen=self.drop_seen)
+            )
+        return Best.of(parts)
 
     def table(self, start: int, stop: int) -> pa.Table:
         """The same as the rows of a part; see the module's docstring."""

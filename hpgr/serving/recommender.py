@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
-from hpgr.data.log import FIRST_ITEM, UNKNOWN, Histories
+from hpgr.data.log import FIRST_ITEM, UNKNOWN, Histories, bounded
 from hpgr.evaluation.metrics import removed_pairs, top_items
 from hpgr.registry.bundle import Serving
 from hpgr.registry.bundle_check import check_bundle
@@ -95,6 +95,12 @@ class Best:
     item: np.ndarray
     score: np.ndarray
     similarity: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Sequence[Best]) -> Best:
+        """The answers of several parts of the queries, one after the other."""
+        names = ("item", "score", "similarity")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 class Scorer(Protocol):
@@ -257,14 +263,9 @@ class Recommender:
         """
         drop = self.serving.remove_history if drop_seen is None else drop_seen
         size = max(1, CELLS // len(self.popularity))
-        parts = [
-            self._best(_part(histories, start, start + size), k, eligible, drop)
-            for start in range(0, len(histories), size)
-        ]
-        return Best(
-            np.concatenate([part.item for part in parts]),
-            np.concatenate([part.score for part in parts]),
-            np.concatenate([part.similarity for part in parts]),
+        slices = bounded(np.diff(histories.offsets), queries=size)
+        return Best.of(
+            [self._best(_part(histories, s.start, s.stop), k, eligible, drop) for s in slices]
         )
 
     def _best(

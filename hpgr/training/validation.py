@@ -7,16 +7,19 @@ Ranking: AUC of the validation events' labels, each seeing only what happened st
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import nn
 
 from hpgr.data.batches import events_before
-from hpgr.data.log import VALIDATION, EventLog, histories
+from hpgr.data.log import VALIDATION, EventLog, bounded, histories
 from hpgr.model.scoring import Scorer
 
 CUTOFF = 10
 QUERIES_AT_A_TIME = 512
+CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
 
 
 class Validation:
@@ -32,6 +35,7 @@ class Validation:
         if len(rows) > num_queries:
             rows = np.sort(np.random.default_rng(seed).choice(rows, num_queries, replace=False))
         self.rows, self.user = rows, user[rows]
+        self.start = np.asarray(log.user_offsets[self.user])
 
     def __call__(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Named scores of `model`; an empty validation split gives none."""
@@ -45,20 +49,20 @@ class Validation:
 
     def _retrieval(self, scorer: Scorer) -> dict[str, float]:
         log, hits, gains = self.log, 0.0, 0.0
-        for low in range(0, len(self.rows), QUERIES_AT_A_TIME):
-            part = slice(low, low + QUERIES_AT_A_TIME)
+        most = max(1, min(QUERIES_AT_A_TIME, CELLS // log.meta.num_items))
+        for part in self._parts(most):
             rows, users = self.rows[part], self.user[part]
             past = histories(log, users, rows, log.timestamp[rows], self.max_history)
             scores = scorer.retrieve(past)
             target = log.item[rows]
             wanted = scores[np.arange(len(rows)), target].copy()
-            repeated = np.zeros(0, dtype=np.int64)
+            repeated = np.zeros(len(rows), dtype=bool)
             if log.meta.remove_history:
                 # Everything the user had before goes, also what is too old for the window.
-                whole = histories(log, users, rows, log.timestamp[rows], len(log.item))
-                query = np.repeat(np.arange(len(rows)), np.diff(whole.offsets))
-                repeated = np.unique(query[whole.item == target[query]])
-                scores[query, whole.item] = -np.inf
+                for query, (first, row) in enumerate(zip(self.start[part], rows, strict=True)):
+                    before = log.item[first:row]
+                    repeated[query] = (before == target[query]).any()
+                    scores[query, before] = -np.inf
             rank = (scores > wanted[:, None]).sum(1)
             rank[repeated] = CUTOFF  # a miss
             hits += float((rank < CUTOFF).sum())
@@ -67,15 +71,22 @@ class Validation:
         return {f"validation_hr@{CUTOFF}": hits / count, f"validation_ndcg@{CUTOFF}": gains / count}
 
     def _ranking(self, scorer: Scorer) -> float:
-        log, rows = self.log, self.rows
-        time = np.asarray(log.timestamp[rows])
-        past = histories(log, self.user, rows, time, self.max_history)
-        # Events at the very moment of the request are not visible to a candidate.
-        visible = events_before(past, np.arange(len(rows)), time)
-        end = rows - (np.diff(past.offsets) - visible)
-        past = histories(log, self.user, end, time, self.max_history)
-        score = scorer.rank(past, np.arange(len(rows) + 1), np.asarray(log.item[rows]))
-        return area_under_curve(np.asarray(log.label[rows]), score)
+        log, scores = self.log, []
+        for part in self._parts(len(self.rows)):
+            rows, users = self.rows[part], self.user[part]
+            time = np.asarray(log.timestamp[rows])
+            past = histories(log, users, rows, time, self.max_history)
+            # Events at the very moment of the request are not visible to a candidate.
+            visible = events_before(past, np.arange(len(rows)), time)
+            end = rows - (np.diff(past.offsets) - visible)
+            past = histories(log, users, end, time, self.max_history)
+            items = np.asarray(log.item[rows])
+            scores.append(scorer.rank(past, np.arange(len(rows) + 1), items))
+        return area_under_curve(np.asarray(log.label[self.rows]), np.concatenate(scores))
+
+    def _parts(self, queries: int) -> Iterator[slice]:
+        """Slices of at most `queries` queries, bounded by the events that the model reads."""
+        return bounded(np.minimum(self.rows - self.start, self.max_history), queries=queries)
 
 
 def area_under_curve(label: np.ndarray, score: np.ndarray) -> float:

@@ -1,0 +1,78 @@
+"""Training and scoring on a device apart from the CPU: nothing is left behind on either side."""
+
+import numpy as np
+import pytest
+import torch
+from pretend_device import ELSEWHERE, Elsewhere, PretendDevice
+from training_runs import log_with_categories, parameters, train_both, write_project
+
+import hpgr.training.finetune
+import hpgr.training.pretrain
+from hpgr.data.log import histories
+from hpgr.model.scoring import Scorer
+from hpgr.training.device import Device
+from hpgr.training.finetune import OUTPUT
+
+NETWORKS = {
+    "hpgr": {},
+    "hpgr, history rows through the mask": {"model__history_rows": "preference"},
+    "hpgr with sampled loss": {"finetune__loss": "sampled"},
+    "hstu": {"finetune__encoder": "hstu"},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_inference_mode(monkeypatch):
+    """Tensors of inference mode take no wrapper; without gradients the operations are the same."""
+    for name in ("retrieve", "rank", "explain"):
+        plain = torch.no_grad()(getattr(Scorer, name).__wrapped__)
+        monkeypatch.setattr(Scorer, name, plain)
+
+
+def train_on(device, cfg, monkeypatch):
+    """Both stages on `device`, whatever this machine has."""
+    chosen = Device(device, torch.float32, 0, 1)
+    plain = torch.optim.AdamW
+    with monkeypatch.context() as patch:
+        for stage in (hpgr.training.pretrain, hpgr.training.finetune):
+            patch.setattr(stage, "choose_device", lambda *_: chosen)
+        # The fused kernel asks for a device that it knows.
+        patch.setattr(torch.optim, "AdamW", lambda *a, **kw: plain(*a, **kw | {"fused": False}))
+        return train_both(cfg)
+
+
+def test_the_second_device_refuses_what_a_real_one_refuses():
+    with PretendDevice():
+        there = torch.arange(4.0).to(ELSEWHERE)
+        assert isinstance(there, Elsewhere) and there.device == ELSEWHERE
+        with pytest.raises(RuntimeError, match="two devices"):
+            there + torch.ones(4)
+        with pytest.raises((RuntimeError, TypeError)):
+            there.numpy()
+        assert (there.cpu().numpy() == np.arange(4)).all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_both_stages_train_and_score_there_as_on_the_cpu(name, tmp_path, monkeypatch):
+    """Square tiles on the CPU, segments and other chunks there; dropout would draw other masks."""
+    write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    cfg = parameters(**NETWORKS[name], model__dropout=0.0)
+    expected = train_on(torch.device("cpu"), cfg, monkeypatch)
+    with PretendDevice():
+        found = train_on(ELSEWHERE, cfg, monkeypatch)
+    for stage, row in expected.items():
+        for key in (key for key in row if key.endswith("loss")):
+            assert found[stage][key] == pytest.approx(row[key], rel=1e-4)
+    log = log_with_categories()
+    users = np.arange(log.meta.num_users)
+    asked = histories(log, users, log.user_offsets[1:], np.full(len(users), 2 * 10**9), 20)
+    offsets, items = np.arange(len(users) + 1) * 3, np.arange(3 * len(users)) % 20 + 2
+    scorer = Scorer.load(OUTPUT)
+    plain = [scorer.retrieve(asked), scorer.rank(asked, offsets, items)]
+    with PretendDevice():
+        there = Scorer(scorer.model.to(ELSEWHERE), ELSEWHERE, scorer.max_history)
+        answers = [there.retrieve(asked), there.rank(asked, offsets, items)]
+        there.explain(asked, offsets, items)
+    for got, want in zip(answers, plain, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
