@@ -4,8 +4,8 @@
     python benchmarks/small_logs.py FOLDER --log trivago --length steps --seed 1
 
 FOLDER holds `online-retail/` and `trivago/`, each with `interactions.parquet`; their columns are
-named below. `steps` is profile quick as params.yaml has it; `epochs` is what it was when it
-counted them: three of stage 1 and six of stage 2. A run lives in a folder below build/small-logs/
+named below. `steps` is profile quick as params.yaml has it; `epochs` is what it was when it counted
+them: 3 of stage 1 and 6 of stage 2. A run lives in a folder of its own below build/small-logs/
 and resumes from its checkpoint. Writes benchmarks/results/small-LOG-LENGTH-SEED.json: where HPGR
 stands on validation, the metrics on test, how the training ended, and the command.
 """

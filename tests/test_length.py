@@ -87,6 +87,14 @@ def test_the_end_of_a_plan_is_validated_too(tmp_path):
     assert [row["step"] for row in outcome.curves] == [10, 13]
 
 
+def test_a_small_log_is_validated_more_often_with_the_same_patience(tmp_path):
+    """Every 20 steps, as four of its epochs are 12; patience is 2 times 50 steps."""
+    schedule = replace(SCHEDULE, steps=1000, validate_steps=50, patience=2)
+    outcome, rates = run(tmp_path, schedule, scores=[1, 2, *([0] * 50)])
+    assert [row["step"] for row in outcome.curves] == list(range(20, 141, 20))
+    assert (len(rates), outcome.ending.best_step) == (140, 40)
+
+
 def test_patience_counts_validations_and_keeps_the_best(tmp_path):
     outcome, rates = run(tmp_path, replace(SCHEDULE, patience=2), scores=[1, 5, 4, 5, 9])
     assert (len(rates), outcome.ending.best_step) == (40, 20)

@@ -54,8 +54,9 @@ class Standing:
         """The result in one sentence."""
         rival, found = self.best_rival, self.differences[self.best_rival]
         interval = (
-            f"difference {found.value:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}"
-        ).replace("-", "−")
+            f"{label(self.main)} minus {label(rival)} {found.value:+.4f}, "
+            f"95 % interval {found.low:+.4f} to {found.high:+.4f}"
+        ).replace("-0.", "−0.")
         asked = f"{self.queries:,} validation queries"
         if self.serve_instead:
             return (

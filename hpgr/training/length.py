@@ -20,6 +20,8 @@ from hpgr.training.device import Device
 
 SLOW_STEPS = 5  # the first steps allocate and load; they say nothing about speed
 TIMED_STEPS = 20
+# Validation reads no more than an epoch does, and only forward: every fourth epoch it is cheap.
+CHEAP_EPOCHS, CHEAP_STEPS = 4, 20
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Schedule:
 class Speed:
     """Times the first steps of a run with a budget and says how many steps fit it."""
 
-    def __init__(self, schedule: Schedule, device: Device) -> None:
-        self.schedule, self.device = schedule, device
+    def __init__(self, schedule: Schedule, every: int, device: Device) -> None:
+        """`every`: steps between two validations."""
+        self.schedule, self.every, self.device = schedule, every, device
         self.clock, self.step_s = 0.0, 0.0
 
     def pause(self, seconds: float) -> None:
@@ -70,7 +73,7 @@ class Speed:
         validate()
         validation_s = time.perf_counter() - now
         budget_s = 60 * float(self.schedule.max_minutes or math.inf)
-        each_s = self.step_s + validation_s / self.schedule.validate_steps
+        each_s = self.step_s + validation_s / self.every
         left = int(max(0.0, budget_s - spent_s - 2 * validation_s) / each_s)
         planned = min(self.schedule.steps, step + left)
         if self.device.world > 1:
@@ -102,12 +105,21 @@ def learning_rate_scale(step: int, *, warmup: int, total: int, decay: bool) -> f
     return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
 
 
-def is_due(state: dict[str, Any], schedule: Schedule) -> bool:
+def validation_interval(schedule: Schedule, batches_per_epoch: int) -> int:
+    """Steps between two validations: those of params.yaml, fewer where the log is small.
+
+    There the best weights may come early, and a validation costs little.
+    """
+    cheap = max(CHEAP_STEPS, CHEAP_EPOCHS * batches_per_epoch)
+    return min(schedule.validate_steps, cheap)
+
+
+def is_due(state: dict[str, Any], every: int) -> bool:
     """Whether the weights of this step are to be validated and were not yet."""
     step = state["step"]
     if not step or (state["curves"] and state["curves"][-1]["step"] == step):
         return False
-    return step % schedule.validate_steps == 0 or step == state["planned"]
+    return step % every == 0 or step == state["planned"]
 
 
 def is_best(curves: list[dict[str, float]], monitor: str) -> bool:
@@ -118,7 +130,8 @@ def is_best(curves: list[dict[str, float]], monitor: str) -> bool:
 
 
 def exhausted(state: dict[str, Any], schedule: Schedule) -> bool:
-    """Whether the last `patience` validations brought nothing better."""
+    """Whether `patience` times `validate_steps` steps brought nothing better."""
     if schedule.patience is None or state["best"] < 0:
         return False
-    return len(state["curves"]) - 1 - state["best"] >= schedule.patience
+    waited = state["curves"][-1]["step"] - state["curves"][state["best"]]["step"]
+    return waited >= schedule.patience * schedule.validate_steps

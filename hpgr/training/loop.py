@@ -33,7 +33,15 @@ from hpgr.training.checkpoint import (
 )
 from hpgr.training.device import Device
 from hpgr.training.ending import Ending
-from hpgr.training.length import Schedule, Speed, exhausted, is_best, is_due, learning_rate_scale
+from hpgr.training.length import (
+    Schedule,
+    Speed,
+    exhausted,
+    is_best,
+    is_due,
+    learning_rate_scale,
+    validation_interval,
+)
 
 
 class Stopped(SystemExit):
@@ -99,7 +107,9 @@ def train(
     if saved:
         state = saved
         unpack_state(tensors, model, optimizer)
-    stop, speed = _StopFlag(), Speed(schedule, device)
+    batches_per_epoch = max(1, windows.batches_per_epoch // device.world)
+    every = validation_interval(schedule, batches_per_epoch)
+    stop, speed = _StopFlag(), Speed(schedule, every, device)
     started, seconds_before = time.perf_counter(), state["seconds"]
 
     def say(text: str) -> None:
@@ -130,9 +140,9 @@ def train(
     )  # fmt: skip
     with stop, bar:
         while True:
-            if is_due(state, schedule):
+            if is_due(state, every):
                 began = time.perf_counter()
-                row = _row(state, windows.batches_per_epoch // device.world) | validated()
+                row = _row(state, batches_per_epoch) | validated()
                 state["curves"].append(row)
                 if is_best(state["curves"], schedule.monitor):
                     state["best"] = len(state["curves"]) - 1
@@ -218,7 +228,7 @@ def _row(state: dict[str, Any], batches_per_epoch: int) -> dict[str, float]:
     """A row of the curves without its scores: how far, and the mean losses since the last one."""
     step = state["step"]
     count = step - (state["curves"][-1]["step"] if state["curves"] else 0)
-    row = {"step": float(step), "epoch": round(step / max(1, batches_per_epoch), 2)}
+    row = {"step": float(step), "epoch": round(step / batches_per_epoch, 2)}
     return row | {k: v / count for k, v in state["sums"].items()}
 
 
