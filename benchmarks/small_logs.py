@@ -2,6 +2,9 @@
 
     python benchmarks/small_logs.py FOLDER                      both logs, both lengths, seed 0
     python benchmarks/small_logs.py FOLDER --log trivago --length steps --seed 1
+    python benchmarks/small_logs.py FOLDER --seed 1 --prepare   stops before training, which
+    python benchmarks/train_light.py build/small-logs/*-1       does on a bare machine with a GPU;
+                                    the folders come back, and the first command goes on with them
 
 FOLDER holds `online-retail/` and `trivago/`, each with `interactions.parquet`; their columns are
 named below. `steps` is profile quick as params.yaml has it; `epochs` is what it was when it counted
@@ -60,6 +63,7 @@ def main() -> None:
     parser.add_argument("--log", choices=LOGS)
     parser.add_argument("--length", choices=("epochs", "steps"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args()
     source = arguments.folder.resolve(strict=True)
@@ -68,10 +72,12 @@ def main() -> None:
     }
     for log in [arguments.log] if arguments.log else LOGS:
         for length in [arguments.length] if arguments.length else ("epochs", "steps"):
-            measure(source / log, log, length, arguments.seed, changes)
+            measure(source / log, log, length, arguments.seed, changes, arguments.prepare)
 
 
-def measure(source: Path, log: str, length: str, seed: int, changes: dict[str, Any]) -> None:
+def measure(
+    source: Path, log: str, length: str, seed: int, changes: dict[str, Any], prepare: bool
+) -> None:
     """One run and its file of results."""
     folder = ROOT / "build" / "small-logs" / f"{log}-{length}-{seed}"
     (folder / "base").mkdir(parents=True, exist_ok=True)
@@ -86,7 +92,10 @@ def measure(source: Path, log: str, length: str, seed: int, changes: dict[str, A
         settings |= {f"{stage}.steps": count * epoch for stage, count in EPOCHS.items()}
         settings |= {f"{stage}.validate_steps": epoch for stage in EPOCHS}
         write_params(settings | changes)
+    if prepare:
+        return
     run("pretrain", "finetune", "evaluate")
+    trained_on = Path("trained_on.txt")
     target = RESULTS / f"small-{log}-{length}-{seed}.json"
     write_json(
         target,
@@ -103,6 +112,7 @@ def measure(source: Path, log: str, length: str, seed: int, changes: dict[str, A
             },
             "validation": read_json(Path("artifacts/evaluation/verdict.json")),
             "test": read_json(Path("artifacts/evaluation/metrics.json")),
+            "trained_on": trained_on.read_text().strip() if trained_on.exists() else machine(),
             "machine": machine(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "command": "python benchmarks/small_logs.py FOLDER "
