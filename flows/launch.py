@@ -27,7 +27,7 @@ from prefect.settings import (
 from ruamel.yaml import YAML
 
 from flows.faults import StageFailed, TransientFault
-from flows.server import end_orphans, ensure_automation, wait_for_server
+from flows.server import end_orphans, ensure_automation, own_database, wait_for_server
 from hpgr.config import ConfigError
 from hpgr.folder import require_folder, require_repository
 from hpgr.masking import install as mask_output
@@ -48,13 +48,15 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     mask_output()
     # A SIGTERM to all of a group ends the temporary server too: what the run then still wants to
     # tell it is lost, and should not be tried again for minutes.
-    patience = {} if PREFECT_API_URL.value() else {PREFECT_CLIENT_MAX_RETRIES: 1}
+    settings: dict[Any, Any] = {}
+    if not PREFECT_API_URL.value():
+        settings = {PREFECT_CLIENT_MAX_RETRIES: 1, **own_database(PREFECT_HOME.value())}
     # Prefect hands a SIGTERM on to this one after the run's end; the default would end the process
     # before it could stop its temporary server.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _require_place()
-        with temporary_settings(patience):
+        with temporary_settings(settings):
             if PREFECT_API_URL.value():
                 wait_for_server(SERVER_DEADLINE_S)
             else:
@@ -80,11 +82,9 @@ def _require_place() -> None:
     """Refuse where no run could end well, before anything is written.
 
     Raises:
-        UserError: of the folder, the git repository, Prefect's home or MLflow's address.
+        UserError: of the folder, the git repository or MLflow's address.
     """
     require_folder()
-    if not PREFECT_API_URL.value():
-        require_folder(PREFECT_HOME.value())
     if Path("dvc.yaml").is_file():
         require_repository()
     named_addresses()

@@ -27,6 +27,7 @@ from flows import access
 from flows.guarded import allowed_hosts
 from flows.port import MARK, listeners
 from flows.processes import end, processes_with
+from flows.server import own_database
 from flows.worker_lock import STATE, tidy_up
 from hpgr.config import ConfigError, load_config
 from hpgr.folder import require_folder
@@ -175,6 +176,7 @@ def _environment(wanted: list[Service]) -> dict[str, str]:
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PREFECT_HOME": str(_prefect_home()),
+        **{setting.name: uri for setting, uri in own_database(_prefect_home()).items()},
         "PREFECT_API_URL": f"{origin}/api",
         "PREFECT_UI_API_URL": "/api",  # of the address that the page was opened at
         access.CLIENT: string,

@@ -19,8 +19,10 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from hpgr.config import Config
+from hpgr.folder import sqlite_file, sqlite_uri
 from hpgr.masking import masked
 from hpgr.registry.addresses import check_address, named_addresses
 from hpgr.registry.faults import answered
@@ -46,8 +48,8 @@ SYSTEM_METRICS = {  # MLflow shows names below system/ on a page of their own
 
 
 def own_uri() -> str:
-    """The project's own SQLite store, as an absolute URI: a relative one follows the process."""
-    return f"sqlite:///{DATABASE.resolve()}"
+    """The address of the project's own SQLite store."""
+    return sqlite_uri(DATABASE)
 
 
 def make_store() -> None:
@@ -64,7 +66,7 @@ def make_store() -> None:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         with atomic_path(DATABASE) as temporary:
-            made = SqlAlchemyStore(f"sqlite:///{temporary.resolve()}", artifacts_uri())
+            made = SqlAlchemyStore(sqlite_uri(temporary), artifacts_uri())
             made.engine.dispose()
 
 
@@ -155,7 +157,7 @@ def public_registry() -> str:
 
 def _public(uri: str) -> str:
     file = sqlite_file(uri)
-    return masked(f"sqlite:///{file.resolve()}" if file else uri)
+    return masked(sqlite_uri(file) if file else uri)
 
 
 @contextmanager
@@ -174,12 +176,6 @@ def existing_store() -> Iterator[MlflowClient]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a person waits
     with answered():
         yield connect()
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite store; None for any other."""
-    path = uri.removeprefix("sqlite:///")
-    return None if path == uri else Path(path.partition("?")[0])
 
 
 @contextmanager
@@ -201,7 +197,7 @@ def failing_run(client: MlflowClient, run_id: str) -> Iterator[None]:
 
 
 def _drop_files(client: MlflowClient, run_id: str) -> None:
-    folder = client.get_run(run_id).info.artifact_uri.removeprefix("file://")
+    folder = unquote(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
     if Path(folder).is_relative_to(STORE.resolve()):
         shutil.rmtree(folder, ignore_errors=True)
 
