@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from hpgr.runtime import UserError
 
-PATH_SIGNS = ":"  # parts the folders of PATH
+SIGNS = ":{}"  # `:` parts the folders of PATH; DVC formats a text that holds its cache's path
 # pip's commands name their Python in a line of their own. One with a space, or too long for the
 # system, becomes a line of shell: in double quotes with a space, without quotes else.
 LONGEST = 124  # bytes
@@ -38,7 +38,7 @@ def require_folder(path: Path | None = None) -> None:
     """
     text = str((path or Path.cwd()).absolute())
     python = os.fsencode(f"{text}/.venv/bin/python")
-    refused, why = PATH_SIGNS, ""
+    refused, why = SIGNS, ""
     if " " in text:
         refused, why = refused + QUOTED_SIGNS, " (some of them because of the space beside them)"
     elif len(python) > LONGEST:
