@@ -65,9 +65,22 @@ def make_store() -> None:
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+        escape_mlflow()
         with atomic_path(DATABASE) as temporary:
             made = SqlAlchemyStore(sqlite_uri(temporary), artifacts_uri())
             made.engine.dispose()
+
+
+def escape_mlflow() -> None:
+    """Have MLflow double each % of its own folder, which is below ours, where alembic reads it.
+
+    MLflow does so with the database's address, but not with the folder of its migrations.
+    """
+    from mlflow.store.db import utils
+
+    package = str(Path(utils.__file__).parents[2])
+    if "%" in package:
+        utils._get_package_dir = lambda: package.replace("%", "%%")
 
 
 def artifacts_uri() -> str:
@@ -102,6 +115,7 @@ def connect() -> MlflowClient:
         # What fails is told once, as the error; these would tell each attempt with its stack.
         for name in ("mlflow.store.db.utils", "mlflow.exceptions", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        escape_mlflow()
         if tracking_uri() == own_uri():
             make_store()
         for uri in {tracking_uri(), registry_uri()}:
