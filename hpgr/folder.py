@@ -23,20 +23,17 @@ SIGNS = ":{}"  # `:` parts the folders of PATH; DVC formats a text that holds it
 # system, becomes a line of shell: in double quotes with a space, without quotes else.
 LONGEST = 124  # bytes
 QUOTED_SIGNS = '$"`\\'
-SHELL_SIGNS = "$\"`\\'&;|<>()[]{}*?#~!="
+SHELL_SIGNS = QUOTED_SIGNS + "'&;|<>()[]*?"
 _URL_SIGNS = str.maketrans({sign: f"%{ord(sign):02X}" for sign in '%?#"\\'})
 
 
-def require_folder(path: Path | None = None) -> None:
-    """Refuse a path with signs that a tool would read as its own.
-
-    Args:
-        path: the folder; None is the current one.
+def require_folder() -> None:
+    """Refuse a current folder whose path has signs that a tool would read as its own.
 
     Raises:
         UserError: the message names the signs.
     """
-    text = str((path or Path.cwd()).absolute())
+    text = str(Path.cwd())
     python = os.fsencode(f"{text}/.venv/bin/python")
     refused, why = SIGNS, ""
     if " " in text:
