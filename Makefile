@@ -60,11 +60,10 @@ lock: .venv/ready-dev  ## write what is installed to requirements.lock; pins for
 	} > .venv/requirements.lock
 	mv .venv/requirements.lock requirements.lock
 
-# Before anything is written: signs that a tool reads as its own (as in hpgr/folder.py), no git.
+# Before anything is written: signs in the folder's path that a tool reads as its own, no git.
 .PHONY: folder
 folder:
-	@case "$$(pwd)" in *['?%#=$$"`\:;{}[]*|<>'[:cntrl:]]*) \
-	  printf 'error: the folder %q has signs in its path that the tools of the project read as their own, such as ? %% # $$ or a quote: rename or move it\n' "$$(pwd)" >&2; exit 2;; esac
+	@"$$([ -x .venv/bin/python ] && echo .venv/bin/python || echo '$(PYTHON)')" -B -m hpgr.folder
 	@said=$$(git rev-parse --git-dir 2>&1) || { \
 	  echo "error: $$said: DVC and a version's lineage need one. Clone the project, or in a copy run: git init && git add -A && git commit -m 'Copy of hpgr'" >&2; exit 2; }
 

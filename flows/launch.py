@@ -28,7 +28,7 @@ from ruamel.yaml import YAML
 
 from flows.access import for_server, new_string
 from flows.faults import StageFailed, TransientFault
-from flows.server import end_orphans, ensure_automation, wait_for_server
+from flows.server import end_orphans, ensure_automation, own_database, wait_for_server
 from hpgr.config import ConfigError
 from hpgr.folder import require_folder, require_repository
 from hpgr.masking import install as mask_output
@@ -49,14 +49,19 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     mask_output()
     # A SIGTERM to all of a group ends the temporary server too: what the run then still wants to
     # tell it is lost, and should not be tried again for minutes.
-    temporary = {PREFECT_CLIENT_MAX_RETRIES: 1, **for_server(new_string(), origin="")}
-    own = {} if PREFECT_API_URL.value() else temporary
+    settings: dict[Any, Any] = {}
+    if not PREFECT_API_URL.value():
+        settings = {
+            PREFECT_CLIENT_MAX_RETRIES: 1,
+            **own_database(PREFECT_HOME.value()),
+            **for_server(new_string(), origin=""),
+        }
     # Prefect hands a SIGTERM on to this one after the run's end; the default would end the process
     # before it could stop its temporary server.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _require_place()
-        with temporary_settings(own):
+        with temporary_settings(settings):
             if PREFECT_API_URL.value():
                 wait_for_server(SERVER_DEADLINE_S)
             else:
@@ -82,11 +87,9 @@ def _require_place() -> None:
     """Refuse where no run could end well, before anything is written.
 
     Raises:
-        UserError: of the folder, the git repository, Prefect's home or MLflow's address.
+        UserError: of the folder, the git repository or MLflow's address.
     """
     require_folder()
-    if not PREFECT_API_URL.value():
-        require_folder(PREFECT_HOME.value())
     if Path("dvc.yaml").is_file():
         require_repository()
     named_addresses()

@@ -29,9 +29,15 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_DATABASE_CONNECTION_URL,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+)
 
 from flows.processes import end, processes_with
+from hpgr.folder import sqlite_uri
 from hpgr.masking import install as mask_output
 from hpgr.runtime import UserError
 
@@ -97,6 +103,18 @@ def _check_string(url: str) -> None:
             f"the Prefect server at {url} asks for its authentication string, and "
             f"PREFECT_API_AUTH_STRING {fault}: export it as `make up` prints it there"
         )
+
+
+def own_database(home: Path) -> dict[Any, str]:
+    """The setting of Prefect's database in `home`; none where the user has named another one.
+
+    Prefect's default is the path as it is, in which SQLAlchemy reads `?` and `%` as signs of a URL.
+    """
+    default = f"sqlite+aiosqlite:///{PREFECT_HOME.value()}/prefect.db"
+    if PREFECT_API_DATABASE_CONNECTION_URL.value() != default:
+        return {}
+    uri = sqlite_uri(home / "prefect.db", "sqlite+aiosqlite")
+    return {PREFECT_API_DATABASE_CONNECTION_URL: uri}
 
 
 def named_by() -> str:

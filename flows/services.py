@@ -28,6 +28,7 @@ from flows.guarded import allowed_hosts
 from flows.pages import EXPERIMENTS, mlflow_address
 from flows.port import MARK, listeners
 from flows.processes import end, processes_with
+from flows.server import own_database
 from flows.worker_lock import STATE, tidy_up
 from hpgr.config import ConfigError, load_config
 from hpgr.folder import require_folder
@@ -176,6 +177,7 @@ def _environment(wanted: list[Service]) -> dict[str, str]:
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PREFECT_HOME": str(_prefect_home()),
+        **{setting.name: uri for setting, uri in own_database(_prefect_home()).items()},
         "PREFECT_API_URL": f"{origin}/api",
         "PREFECT_UI_API_URL": "/api",  # of the address that the page was opened at
         **{setting.name: value for setting, value in access.for_server(string, origin).items()},
@@ -274,7 +276,7 @@ Prefect's page asks once for a password, the text of a file that only you may re
 
 Next: open Prefect, then Deployments, train, Run; or
   export PREFECT_HOME={quote(str(home))} PREFECT_API_URL={wanted[0].url}/api
-  export PREFECT_API_AUTH_STRING=$(cat {quote(str(string))})
+  export PREFECT_API_AUTH_STRING="$(cat {quote(str(string))})"
   {quote(str(Path(sys.executable).parent / "prefect"))} deployment run train/local
 The recommender answers once a model is champion. `make down` stops everything."""
     )

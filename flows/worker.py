@@ -11,6 +11,7 @@ Reads PREFECT_API_URL. Writes .services/worker-POOL.* and Prefect's server.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -27,8 +28,8 @@ SERVER_DEADLINE_S = 120
 
 
 def worker_name(pool: str) -> str:
-    """Of this machine and clone; Prefect allows no slash in it."""
-    return f"{pool} of {os.uname().nodename}{Path.cwd()}".replace("/", ":").replace("%", ":")
+    """Of this machine and clone, without the signs that Prefect allows in no name."""
+    return re.sub("[/%&<>]", ":", f"{pool} of {os.uname().nodename}{Path.cwd()}")
 
 
 def main() -> None:

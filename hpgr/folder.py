@@ -1,36 +1,51 @@
-"""Whether the project's folder is one that its tools can work in.
+"""Whether the project's folder is one that its tools can work in, and how a file in it is named.
 
-Databases are named by URLs, servers by a file of settings, programs by a line of shell, and DuckDB
-takes `key=value` for a column: some signs of a folder's name mean something to one of those. MLflow
-and Prefect would then write outside the folder, or a command would not be found. Reads the current
-folder; writes nothing.
+    python -m hpgr.folder       for make, before there is an environment: the standard library alone
+
+Databases are named by URLs and programs by a line of shell: some signs of a folder's name mean
+something to one of those. What can be escaped is escaped; the rest is refused, as a command would
+not be found, or something would be written outside the folder. Reads the current folder; writes
+nothing.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 from hpgr.runtime import UserError
 
-SIGNS = '?%#=$"`\\:;{}[]*|<>'  # as in the Makefile
+SIGNS = ":{}"  # `:` parts the folders of PATH; DVC formats a text that holds its cache's path
+# pip's commands name their Python in a line of their own. One with a space, or too long for the
+# system, becomes a line of shell: in double quotes with a space, without quotes else.
+LONGEST = 124  # bytes
+QUOTED_SIGNS = '$"`\\'
+SHELL_SIGNS = QUOTED_SIGNS + "'&;|<>()[]*?"
+_URL_SIGNS = str.maketrans({sign: f"%{ord(sign):02X}" for sign in '%?#"\\'})
 
 
-def require_folder(path: Path | None = None) -> None:
-    """Refuse a path with signs that a tool would read as its own.
-
-    Args:
-        path: the folder; None is the current one.
+def require_folder() -> None:
+    """Refuse a current folder whose path has signs that a tool would read as its own.
 
     Raises:
         UserError: the message names the signs.
     """
-    text = str((path or Path.cwd()).absolute())
-    signs = sorted({sign for sign in text if sign in SIGNS or not sign.isprintable()})
+    text = str(Path.cwd())
+    python = os.fsencode(f"{text}/.venv/bin/python")
+    refused, why = SIGNS, ""
+    if " " in text:
+        refused, why = refused + QUOTED_SIGNS, " (some of them because of the space beside them)"
+    elif len(python) > LONGEST:
+        refused, why = refused + SHELL_SIGNS, " (some of them because the path is that long)"
+    signs = sorted({sign for sign in text if sign in refused or not sign.isprintable()})
     if signs:
         raise UserError(
             f"the folder {text!r} has {' '.join(map(repr, signs))} in its path, which the tools of "
-            "the project read as signs of their own: rename or move it. Letters, digits, spaces "
-            "and . , _ - + @ ~ ( ) & ' ! are fine"
+            f"the project read as signs of their own{why}: rename or move it. Letters, digits, "
+            "spaces and . , _ - + @ % ? # = are fine"
         )
 
 
@@ -46,3 +61,32 @@ def require_repository() -> None:
             f"{here} is no git repository, and DVC and a version's lineage need one. Clone the "
             "project, or in a copy run: git init && git add -A && git commit -m 'Copy of hpgr'"
         )
+
+
+def sqlite_uri(file: Path, driver: str | None = None) -> str:
+    """SQLAlchemy's address of an SQLite file: absolute, as a relative one follows the process.
+
+    Args:
+        file: the database.
+        driver: SQLAlchemy's name of it; None for MLflow, which takes what follows `sqlite:///` for
+            a folder to make, escapes and all, and knows the other name of the same driver as well.
+    """
+    path = str(file.resolve())
+    escaped = path.translate(_URL_SIGNS)
+    if driver is None:
+        driver = "sqlite" if escaped == path else "sqlite+pysqlite"
+    return f"{driver}:///{escaped}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite store; None for any other."""
+    found = re.match(r"sqlite(?:\+\w+)?:///([^?]*)", uri)
+    return Path(unquote(found[1])) if found else None
+
+
+if __name__ == "__main__":
+    try:
+        require_folder()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

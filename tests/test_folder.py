@@ -7,13 +7,33 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow.store.db import utils
+from prefect.settings import (
+    PREFECT_API_DATABASE_CONNECTION_URL,
+    PREFECT_HOME,
+    temporary_settings,
+)
+from registry_project import make_project
+from sqlalchemy import make_url
 
-from hpgr.folder import SIGNS, require_folder, require_repository
+from flows.server import own_database
+from hpgr.folder import (
+    QUOTED_SIGNS,
+    SHELL_SIGNS,
+    SIGNS,
+    require_folder,
+    require_repository,
+    sqlite_file,
+)
+from hpgr.registry.tracking import own_uri
 from hpgr.runtime import UserError
 
 ROOT = Path(__file__).parents[1]
-FINE = "a b's (é) & ~x,2!+@_-.^"
-REFUSED = [f"a{sign}b" for sign in SIGNS] + ["a\nb", "a\tb", "what?", "a%20b", "100%25", "$HOME"]
+FINE = "a b?c%25d#e=f's (é) & ~x,2!+@_-.^[x]*;|<>"
+FINE_WITHOUT_SPACE = '$HOME%20"\\q`'
+LONG = "x" * 120
+REFUSED = [f"a{sign}b" for sign in SIGNS] + ["a\nb", "a\tb"]
+REFUSED += [f"a {sign}b" for sign in QUOTED_SIGNS] + [f"{LONG}{sign}b" for sign in SHELL_SIGNS]
 
 
 @pytest.fixture
@@ -52,18 +72,19 @@ def test_signs_of_the_tools_are_refused_alike_by_python_and_make(folder, name):
         require_folder()
     git_init()
     shutil.copy(ROOT / "Makefile", here)
-    made = call("make", "-s", "folder")
+    made = call("make", "-s", "folder", f"PYTHON={sys.executable}")
     assert made.returncode == 2
     assert made.stderr.startswith("error: the folder ") and "rename or move it" in made.stderr
 
 
-def test_other_names_are_fine_for_python_and_make(folder):
-    here = folder(FINE)
+@pytest.mark.parametrize("name", [FINE, FINE_WITHOUT_SPACE, LONG, f"{LONG} [x]'"])
+def test_other_names_are_fine_for_python_and_make(folder, name):
+    here = folder(name)
     require_folder()
     git_init()
     require_repository()
     shutil.copy(ROOT / "Makefile", here)
-    assert call("make", "-s", "folder").returncode == 0
+    assert call("make", "-s", "folder", f"PYTHON={sys.executable}").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -71,21 +92,55 @@ def test_other_names_are_fine_for_python_and_make(folder):
     ["hpgr.cli params", "hpgr.cli register", "flows.train", "flows.services up", "flows.worker x"],
 )
 def test_a_command_in_such_a_folder_is_one_message_and_writes_nothing(folder, command):
-    here = folder("what?")
+    here = folder("what {}")
     shutil.copy(ROOT / "params.yaml", here)
     done = call(sys.executable, "-m", *command.split())
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: the folder ") and done.stderr.count("\n") == 1
     assert [path.name for path in here.iterdir()] == ["params.yaml"]
-    assert [path.name for path in here.parent.iterdir()] == ["what?"]
+    assert [path.name for path in here.parent.iterdir()] == ["what {}"]
 
 
-def test_prefects_home_is_looked_at_as_well(folder):
-    here = folder("project")
-    home = here.parent / "home%20"
-    done = call(sys.executable, "-m", "flows.monitor", PREFECT_HOME=str(home))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: the folder ") and "home%20" in done.stderr
+def test_what_is_registered_there_is_found_from_elsewhere_and_nothing_lies_beside_it(folder):
+    """By the address that `hpgr lineage` prints for other clones."""
+    here = folder(FINE)
+    make_project(here)
+    before = {path.name for path in here.iterdir()}
+    register = "import hpgr.config as c, hpgr.registry.register as r; r.register(c.load_config())"
+    done = call(sys.executable, "-c", register)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in here.iterdir()} == before
+    assert sqlite_file(own_uri()) == here / "mlflow/store/mlflow.db"
+    assert sqlite_file(own_uri()).is_file()
+    assert len([*here.glob("mlflow/store/artifacts/models/*")]) == 1
+    address = own_uri()
+    elsewhere = folder("elsewhere")
+    shutil.copy(here / "params.yaml", elsewhere)
+    base = (sys.executable, "-m", "hpgr.cli", "base", "1")
+    done = call(*base, MLFLOW_TRACKING_URI=address)
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "base/base.json").is_file()
+    assert sorted(path.name for path in here.parent.iterdir()) == sorted([FINE, "elsewhere"])
+
+
+def test_a_percent_sign_in_mlflows_own_folder_reaches_its_migrations(folder, monkeypatch):
+    """The environment lies in the clone."""
+    here = folder("100%25")
+    mlflow = Path(utils.__file__).parents[2]
+    (here / "mlflow").symlink_to(mlflow)
+    code = "import hpgr.registry.tracking as t; print(len(t.connect().search_experiments()))"
+    folder("project")
+    done = call(sys.executable, "-c", code, PYTHONPATH=os.pathsep.join([str(here), str(ROOT)]))
+    assert done.stdout == "1\n", done.stderr
+
+
+@pytest.mark.parametrize("name", [FINE, FINE_WITHOUT_SPACE])
+def test_prefects_database_lies_in_its_home(tmp_path, name):
+    with temporary_settings({PREFECT_HOME: tmp_path / name}):
+        (uri,) = own_database(tmp_path / name).values()
+        assert make_url(uri).database == str(tmp_path / name / "prefect.db")
+        with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: "postgresql+asyncpg://h/d"}):
+            assert own_database(tmp_path / name) == {}
 
 
 @pytest.mark.parametrize("command", ["python", "make"])

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hpgr.folder import sqlite_uri
 from hpgr.runtime import TELEMETRY_OFF
 
 pytestmark = pytest.mark.pipeline
@@ -49,7 +50,7 @@ def make_clone(folder, log):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clone")
+    folder = tmp_path_factory.mktemp("clone") / "a b?c%25d"  # signs of shells, URLs and patterns
     make_clone(folder, "ml-100k")
     cut(folder / "data/ml-100k/u.data", folder.parent / "new.data")
     run(folder, *DVC, "add", "-q", "data")
@@ -112,6 +113,11 @@ def test_the_flow_runs_every_stage_and_registers(trained, clone):
     assert (registered["version"], registered["alias"], registered["new"]) == (1, "champion", True)
 
 
+def test_all_that_the_flow_wrote_lies_in_the_clone(trained, clone):
+    assert {path.name for path in clone.parent.iterdir()} == {clone.name, "new.data"}
+    assert (clone / ".prefect/prefect.db").is_file() and (clone / "mlflow/store").is_dir()
+
+
 def test_the_flow_ends_without_a_traceback(trained):
     assert "Finished in state Completed()" in trained
     assert "Traceback" not in trained
@@ -164,7 +170,7 @@ def test_a_version_leads_back_to_its_rows_in_another_clone(trained, clone, tmp_p
     run(clone, *DVC, "push", "-q")
     run(tmp_path, "git", "clone", "-q", str(clone), str(other))
     run(other, *DVC, "remote", "add", "--local", "--default", "shared", str(remote))
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{clone}/mlflow/store/mlflow.db"}
+    store = {"MLFLOW_TRACKING_URI": sqlite_uri(clone / "mlflow/store/mlflow.db")}
     assert "git checkout" in run(other, *HPGR, "lineage", "1", **store).stdout
     run(other, *HPGR, "lineage", "1", "--restore", **store)
     run(other, *DVC, "pull", "-q")

@@ -7,6 +7,7 @@ folder has to lie on storage that every executor sees.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,16 +33,25 @@ class Engine:
 
     backend: Any
     scratch: Path
+    remote: bool = False  # its executors know nothing of this process's folder
 
     def read(self, path: Path) -> Table:
         """Lazy table over a Parquet file, or over the folder of parts that Spark writes."""
-        return self.backend.read_parquet(path.absolute())
+        return self.backend.read_parquet(self._pattern(path))
 
     def store(self, table: Table, name: str) -> Path:
         """Run `table` and write it below the scratch folder; returns where."""
         path = self.scratch / f"{name}.parquet"
-        self.backend.to_parquet(table, path.absolute())
+        self.backend.to_parquet(table, path.absolute() if self.remote else path)
         return path
+
+    def _pattern(self, path: Path) -> str:
+        """What names `path` alone where the engine takes `*` or `[` for a pattern."""
+        if (
+            not self.remote
+        ):  # relative: the project's own folder may have such a name, not its files
+            return str(path)
+        return re.sub(r"[\[\]{}*?\\]", r"\\\g<0>", str(path.absolute()))
 
 
 @contextmanager
@@ -64,7 +74,7 @@ def open_engine(name: Literal["duckdb", "spark"], parent: Path) -> Iterator[Engi
                 backend.disconnect()
         else:
             with _spark() as session:
-                yield Engine(ibis.pyspark.connect(session), scratch)
+                yield Engine(ibis.pyspark.connect(session), scratch, remote=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -132,7 +132,8 @@ class Expectations:
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             "store_backend": {
                 "class_name": "TupleFilesystemStoreBackend",
-                "base_directory": str(folder.resolve()),
+                # It fills in variables of the environment: a folder may have a $ in its name.
+                "base_directory": str(folder.resolve()).replace("$", r"\$"),
             },
         }
         self._context.add_data_docs_site("local", site)

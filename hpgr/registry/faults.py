@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hpgr.failure import chain, is_full
 from hpgr.failure import told as no_room
+from hpgr.folder import sqlite_file
 from hpgr.params import ConfigError
 from hpgr.runtime import UserError
 
@@ -143,7 +144,7 @@ def where() -> str:
 
 def _store() -> Path:
     """The file or folder on this machine to which MLflow writes, as far as its address says."""
-    from hpgr.registry.tracking import STORE, sqlite_file, tracking_uri
+    from hpgr.registry.tracking import STORE, tracking_uri
 
     return sqlite_file(tracking_uri()) or STORE
 

@@ -19,8 +19,10 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from hpgr.config import Config
+from hpgr.folder import sqlite_file, sqlite_uri
 from hpgr.masking import masked
 from hpgr.registry.addresses import check_address, named_addresses
 from hpgr.registry.faults import answered
@@ -46,8 +48,8 @@ SYSTEM_METRICS = {  # MLflow shows names below system/ on a page of their own
 
 
 def own_uri() -> str:
-    """The project's own SQLite store, as an absolute URI: a relative one follows the process."""
-    return f"sqlite:///{DATABASE.resolve()}"
+    """The address of the project's own SQLite store."""
+    return sqlite_uri(DATABASE)
 
 
 def make_store() -> None:
@@ -63,9 +65,22 @@ def make_store() -> None:
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+        escape_mlflow()
         with atomic_path(DATABASE) as temporary:
-            made = SqlAlchemyStore(f"sqlite:///{temporary.resolve()}", artifacts_uri())
+            made = SqlAlchemyStore(sqlite_uri(temporary), artifacts_uri())
             made.engine.dispose()
+
+
+def escape_mlflow() -> None:
+    """Have MLflow double each % of its own folder, which is below ours, where alembic reads it.
+
+    MLflow does so with the database's address, but not with the folder of its migrations.
+    """
+    from mlflow.store.db import utils
+
+    package = str(Path(utils.__file__).parents[2])
+    if "%" in package:
+        utils._get_package_dir = lambda: package.replace("%", "%%")
 
 
 def artifacts_uri() -> str:
@@ -100,6 +115,7 @@ def connect() -> MlflowClient:
         # What fails is told once, as the error; these would tell each attempt with its stack.
         for name in ("mlflow.store.db.utils", "mlflow.exceptions", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        escape_mlflow()
         if tracking_uri() == own_uri():
             make_store()
         for uri in {tracking_uri(), registry_uri()}:
@@ -155,7 +171,7 @@ def public_registry() -> str:
 
 def _public(uri: str) -> str:
     file = sqlite_file(uri)
-    return masked(f"sqlite:///{file.resolve()}" if file else uri)
+    return masked(sqlite_uri(file) if file else uri)
 
 
 @contextmanager
@@ -174,12 +190,6 @@ def existing_store() -> Iterator[MlflowClient]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a person waits
     with answered():
         yield connect()
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite store; None for any other."""
-    path = uri.removeprefix("sqlite:///")
-    return None if path == uri else Path(path.partition("?")[0])
 
 
 @contextmanager
@@ -206,7 +216,7 @@ def _drop_files(client: MlflowClient, run_id: str) -> None:
     models = client.search_logged_models([info.experiment_id])
     own = [model.artifact_location for model in models if model.source_run_id == run_id]
     for place in (info.artifact_uri, *own):
-        folder = Path(place.removeprefix("file://"))
+        folder = Path(unquote(place.removeprefix("file://")))
         if folder.is_relative_to(STORE.resolve()):
             shutil.rmtree(folder, ignore_errors=True)
 
