@@ -54,7 +54,9 @@ def test_a_store_that_does_not_answer_is_named_with_its_variable(
     alone, monkeypatch, dead, variable, kind
 ):
     monkeypatch.setenv(variable, f"{kind}://me:secret@127.0.0.1:{dead}/there")
-    named = rf"^MLflow at {kind.replace('+', '.')}://me@127.0.0.1:{dead}/there does not answer .*"
+    named = (
+        rf"^MLflow at {kind.replace('+', '.')}://\*\*\*@127.0.0.1:{dead}/there does not answer .*"
+    )
     with pytest.raises(UserError, match=rf"{named} environment variable {variable}") as refused:
         connect()
     assert "secret" not in str(refused.value)

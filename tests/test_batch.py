@@ -132,7 +132,7 @@ def test_allow_and_deny_lists(project, capsys):
     found = answers(recommend_all(asked(allow=Path("allow.txt"), deny=Path("deny.txt"))))
     assert set(found["item_id"]) == {"id5", "id7"}
     told = capsys.readouterr().out
-    assert "warning: allow.txt: the model does not know 1 of its 4 item ids: nowhere" in told
+    assert "warning: allow.txt: the model does not know 1 of its 4 item ids: 'nowhere'" in told
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,8 @@ def test_a_foreign_line_among_the_ids_is_cut_and_escaped(project, capsys):
     Path("deny.txt").write_text("id6\nx\x1b[31m" + "y" * 500 + "\n")
     recommend_all(asked(deny=Path("deny.txt")))
     told = capsys.readouterr().out
-    assert r"item ids: x\x1b[31mYYY".replace("YYY", "y" * 31) + "...\n" in told
+    assert r"item ids: 'x\x1b[31my" in told and "...\n" in told
+    assert "y" * 60 not in told and "\x1b" not in told
 
 
 def test_a_deny_list_of_the_whole_catalogue_is_warned_of(project, capsys):
@@ -347,7 +348,7 @@ def test_the_flow_shows_progress_first_answers_and_the_folder(project, prefect_s
 @pytest.mark.parametrize(
     ("parameters", "told"),
     [
-        ({"k": 0}, r"in 1 place:\n  recommend.k: Input should be greater than or equal to 1 \(fou"),
+        ({"k": 0}, r"in 1 place:\n  recommend.k: found 0, expected at least 1"),
         ({"at": "noon"}, "recommend.at 'noon'"),
         ({"at": 10}, "recommend.at is 10, the log's first event happened at"),
     ],

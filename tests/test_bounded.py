@@ -136,8 +136,9 @@ def brute_force_validation(log, network, rows):
         scores = network.retrieve(asked)[0]
         others = np.setdiff1d(np.arange(FIRST_ITEM, log.meta.num_items), log.item[before])
         rank = int((scores[others] > scores[log.item[row]]).sum())
-        hits.append(rank < 10)
-        gains.append(1 / np.log2(rank + 2) if rank < 10 else 0.0)
+        hit = rank < 10 and log.item[row] not in log.item[before]  # a repeat is removed
+        hits.append(hit)
+        gains.append(1 / np.log2(rank + 2) if hit else 0.0)
         earlier = part[log.timestamp[part] < log.timestamp[row]]
         newest = log.item[earlier[-1]] if len(earlier) else 0
         probability.append(pctr(newest, log.item[row]))

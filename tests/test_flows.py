@@ -259,7 +259,7 @@ def test_values_for_the_moment_are_checked_alike_and_not_written(params):
     [
         ({"sessionize.gap": 1}, "no parameter 'sessionize.gap'"),
         ({"model": 3}, "model"),
-        ({"sessionize.gap_s": -1}, "greater than 0"),
+        ({"sessionize.gap_s": -1}, "expected more than 0"),
         ({"profile": "huge"}, "expected one of"),
     ],
 )

@@ -3,6 +3,7 @@
 import errno
 import http.server
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -81,20 +82,26 @@ def refused(uri, monkeypatch):
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        (f"http://me:{PLANTED}@127.0.0.1:1", "does not answer: start it"),
+        (f"http://me:{PLANTED}@127.0.0.1:1", "does not answer"),
         (f"http://{PLANTED}@127.0.0.1:1", "does not answer"),
         (f"http://127.0.0.1:1/?password={PLANTED}", "does not answer"),
         (f"http://127.0.0.1:1/?a=1&token={PLANTED}", "does not answer"),
-        (f"http://me:{PLANTED}/x@y@127.0.0.1:1", "MLflow at http://***@127.0.0.1:1"),
+        (f"http://me:{PLANTED}/x@y@127.0.0.1:1", "MLFLOW_TRACKING_URI is no address"),
         (f"http://me:{PLANTED}%40@127.0.0.1:1", "does not answer"),
         (f"postgresql+psycopg2://me:{PLANTED}@127.0.0.1:1/db", "does not answer"),
-        (f"mysql://me:{PLANTED}@127.0.0.1:1/db", "needs the Python package mysqlclient"),
-        (f"oracle+{PLANTED[:3]}://me:{PLANTED}@h/db", "is no address of a store"),
-        (f"ftp://me:{PLANTED}@127.0.0.1/x", "is no address of a store"),
+        (f"mysql://me:{PLANTED}@127.0.0.1:1/db", "does not answer"),
+        (f"oracle+{PLANTED[:3]}://me:{PLANTED}@h/db", "expected http://HOST:PORT"),
+        (f"ftp://me:{PLANTED}@127.0.0.1/x", "expected http://HOST:PORT"),
     ],
 )
 def test_an_address_that_leads_nowhere_is_one_line(uri, told, monkeypatch):
     assert told in refused(uri, monkeypatch)
+
+
+def test_a_database_without_its_driver_names_the_package(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as database:
+        uri = f"mysql://me:{PLANTED}@127.0.0.1:{database.getsockname()[1]}/db"
+        assert "needs the Python package mysqlclient" in refused(uri, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,8 @@ def test_tables_of_another_mlflow_are_named(monkeypatch):
 def test_a_registry_elsewhere_is_tried_and_named_too(monkeypatch):
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://{PLANTED}@127.0.0.1:1")
     message = refused(f"sqlite:///{Path('mlflow.db').resolve()}", monkeypatch)
-    assert "registry http://***@127.0.0.1:1 does not answer" in message
+    assert "MLflow at http://***@127.0.0.1:1 does not answer" in message
+    assert "MLFLOW_REGISTRY_URI" in message
     mlflow.set_registry_uri(None)
 
 
@@ -210,7 +218,7 @@ def test_a_command_is_one_line_on_stderr_and_code_2(command):
         check=False,
     )
     assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: MLflow at ")
+    assert len(done.stderr.splitlines()) == 1 and "error: MLFLOW_TRACKING_URI is no" in done.stderr
     assert PLANTED not in done.stdout + done.stderr
 
 

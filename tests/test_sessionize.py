@@ -125,7 +125,7 @@ def test_label_is_a_rating_or_a_word(action, positive_from, positive_actions, ex
     settings = Sessionize(
         **{**TESTED, "positive_from": positive_from, "positive_actions": positive_actions}
     )
-    assert ratings.labels([action], settings) == [int(expected)]
+    assert ratings.labels([action, "skip"], settings)[0] == int(expected)
 
 
 def test_items_fall_back_to_their_id_and_lose_empty_and_repeated_categories(workspace):
@@ -339,7 +339,7 @@ def test_a_log_without_positives_is_told(workspace, capsys):
 
 @pytest.mark.parametrize(
     ("words", "positives", "warned"),
-    [(["4,5", "2,0"], 300, False), (["5 stars", "1 star"], 0, True)],
+    [(["4,5", "2,0"], 300, False), (["5", "1 star"], 300, True)],
 )
 def test_actions_are_read_as_numbers_or_said_to_be_none(
     workspace, capsys, words, positives, warned
@@ -348,5 +348,5 @@ def test_actions_are_read_as_numbers_or_said_to_be_none(
     write_validated({**table_of_events(), "action": actions})
     sessionize.sessionize(config(min_user_events=1, min_item_events=1, split="global-time"))
     assert frame("events").label.sum() == positives
-    told = "actions that are no numbers: 600 of 600 events with an action (100.0%) have '"
+    told = "actions that are no numbers: 300 of 600 events with an action (50.0%) have '1 star'"
     assert (told in capsys.readouterr().out) is warned

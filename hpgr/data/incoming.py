@@ -164,7 +164,7 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
         stage(raw.events, staged)
         known = _known_items(layout, raw)
         items_file = None if layout.items is None else Path(layout.items)
-        mended = mend_ids(staged, [files[layout.events]])
+        mended = mend_ids(staged, [raw.parts[0].events])
         check_tables(raw, expectations)
         counts = check_rows(
             cfg.validate_,

@@ -349,7 +349,8 @@ def _tell(log: EventLog, sums: Totals, out: Path, cfg: Config) -> None:
     """Say what was decided, where it is not what most logs get."""
     meta, evaluation = log.meta, cfg.evaluate
     names = pq.read_table(out / "actions.parquet")["name"].to_pylist()
-    if words := unread(dict(zip(names, sums.actions[1:].tolist(), strict=True)), cfg.sessionize):
+    actions = dict(zip(names, sums.actions[1:].tolist(), strict=True))
+    if meta.can_rank and (words := unread(actions, cfg.sessionize)):  # else see below
         print("actions that are no numbers: {}, expected {}; {}".format(*words))
     if meta.repeat_share > evaluation.max_repeat_share or evaluation.remove_history != "auto":
         print(f"repeats: {rule(meta, evaluation)}")

@@ -71,7 +71,7 @@ def check_address(variable: str, uri: str) -> None:
     except (httpx.TransportError, OSError) as error:
         if "certificate" in str(error).lower():
             return  # it answers; whom MLflow trusts is set elsewhere
-        user = f"{parts.username}@" if parts.username else ""
+        user = "***@" if parts.username else ""
         place = f"{parts.scheme}://{user}{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
         raise UserError(
             f"MLflow at {place} does not answer ({error}). The address comes from the environment "
