@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -84,15 +83,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_until(condition, *, seconds: float = 60, what: str = "it"):
-    """Poll until `condition()` is true; returns its value."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
-        time.sleep(0.05)
-    return value
 
 
 def call(app, method, path, **more):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from params_text import params_text
+from waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).parents[1]
 HPGR = (sys.executable, "-m", "hpgr.cli")
@@ -106,11 +107,8 @@ hpgr.cli.run_stage("validate")
 """
 
 
-def wait_for(path: Path, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.05)
+def wait_for(path: Path) -> None:
+    until(path.exists, f"{path} appears")
 
 
 def test_sigterm_ends_a_stage_cleanly(project):
@@ -119,7 +117,7 @@ def test_sigterm_ends_a_stage_cleanly(project):
     )
     wait_for(project / "started")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
     assert (project / "cleaned").exists()
 
 
@@ -160,7 +158,7 @@ def test_a_stage_whose_dvc_was_killed_before_it_began_does_not_begin(project):
         process_group=0,
     )
     with dvc:
-        assert dvc.communicate(timeout=30) == (b"", None)  # the stage has ended as well
+        assert dvc.communicate(timeout=PATIENCE_S) == (b"", None)  # the stage has ended as well
     assert not (project / "started").exists()
 
 

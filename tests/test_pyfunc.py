@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_fuzz import bodies, values
-from serving_project import PYTHON, environment, free_port, wait_until
+from serving_project import PYTHON, environment, free_port
+from waiting import until
 
 from hpgr.config import load_config
 from hpgr.serving.champion import load_champion
@@ -200,7 +201,7 @@ def test_mlflow_models_serve_answers_like_the_core(inside, recommender):
             except httpx.TransportError:
                 return False
 
-        wait_until(alive, seconds=120, what="mlflow models serve")
+        until(alive, "mlflow models serve")
         reply = httpx.post(f"{base}/invocations", json=rows(ROW, k=5))
         assert reply.status_code == 200
         asked = Request(NOW, ROW["item_ids"], ROW["timestamps"], ROW["actions"])
@@ -210,4 +211,4 @@ def test_mlflow_models_serve_answers_like_the_core(inside, recommender):
         assert "request 0 has no request time" in refused.json()["message"]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)

@@ -187,7 +187,7 @@ def test_an_interrupted_run_ends_bitwise_where_an_uninterrupted_one_does(workspa
     process = run(workspace, "pretrain")
     wait_for_step(workspace, "pretrain", 4)
     process.send_signal(how)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=300)
     if how == signal.SIGTERM and process.returncode != 0:
         assert process.returncode == 143, text
         assert "stopped on request" in text

@@ -27,6 +27,7 @@ from params_text import params_text
 from prefect.client.orchestration import SyncPrefectClient
 from registry_project import METRICS, write_network, write_tables
 from slow import read_step
+from waiting import until
 
 from flows.access import FILE, for_server
 from hpgr.config import load_config
@@ -50,16 +51,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def until(condition, what: str, deadline_s: float = 90):
-    """What `condition` returns as soon as it is true; an error that says what was waited for."""
-    end = time.monotonic() + deadline_s
-    while True:
-        if found := condition():
-            return found
-        assert time.monotonic() < end, f"{what}: not within {deadline_s} s"
-        time.sleep(0.1)
 
 
 def write_project(folder: Path) -> None:
@@ -190,14 +181,14 @@ class Project:
         with self.client as client:
             return client.read_flow_run(run.id).state
 
-    def ends(self, run, name: str, deadline_s: float = 90):
+    def ends(self, run, name: str):
         """Wait for the run's final state, which must be `name`."""
 
         def final():
             state = self.state(run)
             return state if state is not None and state.is_final() else None
 
-        state = until(final, f"run ends {name}", deadline_s)
+        state = until(final, f"run ends {name}")
         assert state.name == name, f"{state.name}: {state.message}\n{self.log(run)}"
         return state
 

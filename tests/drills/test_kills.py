@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 from workspace import (
     DVC,
     WEIGHTS,
@@ -25,7 +26,6 @@ from workspace import (
     no_traceback,
     one_message,
     small_params,
-    until,
 )
 
 # Another seed: DVC has no run of it to restore. Steps enough to be caught in the middle of them.

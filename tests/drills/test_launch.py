@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from servers import until
+from waiting import until
 
 from flows.server import AUTOMATION, TEMPORARY
 from hpgr.runtime import TELEMETRY_OFF
@@ -67,7 +67,7 @@ def launched(tmp_path):
         tmp_path, FLOW, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        until((tmp_path / "works").exists, "the flow works", 120)
+        until((tmp_path / "works").exists, "the flow works")
         yield process
     finally:
         process.kill()
@@ -78,7 +78,7 @@ def launched(tmp_path):
 
 def told(process):
     """What it printed, after its end."""
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=300)
     assert "Traceback" not in text
     return text
 

@@ -12,8 +12,9 @@ import psutil
 import pytest
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.states import Cancelling
-from servers import Project, make_project, until
+from servers import Project, make_project
 from slow import read_step
+from waiting import until
 
 from flows.access import new_string
 
@@ -98,7 +99,7 @@ def gpu_runs(project):
 
 def test_the_stage_runs_there_and_comes_back_as_it_was(here, there):
     run = here.start(**GPU)
-    here.ends(run, "Completed", 180)
+    here.ends(run, "Completed")
     (elsewhere,) = gpu_runs(here)
     assert "slow: begins at step 0" in here.log(elsewhere)
     assert "slow: begins" not in here.log(run)
@@ -113,7 +114,7 @@ def test_the_stage_runs_there_and_comes_back_as_it_was(here, there):
 def test_a_second_run_runs_nothing_anywhere(here):
     before = len(gpu_runs(here))
     run = here.start(**GPU)
-    here.ends(run, "Completed", 120)
+    here.ends(run, "Completed")
     assert here.log(run).count(": skipped") == 3
     assert len(gpu_runs(here)) == before
 
@@ -124,7 +125,7 @@ def test_uncommitted_code_is_refused_before_anything_is_sent(here):
     before = len(gpu_runs(here))
     code.write_text(text + "\n# changed\n")
     try:
-        message = here.ends(here.start(**GPU), "Failed", 120).message
+        message = here.ends(here.start(**GPU), "Failed").message
     finally:
         code.write_text(text)
     assert "uncommitted changes" in message
@@ -134,7 +135,7 @@ def test_uncommitted_code_is_refused_before_anything_is_sent(here):
 
 def test_another_commit_there_is_refused_with_the_cure(here, there):
     commit_a_turn(here)
-    message = here.ends(here.start(**GPU), "Failed", 120).message
+    message = here.ends(here.start(**GPU), "Failed").message
     wanted = here.call("git", "rev-parse", "HEAD").stdout[:12]
     assert f"the run needs {wanted}" in message
     assert f"git fetch && git checkout {wanted}" in message
@@ -144,15 +145,15 @@ def test_another_commit_there_is_refused_with_the_cure(here, there):
 def test_cancel_here_stops_there_and_the_next_run_goes_on_there(here, there):
     (there.folder / "hold").touch()
     run = here.start(**GPU)
-    step = until(there.step, "the stage works there", 120)
+    step = until(there.step, "the stage works there")
     with here.client as client:
         client.set_flow_run_state(run.id, Cancelling())
-    here.ends(run, "Cancelled", 120)
-    here.ends(gpu_runs(here)[-1], "Cancelled", 120)
-    until(lambda: not there.run_processes(), "the stage ends there", 30)
+    here.ends(run, "Cancelled")
+    here.ends(gpu_runs(here)[-1], "Cancelled")
+    until(lambda: not there.run_processes(), "the stage ends there")
     there.release()
     again = here.start(**GPU)
-    here.ends(again, "Completed", 180)
+    here.ends(again, "Completed")
     assert here.begun(gpu_runs(here)[-1]) >= step > 0
     assert "stage slow: restored" in here.log(again)
     expected = (here.folder / "turn.txt").read_text()
@@ -168,17 +169,17 @@ def test_a_machine_that_does_not_come_back_is_replaced_at_its_last_checkpoint(he
     sent = shared / f"slow-{turn}/checkpoint.safetensors"
     (there.folder / "hold").touch()
     run = here.start(**GPU)
-    step = until(lambda: read_step(sent), "a checkpoint is in the remote", 120)
+    step = until(lambda: read_step(sent), "a checkpoint is in the remote")
     killed = there.run_processes()
     for process in killed:
         process.kill()
     psutil.wait_procs(killed, timeout=10)
-    here.ends(run, "Failed", 120)
-    here.ends(gpu_runs(here)[-1], "Crashed", 120)
+    here.ends(run, "Failed")
+    here.ends(gpu_runs(here)[-1], "Crashed")
     shutil.rmtree(there.folder / "checkpoints")
     there.release()
     again = here.start(**GPU)
-    here.ends(again, "Completed", 180)
+    here.ends(again, "Completed")
     assert here.begun(gpu_runs(here)[-1]) >= step > 0
     assert (here.folder / "artifacts/slow.txt").read_text() == turn
     assert not list(shared.iterdir())
@@ -191,7 +192,7 @@ def test_a_log_that_moved_on_there_stays_what_its_data_dvc_pins(here, there):
     (there.folder / "data").mkdir(exist_ok=True)
     (there.folder / "data/log.txt").write_text("more events")
     there.call(sys.executable, "-m", "dvc", "add", "-q", "data")
-    here.ends(here.start(**GPU), "Completed", 180)
+    here.ends(here.start(**GPU), "Completed")
     status = there.call(sys.executable, "-m", "dvc", "status", "data.dvc").stdout
     assert "up to date" in status
     there.call("git", "checkout", "-q", "--", ".")

@@ -21,7 +21,8 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling, Crashed
 from prefect.workers.process import ProcessWorker
-from servers import free_port, make_project, until
+from servers import free_port, make_project
+from waiting import until
 
 from flows.server import AUTOMATION, TEMPLATE, ensure_automation, ensure_pool
 from hpgr.config import load_config
@@ -61,7 +62,7 @@ def run(project):
 
 def gone_and_succeeded(project, step):
     """Nothing is left of the ended run; the next one goes on at its last checkpoint."""
-    until(lambda: not project.run_processes(), "the run's processes end", 30)
+    until(lambda: not project.run_processes(), "the run's processes end")
     project.current = project.start()
     assert project.begun(project.current) >= step > 0
     assert not project.leftovers()
@@ -179,7 +180,7 @@ def test_a_pool_of_an_earlier_make_up_is_closed_too(project):
 
 def test_a_second_run_waits_for_the_first(project, run):
     second = project.start()
-    until(lambda: project.state(second).name in ("Late", "AwaitingConcurrencySlot"), "it waits", 60)
+    until(lambda: project.state(second).name in ("Late", "AwaitingConcurrencySlot"), "it waits")
     assert project.state(run).is_running()
     completes(project, run)
     completes(project, second)
@@ -259,7 +260,7 @@ def test_a_run_that_its_server_gave_up_stops_itself(project, run):
     step = project.step()
     with project.client as client:
         client.set_flow_run_state(run.id, Crashed(message="silent"), force=True)
-    until(lambda: not project.run_processes(), "the run's processes end", 30)
+    until(lambda: not project.run_processes(), "the run's processes end")
     assert project.step() >= step > 0
     assert not project.leftovers()
     assert project.state(run).message == "silent"

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.numpy import save_file
-from servers import ROOT, free_port, make_project, until
+from servers import ROOT, free_port, make_project
+from waiting import until
 
 from flows.checkpoints import Store
 from hpgr.config import load_config
@@ -104,8 +105,8 @@ def team(tmp_path_factory):
         for service in ("prefect", "mlflow"):
             start(made.command(service), env=made.environment(service))
         project = made.project
-        until(project.answers, "Prefect answers", 180)
-        until(lambda: project.answers(f"http://127.0.0.1:{made.mlflow}/health"), "MLflow", 180)
+        until(project.answers, "Prefect answers")
+        until(lambda: project.answers(f"http://127.0.0.1:{made.mlflow}/health"), "MLflow")
         made.start = start
         yield made
     finally:
@@ -199,7 +200,7 @@ def test_a_flow_goes_through_the_worker_and_the_recommender_follows(team):
     for service in ("worker", "recommender"):
         team.start(team.command(service), env=team.environment(service))
     run = project.start()
-    project.ends(run, "Completed", 120)
+    project.ends(run, "Completed")
     assert "stage slow: ran" in project.log(run)
     assert ("COMPLETED",) in rows(team.postgres, "prefect", "SELECT state_type FROM flow_run")
     versions = rows(team.postgres, "mlflow", "SELECT version FROM model_versions")

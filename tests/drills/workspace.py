@@ -12,8 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,15 +112,6 @@ def driven(stage: str, patch: str, cwd: Path) -> Done:
     """`hpgr STAGE` in a process that first runs `patch`, which may use COUNT, os, signal, time."""
     code = f"import os, signal, sys, time\n{patch}\nfrom hpgr.cli import main\nmain()"
     return run(sys.executable, "-c", code, stage, cwd=cwd)
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Poll `condition` until it is true, and return what it gave."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(STEPS_S)
-    return found
 
 
 def no_traceback(text: str) -> bool:
