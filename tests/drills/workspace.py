@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[2]
 HPGR = (sys.executable, "-m", "hpgr.cli")
 DVC = (sys.executable, "-m", "dvc")
 DEADLINE_S = 240
-STEPS_S = 0.02
 STAGES = ("validate", "sessionize", "pretrain", "finetune", "evaluate")
 START = 1_600_000_000
 WEIGHTS = "model.safetensors"
