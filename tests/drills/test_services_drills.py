@@ -275,11 +275,14 @@ def test_a_killed_prefect_server_comes_back_and_the_run_goes_on(project, run):
 
 def test_a_killed_mlflow_server_comes_back_on_its_port(project):
     page = f"http://127.0.0.1:{project.mlflow_port}/health"
-    server = project.process("-m mlflow server")
+    server = project.process("flows.guarded server")
     (child,) = server.children()
     kill(server)
     assert child.is_running()  # and holds the port
-    until(lambda: (new := project.process("-m mlflow server")) and new.children(), "another starts")
+    until(
+        lambda: (new := project.process("flows.guarded server")) and new.children(),
+        "another starts",
+    )
     assert not child.is_running()
     until(lambda: project.answers(page), "it answers")
 
