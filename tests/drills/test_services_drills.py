@@ -29,6 +29,7 @@ from hpgr.config import load_config
 
 pytestmark = pytest.mark.pipeline
 OUTAGE_S = 40  # above the half minute in which Prefect's worker looks three times
+PLANTED = "hunter2-planted-in-the-address"
 SILENT_S = 40  # above the 30 s of a heartbeat, which is Prefect's least
 
 
@@ -343,7 +344,8 @@ def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run):
     port = free_port()
     server = mlflow_server(project, port)
     project.services("down")  # a run's environment is its worker's
-    project.services("up", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    up = project.services("up", MLFLOW_TRACKING_URI=f"http://me:{PLANTED}@127.0.0.1:{port}")
+    assert PLANTED not in up.stdout + up.stderr
     (project.folder / "hold").touch()
     project.new_turn()
     settings = {"orchestrate__retries": 1, "orchestrate__retry_delay_s": 1}
@@ -352,7 +354,7 @@ def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run):
     kill(*server.children(recursive=True), server)
     project.release()
     message = project.ends(run, "Failed").message
-    assert f"MLflow at http://127.0.0.1:{port} does not answer" in message
+    assert f"MLflow at http://***@127.0.0.1:{port} does not answer" in message
     assert "run the flow again" in message
     log = project.log(run)
     assert "stage last: ran" in log or "stage last: restored" in log
@@ -365,3 +367,16 @@ def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run):
         assert project.registered()["version"] == 1
     finally:
         kill(*server.children(recursive=True), server)
+
+
+def test_no_secret_is_left_behind(project):
+    """After all of the runs above: databases, logs, registry, artifacts and DVC's caches."""
+    home = project.folder / ".prefect"
+    string = (home / "api-auth-string").read_text().strip()
+    found = {}
+    for path in project.folder.rglob("*"):
+        if path.is_file() and path != home / "api-auth-string":
+            content = path.read_bytes()
+            found[path] = [s for s in (PLANTED, string) if s.encode() in content]
+    assert home / "prefect.db" in found
+    assert not [str(path) for path, secrets in found.items() if secrets]
