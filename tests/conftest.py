@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; see hpgr.cli
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' processes fill the cores already
 
 import pytest
 from evaluation_log import random_log, write_arrays

@@ -356,9 +356,9 @@ def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run):
     message = project.ends(run, "Failed").message
     assert f"MLflow at http://***@127.0.0.1:{port} does not answer" in message
     assert "run the flow again" in message
+    until(lambda: "Retry 1/1" in project.log(run), "the last lines of its log arrive")
     log = project.log(run)
     assert "stage last: ran" in log or "stage last: restored" in log
-    assert "Retry 1/1" in log
     server = mlflow_server(project, port)
     try:
         again = project.start(**settings)
@@ -370,7 +370,11 @@ def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run):
 
 
 def test_no_secret_is_left_behind(project):
-    """After all of the runs above: databases, logs, registry, artifacts and DVC's caches."""
+    """After all of the runs above: databases, logs, registry, artifacts and DVC's caches.
+
+    A run's environment lies in its worker's temporary folder, 0600, until its process has ended.
+    """
+    project.services("down")
     home = project.folder / ".prefect"
     string = (home / "api-auth-string").read_text().strip()
     found = {}
