@@ -34,6 +34,11 @@ with suppress(ModuleNotFoundError):  # tests/gpu runs where there is no more tha
     settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items):
+    """The long files first, so that no process of `make test` begins one when the others end."""
+    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+
+
 @pytest.fixture(autouse=True)
 def exact_products():
     """Training sets torch's precision of products for its process; each test begins without it."""

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hpgr.data.log import FIRST_ITEM
 from hpgr.model.catalogue import Catalogue
@@ -77,7 +78,7 @@ def check_network(folder: Path) -> dict[str, Any]:
             found = f"model.{name} is {config['model'][name]}"
             raise DamagedFile(folder / CONFIG, f"{found}, but there are {len(outline)} weights")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             network = build(
                 config["encoder"],
                 SimpleNamespace(**config["model"]),
@@ -88,6 +89,21 @@ def check_network(folder: Path) -> dict[str, Any]:
     except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise DamagedFile(folder / WEIGHTS, error) from error
     return config
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leave initial values out: shapes need none, and on `meta` they load torch's compiler (1 s)."""
+
+    FILLS = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.eye)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FILLS or getattr(func, "__module__", None) == nn.init.__name__:
+            (target,) = [*args[:1], *(kwargs[k] for k in ("tensor", "out") if k in kwargs)][-1:]
+            return target
+        return func(*args, **kwargs)
 
 
 def check_weights(path: Path, weights: dict[str, Tensor], num_categories: int) -> None:
