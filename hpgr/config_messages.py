@@ -56,7 +56,11 @@ def described(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
         root: the model of the whole file.
     """
     explained: set[str] = set()
-    for e in sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden"):
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    parents = {e["loc"][:-1] for e in errors}
+    for e in errors:
+        if e["type"] == "too_short" and e["loc"] in parents:
+            continue  # of the values that are there, some are wrong and named
         place, found = ".".join(map(str, e["loc"])), e["input"]
         if e["type"] == "extra_forbidden":
             model: Any = root

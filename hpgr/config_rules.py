@@ -27,7 +27,8 @@ def impossible(cfg: Config) -> Iterator[str]:
 
 def gate_metrics(evaluate: Evaluate, split: str) -> list[str]:
     """Names of what `hpgr.evaluation.contest` measures, where both models rank."""
-    found = [*(f"{name}@{k}" for name in ("hr", "ndcg") for k in evaluate.cutoffs), "mrr"]
+    cutoffs = dict.fromkeys(evaluate.cutoffs)
+    found = [*(f"{name}@{k}" for name in ("hr", "ndcg") for k in cutoffs), "mrr"]
     ranking = ["auc", "log_loss"] if split == "global-time" else []
     return [*found, *(f"served.{n}" for n in found), f"coverage@{evaluate.cutoffs[0]}", *ranking]
 

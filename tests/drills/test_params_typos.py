@@ -221,7 +221,7 @@ def test_the_smallest_number_of_resamples_that_can_be_significant_is_one_more(tm
         ("evaluate", r"history_decays: [^#]*", "history_decays: [0.5, 5.0] ",
          "evaluate.history_decays.1: found 5.0, expected at most 1"),
         ("evaluate", r"history_decays: [^#]*", "history_decays: [0.0] ",
-         "evaluate.history_decays.0: found 0.0, expected more than 0"),
+         "in 1 place:\n  evaluate.history_decays.0: found 0.0, expected more than 0"),
         ("finetune", "learning_rate: 0.002", "learning_rate: 0,002",
          "finetune.learning_rate: found '0,002', expected a number, such as 0.002 (a point"),
         ("finetune", "learning_rate: 0.002", "learning_rate: 1.0e+6",
