@@ -92,13 +92,11 @@ def check_network(folder: Path) -> dict[str, Any]:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leave initial values out: shapes need none, and on `meta` they load torch's compiler (1 s)."""
+    """Leave initial values out: shapes need none, and on `meta` they load torch's compiler."""
 
     FILLS = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.eye)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in self.FILLS or getattr(func, "__module__", None) == nn.init.__name__:
             (target,) = [*args[:1], *(kwargs[k] for k in ("tensor", "out") if k in kwargs)][-1:]

@@ -69,7 +69,7 @@ def test_a_misspelt_section_is_named_with_the_one_that_was_meant(section, tmp_pa
 def test_a_value_of_a_wrong_type_is_named(section, tmp_path):
     key = first_key(section)
     message = refusal(tmp_path, in_section(section, rf"^  {key}:.*$", f"  {key}: [[never]]"))
-    assert f"{section}.{key}: " in message and "found [['never']]" in message
+    assert re.search(rf"{section}\.{key}(\.0)?: .*found \[+'never'", message)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
