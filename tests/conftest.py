@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' processes fill the c
 
 import pytest
 from evaluation_log import random_log, write_arrays
+from once import made_once
 
 from hpgr.runtime import TELEMETRY_OFF
 
@@ -70,13 +71,14 @@ def registered_project(tmp_path_factory):
     from hpgr.config import load_config
     from hpgr.registry.register import register
 
-    folder = tmp_path_factory.mktemp("registered")
-    make_project(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        register(load_config())
-    return folder
+    def make(folder):
+        make_project(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            register(load_config())
+
+    return made_once("registered", make, tmp_path_factory)
 
 
 @pytest.fixture

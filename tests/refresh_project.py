@@ -59,7 +59,7 @@ Path("outcomes.json").write_text(json.dumps(outcomes))
 def make_project(folder: Path, changes: dict[str, dict[str, Any]]) -> None:
     """Code, graph and parameters, these with `changes` by section; data and git come after."""
     for name in ("hpgr", "flows"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)  # times and compiled files too
     shutil.copyfile(ROOT / "prefect.toml", folder / "prefect.toml")
     (folder / "base").mkdir()
     (folder / "base/.gitignore").write_text("*\n")

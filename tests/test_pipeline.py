@@ -1,9 +1,9 @@
 """The whole pipeline on a real log, in a clone of the project, through Prefect, DVC and MLflow.
 
 Profile smoke on MovieLens-100K, which the package index carries: the network learns next to
-nothing, but every stage, every hand-over and the registry do their work. The log is the first nine
-tenths in time; the rest comes as new events at the end. The only test that needs
-the network; it is skipped, with the reason, only where the log cannot be fetched.
+nothing, but every stage, every hand-over and the registry do their work. (New events after it:
+test_refresh_ml1m.py.) It needs the network; it is skipped, with the reason, only where the log
+cannot be fetched.
 """
 
 import json
@@ -52,29 +52,15 @@ def make_clone(folder, log):
 def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone") / "a b?c%25d"  # signs of shells, URLs and patterns
     make_clone(folder, "ml-100k")
-    cut(folder / "data/ml-100k/u.data", folder.parent / "new.data")
     run(folder, *DVC, "add", "-q", "data")
     return folder
 
 
-def cut(log, rest):
-    """Leave the earlier nine tenths of the events in `log`, move the others to `rest`."""
-    rows = log.read_bytes().splitlines(keepends=True)
-    times = [int(row.split()[3]) for row in rows]
-    border = sorted(times)[len(times) * 9 // 10]
-    rest.write_bytes(b"".join(r for r, t in zip(rows, times, strict=True) if t >= border))
-    log.write_bytes(b"".join(r for r, t in zip(rows, times, strict=True) if t < border))
-
-
-def events_of(*files):
-    """The raw events: user, item, rating, time."""
-    names = ["user", "item", "rating", "time"]
-    return pd.concat([pd.read_csv(file, sep="\t", names=names) for file in files])
-
-
 @pytest.fixture(scope="module")
 def raw(clone):
-    return events_of(clone / "data/ml-100k/u.data")
+    """The raw events: user, item, rating, time."""
+    names = ["user", "item", "rating", "time"]
+    return pd.read_csv(clone / "data/ml-100k/u.data", sep="\t", names=names)
 
 
 HPGR = (sys.executable, "-m", "hpgr.cli")
@@ -114,7 +100,7 @@ def test_the_flow_runs_every_stage_and_registers(trained, clone):
 
 
 def test_all_that_the_flow_wrote_lies_in_the_clone(trained, clone):
-    assert {path.name for path in clone.parent.iterdir()} == {clone.name, "new.data"}
+    assert {path.name for path in clone.parent.iterdir()} == {clone.name}
     assert (clone / ".prefect/prefect.db").is_file() and (clone / "mlflow/store").is_dir()
 
 
@@ -262,29 +248,3 @@ def test_a_second_training_is_judged_and_either_verdict_is_a_normal_end(trained,
     assert run(clone, *HPGR, "promote", str(served), "--why", "x").stdout.startswith(
         f"version {served} is champion already"
     )
-
-
-def test_new_events_are_taken_in_and_training_goes_on_from_the_champion(trained, clone, raw):
-    served = json.loads((clone / "artifacts/gate/verdict.json").read_text())
-    champion = served["version" if served["verdict"] == "accepted" else "champion"]
-    old = pd.read_parquet(clone / "artifacts/sessions/items.parquet")
-    pin = (clone / "data.dvc").read_text()
-    new = clone.parent / "new.data"
-    told = run(clone, sys.executable, "-m", "flows.refresh", str(new))
-    assert f"training starts from hpgr version {champion}" in told.stdout + told.stderr
-    both = pd.concat([raw, events_of(new)])
-    kept = both[both.groupby("user").user.transform("size") >= 3]
-    summary = json.loads((clone / "artifacts/sessions/arrays/meta.json").read_text())
-    assert summary["num_events"] == len(kept)
-    items = pd.read_parquet(clone / "artifacts/sessions/items.parquet")
-    pd.testing.assert_frame_equal(
-        items[["item", "item_id"]].head(len(old)), old[["item", "item_id"]]
-    )
-    assert set(items.item_id.astype(int)) == set(kept.item)
-    assert (clone / "data.dvc").read_text() != pin
-    (batch,) = json.loads((clone / "artifacts/accepted/batches.json").read_text())
-    assert (batch["accepted"], batch["rows"]) == (True, len(both) - len(raw))
-    verdict = json.loads((clone / "artifacts/gate/verdict.json").read_text())
-    assert (verdict["version"], verdict["champion"]) == (3, champion)
-    again = run(clone, *DVC, "repro").stdout
-    assert "Running stage" not in again

@@ -1,67 +1,168 @@
-"""Refreshing on MovieLens-1M cut at two dates: the log until the first, two batches after it."""
+"""Refreshing MovieLens-1M, cut at two dates, with everything behind it: training, registry, gate.
+
+Every eighth user of the log and the profile smoke, so that it takes minutes.
+"""
 
 import itertools
 import json
-import random
-import subprocess
+import re
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from refresh_project import drive, items, make_project, reproduce
+from safetensors.numpy import load_file
+from test_pipeline import DVC, make_clone, run
+
+from hpgr.data.log import FIRST_ITEM, TRAIN
 
 pytestmark = pytest.mark.pipeline
 CUTS = [int(datetime(*date, tzinfo=UTC).timestamp()) for date in ((2001, 7, 1), (2002, 4, 1))]
+# The log is an eighth of its size, and so are the newest events that a batch is compared with.
+LIMITS = ("--set", "refresh.reference_events=2500")
 
 
 def rating(row):
     return row.rstrip(b"\n").split(b"::")
 
 
+def flow(folder, name, *arguments):
+    done = run(folder, sys.executable, "-m", f"flows.{name}", *arguments)
+    sessions = folder / "artifacts/sessions"
+    tables = {
+        table: pd.read_parquet(sessions / f"{table}.parquet")
+        for table in ("events", "users", "items", "actions")
+    }
+    return {
+        "told": done.stdout + done.stderr,
+        "pin": (folder / "data.dvc").read_text(),
+        "items": tables["items"].item_id.tolist(),
+        "events": tables["events"].merge(tables["users"]).merge(tables["items"]),
+        "vectors": load_file(folder / "artifacts/finetune/model.safetensors")[
+            "trunk.items.item.weight"
+        ],
+        "base": json.loads((folder / "artifacts/finetune/config.json").read_text()).get("base"),
+        "verdict": json.loads((folder / "artifacts/gate/verdict.json").read_text()),
+    }
+
+
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """The project with the first part as its log, and the three parts' rows."""
-    folder = tmp_path_factory.mktemp("project")
-    make_project(folder, {})
-    command = [sys.executable, "-m", "hpgr.cli", "fetch", "ml-1m"]
-    fetched = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if fetched.returncode != 0:
-        pytest.skip(f"ml-1m cannot be fetched: {fetched.stderr.strip()[-400:]}")
+def folder(tmp_path_factory):
+    """A clone with the log before both dates; one.dat and two.dat beside it are what follows."""
+    folder = tmp_path_factory.mktemp("clone")
+    make_clone(folder, "ml-1m")
     log = folder / "data/ml-1m/ratings.dat"
-    rows = log.read_bytes().splitlines(keepends=True)
-    times = [int(rating(row)[3]) for row in rows]
-    borders = [0, *CUTS, max(times) + 1]
-    found = [
-        [row for row, time in zip(rows, times, strict=True) if low <= time < high]
+    rows = [
+        row for row in log.read_bytes().splitlines(keepends=True) if not int(rating(row)[0]) % 8
+    ]
+    borders = [0, *CUTS, 2**40]
+    parts = [
+        b"".join(row for row in rows if low <= int(rating(row)[3]) < high)
         for low, high in itertools.pairwise(borders)
     ]
-    log.write_bytes(b"".join(found[0]))
-    for name, part in zip(("one", "two"), found[1:], strict=True):
-        (folder / f"{name}.dat").write_bytes(b"".join(part))
-    names = sorted({rating(row)[1] for row in found[1]})
-    others = dict(zip(names, random.Random(0).sample(names, len(names)), strict=True))
-    swapped = [(user, others[item], *rest) for user, item, *rest in map(rating, found[1])]
-    (folder / "shuffled.dat").write_bytes(b"".join(b"::".join(row) + b"\n" for row in swapped))
-    reproduce(folder)
-    return folder, found
+    log.write_bytes(parts[0])
+    for name, part in zip(("one", "two"), parts[1:], strict=True):
+        (folder.parent / f"{name}.dat").write_bytes(part)
+    (folder.parent / "rows.dat").write_bytes(b"".join(parts))
+    run(folder, *DVC, "add", "-q", "data")
+    return folder
 
 
-def test_both_batches_go_in_and_shuffled_ids_do_not(parts):
-    folder, found = parts
-    before = items(folder)
-    drive(folder, "shuffled.dat", "one.dat", "two.dat")
+@pytest.fixture(scope="module")
+def trained(folder):
+    return flow(folder, "train", "--profile", "smoke")
+
+
+@pytest.fixture(scope="module")
+def refused(folder, trained):
+    """What a batch with every rating upside down came to."""
+    turned = folder.parent / "turned.dat"
+    rows = map(rating, (folder.parent / "one.dat").read_bytes().splitlines())
+    turned.write_bytes(
+        b"".join(b"::".join([u, i, b"%d" % (6 - int(r)), t]) + b"\n" for u, i, r, t in rows)
+    )
+    command = (sys.executable, "-m", "flows.refresh", str(turned), *LIMITS)
+    return run(folder, *command, check=False)
+
+
+@pytest.fixture(scope="module")
+def story(folder, trained, refused):
+    """What a training and two refreshes left behind, one after the other."""
+    batches = [folder.parent / "one.dat", folder.parent / "two.dat"]
+    return [trained, *(flow(folder, "refresh", str(batch), *LIMITS) for batch in batches)]
+
+
+def test_a_batch_with_other_ratings_is_refused(refused):
+    assert refused.returncode != 0
+    assert "drift of the actions" in refused.stdout + refused.stderr
+
+
+def test_the_parts_add_up_to_the_whole_log(story, folder):
     batches = json.loads((folder / "artifacts/accepted/batches.json").read_text())
-    assert [(b["source"], b["accepted"], b["rows"]) for b in batches] == [
-        ("shuffled.dat", False, len(found[1])),
-        ("one.dat", True, len(found[1])),
-        ("two.dat", True, len(found[2])),
+    assert [(Path(b["source"]).name, b["accepted"]) for b in batches] == [
+        ("turned.dat", False),
+        ("one.dat", True),
+        ("two.dat", True),
     ]
-    assert any(reason.startswith("drift of the items") for reason in batches[0]["reasons"])
     events = pd.read_parquet(folder / "artifacts/validated/events.parquet")
-    whole = [tuple(part.decode() for part in rating(row)) for rows in found for row in rows]
+    rows = (folder.parent / "rows.dat").read_bytes().splitlines()
+    whole = [tuple(part.decode() for part in rating(row)) for row in rows]
     columns = ["user_id", "item_id", "action", "timestamp"]
     expected = pd.DataFrame(whole, columns=columns).astype({"timestamp": "int64"})
     pd.testing.assert_frame_equal(events[columns], expected, check_dtype=False)
-    assert items(folder)[: len(before)] == before
-    assert set(items(folder)) == set(expected.item_id)
+
+
+def test_each_batch_moves_the_pin_and_is_judged(story):
+    assert len({state["pin"] for state in story}) == 3
+    assert [state["verdict"]["version"] for state in story] == [1, 2, 3]
+    assert story[0]["verdict"]["verdict"] == "champion"
+    for state in story[1:]:
+        assert state["verdict"]["verdict"] in ("accepted", "refused")
+        assert state["verdict"]["metrics"]["ndcg@10"]["queries"] > 500
+
+
+def test_each_training_goes_on_from_the_champion_of_then(story):
+    champion = 1
+    for before, state in itertools.pairwise(story):
+        assert state["base"]["version"] == champion == state["verdict"]["champion"]
+        new = len(state["items"]) - len(story[champion - 1]["items"])
+        assert f"starts from hpgr version {champion}; new: {new} items" in state["told"]
+        assert state["items"][: len(before["items"])] == before["items"]
+        if state["verdict"]["verdict"] == "accepted":
+            champion = state["verdict"]["version"]
+
+
+def test_vectors_of_known_items_stay_near_the_champions(story):
+    for state in story[1:]:
+        old = story[state["base"]["version"] - 1]["vectors"]
+        known = slice(FIRST_ITEM, FIRST_ITEM + len(old) - FIRST_ITEM - 1)  # without the mask's row
+        one, other = (
+            v[known] / np.linalg.norm(v[known], axis=1, keepdims=True)
+            for v in (old, state["vectors"])
+        )
+        assert (one * other).sum(axis=1).mean() > 0.8  # of two trainings from nothing: about 0
+
+
+def test_nothing_that_a_model_or_its_base_trained_on_is_held_out(story):
+    keys = ["user_id", "item_id", "timestamp", "action"]
+    learned = pd.DataFrame(columns=keys)
+    for state in story:
+        events = state["events"]
+        learned = pd.concat([learned, events[events.split == TRAIN][keys]]).drop_duplicates()
+        held_out = events[events.split != TRAIN][keys]
+        assert len(held_out) and held_out.merge(learned, on=keys).empty
+
+
+def test_a_repro_afterwards_runs_nothing(story, folder):
+    assert "Running stage" not in run(folder, *DVC, "repro").stdout
+
+
+def test_the_flow_says_what_it_did(story):
+    for state in story[1:]:
+        ran = re.findall(r"stage (\w+): (\w+)", state["told"])
+        assert ran[-5:] == [
+            ("validate", "skipped"),
+            *((s, "ran") for s in ("sessionize", "pretrain", "finetune", "evaluate")),
+        ]

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 from hpgr.data.batches import TrainingWindows, events_before
 from hpgr.data.log import Histories
@@ -165,25 +166,30 @@ def outputs(folder, stage):
 
 def wait_for_step(folder, stage, step):
     """Block until the stage's checkpoint has reached `step`."""
-    import time
 
-    for _ in range(1200):
+    def reached():
         found = list((folder / "checkpoints").glob(f"{stage}-*/checkpoint.safetensors"))
         # Between two checkpoints the file is gone for a moment: the old one is kept beside it.
         with suppress(FileNotFoundError):
-            if found and load_tensors(found[0])[1]["step"] >= step:
-                return
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint in a minute")
+            return found and load_tensors(found[0])[1]["step"] >= step
+
+    until(reached, "a checkpoint")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_an_interrupted_run_ends_bitwise_where_an_uninterrupted_one_does(workspace, how):
+@pytest.fixture(scope="module")
+def undisturbed(workspace):
+    """Weights and curves of a run that nobody interrupts."""
     process = run(workspace, "pretrain")
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
-    expected, curves = outputs(workspace, "pretrain")
+    return outputs(workspace, "pretrain")
 
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_run_ends_bitwise_where_an_uninterrupted_one_does(
+    workspace, undisturbed, how
+):
+    expected, curves = undisturbed
     process = run(workspace, "pretrain")
     wait_for_step(workspace, "pretrain", 4)
     process.send_signal(how)

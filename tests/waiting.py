@@ -5,7 +5,7 @@ import time
 PATIENCE_S = 300
 
 
-def until(condition, what="it", *, every_s=0.2):
+def until(condition, what="it", *, every_s=0.05):
     """What `condition` returns as soon as it is true; an error that says what was waited for."""
     end = time.monotonic() + PATIENCE_S
     while not (found := condition()):

@@ -19,7 +19,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpgr.config import Config
-from hpgr.registry import monitor_figures as figures
 from hpgr.registry.faults import answered
 from hpgr.registry.history import History, history
 from hpgr.registry.stages import ARTIFACTS, STAGES
@@ -259,6 +258,8 @@ def _page(
     past: History,
     now: datetime,
 ) -> str:
+    from hpgr.registry import monitor_figures as figures  # matplotlib: half a second of each start
+
     shown = batches[-SHOWN_BATCHES:]
     images = {
         "volume": figures.embed(figures.volume(shown)) if shown else None,

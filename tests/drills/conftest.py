@@ -7,17 +7,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the helpers of the other tests
 
+from once import made_once
 from workspace import copy, dvc, make_project
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A project in which `dvc repro` ran the stages up to finetune; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished")
-    make_project(folder)
-    done = dvc("repro", "finetune", cwd=folder)
-    assert done.returncode == 0, done.told[-6000:]
-    return folder
+
+    def make(folder):
+        make_project(folder)
+        done = dvc("repro", "finetune", cwd=folder)
+        assert done.returncode == 0, done.told[-6000:]
+
+    return made_once("finished", make, tmp_path_factory)
 
 
 @pytest.fixture

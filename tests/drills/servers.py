@@ -34,6 +34,7 @@ from hpgr.config import load_config
 from hpgr.runtime import TELEMETRY_OFF, write_json
 
 ROOT = Path(__file__).parents[2]
+ASK_S = 0.4  # between two questions to a server that works on the same cores
 FILES = ("prefect.yaml", "prefect.toml", "requirements.lock", "params.yaml", ".gitignore")
 STAGES = {
     "first": {"cmd": "cp data/log.txt artifacts/first.txt", "deps": ["data"]},
@@ -56,7 +57,7 @@ def free_port() -> int:
 def write_project(folder: Path) -> None:
     """The project's code and settings, small stages, and a repository around them."""
     for name in ("hpgr", "flows"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)  # times and compiled files too
     for name in FILES:
         shutil.copy(ROOT / name, folder)
     (folder / "mlflow").mkdir()
@@ -110,7 +111,7 @@ class Project:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
             # Shorter waits: until the worker looks, and until a waiting run counts as late.
-            "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "5",
             "SHELL": "/usr/sbin/nologin",  # as of a service's user: stages must not start with it
         }
@@ -188,7 +189,7 @@ class Project:
             state = self.state(run)
             return state if state is not None and state.is_final() else None
 
-        state = until(final, f"run ends {name}")
+        state = until(final, f"run ends {name}", every_s=ASK_S)
         assert state.name == name, f"{state.name}: {state.message}\n{self.log(run)}"
         return state
 
@@ -203,7 +204,9 @@ class Project:
     def begun(self, run) -> int:
         """Wait until the run's log says at which step the stage began."""
         found = until(
-            lambda: re.findall(r"begins at step (\d+)", self.log(run)), "the stage begins"
+            lambda: re.findall(r"begins at step (\d+)", self.log(run)),
+            "the stage begins",
+            every_s=ASK_S,
         )
         return int(found[-1])
 

@@ -21,7 +21,7 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling, Crashed
 from prefect.workers.process import ProcessWorker
-from servers import free_port, make_project
+from servers import ASK_S, free_port, make_project
 from waiting import until
 
 from flows.server import AUTOMATION, TEMPLATE, ensure_automation, ensure_pool
@@ -62,7 +62,7 @@ def run(project):
 
 def gone_and_succeeded(project, step):
     """Nothing is left of the ended run; the next one goes on at its last checkpoint."""
-    until(lambda: not project.run_processes(), "the run's processes end")
+    until(lambda: not project.run_processes(), "the run's processes end", every_s=ASK_S)
     project.current = project.start()
     assert project.begun(project.current) >= step > 0
     assert not project.leftovers()
@@ -221,16 +221,6 @@ def test_everything_killed_at_once(project, run):
     gone_and_succeeded(project, step)
 
 
-def test_down_stops_a_running_flow_with_its_checkpoint(project, run):
-    step = project.step()
-    assert "everything is down" in project.services("down").stdout
-    assert not project.processes()
-    assert {path.suffix for path in (project.folder / ".services").iterdir()} == {".log"}
-    assert "up already" not in project.services("up").stdout
-    assert project.state(run).name == "Crashed"
-    gone_and_succeeded(project, step)
-
-
 def test_up_again_says_that_it_is_up(project, run):
     assert "it is up already" in project.services("up").stdout
     assert project.state(run).is_running()
@@ -260,7 +250,7 @@ def test_a_run_that_its_server_gave_up_stops_itself(project, run):
     step = project.step()
     with project.client as client:
         client.set_flow_run_state(run.id, Crashed(message="silent"), force=True)
-    until(lambda: not project.run_processes(), "the run's processes end")
+    until(lambda: not project.run_processes(), "the run's processes end", every_s=ASK_S)
     assert project.step() >= step > 0
     assert not project.leftovers()
     assert project.state(run).message == "silent"
@@ -324,48 +314,72 @@ def test_after_a_power_cut_the_server_marks_the_silent_run(project, run):
     gone_and_succeeded(project, step)
 
 
-def mlflow_server(project, port):
-    store = f"sqlite:///{project.folder / 'mlflow/store/mlflow.db'}"
-    command = ["mlflow", "server", "--workers", "1", "--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command, "--backend-store-uri", store],
-        cwd=project.folder,
-        env=project.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    until(lambda: project.answers(f"http://127.0.0.1:{port}/health"), "MLflow answers")
-    return psutil.Process(process.pid)
+class Elsewhere:
+    """Another MLflow server over the project's store; its address holds a password."""
+
+    def __init__(self, project):
+        self.project, self.port = project, free_port()
+        self.uri = f"http://me:{PLANTED}@127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        store = f"sqlite:///{self.project.folder / 'mlflow/store/mlflow.db'}"
+        command = ["mlflow", "server", "--workers", "1", "--port", str(self.port)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, "--backend-store-uri", store],
+            cwd=self.project.folder.parent,  # no process of the project's
+            env=self.project.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        page = f"http://127.0.0.1:{self.port}/health"
+        until(lambda: self.project.answers(page), "MLflow answers")
+        self.process = psutil.Process(process.pid)
+
+    def kill(self):
+        kill(*self.process.children(recursive=True), self.process)
 
 
-def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run):
-    completes(project, run)
-    port = free_port()
-    server = mlflow_server(project, port)
-    project.services("down")  # a run's environment is its worker's
-    up = project.services("up", MLFLOW_TRACKING_URI=f"http://me:{PLANTED}@127.0.0.1:{port}")
+@pytest.fixture(scope="module")
+def elsewhere(project):
+    """A run's environment is its worker's: `make up` must be called with this address."""
+    server = Elsewhere(project)
+    yield server
+    server.kill()
+
+
+def test_down_stops_a_running_flow_with_its_checkpoint(project, run, elsewhere):
+    step = project.step()
+    assert "everything is down" in project.services("down").stdout
+    assert not project.processes()
+    assert {path.suffix for path in (project.folder / ".services").iterdir()} == {".log"}
+    up = project.services("up", MLFLOW_TRACKING_URI=elsewhere.uri)  # for the drill after this
+    assert "up already" not in up.stdout
     assert PLANTED not in up.stdout + up.stderr
+    assert project.state(run).name == "Crashed"
+    gone_and_succeeded(project, step)
+
+
+def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run, elsewhere):
+    completes(project, run)
     (project.folder / "hold").touch()
     project.new_turn()
     settings = {"orchestrate__retries": 1, "orchestrate__retry_delay_s": 1}
     run = project.start(**settings)
     project.works()
-    kill(*server.children(recursive=True), server)
+    elsewhere.kill()
     project.release()
     message = project.ends(run, "Failed").message
-    assert f"MLflow at http://***@127.0.0.1:{port} does not answer" in message
+    assert f"MLflow at http://***@127.0.0.1:{elsewhere.port} does not answer" in message
     assert "run the flow again" in message
     until(lambda: "Retry 1/1" in project.log(run), "the last lines of its log arrive")
     log = project.log(run)
     assert "stage last: ran" in log or "stage last: restored" in log
-    server = mlflow_server(project, port)
-    try:
-        again = project.start(**settings)
-        project.ends(again, "Completed")
-        assert "stage slow: skipped" in project.log(again)
-        assert project.registered()["version"] == 1
-    finally:
-        kill(*server.children(recursive=True), server)
+    elsewhere.start()
+    again = project.start(**settings)
+    project.ends(again, "Completed")
+    assert "stage slow: skipped" in project.log(again)
+    assert project.registered()["version"] == 1
 
 
 def test_no_secret_is_left_behind(project):
