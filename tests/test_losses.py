@@ -1,45 +1,57 @@
-"""Losses against torch's cross-entropy: values and gradients."""
+"""The losses of the first steps of both stages are those on record: a change of code moves none.
 
+    PYTHONPATH=tests python tests/test_losses.py      writes fixtures/losses/*.txt anew
+
+A line a step, a column a loss, of a generated log on the CPU with one thread. Other processors add
+up in another order, so that the last digits may differ.
+"""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
 import torch
-from torch.nn import functional
+from training_runs import STAGES, both, parameters, train_both, write_project
 
-from hpgr.training.losses import full_softmax, normalised, sampled_softmax
-
-
-def problem(rows=700, num_items=50, dim=8):
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(rows, dim, generator=generator, requires_grad=True)
-    items = torch.randn(num_items, dim, generator=generator, requires_grad=True)
-    return states, items, torch.randint(2, num_items, (rows,), generator=generator)
+RECORDED = Path(__file__).parent / "fixtures/losses"
+STEPS = 30
+NETWORKS = {"hpgr": STAGES, "hstu": ("finetune",)}  # and the stages that are its own
 
 
-def test_full_softmax_equals_torch_without_the_reserved_items():
-    states, items, target = problem()
-    upstream = torch.tensor(1.7)
-    ours = full_softmax(*normalised(states, items, 0.05), target, first_item=2)
-    got = torch.autograd.grad(ours, (states, items), upstream)
-    unit_states, unit_items = (functional.normalize(x, dim=-1) for x in (states, items))
-    logits = unit_states @ unit_items.T / 0.05
-    theirs = functional.cross_entropy(logits[:, 2:], target - 2)
-    want = torch.autograd.grad(theirs, (states, items), upstream)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, rtol=1e-3, atol=1e-6)
+def losses(network, folder):
+    """By stage, the lines of its losses: a header and one line a step."""
+    write_project(folder)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    every_step = both(STEPS, "steps") | both(1, "validate_steps") | both(None, "max_minutes")
+    train_both(parameters(finetune__encoder=network, finetune__patience=STEPS, **every_step))
+    found = {}
+    for stage in NETWORKS[network]:
+        with (folder / f"artifacts/{stage}/curves.csv").open() as stream:
+            rows = list(csv.DictReader(stream))
+        names = ["step", *(name for name in rows[0] if name.endswith("loss"))]
+        found[stage] = [" ".join(names), *(" ".join(row[n] for n in names) for row in rows)]
+    return found
 
 
-def test_sampled_softmax_equals_gathering_every_negative():
-    states, items, target = problem(rows=600)
-    negatives = torch.randint(2, 50, (600, 7), generator=torch.Generator().manual_seed(1))
-    negatives[0, 0] = target[0]  # an accidental hit counts for nothing
-    ours = sampled_softmax(states, items, target, negatives)
-    chosen = torch.cat([target[:, None], negatives], dim=1)
-    logits = torch.einsum("td,trd->tr", states, items[chosen])
-    hit = torch.zeros_like(chosen, dtype=torch.bool)
-    hit[:, 1:] = negatives == target[:, None]
-    logits = logits.masked_fill(hit, -torch.inf)
-    theirs = functional.cross_entropy(logits, torch.zeros(600, dtype=torch.long))
-    got = torch.autograd.grad(ours, (states, items))
-    want = torch.autograd.grad(theirs, (states, items))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, rtol=1e-3, atol=1e-6)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_first_losses_are_those_on_record(network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage, (header, *lines) in losses(network, tmp_path).items():
+        recorded = (RECORDED / f"{network}-{stage}.txt").read_text().splitlines()
+        assert header == recorded[0] and len(lines) == len(recorded) - 1 == STEPS
+        for line, expected in zip(lines, recorded[1:], strict=True):
+            assert [*map(float, line.split())] == pytest.approx(
+                [*map(float, expected.split())], rel=1e-3
+            )
+
+
+if __name__ == "__main__":
+    from tempfile import TemporaryDirectory
+
+    RECORDED.mkdir(parents=True, exist_ok=True)
+    for name in NETWORKS:
+        with TemporaryDirectory() as folder:
+            for stage, lines in losses(name, Path(folder)).items():
+                (RECORDED / f"{name}-{stage}.txt").write_text("\n".join(lines) + "\n")
