@@ -131,6 +131,7 @@ def difference_bars(table: pd.DataFrame, metrics: list[str]) -> Figure:
         ax.axvline(0, color=INK, linewidth=1)
         ax.set_yticks(range(len(part)), [label(m) for m in part["against"]])
         ax.set_ylim(-0.6, len(part) - 0.4)
+        ax.locator_params(axis="x", nbins=5)  # more labels than these run into each other
         ax.set_title(f"{metric_label(metric)}, difference", fontsize=10, color=INK)
         if ax is not axes[0]:
             ax.set_yticklabels([])
