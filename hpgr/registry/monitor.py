@@ -258,7 +258,7 @@ def _page(
     past: History,
     now: datetime,
 ) -> str:
-    from hpgr.registry import monitor_figures as figures  # matplotlib: half a second of each start
+    from hpgr.registry import monitor_figures as figures  # loads matplotlib, slow to start
 
     shown = batches[-SHOWN_BATCHES:]
     images = {
