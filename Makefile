@@ -31,15 +31,15 @@ run: .venv/ready  ## set up, fetch the log, train, register, recommend; PROFILE=
 
 .PHONY: up
 up: .venv/ready  ## start Prefect, MLflow, recommender and worker; HPGR_PREFECT_PORT, HPGR_MLFLOW_PORT
-	python -m flows.services up
+	python -m host.services up
 
 .PHONY: down
 down: .venv/ready  ## stop them; a running flow writes its checkpoint
-	python -m flows.services down
+	python -m host.services down
 
 .PHONY: worker
 worker: .venv/ready  ## on another machine: PREFECT_API_URL=... PREFECT_API_AUTH_STRING=... make worker POOL=gpu
-	python -m flows.worker $(or $(POOL),gpu)
+	python -m host.worker $(or $(POOL),gpu)
 
 .PHONY: test
 test: .venv/ready-dev lint  ## set up, check style, types and layers, run every test

@@ -3,9 +3,9 @@
     hpgr validate && python benchmarks/drift.py NAME
 
 At random places in the second half of the validated log the next events are taken as a batch and
-compared with the newest before them, as `hpgr.data.drift.compare` does: as they are, with item ids
-exchanged at random, and with the actions' order turned round. The limits of the section `refresh`
-come from here. Reads artifacts/validated/events.parquet; writes benchmarks/results/drift-NAME.json
+compared with the newest before them, as `hpgr.intake.drift.compare` does: as they are, with item
+ids exchanged at random, and with the actions' order turned round. The limits of `refresh` come from
+here. Reads artifacts/validated/events.parquet; writes benchmarks/results/drift-NAME.json
 and prints the rows of the table in docs/refresh.md.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from hpgr.config import load_config
-from hpgr.data.drift import drift
+from hpgr.intake.drift import drift
 
 EVENTS = Path("artifacts/validated/events.parquet")
 SIZES = (10_000, 1_000, 300)

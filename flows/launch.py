@@ -26,9 +26,9 @@ from prefect.settings import (
 )
 from ruamel.yaml import YAML
 
-from flows.access import for_server, new_string
 from flows.faults import StageFailed, TransientFault
-from flows.server import end_orphans, ensure_automation, own_database, wait_for_server
+from host.access import for_server, new_string
+from host.prefect_server import end_orphans, ensure_automation, own_database, wait_for_server
 from hpgr.config import ConfigError
 from hpgr.folder import require_folder, require_repository
 from hpgr.masking import install as mask_output
@@ -65,7 +65,7 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
             if PREFECT_API_URL.value():
                 wait_for_server(SERVER_DEADLINE_S)
             else:
-                from flows.temporary import use_own_server  # takes Prefect's server along
+                from host.temporary_server import use_own_server  # takes Prefect's server along
 
                 end_orphans()
                 use_own_server()

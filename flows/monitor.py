@@ -20,7 +20,7 @@ from prefect.events import emit_event
 from flows.launch import launch
 from flows.pages import artifact_address
 from hpgr.config import load_config
-from hpgr.registry import monitor as monitoring
+from hpgr.monitoring import thresholds as monitoring
 
 BREACHED = "hpgr.threshold.breached"
 

@@ -5,9 +5,7 @@ Reads the artifacts and the registry's addresses. Writes Prefect artifacts.
 
 from __future__ import annotations
 
-import os
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect import task
 from prefect.artifacts import (
@@ -18,25 +16,14 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from hpgr.registry.faults import answered
 from hpgr.registry.judge import as_markdown
-from hpgr.registry.stages import STAGES
+from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.summary import markdown_tables
 from hpgr.registry.summary import verdict as on_validation
-from hpgr.registry.tracking import connect, tracking_uri
+from hpgr.registry.tracking import CLASSIC, connect, mlflow_address
+from hpgr.workspace import STAGES
 
 EVALUATION = STAGES["evaluate"].output
-CLASSIC = "?workflowType=machine_learning"  # MLflow shows its pages for language models otherwise
-EXPERIMENTS = f"#/experiments{CLASSIC}"
-
-
-def mlflow_address() -> str:
-    """Where MLflow's pages are: the tracking server, or that of `make up` over the own store."""
-    parts = urlsplit(tracking_uri())
-    if parts.scheme not in ("http", "https"):
-        return f"http://127.0.0.1:{os.environ.get('HPGR_MLFLOW_PORT', '5000')}"
-    place = parts.netloc.rpartition("@")[2]  # a page shows no password
-    return f"{parts.scheme}://{place}{parts.path}".rstrip("/")
 
 
 @answered()

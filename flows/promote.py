@@ -21,7 +21,7 @@ from flows.faults import retry_options
 from flows.launch import launch
 from flows.pages import publish_verdict
 from hpgr.config import load_config
-from hpgr.registry import promote as moves
+from hpgr.registry import moves
 from hpgr.registry.gate import ACCEPTED
 from hpgr.registry.judge import judge
 

@@ -21,10 +21,10 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
+from flows.cancellation import recallable
 from flows.faults import retry_options
 from flows.launch import launch
-from flows.params import given_path, with_params
-from flows.recall import recallable
+from flows.overrides import given_path, with_params
 from hpgr.config import Config
 from hpgr.serving.batch import Done, recommend_all
 

@@ -5,7 +5,7 @@
 PATH is a file or folder in the format of the log (docs/refresh.md). A batch that breaks a limit is
 refused: the run fails with every reason, and the log stays as it is. One that is in the log already
 changes nothing; what an interruption left undone after it is done. Reads PATH and the registry.
-Writes data/, data.dvc, base/, artifacts/, params.yaml (flows/params.py) and the MLflow store.
+Writes data/, data.dvc, base/, artifacts/, params.yaml (flows/overrides.py) and the MLflow store.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.cancellation import recallable
+from flows.dvc_stages import check_data, pin_data, reproduce
 from flows.faults import StageFailed, retry_options
 from flows.launch import add_overrides, launch, read_overrides
 from flows.monitor import watch
-from flows.params import given_path, set_params, with_params
-from flows.recall import recallable
-from flows.stages import check_data, pin_data, reproduce
+from flows.overrides import given_path, set_params, with_params
 from flows.train import pipeline
 from hpgr.config import Config, load_config
-from hpgr.data import ledger
-from hpgr.data.incoming import Verdict, examine
-from hpgr.data.validate import REJECTED
+from hpgr.intake import acceptance as ledger
+from hpgr.intake.incoming import Verdict, examine
+from hpgr.intake.validate import REJECTED
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION, aliases
 from hpgr.runtime import UserError, sole_run
@@ -203,7 +203,7 @@ def place(verdict: Verdict) -> None:
 @task(name="base", task_run_name="base", cache_policy=NO_CACHE)
 def start_from_champion() -> None:
     """Put the champion where training starts from: its vectors are kept."""
-    from hpgr.registry.base import fill_base
+    from hpgr.registry.fill_base import fill_base
 
     base = fill_base(load_config())
     get_run_logger().info("training starts from %s version %s", base["name"], base["version"])

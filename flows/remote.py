@@ -23,12 +23,12 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.deployments import run_deployment
 from prefect.states import Cancelled, Cancelling
 
-from flows.checkpoints import kept_in_remote
+from flows.cancellation import recallable
+from flows.dvc_stages import DATA, dvc_output, is_current, run_stage, upstream
 from flows.faults import StageFailed, retry_options
-from flows.recall import recallable
-from flows.stages import DATA, dvc_output, is_current, run_stage, upstream
+from flows.remote_checkpoints import kept_in_remote
 from hpgr.config import PARAMS_FILE, load_config
-from hpgr.data.base import BASE, is_filled
+from hpgr.data.base_folder import BASE, is_filled
 from hpgr.runtime import read_json, sole_run, write_text
 
 CARRIED = (str(PARAMS_FILE), DATA, "dvc.lock")  # what differs between runs of one commit
@@ -107,7 +107,7 @@ def _take_base(version: int | None) -> None:
     """Have the same model below base/ as the clone that asks; from the registry that both use."""
     if version == _base_version():
         return
-    from hpgr.registry.base import clear_base, fill_base
+    from hpgr.registry.fill_base import clear_base, fill_base
 
     if version is None:
         clear_base()

@@ -3,7 +3,7 @@
     python -m flows.train [--profile full] [--set section.key=value ...]    without a server
     prefect deployment run 'train/local' --param profile=full               with server and worker
 
-Reads params.yaml and data/. Writes params.yaml (flows/params.py), artifacts/ and the MLflow store.
+Reads params.yaml and data/. Writes params.yaml (flows/overrides.py), artifacts/ and MLflow's store.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.cancellation import recallable
+from flows.dvc_stages import bring_log, check_data, reproduce, stage_order
 from flows.faults import TransientFault, is_transient, retry_options
 from flows.launch import add_overrides, launch, read_overrides
 from flows.monitor import watch
+from flows.overrides import set_params
 from flows.pages import publish
-from flows.params import set_params
 from flows.promote import judge_and_promote
-from flows.recall import recallable
-from flows.stages import bring_log, check_data, reproduce, stage_order
 from hpgr.config import PARAMS_FILE, load_config
-from hpgr.registry.base import clear_base
+from hpgr.registry.fill_base import clear_base
 from hpgr.registry.register import register
 from hpgr.registry.tracking import public_uri
 from hpgr.runtime import sole_run

@@ -27,14 +27,14 @@ import yaml
 from hpgr.config import ConfigError, load_config, overridden
 from hpgr.failure import explained
 from hpgr.folder import require_folder
-from hpgr.launch import launched
 from hpgr.loopback import spare_loopback
 from hpgr.masking import install as mask_output
-from hpgr.params import read_params
+from hpgr.params_file import read_params
 from hpgr.registry.resources import recorded
-from hpgr.registry.stages import NEEDS_MODEL, STAGES
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
 from hpgr.terminal import printable
+from hpgr.torchrun import launched
+from hpgr.workspace import NEEDS_MODEL, STAGES
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -156,7 +156,7 @@ def promote(
     ] = False,
 ) -> None:
     """Make a version the champion, or go back to the one before."""
-    from hpgr.registry import promote as moves
+    from hpgr.registry import moves
 
     cfg = load_config()
     print(printable(moves.told(moves.move(cfg, version, why=why, back=roll_back, force=force))))
@@ -189,7 +189,7 @@ def base(
     clear: Annotated[bool, typer.Option("--clear", help="train from nothing")] = False,
 ) -> None:
     """Have training start from a registered model, or from nothing."""
-    from hpgr.registry.base import clear_base, fill_base
+    from hpgr.registry.fill_base import clear_base, fill_base
 
     if clear and version is not None:
         raise UserError(f"say either a version ({version}) or --clear")
@@ -203,7 +203,7 @@ def base(
 @app.command(rich_help_panel="Registry")
 def monitor() -> None:
     """Judge data and champion by the thresholds; a breach is told and no failure."""
-    from hpgr.registry import monitor
+    from hpgr.monitoring import thresholds as monitor
 
     print(printable(monitor.told(monitor.monitor(load_config()))))
 
@@ -219,7 +219,7 @@ def fetch(
     ),
 ) -> None:
     """Download a public log, checksums checked, into data/NAME."""
-    from hpgr.data.sources import DATASETS, fetch
+    from hpgr.intake.sources import DATASETS, fetch
 
     if name is None:
         path = load_config().data.path
@@ -237,7 +237,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Say what is wrong with a log, line by line, before anything runs."""
-    from hpgr.data.doctor import Problem, doctor
+    from hpgr.intake.doctor import Problem, doctor
 
     cfg, outlook = load_config(), list[Problem]()
     problems = doctor(path or cfg.data.path, cfg, outlook)
@@ -254,7 +254,7 @@ def doctor(
 @app.command()
 def incoming(path: Annotated[Path, typer.Argument(help="file or folder of new events")]) -> None:
     """Say whether a batch of new events would be taken in; nothing is written."""
-    from hpgr.data.incoming import examine
+    from hpgr.intake.incoming import examine
 
     verdict = examine(load_config(), path, evidence=False)
     if verdict.taken:

@@ -22,7 +22,7 @@ from pydantic import (
 
 from hpgr.config_messages import described, fields_of
 from hpgr.config_rules import impossible
-from hpgr.params import PARAMS_FILE, ConfigError, Switch, meant, read_params
+from hpgr.params_file import PARAMS_FILE, ConfigError, Switch, meant, read_params
 from hpgr.paths import inside_folder, inside_project
 
 ProjectPath = Annotated[Path, AfterValidator(inside_project)]

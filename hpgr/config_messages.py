@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hpgr.params import meant
+from hpgr.params_file import meant
 
 COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
 # Type of a pydantic error, and what its limits are called in `ctx`, to what was expected.

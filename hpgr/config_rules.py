@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hpgr.params import meant
+from hpgr.params_file import meant
 
 if TYPE_CHECKING:
     from hpgr.config import Config, Evaluate, Model

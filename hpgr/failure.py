@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpgr.params import ConfigError
+from hpgr.params_file import ConfigError
 from hpgr.runtime import DamagedFile, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

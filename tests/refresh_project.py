@@ -24,9 +24,10 @@ DVC = (sys.executable, "-m", "dvc")
 DRIVER = """
 import json, shutil, sys
 from pathlib import Path
-from flows import refresh, stages
-from hpgr.data import ledger
-from hpgr.data.base import BASE
+from flows import refresh
+from flows import dvc_stages as stages
+from hpgr.intake import acceptance as ledger
+from hpgr.data.base_folder import BASE
 from hpgr.runtime import write_json
 
 def fill_base():
@@ -58,7 +59,7 @@ Path("outcomes.json").write_text(json.dumps(outcomes))
 
 def make_project(folder: Path, changes: dict[str, dict[str, Any]]) -> None:
     """Code, graph and parameters, these with `changes` by section; data and git come after."""
-    for name in ("hpgr", "flows"):
+    for name in ("hpgr", "flows", "host"):
         shutil.copytree(ROOT / name, folder / name)  # times and compiled files too
     shutil.copyfile(ROOT / "prefect.toml", folder / "prefect.toml")
     (folder / "base").mkdir()

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from hpgr.config import load_config
 from hpgr.data.log import FIRST_ITEM, TRAIN
-from hpgr.data.memory import remember
+from hpgr.data.trained_events import remember
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.scoring import build
 from hpgr.registry.resources import COLUMNS

@@ -12,9 +12,9 @@ import yaml
 
 from hpgr.config import Config, resolve
 from hpgr.data import sessionize
-from hpgr.data.base import BASE
-from hpgr.data.memory import SKETCH
+from hpgr.data.base_folder import BASE
 from hpgr.data.sessionize import SESSIONS
+from hpgr.data.trained_events import SKETCH
 from hpgr.runtime import write_json
 
 PARAMS = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))

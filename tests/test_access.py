@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.access import FILE, for_server, new_string, read_string, string_file
+from host.access import FILE, for_server, new_string, read_string, string_file
 from hpgr.runtime import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def test_a_string_is_made_for_its_owner_alone_and_stays(tmp_path):
 
 def test_all_who_make_it_at_once_have_the_same(tmp_path):
     code = (
-        "from pathlib import Path; from flows.access import read_string; print(read_string(Path()))"
+        "from pathlib import Path; from host.access import read_string; print(read_string(Path()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     makers = [

@@ -11,8 +11,8 @@ from prefect.settings import PREFECT_API_URL, Profile
 
 from flows.faults import is_transient
 from flows.launch import launch
-from flows.server import named_by, wait_for_server
-from flows.services import services
+from host.prefect_server import named_by, wait_for_server
+from host.services import services
 from hpgr.registry.addresses import check_address, split_address
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError

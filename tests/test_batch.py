@@ -23,7 +23,7 @@ from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.batch import MANIFEST, SESSIONS, recommend_all
 from hpgr.serving.champion import load_champion
-from hpgr.serving.history import of_user
+from hpgr.serving.typed_request import of_user
 
 COLUMNS = ["user_id", "rank", "item_id", "title", "score", "similarity"]
 USERS = 40

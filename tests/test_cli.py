@@ -90,7 +90,7 @@ SLOW_STAGE = """
 import os, sys, time
 from pathlib import Path
 import hpgr.cli
-from hpgr.registry.stages import STAGES, Stage
+from hpgr.workspace import STAGES, Stage
 
 class Slow:
     @staticmethod

@@ -15,12 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from own_log import START, config, good_rows, write_csv
 
-from hpgr.data import raw_file
-from hpgr.data.dialect import dialect_of
-from hpgr.data.doctor import doctor
-from hpgr.data.records import Dialect
-from hpgr.data.tables import table_chunks, table_whole
-from hpgr.data.validate import VALIDATED, validate
+from hpgr.intake import raw_file
+from hpgr.intake.dialect import dialect_of
+from hpgr.intake.doctor import doctor
+from hpgr.intake.records import Dialect
+from hpgr.intake.table_files import table_chunks, table_whole
+from hpgr.intake.validate import VALIDATED, validate
 from hpgr.runtime import UserError, read_json
 
 NAMES = ["user_id", "item_id", "timestamp"]

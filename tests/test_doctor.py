@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from own_log import START, config, good_rows, write_csv
 
-from hpgr.data.doctor import LINES_PER_KIND, Problem, doctor
+from hpgr.intake.doctor import LINES_PER_KIND, Problem, doctor
 
 
 def examine(path: Path, **data) -> list[Problem]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from own_log import PARAMS
 
 from hpgr.config import load_config
-from hpgr.data.drift import compare, drift
-from hpgr.data.screening import EVENTS_SCHEMA
+from hpgr.intake.drift import compare, drift
+from hpgr.intake.screening import EVENTS_SCHEMA
 
 LIMITS = load_config(PARAMS).refresh
 SIZE = 2000

@@ -2,8 +2,8 @@
 
 import pytest
 
+from flows.dvc_stages import failure_message
 from flows.faults import StageFailed, TransientFault, is_transient, retry_condition, retry_options
-from flows.stages import failure_message
 from hpgr.config import ConfigError, Orchestrate
 from hpgr.runtime import UserError
 

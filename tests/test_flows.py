@@ -15,12 +15,8 @@ from prefect.exceptions import TerminationSignal
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import stages
-from flows.launch import launch
-from flows.params import set_params, with_params
-from flows.refresh import refresh
-from flows.remote import stage_flow
-from flows.stages import (
+from flows import dvc_stages as stages
+from flows.dvc_stages import (
     RAN,
     RESTORED,
     SKIPPED,
@@ -31,6 +27,10 @@ from flows.stages import (
     run_stage,
     stage_order,
 )
+from flows.launch import launch
+from flows.overrides import set_params, with_params
+from flows.refresh import refresh
+from flows.remote import stage_flow
 from flows.train import train
 from hpgr.config import ConfigError, load_config
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run
@@ -129,7 +129,7 @@ def test_where_dvc_could_not_start_the_stage_its_reason_speaks(project):
 
 
 def test_a_dvc_that_says_nothing_is_no_empty_message(project, monkeypatch):
-    monkeypatch.setattr("flows.stages.DVC", (sys.executable, "-c", "import sys; sys.exit(7)"))
+    monkeypatch.setattr("flows.dvc_stages.DVC", (sys.executable, "-c", "import sys; sys.exit(7)"))
     with pytest.raises(StageFailed, match=r"^stage a-first failed: dvc ended with code 7$"):
         run_stage.fn("a-first")
 

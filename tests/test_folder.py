@@ -16,7 +16,7 @@ from prefect.settings import (
 from registry_project import make_project
 from sqlalchemy import make_url
 
-from flows.server import own_database
+from host.prefect_server import own_database
 from hpgr.folder import (
     QUOTED_SIGNS,
     SHELL_SIGNS,
@@ -89,7 +89,7 @@ def test_other_names_are_fine_for_python_and_make(folder, name):
 
 @pytest.mark.parametrize(
     "command",
-    ["hpgr.cli params", "hpgr.cli register", "flows.train", "flows.services up", "flows.worker x"],
+    ["hpgr.cli params", "hpgr.cli register", "flows.train", "host.services up", "host.worker x"],
 )
 def test_a_command_in_such_a_folder_is_one_message_and_writes_nothing(folder, command):
     here = folder("what {}")

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from own_log import config, write_csv
 
-from hpgr.data import spelling
-from hpgr.data.formats import read_raw
+from hpgr.intake import spelling
+from hpgr.intake.formats import read_raw
 from hpgr.runtime import UserError
 
 EVENTS = ["user_id", "item_id", "timestamp", "action", "session_id", "row", "line", "ragged"]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hpgr.config import Gate
-from hpgr.data.memory import Overlap
+from hpgr.data.trained_events import Overlap
 from hpgr.evaluation.contest import Change, Contest
 from hpgr.registry.gate import Past, decide
 from hpgr.runtime import UserError

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from pydantic import BaseModel
 
 from hpgr.config import PARAMS_FILE, Config
-from hpgr.registry.stages import STAGES
+from hpgr.workspace import STAGES
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -151,7 +151,7 @@ def test_the_readme_tree_lists_what_is_tracked_at_the_top():
 
 def test_nothing_is_pickled():
     for file in tracked():
-        if not (file.startswith(("hpgr/", "flows/")) and file.endswith(".py")):
+        if not (file.startswith(("hpgr/", "flows/", "host/")) and file.endswith(".py")):
             continue
         for node in ast.walk(ast.parse((ROOT / file).read_text())):
             if isinstance(node, ast.Import):
@@ -186,7 +186,7 @@ def test_a_worker_hands_its_environment_on_to_a_run_which_can_set_nothing_of_it(
     from prefect.client.schemas.objects import FlowRun
     from prefect.workers.process import ProcessJobConfiguration
 
-    from flows.server import TEMPLATE
+    from host.prefect_server import TEMPLATE
     from hpgr.runtime import TELEMETRY_OFF
 
     for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from own_log import START, config, write_csv
 
-from hpgr.data import ledger
-from hpgr.data.expectations import Expectations
-from hpgr.data.incoming import Verdict, batch_files, batch_tables, examine
-from hpgr.data.increments import digest, place
-from hpgr.data.validate import REJECTED, VALIDATED, validate
+from hpgr.intake import acceptance as ledger
+from hpgr.intake.expectations import Expectations
+from hpgr.intake.incoming import Verdict, batch_files, batch_tables, examine
+from hpgr.intake.increments import digest, place
+from hpgr.intake.validate import REJECTED, VALIDATED, validate
 from hpgr.runtime import UserError, read_json
 
 HEADER = "user_id,item_id,timestamp,stars"

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from own_log import START, config, good_rows, write_csv
 
-from hpgr.data import increments
-from hpgr.data.doctor import doctor
-from hpgr.data.formats import read_raw
-from hpgr.data.increments import FOLDER
-from hpgr.data.validate import VALIDATED, validate
+from hpgr.intake import increments
+from hpgr.intake.doctor import doctor
+from hpgr.intake.formats import read_raw
+from hpgr.intake.increments import FOLDER
+from hpgr.intake.validate import VALIDATED, validate
 from hpgr.runtime import UserError, read_json
 
 COLUMNS = ["user_id", "item_id", "timestamp", "row", "part", "line"]

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from own_log import START, config, good_rows, write_csv
 
-from hpgr.data.doctor import doctor
-from hpgr.data.expectations import Expectations
-from hpgr.data.formats import read_raw
-from hpgr.data.notes import notes_on_spelling
-from hpgr.data.validate import VALIDATED, validate
+from hpgr.intake.doctor import doctor
+from hpgr.intake.expectations import Expectations
+from hpgr.intake.formats import read_raw
+from hpgr.intake.notes import notes_on_spelling
+from hpgr.intake.validate import VALIDATED, validate
 from hpgr.runtime import UserError, read_json
 
 STRUCT = pa.array([{"a": n} for n in range(7)])

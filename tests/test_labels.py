@@ -13,7 +13,7 @@ from sample_log import PARAMS
 
 from hpgr.config import ConfigError, resolve
 from hpgr.data import labels
-from hpgr.data.doctor import doctor
+from hpgr.intake.doctor import doctor
 from hpgr.runtime import UserError
 
 RATING, WORD = "sessionize.positive_from: ", "sessionize.positive_actions: "

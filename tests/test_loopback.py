@@ -104,7 +104,7 @@ def test_a_spared_host_that_a_client_cannot_read_stops_none(entry, monkeypatch):
     assert asks_the_proxy("http://elsewhere.example")
 
 
-@pytest.mark.parametrize("module", ["flows", "hpgr.cli"])
+@pytest.mark.parametrize("module", ["flows", "host", "hpgr.cli"])
 def test_flows_and_commands_spare_this_machine(module):
     call = "try:\n hpgr.cli.main()\nexcept SystemExit: pass\n" if module == "hpgr.cli" else ""
     code = f"import os, {module}\n{call}print(os.environ['no_proxy'])"

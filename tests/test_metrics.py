@@ -10,8 +10,8 @@ from ir_measures import RR, R, nDCG
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
+from hpgr import metrics
 from hpgr.data.log import FIRST_ITEM
-from hpgr.evaluation import metrics
 
 NO_CHUNKS = {"catalogue_chunk": 10**6}
 

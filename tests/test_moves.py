@@ -8,8 +8,7 @@ from bare_registry import make_versions
 from params_text import params_text
 
 from hpgr.config import load_config
-from hpgr.registry import promote as moves
-from hpgr.registry import tracking
+from hpgr.registry import moves, tracking
 from hpgr.registry.versions import aliases
 from hpgr.runtime import UserError
 

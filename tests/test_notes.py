@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from own_log import START, config, good_rows, write_csv
 
-from hpgr.data.doctor import Problem, doctor
-from hpgr.data.expectations import Expectations
-from hpgr.data.formats import read_raw
-from hpgr.data.layouts import column_names
-from hpgr.data.notes import notes_on_rows
-from hpgr.data.staging import stage
-from hpgr.data.validate import VALIDATED, validate
+from hpgr.intake.doctor import Problem, doctor
+from hpgr.intake.expectations import Expectations
+from hpgr.intake.formats import read_raw
+from hpgr.intake.layouts import column_names
+from hpgr.intake.notes import notes_on_rows
+from hpgr.intake.staging import stage
+from hpgr.intake.validate import VALIDATED, validate
 from hpgr.runtime import UserError, read_json
 
 PLACEHOLDER = "id that may mean no "

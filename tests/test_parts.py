@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from own_log import START, config, good_rows, write_csv
 
-from hpgr.data.doctor import doctor
-from hpgr.data.expectations import Expectations
-from hpgr.data.formats import read_raw
-from hpgr.data.incoming import examine
-from hpgr.data.increments import place
-from hpgr.data.sources import fetch
-from hpgr.data.validate import VALIDATED, validate
+from hpgr.intake.doctor import doctor
+from hpgr.intake.expectations import Expectations
+from hpgr.intake.formats import read_raw
+from hpgr.intake.incoming import examine
+from hpgr.intake.increments import place
+from hpgr.intake.sources import fetch
+from hpgr.intake.validate import VALIDATED, validate
 from hpgr.runtime import UserError, read_json
 
 NAMES = ["user_id", "item_id", "timestamp"]

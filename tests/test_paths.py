@@ -7,8 +7,8 @@ import pytest
 import yaml
 from params_text import params_text
 
-import flows.params
-from flows.params import given_path, set_params
+import flows.overrides
+from flows.overrides import given_path, set_params
 from hpgr.config import ConfigError, resolve
 from hpgr.runtime import UserError
 
@@ -90,7 +90,7 @@ def test_an_override_that_leads_out_is_not_kept(folder):
 def deployed(request, monkeypatch):
     """Whether the run is one that Prefect's API started."""
     place = SimpleNamespace(id="1" if request.param else None)
-    monkeypatch.setattr(flows.params, "deployment", place)
+    monkeypatch.setattr(flows.overrides, "deployment", place)
     return request.param
 
 

@@ -10,8 +10,8 @@ import pytest
 from params_text import params_text
 from training_runs import write_project
 
-from hpgr.launch import Launch, launched
 from hpgr.runtime import UserError
+from hpgr.torchrun import Launch, launched
 
 ROOT = Path(__file__).parents[1]
 WHOLE = {

@@ -14,10 +14,9 @@ from registry_project import make_project, write_network
 
 from hpgr.config import load_config
 from hpgr.data.log import TEST, EventLog
+from hpgr.monitoring.champions import history
 from hpgr.registry import judge as judge_module
-from hpgr.registry import promote as moves
-from hpgr.registry import tracking
-from hpgr.registry.history import history
+from hpgr.registry import moves, tracking
 from hpgr.registry.judge import as_markdown, contestant, judge
 from hpgr.registry.register import register
 from hpgr.registry.trace import restore, trace

@@ -17,7 +17,7 @@ import yaml
 from refresh_project import DVC, ROOT, drive, items, make_project, reproduce, run
 
 from flows.refresh import page
-from hpgr.data.incoming import Verdict
+from hpgr.intake.incoming import Verdict
 
 START, STEP_S = 1_600_000_000, 600
 BASE, FIRST, SECOND = 2400, 400, 400  # events of the base log and of both batches

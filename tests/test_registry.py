@@ -15,11 +15,11 @@ from mlflow.exceptions import MlflowException
 from registry_project import make_project
 
 from hpgr.config import load_config
+from hpgr.monitoring.champions import history
 from hpgr.registry import lineage, tracking
 from hpgr.registry import register as registration
 from hpgr.registry.bundle import content_hashes, write_bundle
-from hpgr.registry.history import history
-from hpgr.registry.promote import promote
+from hpgr.registry.moves import promote
 from hpgr.registry.register import content_key, register
 from hpgr.registry.versions import aliases
 from hpgr.runtime import UserError, read_json, sole_writer, write_json

@@ -10,9 +10,10 @@ from evaluation_log import make_log, random_log
 from test_evaluate import CONFIG, Knowing
 
 from hpgr.data.log import TEST
-from hpgr.evaluation import examples, figures, protocols, report, tables
+from hpgr.evaluation import examples, figures, protocols, report
+from hpgr.evaluation import metric_tables as tables
+from hpgr.evaluation.metric_tables import Tables
 from hpgr.evaluation.retrieval import Outcome
-from hpgr.evaluation.tables import Tables
 
 SETTINGS = CONFIG.evaluate
 

@@ -12,8 +12,8 @@ from test_leaks import catalogue, random_histories, settings, trained_looking
 
 import hpgr.model.scoring
 from hpgr.data.log import Histories
-from hpgr.model.device import found_device
 from hpgr.model.packed import pack, place_candidates
+from hpgr.model.placement import found_device
 from hpgr.model.scoring import Scorer, build
 from hpgr.runtime import UserError
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 from training_runs import log_with_categories, parameters
 
-import hpgr.model.device
 import hpgr.model.hpgr
 import hpgr.model.hstu
+import hpgr.model.placement
 import hpgr.model.session_encoder
 import hpgr.model.tiles
 from hpgr.data.batches import TrainingWindows
 from hpgr.model.attention import tile_attention
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.device import at_a_time
 from hpgr.model.hpgr import MaskedItemModel
 from hpgr.model.packed import pack, place_candidates
+from hpgr.model.placement import at_a_time
 from hpgr.model.scoring import build
 from hpgr.model.tiles import HIDDEN, NUM_TIME_BUCKETS, build_tiles
 
@@ -128,7 +128,7 @@ def test_a_network_gives_the_same_over_segments(encoder, monkeypatch, any_waste)
 
 
 def test_a_chunk_is_bounded_by_its_bytes_beyond_the_cpu():
-    limit = hpgr.model.device.ACCELERATOR_BYTES
+    limit = hpgr.model.placement.ACCELERATOR_BYTES
     assert at_a_time(torch.device("cpu"), cpu=32, bytes_each=1) == 32
     device = torch.device("cuda")
     assert at_a_time(device, cpu=32, bytes_each=limit // 100) == 100

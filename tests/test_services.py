@@ -20,19 +20,19 @@ import pytest
 import yaml
 from prefect.client.schemas.objects import StateType, WorkerStatus
 
-from flows import services
-from flows.port import MARK, is_leftover, listeners
-from flows.processes import end, processes_with
-from flows.reaper import WORKER, reap
-from flows.server import HOME, POOLS
-from flows.worker import worker_name
-from flows.worker_lock import hold_lock, temporary_folder, tidy_up
+from host import services
+from host.port import MARK, is_leftover, listeners
+from host.prefect_server import HOME, POOLS
+from host.processes import end, processes_with
+from host.reaper import WORKER, reap
+from host.worker import worker_name
+from host.worker_lock import hold_lock, temporary_folder, tidy_up
 from hpgr.runtime import TELEMETRY_OFF, UserError
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 CONF = configparser.RawConfigParser()
-CONF.read(ROOT / "flows/services.conf")
+CONF.read(ROOT / "host/services.conf")
 PREFECT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 OURS = ("prefect", "mlflow", "recommender", "worker")
 
@@ -41,7 +41,7 @@ def command(service: str) -> list[str]:
     """The command of services.conf, without what guards the port."""
     words = shlex.split(CONF[f"program:{service}"]["command"])
     words = words[words.index("-m") + 1 :]
-    return words[2:] if words[0] == "flows.port" else words
+    return words[2:] if words[0] == "host.port" else words
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_another_mlflow_takes_the_place_of_our_own(monkeypatch):
 def test_nothing_that_is_up_is_no_error(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.services", "down"],
+        [sys.executable, "-m", "host.services", "down"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -275,7 +275,7 @@ def test_a_worker_without_a_server_says_how_to_name_one(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")}
     environment |= {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.worker", "local"],
+        [sys.executable, "-m", "host.worker", "local"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -13,8 +13,8 @@ from zipfile import ZipFile
 import httpx
 import pytest
 
-from hpgr.data import sources
-from hpgr.data.sources import Dataset, Owner, Wheel, fetch
+from hpgr.intake import sources
+from hpgr.intake.sources import Dataset, Owner, Wheel, fetch
 from hpgr.runtime import UserError
 
 CONTENT = b"1::2::5::978300760\n" * 1000

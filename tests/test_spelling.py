@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpgr.data import cells, spelling
+from hpgr.intake import cells, spelling
 
 
 def spelled(column: pa.Array) -> list[str | None]:

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from own_log import START, config, good_rows, write_csv
 
-from hpgr.data import staging
-from hpgr.data.contract import FIELDS_RULE, join_reasons, row_rules
-from hpgr.data.expectations import Expectations
-from hpgr.data.tables import table_chunks
-from hpgr.data.validate import ACCEPTED, REJECTED, VALIDATED, validate
+from hpgr.intake import staging
+from hpgr.intake.contract import FIELDS_RULE, join_reasons, row_rules
+from hpgr.intake.expectations import Expectations
+from hpgr.intake.table_files import table_chunks
+from hpgr.intake.validate import ACCEPTED, REJECTED, VALIDATED, validate
 from hpgr.runtime import UserError, read_json
 
 FUTURE = int(time.time()) + 30 * 86400

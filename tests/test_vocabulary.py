@@ -20,9 +20,9 @@ from sample_log import config, contents, keep_as_base, log_of, table_of_events, 
 from test_engine import without_spark
 
 from hpgr.data import sessionize
-from hpgr.data.base import BASE
+from hpgr.data.base_folder import BASE
 from hpgr.data.log import FIRST_ITEM, EventLog
-from hpgr.data.memory import SKETCH
+from hpgr.data.trained_events import SKETCH
 from hpgr.runtime import UserError
 
 OUT = Path("artifacts/sessions")

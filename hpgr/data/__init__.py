@@ -1,1 +1,1 @@
-"""The log: fetch, validate, cut into sessions, read in batches."""
+"""The sessionized log: sessions, vocabulary, splits, batches."""

@@ -1,7 +1,7 @@
 """Whether a sessionized log still calls everything by the ids of the base's vocabulary.
 
-Apart from `hpgr.data.base`, because this alone of what training does reads Parquet. Reads base/ and
-the tables of the sessionize stage, writes nothing.
+Apart from `hpgr.data.base_folder`, because this alone of what training does reads Parquet. Reads
+base/ and the tables of the sessionize stage, writes nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from hpgr.data.base import BASE, VOCABULARY
+from hpgr.data.base_folder import BASE, VOCABULARY
 from hpgr.runtime import UserError
 
 

@@ -22,14 +22,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpgr.config import Config, Sessionize
-from hpgr.data.base import BASE, is_filled
+from hpgr.data.base_folder import BASE, is_filled
 from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
 from hpgr.data.labels import can_rank, finding
 from hpgr.data.log import DTYPES, FIRST_ITEM, TRAIN, EventLog, Meta
-from hpgr.data.memory import remember
 from hpgr.data.ratings import labels, unread
 from hpgr.data.repeats import removes_history, repeat_share, rule
 from hpgr.data.session_statistics import Totals, gap_table, statistics, totals
+from hpgr.data.trained_events import remember
 from hpgr.data.vocabulary import grown
 from hpgr.runtime import UserError, atomic_folder, write_json
 

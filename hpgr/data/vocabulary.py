@@ -1,7 +1,7 @@
 """A vocabulary that grows: ids that the model below base/ learned stay, new ones follow.
 
 Without such a model it is the ids that sessionize gives, by first appearance. Reads the tables of
-`hpgr/data/base.py`, writes nothing.
+`hpgr/data/base_folder.py`, writes nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hpgr.data.base import BASE, VOCABULARY, is_filled
+from hpgr.data.base_folder import BASE, VOCABULARY, is_filled
 from hpgr.data.log import FIRST_ITEM
 from hpgr.runtime import UserError
 

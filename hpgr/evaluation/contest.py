@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from hpgr import metrics
 from hpgr.config import Evaluate
 from hpgr.data.log import FIRST_ITEM, TEST, EventLog, Histories
-from hpgr.evaluation import compare, metrics, protocols, ranking, retrieval
+from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.retrieval import FromNetwork, Network
 
 SERVED = "served."  # before the name of a metric of retrieval: of the order that is served

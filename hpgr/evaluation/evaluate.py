@@ -26,8 +26,7 @@ from hpgr.data.repeats import rule as rule_of
 from hpgr.evaluation import protocols, ranking, retrieval, rivals
 from hpgr.evaluation.baselines import Retriever
 from hpgr.evaluation.examples import Example, Names, examples, pick
-from hpgr.evaluation.retrieval import FromNetwork, Network, Outcome
-from hpgr.evaluation.tables import (
+from hpgr.evaluation.metric_tables import (
     WAYS,
     Tables,
     label,
@@ -36,6 +35,7 @@ from hpgr.evaluation.tables import (
     ranking_tables,
     retrieval_tables,
 )
+from hpgr.evaluation.retrieval import FromNetwork, Network, Outcome
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
 from hpgr.terminal import cell
 from hpgr.training.ending import Ending

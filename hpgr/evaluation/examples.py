@@ -15,9 +15,9 @@ import pandas as pd
 
 from hpgr.config import Evaluate
 from hpgr.data.log import EventLog, Histories
-from hpgr.evaluation.metrics import MISS, ranks_of, top_items
 from hpgr.evaluation.protocols import Queries
 from hpgr.evaluation.retrieval import Network, seen_pairs
+from hpgr.metrics import MISS, ranks_of, top_items
 
 MAX_SESSIONS, MAX_EVENTS, NEIGHBOURS = 5, 12, 1  # a card fits a screen
 

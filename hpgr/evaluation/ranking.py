@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from hpgr.config import Evaluate
 from hpgr.data.log import TRAIN, EventLog, bounded
-from hpgr.evaluation.metrics import auc, expected_calibration_error, gauc, log_loss
 from hpgr.evaluation.protocols import Candidates
 from hpgr.evaluation.retrieval import Network
+from hpgr.metrics import auc, expected_calibration_error, gauc, log_loss
 
 BLOCK = 256  # queries
 

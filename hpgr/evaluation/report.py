@@ -16,8 +16,8 @@ import pandas as pd
 
 from hpgr.evaluation import figures
 from hpgr.evaluation.examples import Example
+from hpgr.evaluation.metric_tables import Tables, label, metric_label
 from hpgr.evaluation.rivals import Standing
-from hpgr.evaluation.tables import Tables, label, metric_label
 
 PROTOCOLS = {
     "R1": (

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from hpgr.config import Evaluate
 from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog, Histories, bounded
 from hpgr.evaluation.baselines import Retriever, counting_models
-from hpgr.evaluation.metrics import ranks_of, removed_pairs, retrieval_metrics, top_items
 from hpgr.evaluation.protocols import Queries, next_item
+from hpgr.metrics import ranks_of, removed_pairs, retrieval_metrics, top_items
 
 CELLS = 1 << 22  # scores of one block, 16 MiB in float32
 MAX_BLOCK = 1024  # queries

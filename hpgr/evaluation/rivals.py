@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpgr import metrics
 from hpgr.config import Evaluate
 from hpgr.data.log import VALIDATION, EventLog
-from hpgr.evaluation import compare, metrics, protocols, ranking, retrieval
+from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.baselines import Retriever
 from hpgr.evaluation.compare import Estimate
+from hpgr.evaluation.metric_tables import label, metric_label
 from hpgr.evaluation.retrieval import FromNetwork, Network
-from hpgr.evaluation.tables import label, metric_label
 
 Values = dict[str, dict[str, float]]
 

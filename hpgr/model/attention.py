@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpgr.model.device import at_a_time
+from hpgr.model.placement import at_a_time
 from hpgr.model.precision import autocast_off, product_type
 from hpgr.model.tiles import HIDDEN, Tiles, blocks
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.data.log import FIRST_ITEM, Histories
-from hpgr.model.device import found_device
 from hpgr.model.hpgr import HPGR
 from hpgr.model.hstu import HSTU
 from hpgr.model.packed import Candidates, pack, place_candidates
+from hpgr.model.placement import found_device
 from hpgr.model.preference import PreferenceMask
 from hpgr.model.stored import WEIGHTS, build, catalogue_of, check_network, check_weights
 

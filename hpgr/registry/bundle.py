@@ -3,7 +3,7 @@
     BUNDLE/model/       model.safetensors, config.json (of the finetune stage)
     BUNDLE/items.parquet, actions.parquet, categories.parquet
                         the vocabulary: outside ids to inside ids, titles
-    BUNDLE/trained.npy  what it has trained on (`hpgr.data.memory`), for the gate and a warm start
+    BUNDLE/trained.npy  what it has trained on (`hpgr.data.trained_events`)
     BUNDLE/serving.json `Serving` below
 
 Reads `artifacts/finetune`, `artifacts/sessions` and `artifacts/evaluation/rules.json`. The registry
@@ -19,10 +19,10 @@ from typing import Any
 
 from hpgr.config import Config
 from hpgr.data.log import Meta
-from hpgr.data.memory import SKETCH
 from hpgr.data.repeats import removes_history
-from hpgr.registry.stages import STAGES
+from hpgr.data.trained_events import SKETCH
 from hpgr.runtime import UserError, read_json, sha256_file, write_json
+from hpgr.workspace import STAGES
 
 FINETUNE, SESSIONS = STAGES["finetune"].output, STAGES["sessionize"].output
 JUDGED = STAGES["evaluate"].output / "rules.json"

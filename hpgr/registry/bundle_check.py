@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpgr.data.log import FIRST_ITEM
-from hpgr.data.memory import SKETCH, read_sketch
+from hpgr.data.trained_events import SKETCH, read_sketch
 from hpgr.registry.bundle import Serving
 from hpgr.runtime import DamagedFile, UserError, check_value, read_json
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hpgr.config import Gate
-from hpgr.data.memory import Overlap
+from hpgr.data.trained_events import Overlap
 from hpgr.evaluation.contest import LOWER_IS_BETTER, Change, Contest
 from hpgr.runtime import UserError
 

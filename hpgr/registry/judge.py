@@ -24,16 +24,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpgr.config import Config
 from hpgr.data.log import TEST, UNKNOWN, EventLog
-from hpgr.data.memory import overlap, read_sketch
+from hpgr.data.trained_events import overlap, read_sketch
 from hpgr.evaluation.contest import Change, Contest, Contestant, contest
 from hpgr.evaluation.evaluate import load_network, open_log
 from hpgr.registry.bundle_check import check_bundle
-from hpgr.registry.faults import answered
 from hpgr.registry.gate import Past, Verdict, decide
-from hpgr.registry.stages import ARTIFACTS, STAGES
+from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHALLENGER, CHAMPION, aliases, bundle_of, get_version
 from hpgr.runtime import UserError, atomic_folder, sha256_file, write_text
+from hpgr.workspace import ARTIFACTS, STAGES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -16,8 +16,8 @@ import yaml
 
 from hpgr.config import PARAMS_FILE
 from hpgr.masking import masked
-from hpgr.registry.stages import STAGES
 from hpgr.runtime import read_json, sha256_file
+from hpgr.workspace import STAGES
 
 ABSENT = "absent"
 PINS = (PARAMS_FILE, Path("data.dvc"), Path("dvc.lock"))  # kept with a version's run, whole

@@ -28,15 +28,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hpgr.config import Config
 from hpgr.failure import explained
 from hpgr.registry.bundle import content_hashes, write_bundle
-from hpgr.registry.faults import answered
 from hpgr.registry.held_back import in_file
-from hpgr.registry.promote import finish_interrupted, record_registered
-from hpgr.registry.stages import ARTIFACTS, STAGES
+from hpgr.registry.mlflow_faults import answered
+from hpgr.registry.moves import finish_interrupted, record_registered
 from hpgr.registry.summary import headline, markdown_tables, verdict
 from hpgr.registry.trace import check_pins, keep
 from hpgr.registry.tracking import connect, experiment_id, failing_run, log_pipeline
 from hpgr.registry.versions import CHALLENGER, CHAMPION, alias_of, aliases
 from hpgr.runtime import UserError, read_json, sha256_file, sole_writer, write_json
+from hpgr.workspace import ARTIFACTS, STAGES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

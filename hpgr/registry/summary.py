@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from hpgr.registry.stages import STAGES
 from hpgr.runtime import UserError, read_json
+from hpgr.workspace import STAGES
 
 METRICS = STAGES["evaluate"].output / "metrics.json"
 VERDICT = STAGES["evaluate"].output / "verdict.json"

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from hpgr.config import PARAMS_FILE, Config
-from hpgr.registry.faults import answered
 from hpgr.registry.held_back import in_file
 from hpgr.registry.lineage import ABSENT, PINS
+from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import existing_store, flatten, public_registry, public_uri
 from hpgr.registry.versions import get_version
 from hpgr.registry.worktree import apply, changes, committed, head

@@ -19,23 +19,25 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from hpgr.config import Config
 from hpgr.folder import sqlite_file, sqlite_uri
 from hpgr.masking import masked
 from hpgr.registry.addresses import check_address, named_addresses
-from hpgr.registry.faults import answered
 from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
-from hpgr.registry.stages import NEEDS_MODEL, STAGES
+from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.summary import headline
 from hpgr.runtime import UserError, atomic_path, read_json, sole_writer
+from hpgr.workspace import NEEDS_MODEL, STAGES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
 STORE = Path("mlflow/store")
+CLASSIC = "?workflowType=machine_learning"  # MLflow shows its pages for language models otherwise
+EXPERIMENTS = f"#/experiments{CLASSIC}"
 DATABASE = STORE / "mlflow.db"
 PATIENCE_S = 10  # for the first answer of a server
 NO_DATABASE = ("http:", "https:", "file:", "databricks", "uc:")
@@ -353,3 +355,12 @@ def _rows(source: Path) -> Iterator[dict[str, float]]:
                 if math.isfinite(number):
                     numbers[name] = number
             yield numbers
+
+
+def mlflow_address() -> str:
+    """Where MLflow's pages are: the tracking server, or that of `make up` over the own store."""
+    parts = urlsplit(tracking_uri())
+    if parts.scheme not in ("http", "https"):
+        return f"http://127.0.0.1:{os.environ.get('HPGR_MLFLOW_PORT', '5000')}"
+    place = parts.netloc.rpartition("@")[2]  # a page shows no password
+    return f"{parts.scheme}://{place}{parts.path}".rstrip("/")

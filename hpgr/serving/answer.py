@@ -17,17 +17,17 @@ from rich.table import Table
 from hpgr.config import Config
 from hpgr.failure import explained
 from hpgr.registry.bundle import write_bundle
-from hpgr.registry.faults import answered
-from hpgr.registry.stages import ARTIFACTS
+from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.summary import headline, terminal_tables, verdict
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import alias_of
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.champion import load_champion
-from hpgr.serving.history import SESSIONS, of_user, typed
 from hpgr.serving.recommender import Answer, Driver, Recommender, load_told
 from hpgr.serving.request import Request
+from hpgr.serving.typed_request import SESSIONS, of_user, typed
 from hpgr.terminal import cell
+from hpgr.workspace import ARTIFACTS
 
 SOURCES = ("champion", "artifacts")
 SHOWN_EVENTS = 5  # newest events printed above an answer

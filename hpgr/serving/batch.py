@@ -31,15 +31,15 @@ from tqdm import tqdm
 
 from hpgr.config import Config
 from hpgr.data.log import FIRST_ITEM, PADDING, UNKNOWN, EventLog, bounded, histories
-from hpgr.data.raw_file import require_file
 from hpgr.failure import explained
-from hpgr.registry.stages import ARTIFACTS, STAGES
+from hpgr.intake.raw_file import require_file
 from hpgr.runtime import UserError, atomic_path, read_json, sha256_file, write_json
 from hpgr.serving.champion import load_champion
-from hpgr.serving.history import seconds
 from hpgr.serving.recommender import Best, Recommender
 from hpgr.serving.request import NO_ACTION
 from hpgr.serving.shown import shown
+from hpgr.serving.typed_request import seconds
+from hpgr.workspace import ARTIFACTS, STAGES
 
 OUTPUT = ARTIFACTS / "recommendations"
 SESSIONS = STAGES["sessionize"].output

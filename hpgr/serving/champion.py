@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hpgr.config import Config
 from hpgr.masking import masked
-from hpgr.registry.faults import answered, reason, told
+from hpgr.registry.mlflow_faults import answered, reason, told
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION
 from hpgr.runtime import UserError

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from hpgr.data.log import FIRST_ITEM, UNKNOWN, Histories, bounded
-from hpgr.evaluation.metrics import removed_pairs, top_items
+from hpgr.metrics import removed_pairs, top_items
 from hpgr.registry.bundle import Serving
 from hpgr.registry.bundle_check import check_bundle
 from hpgr.runtime import UserError

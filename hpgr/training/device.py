@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from hpgr.launch import Launch, launched
-from hpgr.model.device import found_device
+from hpgr.model.placement import found_device
 from hpgr.runtime import UserError
+from hpgr.torchrun import Launch, launched
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpgr.model.device import at_a_time
+from hpgr.model.placement import at_a_time
 from hpgr.model.precision import autocast_off, wide
 
 ROWS_AT_A_TIME = 512  # on a CPU

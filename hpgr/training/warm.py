@@ -1,7 +1,7 @@
 """Warm start: the weights below base/, grown to the vocabulary of the log that is trained on.
 
 Rows of what the base knows stay bit for bit; rows that it lacks are those of a fresh network.
-Buffers describe the catalogue and are the new log's. Reads: base/ (see `hpgr.data.base`).
+Buffers describe the catalogue and are the new log's. Reads: base/ (see `hpgr.data.base_folder`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpgr.data.base import BASE, MODEL, is_filled
+from hpgr.data.base_folder import BASE, MODEL, is_filled
 from hpgr.model.catalogue import Catalogue
 from hpgr.runtime import UserError, read_json
 from hpgr.training.checkpoint import load_tensors

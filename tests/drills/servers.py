@@ -1,4 +1,4 @@
-"""A small project under `flows.services up`, and what the drills ask of it.
+"""A small project under `host.services up`, and what the drills ask of it.
 
 The flows, the worker, the servers and the registration are the project's own; only dvc.yaml is
 another one, with stages of a second: `first`, `slow` (slow.py) and `last`, which puts the artifacts
@@ -29,7 +29,7 @@ from registry_project import METRICS, write_network, write_tables
 from slow import read_step
 from waiting import until
 
-from flows.access import FILE, for_server
+from host.access import FILE, for_server
 from hpgr.config import load_config
 from hpgr.runtime import TELEMETRY_OFF, write_json
 
@@ -56,7 +56,7 @@ def free_port() -> int:
 
 def write_project(folder: Path) -> None:
     """The project's code and settings, small stages, and a repository around them."""
-    for name in ("hpgr", "flows"):
+    for name in ("hpgr", "flows", "host"):
         shutil.copytree(ROOT / name, folder / name)  # times and compiled files too
     for name in FILES:
         shutil.copy(ROOT / name, folder)
@@ -130,10 +130,10 @@ class Project:
         return done
 
     def services(self, command: str, check: bool = True, **environment: str):
-        """`flows.services`, with a proxy set that does not answer: none may be asked for these."""
+        """`host.services`, with a proxy set that does not answer: none may be asked for these."""
         proxy = {"http_proxy": f"http://127.0.0.1:{free_port()}"}
         return self.call(
-            sys.executable, "-m", "flows.services", command, check=check, **proxy, **environment
+            sys.executable, "-m", "host.services", command, check=check, **proxy, **environment
         )
 
     @property

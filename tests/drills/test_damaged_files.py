@@ -177,7 +177,7 @@ def test_a_corrupted_cache_file_is_found_removed_and_made_anew(project, damage):
 
 FLOW_STAGE = """
 from prefect.logging import disable_run_logger
-from flows.stages import run_stage
+from flows.dvc_stages import run_stage
 with disable_run_logger():
     print("outcome:", run_stage.fn("sessionize"))
 """

@@ -18,9 +18,9 @@ from malformed import CASES, HEADER
 from own_log import config
 from workspace import HPGR, hpgr, no_traceback, run, write_params
 
-from hpgr.data.doctor import doctor
-from hpgr.data.expectations import Expectations
-from hpgr.data.validate import ACCEPTED, REJECTED, VALIDATED, validate
+from hpgr.intake.doctor import doctor
+from hpgr.intake.expectations import Expectations
+from hpgr.intake.validate import ACCEPTED, REJECTED, VALIDATED, validate
 from hpgr.runtime import UserError
 
 MESSAGE_LINES = 25

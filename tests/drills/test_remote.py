@@ -16,7 +16,7 @@ from servers import Project, make_project
 from slow import read_step
 from waiting import until
 
-from flows.access import new_string
+from host.access import new_string
 
 pytestmark = pytest.mark.pipeline
 GPU = {"orchestrate__remote": {"slow": "gpu"}}
@@ -71,8 +71,8 @@ def clones(tmp_path_factory):
     workers = []
     try:
         until(here.answers, "the server answers")
-        here.call(sys.executable, "-m", "flows.server", PREFECT_API_URL=here.api)
-        workers = [start(here, "flows.worker", "local"), start(there, "flows.worker", "gpu")]
+        here.call(sys.executable, "-m", "host.prefect_server", PREFECT_API_URL=here.api)
+        workers = [start(here, "host.worker", "local"), start(there, "host.worker", "gpu")]
         yield here, there
     finally:
         for process in (*workers, server):

@@ -24,7 +24,7 @@ from prefect.workers.process import ProcessWorker
 from servers import ASK_S, free_port, make_project
 from waiting import until
 
-from flows.server import AUTOMATION, TEMPLATE, ensure_automation, ensure_pool
+from host.prefect_server import AUTOMATION, TEMPLATE, ensure_automation, ensure_pool
 from hpgr.config import load_config
 
 pytestmark = pytest.mark.pipeline
@@ -136,7 +136,7 @@ def test_prefect_answers_those_who_know_its_string_alone(project):
     holders = [p for p in kept if p.is_file() and string.read_bytes() in p.read_bytes()]
     assert holders == [string]
     told = project.call(
-        sys.executable, "-m", "flows.worker", "gpu", check=False, PREFECT_API_URL=project.api
+        sys.executable, "-m", "host.worker", "gpu", check=False, PREFECT_API_URL=project.api
     )
     assert told.returncode == 2
     assert "PREFECT_API_AUTH_STRING is not set: export it as `make up` prints it" in told.stderr
@@ -233,7 +233,7 @@ def test_after_an_outage_a_run_can_still_be_cancelled(project, run):
     supervisor = project.process("supervisord")
     supervisor.suspend()
     try:
-        kill(project.process("flows.guarded:prefect"))
+        kill(project.process("host.guarded:prefect"))
         time.sleep(OUTAGE_S)
     finally:
         supervisor.resume()  # which also writes the logs
@@ -258,19 +258,19 @@ def test_a_run_that_its_server_gave_up_stops_itself(project, run):
 
 
 def test_a_killed_prefect_server_comes_back_and_the_run_goes_on(project, run):
-    kill(project.process("flows.guarded:prefect"))
+    kill(project.process("host.guarded:prefect"))
     until(project.answers, "the server is back")
     completes(project, run)
 
 
 def test_a_killed_mlflow_server_comes_back_on_its_port(project):
     page = f"http://127.0.0.1:{project.mlflow_port}/health"
-    server = project.process("flows.guarded server")
+    server = project.process("host.guarded server")
     (child,) = server.children()
     kill(server)
     assert child.is_running()  # and holds the port
     until(
-        lambda: (new := project.process("flows.guarded server")) and new.children(),
+        lambda: (new := project.process("host.guarded server")) and new.children(),
         "another starts",
     )
     assert not child.is_running()

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from servers import ROOT, free_port, make_project
 from waiting import until
 
-from flows.checkpoints import Store
+from flows.remote_checkpoints import Store
 from hpgr.config import load_config
 
 PLACES = [
@@ -211,7 +211,7 @@ def test_a_flow_goes_through_the_worker_and_the_recommender_follows(team):
 
 
 def test_checkpoints_travel_through_the_teams_store(team, tmp_path, monkeypatch):
-    """As tests/test_checkpoints.py, in S3."""
+    """As tests/test_remote_checkpoints.py, in S3."""
     from dvc_s3 import S3FileSystem
 
     for name, value in KEYS.items():

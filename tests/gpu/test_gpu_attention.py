@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hpgr.model.attention
-import hpgr.model.device
+import hpgr.model.placement
 import hpgr.model.tiles
 from hpgr.model.attention import softmax_attention, tile_attention
 from hpgr.model.tiles import NUM_TIME_BUCKETS, build_tiles
@@ -19,7 +19,7 @@ LENGTHS = [200, 1, 133, 64, 300, 77]
 @pytest.fixture(params=["one chunk", "many chunks"])
 def chunks(request, monkeypatch):
     if request.param == "many chunks":
-        monkeypatch.setattr(hpgr.model.device, "ACCELERATOR_BYTES", 1 << 18)
+        monkeypatch.setattr(hpgr.model.placement, "ACCELERATOR_BYTES", 1 << 18)
 
 
 def attended(device, dtype, *, segments, candidates):

@@ -1,0 +1,270 @@
+"""From what the models did to the tables a person reads: means, intervals, differences, slices.
+
+Long tables, one value a row, ready for `dvc plots` and for the figures. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from hpgr import metrics
+from hpgr.config import Evaluate
+from hpgr.data.log import FIRST_ITEM, EventLog
+from hpgr.evaluation import compare
+from hpgr.evaluation.protocols import Candidates, Queries
+from hpgr.evaluation.ranking import ranking_metrics
+from hpgr.evaluation.retrieval import Outcome
+
+CLASSES = ("head", "mid", "tail", "cold")
+CURVE_POINTS = 40
+# Behind the name of a protocol that was judged by the other rule for items seen before, by whether
+# they were removed.
+WAYS = {True: "seen_removed", False: "seen_kept"}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Results of one protocol; `plots` holds the long tables by name.
+
+    `protocol` is R1, R2 or K1, or has one of WAYS behind it (R1_seen_kept).
+    """
+
+    protocol: str
+    main: str  # the model that the others are compared with
+    metrics: dict[str, dict[str, float]]  # by model, in the order of the report
+    counts: dict[str, int]
+    plots: dict[str, pd.DataFrame] = field(default_factory=dict)
+    remark: str | None = None  # what a reader of the numbers must know
+
+
+def label(model: str) -> str:
+    """A model's or protocol's name as a person reads it."""
+    return model.replace("_", " ")
+
+
+def metric_label(metric: str) -> str:
+    """A metric's name as a person reads it: `hr@10` is HR@10."""
+    name, at, k = metric.partition("@")
+    known = {
+        "hr": "HR",
+        "ndcg": "NDCG",
+        "mrr": "MRR",
+        "auc": "AUC",
+        "gauc": "GAUC",
+        "log_loss": "log loss",
+        "calibration_error": "calibration error",
+        "coverage": "coverage",
+        "head_share": "head share",
+    }
+    return known.get(name, name) + at + k
+
+
+def retrieval_tables(
+    protocol: str,
+    log: EventLog,
+    queries: Queries,
+    outcomes: Mapping[str, Outcome],
+    settings: Evaluate,
+    *,
+    main: str,
+) -> Tables:
+    """Everything the report says about R1 or R2."""
+    k = settings.cutoffs[0]
+    per_query = {
+        n: metrics.retrieval_metrics(o.ranks, settings.cutoffs) for n, o in outcomes.items()
+    }
+    names = list(per_query[main])
+    values = {n: {m: float(v.mean()) for m, v in q.items()} for n, q in per_query.items()}
+    stacked = np.concatenate(
+        [np.stack(list(q.values()), axis=1) for q in per_query.values()], axis=1
+    )
+    replicates = compare.bootstrap_means(
+        queries.user,
+        stacked,
+        np.ones(len(queries)),
+        samples=settings.bootstrap_samples,
+        seed=settings.seed,
+    )
+    by_model = {
+        model: dict(zip(names, replicates[:, i * len(names) : (i + 1) * len(names)].T, strict=True))
+        for i, model in enumerate(per_query)
+    }
+    classes = compare.popularity_classes(log)
+    for model, outcome in outcomes.items():
+        values[model][f"coverage@{k}"] = metrics.coverage(outcome.top, log.meta.num_items)
+        values[model][f"head_share@{k}"] = metrics.popularity_share(outcome.top, classes == 0)
+    return Tables(
+        protocol,
+        main,
+        values,
+        counts={
+            "queries": len(queries),
+            "users": len(np.unique(queries.user)),
+            "items": log.meta.num_items - FIRST_ITEM,
+            "cold_targets": int((classes[queries.target] == 3).sum()),
+            "repeated_targets": repeated_targets(log, queries),
+        },
+        plots={
+            "intervals": _intervals(protocol, values, by_model),
+            "differences": _differences(protocol, main, values, by_model),
+            "slices": _slices(
+                protocol, compare.slices(log, queries.user, queries.row), per_query, k
+            ),
+            "hr_at_k": _curves(protocol, outcomes, max(settings.cutoffs)),
+            "popularity": _popularity(protocol, outcomes, classes, queries.target),
+        },
+    )
+
+
+def ranking_tables(
+    protocol: str,
+    candidates: Candidates,
+    probabilities: Mapping[str, np.ndarray],
+    settings: Evaluate,
+    *,
+    main: str,
+) -> Tables:
+    """Everything the report says about K1."""
+    user, label = candidates.candidate_user(), candidates.label
+    values = {n: ranking_metrics(candidates, p, settings) for n, p in probabilities.items()}
+    draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
+    scores = np.stack([p.astype(np.float64) for p in probabilities.values()], axis=1)
+    area = compare.bootstrap_auc(user, label, scores, **draw)
+    losses = np.stack([metrics.log_loss(label, p) for p in probabilities.values()], axis=1)
+    loss = compare.bootstrap_means(user, losses, np.ones(len(user)), **draw)
+    by_model = {n: {"auc": area[:, i], "log_loss": loss[:, i]} for i, n in enumerate(probabilities)}
+    groups = {n: metrics.group_auc(user, label, p) for n, p in probabilities.items()}
+    users, _, weight = groups[main]
+    if len(users):
+        per_user = np.stack([g[1] for g in groups.values()], axis=1)
+        grouped = compare.bootstrap_means(users, per_user, weight.astype(np.float64), **draw)
+        for i, model in enumerate(probabilities):
+            by_model[model]["gauc"] = grouped[:, i]
+    return Tables(
+        protocol,
+        main,
+        values,
+        counts={
+            "queries": len(candidates),
+            "candidates": len(label),
+            "users": len(np.unique(user)),
+            "users_with_both_labels": len(users),
+            "positives": int(label.sum()),
+        },
+        plots={
+            "intervals": _intervals(protocol, values, by_model),
+            "differences": _differences(protocol, main, values, by_model),
+            "calibration": _calibration(protocol, label, probabilities, settings.calibration_bins),
+        },
+    )
+
+
+def repeated_targets(log: EventLog, queries: Queries) -> int:
+    """Number of queries whose hidden item the user had met before."""
+    user, item = log.user_of_event(), np.asarray(log.item, dtype=np.int64)
+    key = user * log.meta.num_items + item
+    _, first = np.unique(key, return_index=True)
+    repeat = np.ones(len(key), dtype=bool)
+    repeat[first] = False
+    return int(repeat[queries.row].sum())
+
+
+def _intervals(
+    protocol: str,
+    values: Mapping[str, Mapping[str, float]],
+    replicates: Mapping[str, Mapping[str, np.ndarray]],
+) -> pd.DataFrame:
+    rows = []
+    for model, by_metric in replicates.items():
+        for metric, sample in by_metric.items():
+            found = compare.estimate(values[model][metric], sample)
+            rows.append((protocol, model, metric, found.value, found.low, found.high))
+    return pd.DataFrame(rows, columns=["protocol", "model", "metric", "value", "low", "high"])
+
+
+def _differences(
+    protocol: str,
+    main: str,
+    values: Mapping[str, Mapping[str, float]],
+    replicates: Mapping[str, Mapping[str, np.ndarray]],
+) -> pd.DataFrame:
+    rows = []
+    for other in replicates:
+        for metric in replicates[main] if other != main else ():
+            found = compare.estimate(
+                values[main][metric] - values[other][metric],
+                replicates[main][metric] - replicates[other][metric],
+            )
+            rows.append(
+                (protocol, main, other, metric, found.value, found.low, found.high, found.p)
+            )
+    columns = ["protocol", "model", "against", "metric", "difference", "low", "high", "p"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _slices(
+    protocol: str,
+    masks: Mapping[str, np.ndarray],
+    per_query: Mapping[str, Mapping[str, np.ndarray]],
+    k: int,
+) -> pd.DataFrame:
+    rows = []
+    for name, mask in masks.items():
+        for model, by_metric in per_query.items() if mask.any() else ():
+            hit, gain = (float(by_metric[m][mask].mean()) for m in (f"hr@{k}", f"ndcg@{k}"))
+            rows.append((protocol, name, int(mask.sum()), model, hit, gain))
+    columns = ["protocol", "slice", "queries", "model", f"hr@{k}", f"ndcg@{k}"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _curves(protocol: str, outcomes: Mapping[str, Outcome], deepest: int) -> pd.DataFrame:
+    cutoffs = np.unique(np.geomspace(1, deepest, CURVE_POINTS).round().astype(int))
+    return pd.DataFrame(
+        [
+            (protocol, model, int(k), float((outcome.ranks <= k).mean()))
+            for model, outcome in outcomes.items()
+            for k in cutoffs
+        ],
+        columns=["protocol", "model", "k", "hr"],
+    )
+
+
+def _popularity(
+    protocol: str, outcomes: Mapping[str, Outcome], classes: np.ndarray, target: np.ndarray
+) -> pd.DataFrame:
+    """Shares of the recommended places by popularity class; `hidden items` is what users took."""
+    shown: dict[str, np.ndarray] = {"hidden items": target[target >= FIRST_ITEM]}
+    shown |= {model: o.top[o.top >= FIRST_ITEM] for model, o in outcomes.items()}
+    return pd.DataFrame(
+        [
+            (protocol, model, name, float((classes[items] == i).mean()) if len(items) else 0.0)
+            for model, items in shown.items()
+            for i, name in enumerate(CLASSES)
+        ],
+        columns=["protocol", "model", "popularity", "share"],
+    )
+
+
+def _calibration(
+    protocol: str, label: np.ndarray, probabilities: Mapping[str, np.ndarray], bins: int
+) -> pd.DataFrame:
+    rows = [
+        (protocol, model, float(p), float(o), int(n))
+        for model, probability in probabilities.items()
+        for p, o, n in zip(*metrics.calibration(label, probability, bins), strict=True)
+    ]
+    columns = ["protocol", "model", "predicted", "observed", "candidates"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def merged(tables: Sequence[Tables]) -> dict[str, pd.DataFrame]:
+    """The long tables of several protocols, one under the other, by name."""
+    names = dict.fromkeys(name for table in tables for name in table.plots)
+    return {
+        name: pd.concat([t.plots[name] for t in tables if name in t.plots], ignore_index=True)
+        for name in names
+    }

@@ -1,0 +1,320 @@
+"""A batch of new events, checked before it becomes part of the log.
+
+    hpgr incoming PATH      check only, nothing is written
+
+The batch alone must keep the contract, row by row, as the whole log does in the validate stage; and
+it is compared with the newest events of the log: volume, drift of items and actions, unknown items,
+newest event; and with the batch accepted last: rows. Reads the batch, `artifacts/accepted/` and
+`artifacts/validated/`, which must be of the log as it stands.
+Writes the evidence against a refused batch to `artifacts/rejected/` where it is asked to.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from hpgr.config import Config, Data, Refresh
+from hpgr.intake.acceptance import last_accepted
+from hpgr.intake.contract import ITEM, Rule, batch_rules
+from hpgr.intake.drift import compare
+from hpgr.intake.expectations import Expectations, failures
+from hpgr.intake.formats import RawLog, read_parts
+from hpgr.intake.increments import digest, find, increments
+from hpgr.intake.layouts import Format, Part, column_names, format_of
+from hpgr.intake.notes import notes_on_log
+from hpgr.intake.raw_file import PARQUET, holds_parts, parts_of, require_file, require_path
+from hpgr.intake.screening import Counts, bad_rows, breach, check_rows, check_tables, publish
+from hpgr.intake.staging import copies, mend_ids, repeated_from, stage
+from hpgr.intake.validate import REJECTED, VALIDATED
+from hpgr.intake.validation_summary import facts_of, hashes, summary_of, write_reports
+from hpgr.runtime import UserError, read_json, sha256_file
+
+logger = logging.getLogger(__name__)
+# Of the rules that the log as a whole keeps, those that fit a batch as well.
+ALONE = ("rows_accepted", "quarantined_share", "days_old")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one batch.
+
+    `batch` names it by content, `files` are its files by the names they get in the log, `record`
+    is its entry for artifacts/accepted/batches.json, `reasons` are why it is refused, `bad_rows`
+    what is wrong with its rows, and `taken` is the increment that it already is.
+    """
+
+    batch: str
+    files: Mapping[str, Path]
+    record: dict[str, Any]
+    reasons: tuple[str, ...]
+    bad_rows: tuple[str, ...]
+    taken: Path | None
+
+    def refusal(self) -> str:
+        """One message with every limit that it breaks."""
+        lines = [f"{self.record['source']} is refused, the log stays as it is:"]
+        lines += [f"  {reason}" for reason in self.reasons]
+        return "\n".join([*lines, *self.bad_rows])
+
+    def figures(self) -> str:
+        """What it holds and how it differs from the log, in one line."""
+        record = self.record
+        parts = [f"{record['rows']:,} rows", f"{record['quarantined_share']:.2%} quarantined"]
+        for key, label in (
+            ("duplicates", "exact duplicates"),
+            ("repeated", "in the log already"),
+            ("late", "older than its end"),
+        ):
+            if record[key]:
+                parts.append(f"{record[key]:,} {label}")
+        for key in ("item_drift", "action_drift", "unknown_items"):
+            if record[key] is not None:
+                parts.append(f"{key.replace('_', ' ')} {record[key]:.3f}")
+        return f"{record['source']}: {', '.join(parts)}"
+
+
+def batch_tables(data: Data, source: Path) -> dict[str, Path]:
+    """The tables of the batch at `source`, by the names that the log's own have.
+
+    A batch is a file of events, a folder of parts of events, or a folder that holds tables under
+    the names of the log's; each of these is a file or a folder of parts.
+
+    Raises:
+        UserError: nothing that can be read is there, it lies inside the log, or a table is none of
+            the format's.
+    """
+    layout = format_of(data)
+    require_path(source, "give the file or folder of new events")
+    if source.resolve().is_relative_to(data.path.parent.resolve()):
+        raise UserError(
+            f"{source} lies in {data.path.parent}, which data.dvc pins: move it elsewhere; what "
+            "is accepted is copied"
+        )
+    own = data.path / layout.events
+    if source.is_file() or (data.format == "table" and _is_parts(source, own)):
+        like = parts_of(own)[0] if own.exists() else own
+        if (parts_of(source)[0].suffix in PARQUET) != (like.suffix in PARQUET):
+            raise UserError(f"{source}: expected the format of {own}, the log's events")
+        return {layout.events: source}
+    found = {path.name: path for path in source.iterdir() if not path.name.startswith((".", "_"))}
+    expected = f"expected {layout.events}" + "".join(
+        f", if need be {name}" for name in layout.names[1:]
+    )
+    if strange := sorted(found.keys() - set(layout.names)):
+        raise UserError(f"{source} holds {', '.join(strange)}: {expected}, and nothing else")
+    if layout.events not in found:
+        raise UserError(f"{source} holds no events: {expected}")
+    for path in found.values():
+        (require_path if data.format == "table" else require_file)(path, "correct the path")
+    return found
+
+
+def _is_parts(source: Path, own: Path) -> bool:
+    """Whether the folder `source` is one of parts of events, as the log's `own` may be one."""
+    return holds_parts(source) or (own.is_dir() and not (source / own.name).exists())
+
+
+def batch_files(data: Data, tables: Mapping[str, Path]) -> dict[str, Path]:
+    """The data files of a batch's `tables` by the names that they get in the log."""
+    files: dict[str, Path] = {}
+    for name, table in tables.items():
+        if table.is_dir():
+            files |= {f"{name}/{p.relative_to(table).as_posix()}": p for p in parts_of(table)}
+        elif (data.path / name).is_dir():  # the suffix says what a part is
+            files[f"{name}/{table.name}"] = table
+        else:
+            files[name] = table
+    return files
+
+
+def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
+    """Check the batch at `source` against the contract and against the log.
+
+    Args:
+        cfg: the limits are those of `validate` and `refresh`.
+        source: a file of events, or a folder with the format's file names.
+        evidence: write quarantine and report of a refused batch to artifacts/rejected/.
+
+    Raises:
+        UserError: the batch cannot be read, or artifacts/validated/ is not of the log as it stands.
+    """
+    received = datetime.now(UTC).isoformat(timespec="seconds")
+    tables = batch_tables(cfg.data, source)
+    files = batch_files(cfg.data, tables)
+    content = digest(files)
+    record: dict[str, Any] = {"batch": content, "source": str(source), "received_at": received}
+    if taken := find(cfg.data.path, content):
+        return Verdict(content, files, record, (), (), taken)
+    layout, log = format_of(cfg.data), _validated_log(cfg.data)
+    raw = read_parts(layout, [_part(layout, tables)], cfg.validate_.chunk_rows)
+    expectations = Expectations()
+    REJECTED.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".incoming.", dir=REJECTED.parent) as scratch:
+        out, staged = Path(scratch) / "out", Path(scratch) / "staged.parquet"
+        out.mkdir()
+        stage(raw.events, staged)
+        known = _known_items(layout, raw)
+        items_file = None if layout.items is None else Path(layout.items)
+        mended = mend_ids(staged, [raw.parts[0].events])
+        check_tables(raw, expectations)
+        counts = check_rows(
+            cfg.validate_,
+            staged,
+            (copies(staged)[0], repeated_from(staged, VALIDATED / "events.parquet")),
+            files=[str(path) for path in raw.sources],
+            items=known,
+            items_file=items_file,
+            expectations=expectations,
+            out=out,
+        )
+        notes = notes_on_log(raw, staged, column_names(cfg.data), mended, counts, known, items_file)
+        figures = compare(out / "events.parquet", VALIDATED / "events.parquet", cfg.refresh)
+        _check_batch(cfg, counts, figures, log, expectations)
+        broken = failures(expectations, rows="events")
+        if broken and evidence:
+            facts = facts_of(out / "events.parquet")
+            names = {path: name for name, path in files.items()}
+            inputs = {names[path]: sha256_file(path) for path in raw.files}
+            dialects = dict(zip(inputs, map(str, raw.dialects), strict=True))
+            summary = {
+                **figures,
+                **summary_of(source, cfg.data.format, inputs, dialects, counts, facts),
+                "notes": [str(note) for note in notes],
+                "last_accepted": None,
+            }
+            write_reports(out, summary, counts, facts, expectations, broken)
+            publish(out, REJECTED, keep_tables=False)
+    for note in notes:
+        logger.warning("%s", note)
+    reasons = tuple(breach(tally) for tally in broken)
+    record |= {
+        "accepted": not broken,
+        "reasons": list(reasons),
+        "rows": counts.rows,
+        "quarantined_share": counts.quarantined_share,
+        "repeated": counts.repeated,
+        "duplicates": counts.duplicates,
+        **figures,
+    }
+    bad = bad_rows(counts, expectations.tallies["events"])
+    return Verdict(content, files, record, reasons, tuple(bad), None)
+
+
+def _part(layout: Format, tables: Mapping[str, Path]) -> Part:
+    items, users = (tables.get(name) if name else None for name in (layout.items, layout.users))
+    return Part(tables[layout.events], items, users)
+
+
+def _validated_log(data: Data) -> dict[str, Any]:
+    """What the validate stage said of the log, once that is known to be the log as it stands."""
+    path = VALIDATED / "summary.json"
+    summary = read_json(path) if path.is_file() else {}
+    layout = format_of(data)
+    parts = [layout.part(folder) for folder in (data.path, *increments(data.path))]
+    files = [file for part in parts for file in part.files if file.is_file()]
+    if summary.get("inputs") != hashes(files, data.path):
+        state = "is of another state of the log" if summary else "is not there"
+        raise UserError(
+            f"{path} {state}: a batch is compared with the validated log; run "
+            "`dvc repro validate` first"
+        )
+    return summary
+
+
+def _known_items(layout: Format, raw: RawLog) -> pd.DataFrame | None:
+    """Items of the log's table and of the batch's own; None where the log has no such table."""
+    if layout.items is None:
+        return None
+    known = pq.read_table(VALIDATED / "items.parquet", columns=[ITEM]).to_pandas()
+    return known if raw.items is None else pd.concat([known, raw.items[[ITEM]]])
+
+
+def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
+    """What a batch must keep beside the log; the columns are made by `_check_batch`."""
+    most = limits.max_volume_change
+    between = "expect_column_values_to_be_between"
+    return (
+        Rule(
+            name="rows against the batch accepted last",
+            column="rows_factor",
+            expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
+            cure="look for a file that was cut off or written twice, or raise the limit",
+            check=between,
+            arguments={"column": "rows_factor", "min_value": 1 / most, "max_value": most},
+        ),
+        Rule(
+            name="events a day against the newest of the log",
+            column="volume_factor",
+            expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
+            cure="look for a lost or doubled part of the batch, or raise the limit",
+            check=between,
+            arguments={"column": "volume_factor", "min_value": 1 / most, "max_value": most},
+        ),
+        Rule(
+            name="drift of the items",
+            column="item_drift",
+            expected=f"at most {limits.max_item_drift} (refresh.max_item_drift)",
+            cure="look for ids of another catalogue or in the wrong column, or raise the limit",
+            check=between,
+            arguments={"column": "item_drift", "max_value": limits.max_item_drift},
+        ),
+        Rule(
+            name="drift of the actions",
+            column="action_drift",
+            expected=f"at most {limits.max_action_drift} (refresh.max_action_drift)",
+            cure="look for another scale of ratings or other words, or raise the limit",
+            check=between,
+            arguments={"column": "action_drift", "max_value": limits.max_action_drift},
+        ),
+        Rule(
+            name="share of events with items that the log does not have",
+            column="unknown_items",
+            expected=f"at most {limits.max_unknown_items} (refresh.max_unknown_items)",
+            cure="look for ids of another catalogue, or raise the limit",
+            check=between,
+            arguments={"column": "unknown_items", "max_value": limits.max_unknown_items},
+        ),
+        Rule(
+            name="seconds from the batch's newest event to the log's",
+            column="seconds_behind",
+            expected="at most 0: the batch ends no earlier than the log",
+            cure="look for an old batch; what the log lacks of it can only come with newer events",
+            check=between,
+            arguments={"column": "seconds_behind", "max_value": 0},
+        ),
+    )
+
+
+def _check_batch(
+    cfg: Config,
+    counts: Counts,
+    figures: Mapping[str, Any],
+    log: Mapping[str, Any],
+    expectations: Expectations,
+) -> None:
+    now = datetime.now(UTC).timestamp()
+    last, before = figures["last_timestamp"], figures["events_per_day_before"]
+    before_rows = (last_accepted() or {}).get("rows")
+    facts = {
+        "rows_accepted": counts.accepted,
+        "quarantined_share": counts.quarantined_share,
+        "days_old": None if last is None else (now - last) / 86400,
+        "rows_factor": None if before_rows is None else counts.rows / before_rows,
+        "volume_factor": None if last is None else figures["events_per_day"] / before,
+        "item_drift": figures["item_drift"],
+        "action_drift": figures["action_drift"],
+        "unknown_items": figures["unknown_items"],
+        "seconds_behind": None if last is None else log["last_timestamp"] - last,
+    }
+    alone = [rule for rule in batch_rules(cfg.validate_) if rule.column in ALONE]
+    expectations.add("batch", (*alone, *refresh_rules(cfg.refresh)))
+    expectations.check("batch", pd.DataFrame([facts]).astype("float64"))

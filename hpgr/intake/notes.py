@@ -1,0 +1,175 @@
+"""What is worth knowing of a log that is read all the same: notes on its ids, actions and copies.
+
+Reads the staged rows (`staging.py`), in DuckDB. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from hpgr.config import Sessionize
+from hpgr.data.ratings import unread
+from hpgr.intake.contract import ACTION, ITEM, SESSION, UNKNOWN_ITEM, USER
+from hpgr.intake.formats import RawLog
+from hpgr.intake.problems import Problem, note
+from hpgr.intake.screening import Counts
+from hpgr.intake.spelling import plain_words
+from hpgr.intake.staging import open_duckdb
+
+# Words that may be an id and may say that there is none; letters' case does not matter.
+PLACEHOLDERS = (
+    *("na", "n/a", "#na", "nil", "none", "null", "(null)", "(none)", "nan", "-", "--", "?", "."),
+    *("unknown", "undefined", "missing", "empty", "(blank)", "not set", "(not set)", "no value"),
+    *("not available", "anonymous", "guest", "#value!", "#ref!", "#null!", "#name?", "#num!"),
+)
+LARGE_SHARE = 0.01  # of the rows: an id that holds less does no harm
+TOWERS_BY = 10  # an id with as many times the rows of the next one is hardly one user or item
+MANY_COPIES = 0.1  # of the rows: more than double clicks, rather a log written twice
+ACTIONS_READ = 10_000  # most frequent kinds; the sessionize stage takes far fewer
+
+
+def notes_on_log(
+    raw: RawLog,
+    staged: Path,
+    columns: Mapping[str, str],
+    mended: Iterable[tuple[int, str]],
+    counts: Counts,
+    items: pd.DataFrame | None,
+    items_file: Path | None,
+) -> list[Problem]:
+    """All notes but those on actions, once the rows have passed the rules.
+
+    `counts` are what passing the rules found, `items` the known items, if any matter, `items_file`
+    what to call their file; for the others see `notes_on_rows`.
+    """
+    files = [part.events for part in raw.parts]
+    notes = [*raw.notes, *notes_on_rows(staged, files, columns, mended)]
+    notes += notes_on_copies(files[0], counts)
+    if items is not None and items_file is not None:
+        unknown = [row[ITEM] for row in counts.examples.get(UNKNOWN_ITEM, [])]
+        known = pd.Index(items[ITEM].dropna().unique())
+        notes += notes_on_spelling(unknown, known, files[0], items_file)
+    return notes
+
+
+def notes_on_rows(
+    staged: Path,
+    files: Sequence[Path],
+    columns: Mapping[str, str],
+    mended: Iterable[tuple[int, str]],
+) -> list[Problem]:
+    """Notes on the ids of the staged rows.
+
+    Args:
+        staged: the rows.
+        files: the file of each part.
+        columns: name in the file of each of our columns.
+        mended: what `mend_ids` changed.
+    """
+    notes = [
+        note(
+            files[part],
+            "whole numbers with a point",
+            columns[column],
+            "every id is a whole number, some of them with .0",
+            "whole numbers",
+            "they are read without .0",
+        )
+        for part, column in mended
+    ]
+    with open_duckdb(staged.parent) as connection:
+        for column in (USER, ITEM, SESSION):
+            connection.execute(
+                f"CREATE OR REPLACE TEMP TABLE counts AS SELECT {column} AS id, count(*) AS n "
+                f"FROM read_parquet(?) WHERE {column} NOTNULL GROUP BY 1",
+                [str(staged)],
+            )
+            rows = connection.execute("SELECT sum(n) FROM counts").fetchall()[0][0]
+            largest = connection.execute(
+                "SELECT id, n FROM counts ORDER BY n DESC, id LIMIT 2"
+            ).fetchall()
+            words = connection.execute(
+                "SELECT id, n FROM counts WHERE lower(trim(id)) IN (SELECT unnest(?)) "
+                "ORDER BY n DESC, id",
+                [list(PLACEHOLDERS)],
+            ).fetchall()
+            found = [(i, n) for i, n in words if n >= LARGE_SHARE * rows or i == largest[0][0]]
+            towers = len(largest) > 1 and largest[0][1] >= TOWERS_BY * largest[1][1]
+            if column != SESSION and towers and largest[0] not in found:
+                found.append(largest[0])
+            notes += [_placeholder(files[0], column, columns, i, n, rows) for i, n in found]
+    return notes
+
+
+def _placeholder(
+    file: Path, column: str, columns: Mapping[str, str], word: str, count: int, rows: int
+) -> Problem:
+    kind = column.removesuffix("_id")
+    return note(
+        file,
+        f"id that may mean no {kind}",
+        columns.get(column, column),
+        f"{word!r} in {count:,} of {rows:,} rows ({count / rows:.1%})",
+        f"an id for each {kind}",
+        f"it is taken for one {kind}; where it says that there is none, leave the cell empty",
+    )
+
+
+def notes_on_copies(file: Path, counts: Counts) -> list[Problem]:
+    """A note where a large share of the rows are copies of others."""
+    if counts.duplicates <= MANY_COPIES * counts.rows:
+        return []
+    share = counts.duplicates / counts.rows
+    found = f"{counts.duplicates:,} of {counts.rows:,} rows ({share:.1%}) are copies of others"
+    cure = "they are left out; look whether the log was written twice"
+    return [note(file, "many exact duplicates", None, found, "few", cure)]
+
+
+def notes_on_spelling(
+    unknown: Iterable[str], known: pd.Index, log: Path, items: Path
+) -> list[Problem]:
+    """A note where ids of `log` that `items` lacks are there in another spelling."""
+    if not (asked := list(dict.fromkeys(unknown))):
+        return []
+    spellings = dict(zip(_folded(pd.Series(known, dtype="str")), known, strict=True))
+    for one, folded in zip(asked, _folded(pd.Series(asked, dtype="str")), strict=True):
+        if (other := spellings.get(folded)) is not None:
+            to_change = max((items, other), (log, one), key=lambda pair: _blemishes(pair[1]))[0]
+            return [
+                note(
+                    to_change,
+                    "ids in another spelling",
+                    None,
+                    f"item {one!r} in {log} and {other!r} in {items}",
+                    "one spelling in both",
+                    f"export the ids of {to_change} again, as the other file writes them",
+                )
+            ]
+    return []
+
+
+def _folded(ids: pd.Series) -> pd.Series:
+    plain = plain_words(ids.str.strip().str.lower())
+    return plain.str.replace(r"^0+(?=.)", "", regex=True)
+
+
+def _blemishes(spelling: str) -> tuple[bool, bool, int]:
+    """What speaks for a spelling being the changed one: a point, spaces, lost zeros in front."""
+    zeros = len(spelling) - len(spelling.lstrip("0"))
+    return spelling.endswith(".0"), spelling != spelling.strip(), -zeros
+
+
+def notes_on_actions(staged: Path, file: Path, column: str, settings: Sessionize) -> list[Problem]:
+    """A note where labels are to come from numbers, and many actions are none."""
+    with open_duckdb(staged.parent) as connection:
+        counts = connection.execute(
+            f"SELECT {ACTION}, count(*) AS n FROM read_parquet(?) WHERE {ACTION} NOTNULL "
+            f"GROUP BY 1 ORDER BY n DESC, 1 LIMIT {ACTIONS_READ}",
+            [str(staged)],
+        ).fetchall()
+    if (found := unread(dict(counts), settings)) is None:
+        return []
+    return [note(file, "actions that are no numbers", column, *found)]

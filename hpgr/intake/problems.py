@@ -1,0 +1,145 @@
+"""What is wrong with a file, or only worth knowing: where, what was found, what to do.
+
+Reads the text files it is given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hpgr.intake.dialect import Quoting, dialect_of
+from hpgr.intake.raw_file import MAX_LINE
+from hpgr.intake.records import QUOTES_NAMES
+from hpgr.runtime import UserError
+
+LINES_PER_KIND = 5
+BOM = "\ufeff"
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where, what was found, what was expected, and the cure.
+
+    `line` counts from 1 (of Parquet: the row) and is None where the whole file is meant. A
+    problem that is not `serious` is only worth knowing: the file is read all the same. `more`
+    says how many further lines have the same `kind` and are not listed.
+    """
+
+    file: Path
+    kind: str
+    line: int | None
+    column: str | None
+    found: str
+    expected: str
+    cure: str
+    serious: bool = True
+    more: int = 0
+
+    def __str__(self) -> str:
+        place = ", ".join(
+            part
+            for part in (
+                str(self.file),
+                f"line {self.line}" if self.line is not None else "",
+                self.column or "",
+            )
+            if part
+        )
+        text = f"{place}: {self.kind}: found {self.found}, expected {self.expected}; {self.cure}"
+        if not self.serious:
+            text += " (a note: the file is read all the same)"
+        return f"{text}\n  ... and {self.more:,} more lines of this kind" if self.more else text
+
+
+def whole_file(path: Path, kind: str, found: str, expected: str, cure: str) -> Problem:
+    """What is wrong with a file as a whole."""
+    return Problem(path, kind, None, None, found, expected, cure)
+
+
+def unreadable(path: Path, error: UserError) -> Problem:
+    """What refuses a file."""
+    return whole_file(path, "unreadable", str(error), "a readable table", "mend it and try again")
+
+
+def no_rows(path: Path) -> Problem:
+    """A table without rows."""
+    return whole_file(path, "no rows", "a header alone", "rows below it", "export the file anew")
+
+
+def capped(problems: Iterable[Problem]) -> list[Problem]:
+    """The first LINES_PER_KIND of one kind; the last of them says how many more there are."""
+    found = list(problems)
+    listed, more = found[:LINES_PER_KIND], len(found) - LINES_PER_KIND
+    if more > 0:
+        listed[-1] = replace(listed[-1], more=more)
+    return listed
+
+
+def text_problems(path: Path) -> list[Problem]:
+    """Encoding, line ends and length of the lines of a text file."""
+    crlf = number = 0
+    undecodable, bad = [], []
+    bom: list[Problem] = []
+    # Bytes that are no UTF-8 come as lone surrogates, to be told with their lines.
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        while line := file.readline(MAX_LINE):
+            number += 1
+            crlf += line.endswith("\r\n")
+            if number == 1 and line.startswith(BOM):
+                found = "EF BB BF before the header"
+                cure = "save without it"
+                bom = [Problem(path, "byte order mark", 1, None, found, "none", cure, False)]
+            if not line.isascii() and (byte := NOT_UTF8.search(line)):
+                undecodable.append((number, f"byte {ord(byte[0]) - 0xDC00:02X}"))
+            if "\0" in line:
+                cure = "the file is damaged or no text: export it anew"
+                bad.append(Problem(path, "NUL", number, None, "byte 00", "text", cure))
+            if len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
+                found = f"more than {MAX_LINE:,} characters"
+                cure = "look for lost line breaks"
+                bad.append(
+                    Problem(path, "endless line", number, None, found, "one row a line", cure)
+                )
+                break
+    problems = bom
+    if crlf:
+        found = f"CRLF in {crlf:,} of {number:,} lines"
+        problems.append(
+            Problem(path, "Windows line ends", None, None, found, "LF", "save with LF", False)
+        )
+    problems += capped(
+        Problem(path, "not UTF-8", number, None, byte, "UTF-8 text", "save the file as UTF-8")
+        for number, byte in undecodable
+    )
+    return problems + capped(bad)
+
+
+def dialect_problems(path: Path, quoting: Quoting) -> Iterator[Problem]:
+    """What is worth knowing of how a text is read."""
+    try:
+        taken = dialect_of(path, quoting)
+    except UserError as error:
+        yield unreadable(path, error)
+        return
+    if taken.quotes != "doubled":
+        yield Problem(
+            path,
+            "dialect",
+            None,
+            None,
+            f"that {QUOTES_NAMES[taken.quotes]}",
+            f"that {QUOTES_NAMES['doubled']}",
+            "if that is not what is meant, set data.quoting",
+            serious=False,
+        )
+
+
+def note(
+    file: Path, kind: str, column: str | None, found: str, expected: str, cure: str
+) -> Problem:
+    """What is worth knowing of a whole file that is read all the same."""
+    return Problem(file, kind, None, column, found, expected, cure, serious=False)

@@ -1,0 +1,194 @@
+"""Raw rows through the rules: to the events or, with their reasons, to the quarantine.
+
+What the validate stage and the check of a new batch share. Reads a staged Parquet
+(`staging.py`), writes `events.parquet` and `quarantine.parquet` to the folder it is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from hpgr.config import Validate
+from hpgr.intake.contract import (
+    COPY_RULE,
+    EVENT_COLUMNS,
+    ITEM,
+    REPEATED_RULE,
+    ROW,
+    TIMESTAMP,
+    USER,
+    join_reasons,
+    prepare,
+    row_rules,
+    table_rules,
+)
+from hpgr.intake.expectations import Expectations, Tally
+from hpgr.intake.formats import RawLog
+from hpgr.intake.table_files import LINE, SOURCE
+from hpgr.runtime import UserError, atomic_folder
+
+FILE = "file"  # of a quarantined row, below the raw folder
+EVENTS_SCHEMA = pa.schema(
+    [(name, pa.int64() if name == TIMESTAMP else pa.string()) for name in EVENT_COLUMNS]
+    + [(ROW, pa.int64())]
+)
+QUARANTINE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in EVENT_COLUMNS]
+    + [(ROW, pa.int64()), (FILE, pa.string()), (LINE, pa.int64()), ("reason", pa.string())]
+)
+EXAMPLES_PER_REASON = 5
+
+
+@dataclass
+class Counts:
+    """What passing the rows through the rules found.
+
+    `quarantined` rows are bad. `repeated` ones are good, but an earlier batch brought them, and
+    `duplicates` are equal to an earlier row of their own file; both lie in the quarantine's file
+    too.
+    """
+
+    rows: int = 0
+    quarantined: int = 0
+    repeated: int = 0
+    duplicates: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> int:
+        """Rows that went on."""
+        return self.rows - self.quarantined - self.repeated - self.duplicates
+
+    @property
+    def quarantined_share(self) -> float:
+        """Of all rows."""
+        return self.quarantined / self.rows
+
+
+def check_tables(raw: RawLog, expectations: Expectations) -> None:
+    """Have the ids of the tables of items and users checked."""
+    for name, table, key in (("items", raw.items, ITEM), ("users", raw.users, USER)):
+        if table is not None:
+            files = " and ".join(str(path) for path, its_key, _ in raw.tables if its_key == key)
+            expectations.add(name, table_rules(key, files))
+            expectations.check(name, table[[key]])
+
+
+def check_rows(
+    limits: Validate,
+    staged: Path,
+    copies: tuple[np.ndarray, np.ndarray],
+    *,
+    files: Sequence[str],
+    items: pd.DataFrame | None,
+    items_file: Path | None,
+    expectations: Expectations,
+    out: Path,
+) -> Counts:
+    """Send each staged row to the events or, with its reasons, to the quarantine below `out`.
+
+    Args:
+        limits: the contract's limits; `chunk_rows` rows are in memory at a time.
+        staged: the raw rows.
+        copies: rows that repeat an earlier one, of their own file and of an earlier batch.
+        files: what to call each file of events, by its `source`.
+        items: the known items in column item_id; None where any item is right.
+        items_file: what to call the file that lists them, if there is one.
+        expectations: gets the suite `events` and what it found.
+        out: an existing folder.
+
+    Raises:
+        UserError: there is no row at all.
+    """
+    rules = row_rules(limits, items_file)
+    expectations.add("events", rules)
+    within, repeated = copies
+    known = None if items is None else pd.Index(items[ITEM].dropna().unique())
+    now = int(time.time())
+    counts = Counts()
+    with (
+        pq.ParquetFile(staged) as file,
+        pq.ParquetWriter(out / "events.parquet", EVENTS_SCHEMA) as events,
+        pq.ParquetWriter(out / "quarantine.parquet", QUARANTINE_SCHEMA) as quarantine,
+    ):
+        batches = file.iter_batches(limits.chunk_rows)
+        for batch in tqdm(batches, desc="check", unit="chunk", disable=None):
+            chunk = prepare(
+                batch.to_pandas(), now=now, copies=within, repeated=repeated, known_items=known
+            )
+            found = expectations.check("events", chunk)
+            reason = join_reasons(found, rules, len(chunk))
+            bad = reason != ""
+            kept = chunk[~bad].assign(timestamp=chunk.loc[~bad, "seconds"].astype(np.int64))
+            events.write_table(as_table(kept, EVENTS_SCHEMA))
+            names = np.array(files, dtype=object)[chunk[SOURCE].to_numpy()]
+            chunk = chunk.assign(file=names)
+            refused = chunk[bad].assign(reason=reason[bad])
+            quarantine.write_table(as_table(refused, QUARANTINE_SCHEMA))
+            only_repeated = int((reason == REPEATED_RULE.name).sum())
+            only_copies = int((reason == COPY_RULE.name).sum())
+            counts.rows += len(chunk)
+            counts.repeated += only_repeated
+            counts.duplicates += only_copies
+            counts.quarantined += len(refused) - only_repeated - only_copies
+            _note(counts, found, chunk)
+    order = [rule.name for rule in rules if counts.reasons[rule.name]]
+    counts.reasons = Counter({name: counts.reasons[name] for name in order})
+    if counts.rows == 0:
+        raise UserError(f"{', '.join(files)} has no rows: expected one event a row")
+    return counts
+
+
+def as_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, with its types."""
+    return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False)
+
+
+def _note(counts: Counts, found: dict[str, np.ndarray], chunk: pd.DataFrame) -> None:
+    for name, rows in found.items():
+        counts.reasons[name] += len(rows)
+        examples = counts.examples.setdefault(name, [])
+        room = EXAMPLES_PER_REASON - len(examples)
+        shown = chunk.iloc[rows[:room]][[FILE, LINE, *EVENT_COLUMNS]]
+        examples += shown.astype(object).where(shown.notna(), None).to_dict("records")
+
+
+def publish(out: Path, target: Path, *, keep_tables: bool) -> None:
+    """Move the outputs to `target`; a refused batch leaves no tables for a later stage to read."""
+    if not keep_tables:
+        for name in ("events.parquet", "items.parquet", "users.parquet"):
+            (out / name).unlink(missing_ok=True)
+    with atomic_folder(target) as folder:
+        for path in out.iterdir():
+            path.replace(folder / path.name)
+
+
+def breach(tally: Tally) -> str:
+    """Why a batch is refused, in one line: found, expected, cure."""
+    found = tally.examples[0] if tally.examples else f"{tally.broken:,} rows"
+    short = f"{found:.4g}" if isinstance(found, float) else repr(found)
+    return f"{tally.rule.name}: found {short}, expected {tally.rule.expected}; {tally.rule.cure}"
+
+
+def bad_rows(counts: Counts, tallies: Sequence[Tally]) -> list[str]:
+    """How many rows broke which rule, one line each; none where no row is bad."""
+    if not counts.quarantined:
+        return []
+    share = counts.quarantined_share
+    broken = [tally for tally in tallies if tally.broken and tally.rule.gate]
+    return [
+        f"{counts.quarantined:,} of {counts.rows:,} rows ({share:.1%}) are bad:",
+        *(f"  {tally.broken:,} x {tally.rule.name}; {tally.rule.cure}" for tally in broken),
+    ]

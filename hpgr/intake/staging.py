@@ -1,0 +1,156 @@
+"""Raw rows set aside as Parquet, so that questions about the whole log need no memory for it.
+
+Writes and reads the paths it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from hpgr.intake.contract import (
+    ACTION,
+    EVENT_COLUMNS,
+    ITEM,
+    PART,
+    RAGGED,
+    ROW,
+    SESSION,
+    TIMESTAMP,
+    USER,
+)
+from hpgr.intake.spelling import (
+    DIGITS_LOST,
+    EXACT_BITS,
+    FROM_A_FLOAT,
+    SCIENTIFIC,
+    SHORTENED_FROM,
+    WHOLE,
+)
+from hpgr.intake.table_files import LINE, SOURCE
+from hpgr.runtime import UserError
+
+STAGED_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in EVENT_COLUMNS]
+    + [(name, pa.int64()) for name in (ROW, PART, SOURCE, LINE)]
+    + [(RAGGED, pa.string())]
+)
+
+KEYS = (USER, ITEM, TIMESTAMP, ACTION)  # what makes two events the same
+# 978300760 and 978300760.0, as pandas writes a column that had a gap, are one time.
+READ = (
+    f"SELECT * REPLACE (regexp_replace({TIMESTAMP}, '\\.0*$', '') AS {TIMESTAMP}) "
+    "FROM read_parquet(?)"
+)
+
+
+def stage(chunks: Iterator[pd.DataFrame], target: Path) -> None:
+    """Write the raw rows as they are, so that they can be walked again."""
+    with pq.ParquetWriter(target, STAGED_SCHEMA) as writer:
+        for chunk in tqdm(chunks, desc="read", unit="chunk", disable=None):
+            frame = chunk[STAGED_SCHEMA.names]
+            writer.write_table(pa.Table.from_pandas(frame, STAGED_SCHEMA, preserve_index=False))
+
+
+def mend_ids(staged: Path, files: Sequence[Path]) -> list[tuple[int, str]]:
+    """Write ids of the staged rows without ".0" in each part and column of whole numbers only.
+
+    That is how programs export whole numbers of a column with gaps. `files` are the parts' files.
+    Returns part and column of what was mended.
+
+    Raises:
+        UserError: such a number has more digits than a float holds, so they are lost.
+    """
+    with open_duckdb(staged.parent) as connection:
+
+        def query(sql: str) -> list[tuple[Any, ...]]:
+            return connection.execute(sql, [str(staged)]).fetchall()
+
+        mended = []
+        for column in (USER, ITEM, SESSION):
+            spoiled = f"regexp_matches({column}, '{FROM_A_FLOAT}')"
+            limit = f"if(contains(lower({column}), 'e'), {SHORTENED_FROM}, {2 ** EXACT_BITS[64]})"
+            found = query(
+                f"SELECT {PART}, bool_and(regexp_full_match({column}, '{WHOLE}')), "
+                f"any_value({column}) FILTER ({spoiled} AND "
+                f"abs(try_cast({column} AS DOUBLE)) >= {limit}) "
+                f"FROM read_parquet($1) WHERE {PART} IN "
+                f"(SELECT {PART} FROM read_parquet($1) GROUP BY 1 HAVING bool_or({spoiled})) "
+                f"GROUP BY 1 HAVING bool_and(regexp_full_match({column}, '{WHOLE}|{SCIENTIFIC}')) "
+                "ORDER BY 1"
+            )
+            for part, whole, lost in found:
+                if lost:
+                    raise UserError(f"{files[part]}: {column} holds {lost}: {DIGITS_LOST}")
+                if whole:
+                    mended.append((part, column))
+        if mended:
+            spelled = ", ".join(
+                f"CASE WHEN {PART} IN ({', '.join(str(p) for p, c in mended if c == column)}) "
+                f"THEN regexp_replace({column}, '\\.0+$', '') ELSE {column} END AS {column}"
+                for column in dict.fromkeys(column for _, column in mended)
+            )
+            whole_log = staged.with_name("mended.parquet")
+            connection.sql(
+                f"SELECT * REPLACE ({spelled}) FROM read_parquet(?)", params=[str(staged)]
+            ).write_parquet(str(whole_log))
+            whole_log.replace(staged)
+    return mended
+
+
+def copies(staged: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that repeat an earlier one in user, item, time and action, as sorted row numbers.
+
+    Returns those whose first occurrence is in their own file, and those that an earlier file
+    brought.
+    """
+    with open_duckdb(staged.parent) as connection:
+        keys = ", ".join(KEYS)
+        found = connection.execute(
+            f"""
+            WITH log AS ({READ}), twice AS (
+                SELECT {keys}, min({ROW}) AS first, min({PART}) AS first_part
+                FROM log GROUP BY ALL HAVING count(*) > 1
+            )
+            SELECT log.{ROW}, log.{PART} > twice.first_part AS repeated
+            FROM log JOIN twice ON log.{ROW} > twice.first AND {_same("twice")}
+            ORDER BY log.{ROW}
+            """,
+            [str(staged)],
+        ).fetchnumpy()
+    rows, repeated = np.asarray(found[ROW], dtype=np.int64), np.asarray(found["repeated"], bool)
+    return rows[~repeated], rows[repeated]
+
+
+def repeated_from(staged: Path, events: Path) -> np.ndarray:
+    """Sorted numbers of the staged rows that are among the accepted `events` already."""
+    with open_duckdb(staged.parent) as connection:
+        found = connection.execute(
+            f"""
+            SELECT log.{ROW} FROM ({READ}) AS log SEMI JOIN (
+                SELECT * REPLACE ({TIMESTAMP}::VARCHAR AS {TIMESTAMP}) FROM read_parquet(?)
+            ) AS known ON {_same("known")} ORDER BY log.{ROW}
+            """,
+            [str(staged), str(events)],
+        ).fetchnumpy()[ROW]
+    return np.asarray(found, dtype=np.int64)
+
+
+def _same(other: str) -> str:
+    return " AND ".join(f"log.{key} IS NOT DISTINCT FROM {other}.{key}" for key in KEYS)
+
+
+def open_duckdb(scratch: Path | str) -> duckdb.DuckDBPyConnection:
+    """A database in memory that spills to `scratch` rather than grow with the log."""
+    connection = duckdb.connect()
+    connection.execute("SET memory_limit = '512MB'")
+    connection.execute("SET temp_directory = ?", [str(Path(scratch) / "spill")])
+    return connection

@@ -1,0 +1,77 @@
+"""The page that says what validation found: one self-contained HTML file, no scripts, no fonts.
+
+Writes nothing: `render` returns the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hpgr.intake.contract import EVENT_COLUMNS
+from hpgr.intake.expectations import Tally
+from hpgr.intake.table_files import LINE
+
+WIDTH, HEIGHT = 720, 140  # of the histogram, CSS pixels
+
+
+def render(
+    summary: Mapping[str, Any],
+    *,
+    tallies: Mapping[str, Sequence[Tally]],
+    broken: Sequence[Tally],
+    examples: Mapping[str, Sequence[Mapping[str, Any]]],
+    histogram: Sequence[int],
+    actions: Sequence[tuple[str | None, int]],
+) -> str:
+    """The report as HTML.
+
+    Args:
+        summary: what summary.json holds.
+        tallies: what was found for each rule, by suite.
+        broken: the rules for which the batch is refused; empty where it is accepted.
+        examples: some bad rows for each reason: `file`, `line` and the event columns.
+        histogram: accepted events in equal spans of time from the first to the last event.
+        actions: the most frequent actions with their counts.
+    """
+    environment = Environment(
+        loader=PackageLoader("hpgr.intake", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["thousands"] = lambda value: f"{value:,}"
+    environment.filters["share"] = lambda value: f"{value:.2%}"
+    environment.filters["day"] = lambda value: datetime.fromtimestamp(value, UTC).date().isoformat()
+    return environment.get_template("validation.html.j2").render(
+        summary=summary,
+        tallies=tallies,
+        broken=broken,
+        examples=examples,
+        columns=["file", LINE, *EVENT_COLUMNS],
+        bars=_bars(summary, histogram),
+        width=WIDTH,
+        height=HEIGHT,
+        actions=actions,
+    )
+
+
+def _bars(summary: Mapping[str, Any], histogram: Sequence[int]) -> list[dict[str, Any]]:
+    """Geometry and label of each bar."""
+    first, last = summary["first_timestamp"], summary["last_timestamp"]
+    step, highest = WIDTH / len(histogram), max(*histogram, 1)
+    return [
+        {
+            "x": round(n * step, 2),
+            "y": round(HEIGHT * (1 - count / highest), 2),
+            "width": round(step - 1, 2),
+            "height": round(HEIGHT * count / highest, 2),
+            "start": int(first + n * (last - first) / len(histogram)),
+            "count": count,
+        }
+        for n, count in enumerate(histogram)
+    ]

@@ -1,0 +1,148 @@
+"""Who was champion when, and how well each version did: when it was made, and later.
+
+Reads the registry: versions with the metrics of their runs, what the gate found of the champion on
+newer queries, the alias `champion`, and the moves that `hpgr.registry.moves` recorded. Writes
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from hpgr.config import Config
+from hpgr.registry.judge import ROLLED_BACK_TAG
+from hpgr.registry.mlflow_faults import answered
+from hpgr.registry.tracking import connect, metric_name
+from hpgr.registry.versions import CHAMPION, aliases
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+PROTOCOLS = {"auc": ("K1",)}  # of a deciding metric; any other is one of retrieval
+RETRIEVAL = ("R1", "R2")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version: when it was made, and the deciding metric where it has one.
+
+    `protocol` names the queries; figures of two protocols are not comparable.
+    """
+
+    number: int
+    made: datetime
+    protocol: str | None
+    metric: float | None
+    base: str | None
+    rolled_back: bool = False
+
+
+@dataclass(frozen=True)
+class Reign:
+    """From `since` on the champion was `version`."""
+
+    version: int
+    since: datetime
+    by: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """The deciding metric of a champion, when the gate scored it again on the queries of then."""
+
+    version: int
+    at: datetime
+    protocol: str
+    metric: float
+
+
+@dataclass(frozen=True)
+class History:
+    """Versions by number, reigns and scores in time order, and who is champion now."""
+
+    versions: dict[int, Version]
+    reigns: tuple[Reign, ...]
+    champion: int | None
+    scores: tuple[Score, ...] = ()
+
+
+@answered()
+def history(cfg: Config) -> History:
+    """Everything the registry knows of the model `register.model_name`.
+
+    Without a recorded move the champion reigns since it was made.
+    """
+    client, name = connect(), cfg.register_.model_name
+    champion = aliases(client, name).get(CHAMPION)
+    found = list(client.search_model_versions(f"name='{name}'"))
+    versions = {version.number: version for version in _versions(client, cfg, found)}
+    scores = sorted(_scores(cfg, found), key=lambda score: score.at)
+    reigns = tuple(sorted(_moves(client, cfg), key=lambda reign: reign.since))
+    if not reigns and champion in versions:
+        reigns = (Reign(champion, versions[champion].made, "", "no move is recorded"),)
+    return History(versions, reigns, champion, tuple(scores))
+
+
+def _versions(
+    client: MlflowClient, cfg: Config, registered: Iterable[ModelVersion]
+) -> Iterator[Version]:
+    wanted = cfg.gate.metric
+    for found in registered:
+        run = client.get_run(str(found.run_id))
+        metrics = {
+            protocol: run.data.metrics.get(f"{protocol}.{metric_name(wanted)}")
+            for protocol in PROTOCOLS.get(wanted, RETRIEVAL)
+        }
+        protocol = next((key for key, value in metrics.items() if value is not None), None)
+        yield Version(
+            number=int(found.version),
+            made=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+            protocol=protocol,
+            metric=metrics[protocol] if protocol else None,
+            base=run.data.tags.get("base.version"),
+            rolled_back=ROLLED_BACK_TAG in found.tags,
+        )
+
+
+def _scores(cfg: Config, registered: Iterable[ModelVersion]) -> Iterator[Score]:
+    """What judging each version told of the champion then, by the metric that decides today."""
+    for found in registered:
+        tags = found.tags
+        if tags.get("gate.metric") == cfg.gate.metric:
+            yield Score(
+                int(tags["gate.champion"]),
+                datetime.fromisoformat(tags["gate.judged_at"]),
+                tags["gate.protocol"],
+                float(tags["gate.champion_metric"]),
+            )
+
+
+def _moves(client: MlflowClient, cfg: Config) -> Iterator[Reign]:
+    """Moves that were finished; an interrupted one may not have taken place."""
+    for run in _runs(client, cfg.register_.experiment):
+        tags = run.data.tags
+        ours = tags.get("move.model") == cfg.register_.model_name
+        if ours and run.info.status == "FINISHED":
+            yield Reign(
+                int(tags["move.to"]),
+                datetime.fromisoformat(tags["move.at"]),
+                tags.get("move.by", ""),
+                tags.get("move.why", ""),
+            )
+
+
+def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
+    found = client.get_experiment_by_name(experiment)
+    token: str | None = ""
+    while found is not None and token is not None:
+        page = client.search_runs(
+            [found.experiment_id], f"tags.`move.alias` = '{CHAMPION}'", page_token=token or None
+        )
+        yield from page
+        token = page.token

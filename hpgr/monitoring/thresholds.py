@@ -1,0 +1,302 @@
+"""Is what serves still fit: volume and drift of the data, age and metrics of the champion.
+
+    hpgr monitor
+
+Reads the registry, `artifacts/accepted/batches.json` (the batches that came in) and
+`artifacts/validated/summary.json` (the log as validated last); both may be absent. Writes
+`artifacts/monitoring/report.html`, and the same page to the champion's run. A threshold of the
+section `monitor` that is breached is told, with what to do; it is no failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hpgr.config import Config
+from hpgr.monitoring.champions import History, history
+from hpgr.registry.mlflow_faults import answered
+from hpgr.registry.tracking import connect
+from hpgr.registry.versions import get_version
+from hpgr.runtime import read_json, write_text
+from hpgr.workspace import ARTIFACTS, STAGES
+
+REPORT = ARTIFACTS / "monitoring" / "report.html"
+BATCHES = ARTIFACTS / "accepted" / "batches.json"
+VALIDATED = STAGES["validate"].output / "summary.json"
+SHOWN_BATCHES = 30  # newest, in figures and tables
+DAY_S = 86400
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One limit of the section `monitor`: what was found, None where there is nothing to judge."""
+
+    name: str
+    meaning: str
+    value: float | None
+    limit: float
+    cure: str
+
+    @property
+    def breached(self) -> bool:
+        """Whether the value is known and beyond the limit."""
+        return self.value is not None and self.value > self.limit
+
+    @property
+    def state(self) -> str:
+        """`breached`, `ok` or `not measured`."""
+        return "not measured" if self.value is None else ("breached" if self.breached else "ok")
+
+    def shown(self, value: float | None) -> str:
+        """A value of this threshold for a person: days, or a number of three places."""
+        if value is None:
+            return "–"
+        return f"{value:.1f} days" if self.name.endswith("_days") else f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """What was found, and where the page is."""
+
+    model: str
+    champion: int | None
+    thresholds: tuple[Threshold, ...]
+    report: Path
+
+    @property
+    def breaches(self) -> tuple[Threshold, ...]:
+        """The thresholds that are breached."""
+        return tuple(threshold for threshold in self.thresholds if threshold.breached)
+
+
+@answered()
+def monitor(cfg: Config, now: datetime | None = None) -> Monitoring:
+    """Judge every threshold and write the page.
+
+    Args:
+        cfg: limits, the model's name, the gate's deciding metric.
+        now: the time of judgement, by default this moment.
+    """
+    now = now or datetime.now(UTC)
+    batches = read_json(BATCHES) if BATCHES.is_file() else []
+    log = read_json(VALIDATED) if VALIDATED.is_file() else None
+    past = history(cfg)
+    found = Monitoring(
+        cfg.register_.model_name, past.champion, judge(cfg, batches, log, past, now), REPORT
+    )
+    write_text(REPORT, _page(cfg, found, batches, log, past, now))
+    if run := champion_run(found):
+        connect().log_artifact(run, str(REPORT), "monitoring")
+    return found
+
+
+def champion_run(found: Monitoring) -> str | None:
+    """The champion's run, which carries the page; None where there is no champion."""
+    if found.champion is None:
+        return None
+    return str(get_version(connect(), found.model, found.champion).run_id)
+
+
+def judge(
+    cfg: Config,
+    batches: Sequence[dict[str, Any]],
+    log: dict[str, Any] | None,
+    past: History,
+    now: datetime,
+) -> tuple[Threshold, ...]:
+    """Every threshold with its value; the newest batch counts, accepted or not.
+
+    Args:
+        cfg: the limits.
+        batches: oldest first, as batches.json holds them.
+        log: what the validate stage said last; speaks for the quarantine while no batch came in.
+        past: of the registry.
+        now: UTC.
+    """
+    newest = batches[-1] if batches else {}
+    quarantined = (newest or log or {}).get("quarantined_share")
+    volume = volume_change(batches)
+    limits = cfg.monitor
+    refused = "" if newest.get("accepted", True) else "the batch was refused: "
+    return (
+        Threshold(
+            "max_age_days",
+            "age of the champion since it was registered",
+            _age_days(past, now),
+            limits.max_age_days,
+            "bring new events with the flow refresh, or train anew",
+        ),
+        Threshold(
+            "max_metric_fall",
+            f"fall of the champion's {cfg.gate.metric}, as scored last, against its own before and "
+            "the champions' before it",
+            metric_fall(past),
+            limits.max_metric_fall,
+            "bring new events with the flow refresh, or train anew; if an older version is better "
+            "on the same queries (hpgr gate VERSION), go back to it (hpgr promote --roll-back)",
+        ),
+        Threshold(
+            "max_volume_change",
+            "factor between the newest batch's volume and that before it (events a day, rows)",
+            volume,
+            limits.max_volume_change,
+            f"{refused}look for a lost or doubled part of the source",
+        ),
+        Threshold(
+            "max_item_drift",
+            "drift of the items in the newest batch",
+            newest.get("item_drift"),
+            limits.max_item_drift,
+            f"{refused}look for ids of another catalogue; if tastes moved, refresh more often",
+        ),
+        Threshold(
+            "max_action_drift",
+            "drift of the actions in the newest batch",
+            newest.get("action_drift"),
+            limits.max_action_drift,
+            f"{refused}look for another scale or other words in the source",
+        ),
+        Threshold(
+            "max_unknown_items",
+            "share of events with items that the log did not have",
+            newest.get("unknown_items"),
+            limits.max_unknown_items,
+            f"{refused}refresh so that the vocabulary grows; check the ids of the source",
+        ),
+        Threshold(
+            "max_quarantined",
+            "share of quarantined rows " + ("in the newest batch" if batches else "in the log"),
+            quarantined,
+            limits.max_quarantined,
+            f"read {STAGES['validate'].output / 'report.html'} and mend the source",
+        ),
+    )
+
+
+def volume_change(batches: Sequence[dict[str, Any]]) -> float | None:
+    """The larger of two factors, either way; None where neither can be told.
+
+    Events a day against the newest of the log, rows against the batch accepted last.
+    """
+    if not batches:
+        return None
+    newest, before = batches[-1], [batch for batch in batches[:-1] if batch["accepted"]]
+    pairs = [(newest.get("events_per_day"), newest.get("events_per_day_before"))]
+    pairs += [(newest.get("rows"), batch.get("rows")) for batch in before[-1:]]
+    return max((max(a / b, b / a) for a, b in pairs if a and b), default=None)
+
+
+def metric_fall(past: History) -> float | None:
+    """Relative fall of the champion's metric, as scored last, against the best that was there.
+
+    That is its own figure when it was made, and those of the champions before it that were not
+    rolled back. Only figures of one protocol are compared; each is of the test queries of its day:
+    the gate's page compares two versions on the same. None where there is nothing to compare with.
+    """
+    now = past.versions.get(past.champion) if past.champion else None
+    if now is None or now.metric is None:
+        return None
+    since = max(reign.since for reign in past.reigns if reign.version == now.number)
+    before = [
+        version.metric
+        for number in {reign.version for reign in past.reigns if reign.since < since}
+        if (version := past.versions.get(number)) and version.metric is not None
+        if version.protocol == now.protocol and not version.rolled_back and number != now.number
+    ]
+    last = now.metric
+    for score in past.scores:
+        if score.version == now.number and score.protocol == now.protocol and score.at > now.made:
+            before, last = [*before, now.metric], score.metric
+    if not before or max(before) <= 0:
+        return None
+    return max(0.0, 1 - last / max(before))
+
+
+def as_rows(found: Monitoring) -> list[dict[str, str]]:
+    """The thresholds as a table: what a terminal and Prefect's page show."""
+    return [
+        {
+            "state": threshold.state,
+            "threshold": f"monitor.{threshold.name}",
+            "what": threshold.meaning,
+            "found": threshold.shown(threshold.value),
+            "limit": threshold.shown(threshold.limit),
+            "cure": threshold.cure if threshold.breached else "",
+        }
+        for threshold in found.thresholds
+    ]
+
+
+def told(found: Monitoring) -> str:
+    """The outcome in lines, breaches with their cure."""
+    lines = [
+        f"monitor.{t.name} is breached: {t.meaning} is {t.shown(t.value)}, limit "
+        f"{t.shown(t.limit)}; {t.cure}"
+        for t in found.breaches
+    ]
+    count = sum(t.value is not None for t in found.thresholds)
+    closing = f"{count - len(lines)} of {count} measured thresholds kept; see {found.report}"
+    return "\n".join([*lines, closing])
+
+
+def _age_days(past: History, now: datetime) -> float | None:
+    champion = past.versions.get(past.champion) if past.champion else None
+    return (now - champion.made).total_seconds() / DAY_S if champion else None
+
+
+def _page(
+    cfg: Config,
+    found: Monitoring,
+    batches: Sequence[dict[str, Any]],
+    log: dict[str, Any] | None,
+    past: History,
+    now: datetime,
+) -> str:
+    from hpgr.monitoring import monitor_figures as figures
+
+    shown = batches[-SHOWN_BATCHES:]
+    images = {
+        "volume": figures.embed(figures.volume(shown)) if shown else None,
+        "drift": figures.embed(figures.drift(shown, cfg.monitor)) if len(shown) > 0 else None,
+        "metrics": figures.embed(figures.metrics(past, cfg.gate.metric, now))
+        if any(version.metric is not None for version in past.versions.values())
+        else None,
+    }
+    environment = Environment(
+        loader=PackageLoader("hpgr.monitoring", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["day"] = lambda value: f"{_time(value):%Y-%m-%d}"
+    environment.filters["minute"] = lambda value: f"{_time(value):%Y-%m-%d %H:%M}"
+    environment.filters["share"] = lambda value: "–" if value is None else f"{value:.2%}"
+    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["count"] = lambda value: "–" if value is None else f"{value:,.0f}"
+    return environment.get_template("monitor.html.j2").render(
+        found=found,
+        champion=past.versions.get(past.champion) if past.champion else None,
+        age_days=_age_days(past, now),
+        metric=cfg.gate.metric,
+        batches=shown[::-1],
+        hidden=len(batches) - len(shown),
+        log=log,
+        reigns=past.reigns[::-1],
+        versions=past.versions,
+        images=images,
+        now=now,
+    )
+
+
+def _time(value: Any) -> datetime:
+    """Seconds since 1970, ISO text or a time, as a time in UTC."""
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC)
+    return datetime.fromisoformat(value) if isinstance(value, str) else value

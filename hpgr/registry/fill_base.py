@@ -1,0 +1,135 @@
+"""The folder base/, filled from the registry or emptied: what training starts from.
+
+    hpgr base [VERSION]     put a version there, by default the champion
+    hpgr base --clear       train from nothing
+
+Its layout is described in `hpgr.data.base_folder`. `base.json` goes first and comes last, so that a
+folder that an interruption left half-way counts as empty; it holds nothing that differs between two
+machines that fill in the same version. Reads MLflow. Writes base/ but for the .gitignore there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpgr.config import Config
+from hpgr.data.base_folder import BASE, is_filled
+from hpgr.data.trained_events import SKETCH
+from hpgr.registry.bundle import content_hashes
+from hpgr.registry.bundle_check import check_bundle
+from hpgr.registry.mlflow_faults import answered, reason
+from hpgr.registry.register import KEY_TAG
+from hpgr.registry.tracking import connect
+from hpgr.registry.versions import CHAMPION, aliases, get_version
+from hpgr.runtime import UserError, read_json, write_json
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CONTENTS = ("model", "items.parquet", "actions.parquet", "categories.parquet", SKETCH)
+STAYS = ".gitignore"  # tracked by git: a clone has the folder, and DVC something to depend on
+
+
+@answered()
+def fill_base(cfg: Config, version: int | None = None) -> dict[str, Any]:
+    """Put a registered version into base/ and return what base.json holds.
+
+    What is there already is left untouched, so that DVC hashes nothing again.
+
+    Args:
+        cfg: names the registered model.
+        version: default is the champion.
+
+    Raises:
+        UserError: there is no such version, it cannot be fetched, or it is too old to start from.
+    """
+    found = _find(cfg, version)
+    wanted = {
+        "name": cfg.register_.model_name,
+        "version": int(found.version),
+        "run_id": str(found.run_id),
+        "key": found.tags.get(KEY_TAG, ""),
+    }
+    if is_filled():
+        filled = read_json(BASE / "base.json")
+        there = content_hashes(BASE)
+        own = {path: there[path] for path in there.keys() - {"base.json", STAYS}}
+        if filled == {**wanted, "files": own}:
+            print(f"{BASE}/ holds {_title(wanted)} already")
+            return filled
+    BASE.mkdir(exist_ok=True)
+    # Fetched inside base/, where git ignores it, so that what follows is renames alone.
+    with tempfile.TemporaryDirectory(prefix=".", dir=BASE) as scratch:
+        bundle = _fetch(wanted, Path(scratch))
+        hashes = content_hashes(bundle)
+        taken = {path: hashes[path] for path in hashes if path.split("/")[0] in CONTENTS}
+        filled = {**wanted, "files": taken}
+        _remove(keep=Path(scratch))
+        for name in CONTENTS:
+            (bundle / name).rename(BASE / name)
+        write_json(BASE / "base.json", filled)
+    print(f"{BASE}/ holds {_title(wanted)}: training starts from it")
+    return filled
+
+
+def clear_base() -> None:
+    """Empty base/: training starts from nothing."""
+    _remove()
+
+
+def _find(cfg: Config, version: int | None) -> ModelVersion:
+    client, name = connect(), cfg.register_.model_name
+    if version is None:
+        version = aliases(client, name).get(CHAMPION)
+    if version is None:
+        raise UserError(
+            f"the registry has no {name}@{CHAMPION} to start from: the flow `train` makes one"
+        )
+    return get_version(client, name, version)
+
+
+def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:
+    """The version's bundle below `scratch`, checked to be whole."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    uri = f"models:/{wanted['name']}/{wanted['version']}"
+    try:
+        folder = Path(download_artifacts(uri, dst_path=str(scratch)))
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"{_title(wanted)} cannot be fetched from MLflow: {reason(error)}"
+        ) from error
+    bundle = folder / "artifacts" / "bundle"
+    missing = [name for name in CONTENTS if not (bundle / name).exists()]
+    if missing:
+        raise UserError(
+            f"{_title(wanted)} has no {', '.join(missing)}: it was registered before versions "
+            "carried their whole vocabulary and what they trained on. Register a new version "
+            "with the flow `train`, then start from that."
+        )
+    try:
+        check_bundle(bundle)
+    except UserError as error:
+        wrong = str(error).replace(f"{bundle}/", "")
+        raise UserError(f"{_title(wanted)} is no model to start from: {wrong}") from error
+    return bundle
+
+
+def _remove(keep: Path | None = None) -> None:
+    """Remove all but `keep` and .gitignore, base.json first."""
+    (BASE / "base.json").unlink(missing_ok=True)
+    for path in BASE.iterdir() if BASE.is_dir() else ():
+        if path.name == STAYS or path == keep:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _title(wanted: dict[str, Any]) -> str:
+    return f"{wanted['name']} version {wanted['version']}"

@@ -1,0 +1,162 @@
+"""What is said when MLflow's store or server fails: one line with the cause and the way out.
+
+MLflow reports a wrong address, a missing driver, a locked or foreign database and a server that is
+down each in other words, from deep inside, and with a stack of calls. Reads the environment for the
+addresses. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from hpgr.failure import chain, is_full
+from hpgr.failure import told as no_room
+from hpgr.folder import sqlite_file
+from hpgr.params_file import ConfigError
+from hpgr.runtime import UserError
+
+SHOWN = 300  # characters of a library's own words
+LIBRARIES = (
+    "mlflow", "sqlalchemy", "alembic", "sqlite3", "psycopg2", "psycopg", "pymysql", "MySQLdb",
+    "pyodbc", "pymssql", "requests", "urllib3", "http", "botocore", "boto3", "s3transfer", "google",
+    "azure",
+)  # fmt: skip
+DRIVERS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]", "MySQLdb": "mysqlclient"}
+INSTEAD = "or name another store with MLFLOW_TRACKING_URI"
+# What the libraries say, and what follows "MLflow at ADDRESS"; the first that is found counts.
+CAUSES = {
+    r"database (?:table )?is locked": (
+        ": the database is locked by another process; wait until that has ended, then run the same "
+        "command again"
+    ),
+    r"file is not a database|file is encrypted|database disk image is malformed": (
+        f" is no SQLite database, or a damaged one: bring it back from a backup, {INSTEAD}"
+    ),
+    r"readonly database|read-only transaction|permission denied for": (
+        f" may only be read: give this user the right to write it, {INSTEAD}"
+    ),
+    r"unable to open database file": (
+        " cannot be opened: give this user the right to read and write the file and its folder, "
+        f"{INSTEAD}"
+    ),
+    r"out-of-date database schema|Can't locate revision": (
+        " has tables of another version of MLflow: after a backup, `mlflow db upgrade ADDRESS` "
+        f"brings old ones up to date; for newer ones install the MLflow that made them, {INSTEAD}"
+    ),
+    r"UnsupportedModelRegistryStore|unsupported URI|Can't load plugin: sqlalchemy|Could not parse "
+    r"SQLAlchemy URL|Invalid ?url|Failed to parse|No connection adapters|Invalid database URI"
+    r"|InvalidSchema|MissingSchema|LocationParseError|Invalid URI|invalid literal for int"
+    r"|Port could not be cast|filesystem tracking backend": (
+        " is no address of a store: expected http://HOST:PORT, sqlite:////ABSOLUTE/FILE.db or "
+        "postgresql://HOST/DATABASE in MLFLOW_TRACKING_URI"
+    ),
+    r"error code 401|\b401\b.*Unauthorized|UNAUTHENTICATED|CUSTOMER_UNAUTHORIZED"
+    r"|password authentication failed|Access denied for user|no password supplied": (
+        " does not accept the credentials: set MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; a database has them in its address"
+    ),
+    r"error code 403|PERMISSION_DENIED": (
+        f" does not allow this: ask whoever runs it for the right, {INSTEAD}"
+    ),
+    r"error code 404|ENDPOINT_NOT_FOUND|not in a valid JSON format|Expecting value"
+    r"|JSONDecodeError": (
+        " is no MLflow server, though something answers: correct the address in MLFLOW_TRACKING_URI"
+    ),
+    r"error code (?:429|5\d\d)|too many (?:429|5\d\d)": (
+        " fails itself: read the server's log, then run the same command again"
+    ),
+    r"timed? ?out|Connection (?:refused|reset|aborted)|Max retries exceeded|could not connect"
+    r"|could not translate host name|Name or service not known|name resolution|No route to host"
+    r"|Network is unreachable|server closed the connection|Can't connect to|Connection to .* failed"
+    r"|Remote end closed|connection failed|Connection broken|IncompleteRead|API request to": (
+        f" does not answer: start it, {INSTEAD}"
+    ),
+}
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Turn a failure of MLflow's store or server that ends the block into one message.
+
+    Raises:
+        UserError: the message; its cause is the failure.
+    """
+    try:
+        yield
+    except (UserError, ConfigError):
+        raise
+    except Exception as error:
+        if message := told(error):
+            raise UserError(message) from error
+        raise
+
+
+def told(error: Exception) -> str | None:
+    """Cause and way out of `error` in one line; None where MLflow has no part in it."""
+    errors = list(chain(error))
+    if any(is_full(one) for one in errors):
+        return no_room(error, _store())
+    if not any(_is_stores(one) for one in errors):
+        return None
+    for one in errors:
+        if isinstance(one, ModuleNotFoundError) and one.name:
+            return _no_driver(one.name)
+    said = [f"{type(one).__name__}: {one}" for one in errors]
+    for pattern, meaning in CAUSES.items():
+        if any(re.search(pattern, text, re.IGNORECASE) for text in said):
+            return f"MLflow at {where()}{meaning} ({reason(error)})"
+    return f"MLflow at {where()} failed: {reason(error)}"
+
+
+def _no_driver(module: str) -> str:
+    package = DRIVERS.get(module, module)
+    instead = INSTEAD
+    if module == "psycopg" and find_spec("psycopg2"):
+        instead = "or name the driver that is: postgresql+psycopg2://..."
+    return (
+        f"MLflow's store at {where()} needs the Python package {package}, which is not installed: "
+        f"python -m pip install '{package}', {instead}"
+    )
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of the matter, in one line and no longer than a person reads."""
+    text = str(error) or repr(error)
+    # SQLAlchemy goes on with its statement and a link, urllib3 repeats itself.
+    text = re.split(r"\n\[SQL:|\n\(Background on|\. Response body:", text)[0]
+    if (inner := re.findall(r"\(Caused by (.*)\)$", text.strip(), re.DOTALL)) and inner[0]:
+        text = inner[0]
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def where() -> str:
+    """The addresses that were asked, without secrets."""
+    from hpgr.registry.tracking import public_registry, public_uri
+
+    tracking, registry = public_uri(), public_registry()
+    return tracking if tracking == registry else f"{tracking}, registry {registry}"
+
+
+def _store() -> Path:
+    """The file or folder on this machine to which MLflow writes, as far as its address says."""
+    from hpgr.registry.tracking import STORE, tracking_uri
+
+    return sqlite_file(tracking_uri()) or STORE
+
+
+def _is_stores(error: BaseException) -> bool:
+    """Whether a library of MLflow's raised it, or it left one of them."""
+    if type(error).__module__.partition(".")[0] in LIBRARIES:
+        return True
+    frames, frame = set(), error.__traceback__
+    while frame is not None:
+        frames.add(str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
+        frame = frame.tb_next
+    return isinstance(error, ImportError | OSError | ValueError) and not frames.isdisjoint(
+        LIBRARIES
+    )

@@ -1,0 +1,280 @@
+"""Who serves: moves of the alias `champion`, each with who, when and why; and the way back.
+
+    hpgr promote [VERSION] --why TEXT [--force]
+    hpgr promote --roll-back --why TEXT
+
+Every move is a run of its own in the experiment, tagged `move.*`, which nothing overwrites; it is
+opened before the aliases move and closed after, so that an interrupted move shows. The next move or
+registration finishes one that was cut off after the champion had changed. Reads and writes the
+registry.
+"""
+
+from __future__ import annotations
+
+import getpass
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from hpgr.config import Config
+from hpgr.masking import masked
+from hpgr.registry.gate import ACCEPTED
+from hpgr.registry.judge import CHAMPION_TAG, REASONS_TAG, ROLLED_BACK_TAG, VERDICT_TAG
+from hpgr.registry.mlflow_faults import answered
+from hpgr.registry.tracking import connect, experiment_id, failing_run
+from hpgr.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, aliases, get_version
+from hpgr.runtime import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+PROMOTE, ROLL_BACK, REGISTER = "promote", "roll back", "register"
+NOBODY = "none"  # the champion before the first one
+
+
+class OldVerdict(UserError):
+    """The gate accepted the version against another champion than today's."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """The champion was `before` (None at first) and is `after`; `at` is ISO 8601, UTC."""
+
+    kind: str
+    before: int | None
+    after: int
+    by: str
+    at: str
+    why: str
+
+
+def move(
+    cfg: Config,
+    version: int | None,
+    *,
+    why: str,
+    back: bool,
+    force: bool,
+    who: str | None = None,
+    via: str | None = None,
+) -> Move:
+    """`roll_back` where `back` is set, else `promote`.
+
+    Raises:
+        UserError: as they do, or a version is named although the way back is asked for.
+    """
+    if not back:
+        return promote(cfg, version, why=why, force=force, who=who, via=via)
+    if version is not None:
+        raise UserError(
+            f"a roll-back goes to the {PREVIOUS} champion; to go to version {version}, promote it"
+        )
+    return roll_back(cfg, why=why, who=who, via=via)
+
+
+def told(move: Move) -> str:
+    """One sentence about a move."""
+    if move.kind == "none":
+        return f"{move.why} already; nothing was changed"
+    before = "none" if move.before is None else f"version {move.before}"
+    return f"{move.kind}: champion is version {move.after}, before it {before}; {move.why}"
+
+
+@answered()
+def promote(
+    cfg: Config,
+    version: int | None = None,
+    *,
+    why: str,
+    force: bool = False,
+    who: str | None = None,
+    via: str | None = None,
+) -> Move:
+    """Make `version`, by default the challenger, the champion; the champion becomes `previous`.
+
+    A version that is champion already stays it, and nothing is written.
+
+    Args:
+        cfg: names of model and experiment.
+        version: registered version.
+        why: the reason, kept with the move.
+        force: promote a version that the gate refused, never judged, or that was rolled back.
+        who: moves it; None is the account of the process.
+        via: what started the move, such as a flow's run; kept with it.
+
+    Raises:
+        OldVerdict: the gate accepted it against another champion.
+        UserError: no such version, no reason, or the gate has not accepted it.
+    """
+    why = masked(why)  # for it goes to tags that everybody reads
+    client, name = connect(), cfg.register_.model_name
+    if version is None:
+        version = aliases(client, name).get(CHALLENGER)
+    finished = finish_interrupted(client, cfg)
+    if finished and finished.kind == PROMOTE and version in (None, finished.after):
+        return finished
+    if version is None:
+        raise UserError(f"{name} has no {CHALLENGER}: train one, or name the version to promote")
+    found, champion = get_version(client, name, version), aliases(client, name).get(CHAMPION)
+    if champion == version:
+        return Move("none", champion, version, _account(), _now(), f"version {version} is champion")
+    _require(why)
+    if not force and champion is not None:
+        _check_accepted(found, champion)
+    return _make(client, cfg, Move(PROMOTE, champion, version, who or _account(), _now(), why), via)
+
+
+@answered()
+def roll_back(cfg: Config, *, why: str, who: str | None = None, via: str | None = None) -> Move:
+    """Make `previous` the champion again; the gate will not promote what was rolled back.
+
+    `who` and `via` are those of `promote`.
+
+    Raises:
+        UserError: there is no previous champion, it was itself rolled back, or no reason is given.
+    """
+    why = masked(why)
+    client, name = connect(), cfg.register_.model_name
+    finished = finish_interrupted(client, cfg)
+    if finished and finished.kind == ROLL_BACK:
+        return finished
+    called = aliases(client, name)
+    champion, back = called.get(CHAMPION), called.get(PREVIOUS)
+    if champion is None or back in (None, champion):
+        raise UserError(
+            f"{name} has no {PREVIOUS} champion to roll back to. Name the version you want: "
+            "`hpgr promote VERSION --why TEXT --force`"
+        )
+    assert back is not None
+    _require(why)
+    found = get_version(client, name, back)
+    if ROLLED_BACK_TAG in found.tags:
+        raise UserError(
+            f"{PREVIOUS} is version {back}, which was rolled back: {found.tags[ROLLED_BACK_TAG]}. "
+            "Name the version you want: `hpgr promote VERSION --why TEXT --force`"
+        )
+    return _make(client, cfg, Move(ROLL_BACK, champion, back, who or _account(), _now(), why), via)
+
+
+def record_registered(client: MlflowClient, cfg: Config, version: int, why: str) -> None:
+    """A version becomes champion by being registered, where there is none."""
+    _make(client, cfg, Move(REGISTER, None, version, _account(), _now(), why), None)
+
+
+def finish_interrupted(client: MlflowClient, cfg: Config) -> Move | None:
+    """Carry the last move through if it was cut off after the champion had changed; else None.
+
+    One that was cut off before has changed nothing.
+    """
+    run = _newest(client, cfg)
+    if run is None or run.info.status == "FINISHED":
+        return None
+    tags = run.data.tags
+    before, after = tags["move.from"], int(tags["move.to"])
+    if aliases(client, cfg.register_.model_name).get(CHAMPION) != after:
+        return None
+    found = Move(
+        tags["move.kind"],
+        None if before == NOBODY else int(before),
+        after,
+        *(tags[f"move.{key}"] for key in ("by", "at", "why")),
+    )
+    _carry_out(client, cfg.register_.model_name, found, run.info.run_id)
+    return found
+
+
+def _newest(client: MlflowClient, cfg: Config) -> Run | None:
+    """The last move's run; of two that a repeated request made of one move, the finished one."""
+    runs = client.search_runs(
+        [experiment_id(client, cfg.register_.experiment)],
+        f"tags.`move.model` = '{cfg.register_.model_name}'",
+        order_by=["attributes.start_time DESC"],
+    )
+    return max(
+        runs,
+        key=lambda run: (run.data.tags["move.at"], run.info.status == "FINISHED"),
+        default=None,
+    )
+
+
+def _make(client: MlflowClient, cfg: Config, move: Move, via: str | None) -> Move:
+    tags = {
+        "move.kind": move.kind,
+        "move.model": cfg.register_.model_name,
+        "move.alias": CHAMPION,
+        "move.from": NOBODY if move.before is None else str(move.before),
+        "move.to": str(move.after),
+        "move.by": move.by,
+        "move.at": move.at,
+        "move.why": move.why,
+    }
+    if via is not None:
+        tags["move.via"] = via
+    experiment = experiment_id(client, cfg.register_.experiment)
+    run = client.create_run(experiment, run_name=f"{move.kind} version {move.after}", tags=tags)
+    with failing_run(client, run.info.run_id):
+        _carry_out(client, cfg.register_.model_name, move, run.info.run_id)
+    return move
+
+
+def _carry_out(client: MlflowClient, name: str, move: Move, run_id: str) -> None:
+    """Everything that a move writes; doing it again changes nothing."""
+    _point(client, name, move.before, move.after)
+    if move.kind == ROLL_BACK:
+        note = f"{move.at} by {move.by}: {move.why}"
+        client.set_model_version_tag(name, str(move.before), ROLLED_BACK_TAG, note)
+    else:
+        if aliases(client, name).get(CHALLENGER) == move.after:
+            client.delete_registered_model_alias(name, CHALLENGER)
+        if ROLLED_BACK_TAG in get_version(client, name, move.after).tags:
+            client.delete_model_version_tag(name, str(move.after), ROLLED_BACK_TAG)
+    for tag, value in (("by", move.by), ("at", move.at), ("why", move.why)):
+        client.set_model_version_tag(name, str(move.after), f"champion.{tag}", value)
+    client.set_terminated(run_id)
+
+
+def _point(client: MlflowClient, name: str, champion: int | None, version: int) -> None:
+    """`champion` first: until it has moved nothing has, and after it the rest can be finished."""
+    client.set_registered_model_alias(name, CHAMPION, str(version))
+    if champion is not None:
+        client.set_registered_model_alias(name, PREVIOUS, str(champion))
+
+
+def _check_accepted(version: ModelVersion, champion: int) -> None:
+    verdict, against = version.tags.get(VERDICT_TAG), version.tags.get(CHAMPION_TAG)
+    where = f"version {version.version}"
+    if ROLLED_BACK_TAG in version.tags:
+        raise UserError(
+            f"{where} was rolled back: {version.tags[ROLLED_BACK_TAG]}. --force promotes it anyway"
+        )
+    if verdict is None:
+        raise UserError(f"{where} was never judged: run `hpgr gate` first, or add --force")
+    if verdict != ACCEPTED:
+        raise UserError(
+            f"the gate {verdict} {where}: {version.tags.get(REASONS_TAG, '')}. "
+            "--force promotes it anyway"
+        )
+    if against != str(champion):
+        raise OldVerdict(
+            f"{where} was judged against version {against}, the champion is {champion}: "
+            f"run `hpgr gate {version.version}`, or add --force"
+        )
+
+
+def _require(why: str) -> None:
+    if not why.strip():
+        raise UserError("say why: the reason is kept with the move (--why TEXT)")
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"
+
+
+def _now() -> str:
+    """To the millisecond: two moves may fall into one second, and their order is the history."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
