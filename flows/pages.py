@@ -21,9 +21,9 @@ from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.summary import markdown_tables
 from hpgr.registry.summary import verdict as on_validation
 from hpgr.registry.tracking import CLASSIC, connect, mlflow_address
-from hpgr.workspace import STAGES
+from hpgr.workspace import HERE
 
-EVALUATION = STAGES["evaluate"].output
+EVALUATION = HERE.output("evaluate")
 
 
 @answered()

@@ -34,7 +34,7 @@ from hpgr.registry.resources import recorded
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
 from hpgr.terminal import printable
 from hpgr.torchrun import launched
-from hpgr.workspace import NEEDS_MODEL, STAGES
+from hpgr.workspace import HERE, STAGES
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -67,16 +67,17 @@ def run_stage(name: str) -> None:
     """Run stage `name` with params.yaml as it stands; its resources are recorded beside it."""
     _enter_stage()
     stage, cfg = STAGES[name], load_config()
-    for line in _profile_lines(cfg.profile, {name, *(["model"] if name in NEEDS_MODEL else [])}):
+    output = HERE.output(name)
+    for line in _profile_lines(cfg.profile, {p.partition(".")[0] for p in stage.params}):
         print(printable(line), flush=True)
     # Under torchrun the first process writes the outputs, and what they cost.
     first = launched().rank == 0
     with (
-        explained(name, stage.output),
-        sole_writer(stage.output) if first else nullcontext(),
-        recorded(stage.output) if first else nullcontext(),
+        explained(name, output),
+        sole_writer(output) if first else nullcontext(),
+        recorded(output) if first else nullcontext(),
     ):
-        getattr(import_module(stage.module), name)(cfg)
+        getattr(import_module(stage.module), name)(cfg, HERE)
 
 
 def _profile_lines(profile: str, sections: set[str] | None = None) -> list[str]:

@@ -94,7 +94,7 @@ from hpgr.workspace import STAGES, Stage
 
 class Slow:
     @staticmethod
-    def validate(cfg):
+    def validate(cfg, workspace):
         Path("started").write_text(str(os.getpid()))
         try:
             time.sleep(60)
@@ -102,7 +102,7 @@ class Slow:
             Path("cleaned").touch()
 
 sys.modules["slow"] = Slow
-STAGES["validate"] = Stage("slow", Path("out"), "")
+STAGES["validate"] = Stage("slow", "", (), "out", ())
 hpgr.cli.run_stage("validate")
 """
 

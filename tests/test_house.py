@@ -82,7 +82,16 @@ def test_a_stage_has_command_function_section_and_docs_line(stage):
     assert stage in PARAMS
     assert re.search(rf"^\| {stage} \|", (ROOT / "docs/artifacts.md").read_text(), re.MULTILINE)
     assert DVC["stages"][stage]["cmd"] == f"exec hpgr {stage}"
-    assert DVC["stages"][stage]["outs"] == [str(STAGES[stage].output)]
+    assert DVC["stages"][stage]["outs"] == [STAGES[stage].output]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_what_the_table_says(stage):
+    declared = DVC["stages"][stage]
+    files = [dep for dep in declared["deps"] if not dep.startswith("hpgr/")]
+    raw = ["${data.path}"] if stage == "validate" else []
+    assert files == [*raw, *STAGES[stage].inputs]
+    assert set(declared["params"]) - {"profile", "profiles"} == set(STAGES[stage].params)
 
 
 def test_dvc_has_no_other_stages():

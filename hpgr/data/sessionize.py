@@ -32,6 +32,7 @@ from hpgr.data.session_statistics import Totals, gap_table, statistics, totals
 from hpgr.data.trained_events import remember
 from hpgr.data.vocabulary import grown
 from hpgr.runtime import UserError, atomic_folder, write_json
+from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
@@ -46,7 +47,7 @@ ITEMS_SCHEMA = pa.schema(
 )
 
 
-def sessionize(cfg: Config) -> None:
+def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
     """Cut sessions, number users and items, split, and write `artifacts/sessions/`.
 
     Raises:

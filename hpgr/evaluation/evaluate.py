@@ -39,6 +39,7 @@ from hpgr.evaluation.retrieval import FromNetwork, Network, Outcome
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
 from hpgr.terminal import cell
 from hpgr.training.ending import Ending
+from hpgr.workspace import HERE, Workspace
 
 SESSIONS = Path("artifacts/sessions")
 TRAINED = (Path("artifacts/finetune"), Path("artifacts/finetune_hstu"))
@@ -50,7 +51,7 @@ NO_LABELS = (
 )
 
 
-def evaluate(cfg: Config) -> None:
+def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     """Run the stage.
 
     Raises:

@@ -49,6 +49,7 @@ from hpgr.intake.screening import (
 from hpgr.intake.staging import copies, mend_ids, open_duckdb, stage
 from hpgr.intake.validation_summary import digest_of, facts_of, hashes, summary_of, write_reports
 from hpgr.runtime import DamagedFile, UserError, read_json, scratch_prefix, write_json
+from hpgr.workspace import HERE, Workspace
 
 VALIDATED = Path("artifacts/validated")
 SCRATCH = Path("artifacts/validate")
@@ -61,7 +62,7 @@ ITEMS_SCHEMA = pa.schema(
 )
 
 
-def validate(cfg: Config) -> None:
+def validate(cfg: Config, workspace: Workspace = HERE) -> None:
     """Run the stage in the current folder.
 
     Raises:

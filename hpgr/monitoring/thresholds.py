@@ -24,11 +24,11 @@ from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import get_version
 from hpgr.runtime import read_json, write_text
-from hpgr.workspace import ARTIFACTS, STAGES
+from hpgr.workspace import HERE
 
-REPORT = ARTIFACTS / "monitoring" / "report.html"
-BATCHES = ARTIFACTS / "accepted" / "batches.json"
-VALIDATED = STAGES["validate"].output / "summary.json"
+REPORT = HERE.artifacts / "monitoring" / "report.html"
+BATCHES = HERE.artifacts / "accepted" / "batches.json"
+VALIDATED = HERE.output("validate") / "summary.json"
 SHOWN_BATCHES = 30  # newest, in figures and tables
 DAY_S = 86400
 
@@ -174,7 +174,7 @@ def judge(
             "share of quarantined rows " + ("in the newest batch" if batches else "in the log"),
             quarantined,
             limits.max_quarantined,
-            f"read {STAGES['validate'].output / 'report.html'} and mend the source",
+            f"read {HERE.output('validate') / 'report.html'} and mend the source",
         ),
     )
 

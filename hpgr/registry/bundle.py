@@ -22,10 +22,10 @@ from hpgr.data.log import Meta
 from hpgr.data.repeats import removes_history
 from hpgr.data.trained_events import SKETCH
 from hpgr.runtime import UserError, read_json, sha256_file, write_json
-from hpgr.workspace import STAGES
+from hpgr.workspace import HERE
 
-FINETUNE, SESSIONS = STAGES["finetune"].output, STAGES["sessionize"].output
-JUDGED = STAGES["evaluate"].output / "rules.json"
+FINETUNE, SESSIONS = HERE.output("finetune"), HERE.output("sessionize")
+JUDGED = HERE.output("evaluate") / "rules.json"
 MODEL_FILES = ("model.safetensors", "config.json")
 TABLES = ("items.parquet", "actions.parquet", "categories.parquet")
 

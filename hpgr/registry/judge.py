@@ -33,14 +33,14 @@ from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHALLENGER, CHAMPION, aliases, bundle_of, get_version
 from hpgr.runtime import UserError, atomic_folder, sha256_file, write_text
-from hpgr.workspace import ARTIFACTS, STAGES
+from hpgr.workspace import HERE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-SESSIONS = STAGES["sessionize"].output
-OUTPUT = ARTIFACTS / "gate"
+SESSIONS = HERE.output("sessionize")
+OUTPUT = HERE.artifacts / "gate"
 IS_CHAMPION, UNJUDGED = "champion", "unjudged"  # nothing to compare with
 VERDICT_TAG, CHAMPION_TAG, REASONS_TAG = "gate.verdict", "gate.champion", "gate.reasons"
 KEY_TAG, ROLLED_BACK_TAG = "gate.key", "rolled_back"

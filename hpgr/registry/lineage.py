@@ -17,7 +17,7 @@ import yaml
 from hpgr.config import PARAMS_FILE
 from hpgr.masking import masked
 from hpgr.runtime import read_json, sha256_file
-from hpgr.workspace import STAGES
+from hpgr.workspace import HERE
 
 ABSENT = "absent"
 PINS = (PARAMS_FILE, Path("data.dvc"), Path("dvc.lock"))  # kept with a version's run, whole
@@ -44,7 +44,7 @@ def run_tags() -> dict[str, str]:
 
 def started_from() -> str:
     """Version whose weights the artifacts' training started from; absent after one from nothing."""
-    config = STAGES["finetune"].output / "config.json"
+    config = HERE.output("finetune") / "config.json"
     base = read_json(config).get("base") if config.is_file() else None
     return str(base["version"]) if base else ABSENT
 

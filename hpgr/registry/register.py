@@ -36,12 +36,12 @@ from hpgr.registry.trace import check_pins, keep
 from hpgr.registry.tracking import connect, experiment_id, failing_run, log_pipeline
 from hpgr.registry.versions import CHALLENGER, CHAMPION, alias_of, aliases
 from hpgr.runtime import UserError, read_json, sha256_file, sole_writer, write_json
-from hpgr.workspace import ARTIFACTS, STAGES
+from hpgr.workspace import HERE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-REGISTERED = ARTIFACTS / "registered.json"
+REGISTERED = HERE.artifacts / "registered.json"
 KEY_TAG, BEATEN_TAG = "content_key", "beaten_by"
 CARD = Path("mlflow/model_card.md.j2")
 LOCK = Path("requirements.lock")
@@ -85,7 +85,7 @@ def register(cfg: Config) -> dict[str, Any]:
 
 def content_key(bundle: Path) -> str:
     """sha256 over the bundle's files and the sessionized log: equal model and data, equal key."""
-    log = STAGES["sessionize"].output / "events.parquet"
+    log = HERE.output("sessionize") / "events.parquet"
     hashes = content_hashes(bundle) | {"log": sha256_file(log)}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
@@ -227,7 +227,7 @@ def _example() -> Any:
     """A request made of the first events of the catalogue: real ids, one minute apart."""
     import pandas as pd
 
-    items = pq.read_table(STAGES["sessionize"].output / "items.parquet", columns=["item_id"])
+    items = pq.read_table(HERE.output("sessionize") / "items.parquet", columns=["item_id"])
     ids = items["item_id"].slice(0, 3).to_pylist()
     now = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
     times = [now - 60 * (len(ids) - i) for i in range(len(ids))]
@@ -256,4 +256,4 @@ def _card(cfg: Config, tags: dict[str, str], key: str) -> str:
 
 def _meta() -> dict[str, Any]:
     """Counts and settings of the sessionized log."""
-    return read_json(STAGES["sessionize"].output / "arrays" / "meta.json")
+    return read_json(HERE.output("sessionize") / "arrays" / "meta.json")

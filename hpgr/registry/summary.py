@@ -10,10 +10,10 @@ from __future__ import annotations
 from rich.table import Table
 
 from hpgr.runtime import UserError, read_json
-from hpgr.workspace import STAGES
+from hpgr.workspace import HERE
 
-METRICS = STAGES["evaluate"].output / "metrics.json"
-VERDICT = STAGES["evaluate"].output / "verdict.json"
+METRICS = HERE.output("evaluate") / "metrics.json"
+VERDICT = HERE.output("evaluate") / "verdict.json"
 Rows = dict[str, dict[str, float]]
 
 

@@ -29,7 +29,7 @@ from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.summary import headline
 from hpgr.runtime import UserError, atomic_path, read_json, sole_writer
-from hpgr.workspace import NEEDS_MODEL, STAGES
+from hpgr.workspace import HERE, STAGES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -247,10 +247,10 @@ def log_pipeline(client: MlflowClient, cfg: Config, experiment: str) -> str:
         _log_params(client, run_id, {"profile": cfg.profile, "data": _section(cfg, "data")})
         now = int(time.time() * 1000)
         _log_metrics(client, run_id, _metrics(headline(), now))
-        report = STAGES["evaluate"].output / "report.html"
+        report = HERE.output("evaluate") / "report.html"
         if report.is_file():
             client.log_artifact(run_id, str(report))
-        figures = STAGES["evaluate"].output / "figures"
+        figures = HERE.output("evaluate") / "figures"
         if figures.is_dir():
             client.log_artifacts(run_id, str(figures), figures.name)
         for stage in STAGES:
@@ -259,7 +259,7 @@ def log_pipeline(client: MlflowClient, cfg: Config, experiment: str) -> str:
 
 
 def _log_stage(client: MlflowClient, cfg: Config, stage: str, experiment: str, parent: str) -> None:
-    output = STAGES[stage].output
+    output = HERE.output(stage)
     resources = list(_rows(output / "resources.csv"))
     began = int(resources[0]["time"] * 1000) if resources else None
     ended = int(resources[-1]["time"] * 1000) if resources else int(time.time() * 1000)
@@ -268,7 +268,7 @@ def _log_stage(client: MlflowClient, cfg: Config, stage: str, experiment: str, p
     run_id = run.info.run_id
     with failing_run(client, run_id):
         params = {stage: _section(cfg, stage)}
-        if stage in NEEDS_MODEL:
+        if "model" in STAGES[stage].params:
             params["model"] = _section(cfg, "model")
         _log_params(client, run_id, params)
         if (output / "metrics.json").is_file():

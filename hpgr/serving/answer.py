@@ -27,7 +27,7 @@ from hpgr.serving.recommender import Answer, Driver, Recommender, load_told
 from hpgr.serving.request import Request
 from hpgr.serving.typed_request import SESSIONS, of_user, typed
 from hpgr.terminal import cell
-from hpgr.workspace import ARTIFACTS
+from hpgr.workspace import HERE
 
 SOURCES = ("champion", "artifacts")
 SHOWN_EVENTS = 5  # newest events printed above an answer
@@ -62,7 +62,7 @@ def result(cfg: Config) -> None:
     Raises:
         UserError: nothing was evaluated or registered yet.
     """
-    source = ARTIFACTS / "registered.json"
+    source = HERE.artifacts / "registered.json"
     if not source.is_file():
         raise UserError(f"{source} not found: run `make run`, or `hpgr register` after `dvc repro`")
     registered = read_json(source)

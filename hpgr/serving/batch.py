@@ -39,10 +39,10 @@ from hpgr.serving.recommender import Best, Recommender
 from hpgr.serving.request import NO_ACTION
 from hpgr.serving.shown import shown
 from hpgr.serving.typed_request import seconds
-from hpgr.workspace import ARTIFACTS, STAGES
+from hpgr.workspace import HERE
 
-OUTPUT = ARTIFACTS / "recommendations"
-SESSIONS = STAGES["sessionize"].output
+OUTPUT = HERE.artifacts / "recommendations"
+SESSIONS = HERE.output("sessionize")
 TABLES = ("items", "users", "actions")
 HASHED = (*(f"{name}.parquet" for name in ("events", *TABLES)), "arrays/meta.json")
 MANIFEST, LOCK = "manifest.json", ".lock"

@@ -18,9 +18,9 @@ from hpgr.runtime import UserError
 from hpgr.serving.recommender import Recommender
 from hpgr.serving.request import LATEST_SECONDS, Request
 from hpgr.serving.shown import short, shown
-from hpgr.workspace import STAGES
+from hpgr.workspace import HERE
 
-SESSIONS = STAGES["sessionize"].output
+SESSIONS = HERE.output("sessionize")
 YEAR = re.compile(r"\s*\(\d{4}\)$")
 COMMA = re.compile(r" ?, ?")
 SPACING_S = 60  # between the events of a typed history, which has no times

@@ -35,6 +35,7 @@ from hpgr.training.pretrain import ARRAYS
 from hpgr.training.pretrain import OUTPUT as PRETRAINED
 from hpgr.training.validation import Validation
 from hpgr.training.warm import Base, check_same_base
+from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from hpgr.config import Config
@@ -42,11 +43,12 @@ if TYPE_CHECKING:
 OUTPUT = Path("artifacts/finetune")
 
 
-def finetune(cfg: Config) -> None:
+def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     """Run stage 2 as params.yaml says.
 
     Args:
         cfg: sections `model` and `finetune`, as in `hpgr.training.pretrain.pretrain`.
+        workspace: where the run's files lie.
 
     Raises:
         UserError: the model below base/ does not fit the log or the parameters, or stage 1 did not

@@ -28,6 +28,7 @@ from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised
 from hpgr.training.outputs import finish, write_outputs
 from hpgr.training.warm import TRUNK, Base
+from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from hpgr.config import Config
@@ -63,12 +64,13 @@ def mask_events(
     return masked
 
 
-def pretrain(cfg: Config) -> None:
+def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     """Run stage 1 as params.yaml says; zero steps write the trunk it started with.
 
     Args:
         cfg: sections `model`, `pretrain` and `finetune`, with their keys as attributes: a `Config`
             or plain objects, which need no pydantic.
+        workspace: where the run's files lie.
 
     Raises:
         UserError: the model below base/ does not fit the log or the parameters.
