@@ -52,6 +52,10 @@ lint: .venv/ready-dev  ## style, format, types, layers
 	mypy
 	lint-imports
 
+.PHONY: tree
+tree:  ## write README.md's tree from the first line of every docstring
+	@'$(PYTHON)' tests/readme_tree.py
+
 .PHONY: lock
 lock: .venv/ready-dev  ## write what is installed to requirements.lock; pins for other machines stay
 	python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > .venv/installed.txt

@@ -18,6 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel
+from readme_tree import tracked
 
 from hpgr.config import PARAMS_FILE, Config
 from hpgr.workspace import STAGES
@@ -42,13 +43,6 @@ def code_of(stage: str, graph) -> set[str]:
     text = "".join((ROOT / file).read_text() for file in files)
     others = [p for p in (ROOT / "hpgr").rglob("*") if p.suffix not in (".py", ".pyc")]
     return files | {str(p.relative_to(ROOT)) for p in others if p.is_file() and p.name in text}
-
-
-def tracked() -> list[str]:
-    """What git tracks or would track; a file that is ignored is not part of the project."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if (ROOT / line).exists()]
 
 
 def test_layers_and_other_import_contracts_hold():
@@ -148,14 +142,6 @@ def test_params_keys_equal_the_configurations():
                 compare(values[key], field.annotation, f"{where}.{key}")
 
     compare({k: v for k, v in PARAMS.items() if k != "profiles"}, Config, "params")
-
-
-def test_the_readme_tree_lists_what_is_tracked_at_the_top():
-    readme = (ROOT / "README.md").read_text()
-    names = {Path(file).parts[0] for file in tracked()} - {"README.md", "dvc.lock"}
-    hidden = {name for name in names if name.startswith(".")}
-    missing = [name for name in sorted(names - hidden) if name not in readme]
-    assert not missing
 
 
 def test_nothing_is_pickled():
