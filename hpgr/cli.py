@@ -16,6 +16,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -34,7 +35,7 @@ from hpgr.registry.resources import recorded
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
 from hpgr.terminal import printable
 from hpgr.torchrun import launched
-from hpgr.workspace import HERE, STAGES
+from hpgr.workspace import HERE, STAGES, Workspace
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -47,7 +48,12 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Entry point of `hpgr`: telemetry off, then the command; see the module's docstring."""
+    """Entry point of `hpgr`; see the module's docstring."""
+    run(app)
+
+
+def run(command: Callable[[], None]) -> NoReturn:
+    """Run `command` as this process's own, telemetry off, and exit: 2 for a user's mistake."""
     os.environ.update(TELEMETRY_OFF)
     spare_loopback()
     mask_output()
@@ -56,18 +62,18 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         require_folder()
-        app()
+        command()
     except (ConfigError, UserError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 
 
-def run_stage(name: str) -> None:
+def run_stage(name: str, workspace: Workspace = HERE) -> None:
     """Run stage `name` with params.yaml as it stands; its resources are recorded beside it."""
     _enter_stage()
-    stage, cfg = STAGES[name], load_config()
-    output = HERE.output(name)
+    stage, cfg = STAGES[name], load_config(workspace.params)
+    output = workspace.output(name)
     for line in _profile_lines(cfg.profile, {p.partition(".")[0] for p in stage.params}):
         print(printable(line), flush=True)
     # Under torchrun the first process writes the outputs, and what they cost.
@@ -77,7 +83,7 @@ def run_stage(name: str) -> None:
         sole_writer(output) if first else nullcontext(),
         recorded(output) if first else nullcontext(),
     ):
-        getattr(import_module(stage.module), name)(cfg, HERE)
+        getattr(import_module(stage.module), name)(cfg, workspace)
 
 
 def _profile_lines(profile: str, sections: set[str] | None = None) -> list[str]:

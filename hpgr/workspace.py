@@ -99,16 +99,17 @@ class Workspace:
         root: the project's folder, or that of a benchmark cell.
         validated_log: folder of the validate stage where it lies outside `root`, since several
             runs share one validated log; None: inside.
+        sessionized_log: likewise of the sessionize stage.
     """
 
     root: Path = Path()
     validated_log: Path | None = None
+    sessionized_log: Path | None = None
 
     def output(self, stage: str) -> Path:
         """The folder that a stage writes."""
-        if stage == "validate" and self.validated_log is not None:
-            return self.validated_log
-        return self.root / STAGES[stage].output
+        shared = {"validate": self.validated_log, "sessionize": self.sessionized_log}
+        return shared.get(stage) or self.root / STAGES[stage].output
 
     @property
     def params(self) -> Path:
