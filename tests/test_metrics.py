@@ -1,8 +1,11 @@
 """Metrics against brute force, ir-measures and scikit-learn."""
 
+from dataclasses import replace
+
 import ir_measures
 import numpy as np
 import pytest
+from evaluation_log import random_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -11,7 +14,10 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
 from hpgr import metrics
-from hpgr.data.log import FIRST_ITEM
+from hpgr.config import load_config
+from hpgr.data.log import FIRST_ITEM, VALIDATION
+from hpgr.evaluation import protocols, retrieval
+from hpgr.training import validation
 
 NO_CHUNKS = {"catalogue_chunk": 10**6}
 
@@ -42,6 +48,42 @@ def test_rank_equals_brute_force_with_ties_repeats_and_any_chunk(scores, target,
     assert found.tolist() == [
         brute_force_rank(*row) for row in zip(scores, target, seen, strict=True)
     ]
+
+
+class Levels:
+    """A network whose scores have few levels, so that many items tie."""
+
+    def __init__(self, num_items):
+        rng = np.random.default_rng(4)
+        self.table = rng.integers(0, 3, (num_items, num_items)).astype(np.float32)
+
+    def retrieve(self, histories):
+        return self.table[histories.item[histories.offsets[1:] - 1]]
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_early_stopping_counts_ties_and_repeats_as_the_report_does(remove, monkeypatch):
+    log = random_log(5, num_items=40)
+    log = replace(log, meta=replace(log.meta, remove_history=remove))
+    network = Levels(log.meta.num_items)
+    monkeypatch.setattr(validation, "Scorer", lambda model, *_: model)
+    measured = validation.Validation(log, max_history=5, num_queries=10**6, ranking=False, seed=0)(
+        network, None
+    )
+    queries = protocols.next_item(log, VALIDATION)
+    outcome = retrieval.run(
+        log,
+        queries,
+        {"levels": retrieval.FromNetwork(network)},
+        load_config().evaluate,
+        max_history=5,
+        title="",
+        end_to_end={},
+    )["levels"]
+    expected = metrics.retrieval_metrics(outcome.ranks, [10])
+    assert measured == {
+        f"validation_{name}": pytest.approx(expected[name].mean()) for name in ("hr@10", "ndcg@10")
+    }
 
 
 def test_constant_scorer_lands_in_the_middle():
@@ -136,6 +178,20 @@ def test_auc_and_gauc_equal_scikit_learn_user_by_user(label, score, user):
     assert found is None if expected is None else found == pytest.approx(expected)
 
 
+def test_auc_of_counts_equals_scikit_learn_with_weights_and_is_nan_without_a_class():
+    rng = np.random.default_rng(6)
+    positives, negatives = rng.integers(0, 4, (2, 5, 7))
+    positives[4] = 0
+    score = np.concatenate([np.arange(7)] * 2)
+    label = np.repeat([1, 0], 7)
+    expected = [
+        roc_auc_score(label, score, sample_weight=np.concatenate(row))
+        for row in zip(positives[:4], negatives[:4], strict=True)
+    ]
+    found = metrics.auc_of_counts(positives, negatives)
+    np.testing.assert_allclose(found, [*expected, np.nan])
+
+
 @given(shift=st.floats(-3, 3), scale=st.floats(0.1, 10))
 def test_auc_knows_only_the_order(shift, scale):
     rng = np.random.default_rng(1)
@@ -172,8 +228,8 @@ def test_calibrated_forecasts_have_a_small_error_and_overconfident_ones_a_large(
     assert metrics.expected_calibration_error(label, overconfident, 15) > 0.2
 
 
-def test_coverage_and_popularity_share_by_hand():
+def test_coverage_and_head_share_by_hand():
     top = np.array([[2, 3], [2, -1]])
     head = np.array([False, False, True, False, False, False])
     assert metrics.coverage(top, 6) == 0.5
-    assert metrics.popularity_share(top, head) == pytest.approx(2 / 3)
+    assert metrics.head_share(top, head) == pytest.approx(2 / 3)

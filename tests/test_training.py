@@ -24,7 +24,6 @@ from hpgr.runtime import UserError
 from hpgr.training.checkpoint import load_tensors, save_atomic
 from hpgr.training.length import learning_rate_scale
 from hpgr.training.pretrain import mask_events
-from hpgr.training.validation import area_under_curve
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,14 +90,6 @@ def test_masking_hides_the_share_asked_for_and_whole_sessions():
     both = mask_events(histories, np.random.default_rng(0), mask_share=0.2, session_mask_share=1.0)
     whole = both.reshape(100, 10, 10).all(axis=2).sum(axis=1)
     assert (whole >= 1).all() and whole.mean() < 1.1
-
-
-def test_auc_equals_sklearn():
-    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is a dev dependency")
-    random = np.random.default_rng(0)
-    label, score = random.integers(0, 2, 500), random.integers(0, 20, 500) / 20
-    assert area_under_curve(label, score) == pytest.approx(metrics.roc_auc_score(label, score))
-    assert area_under_curve(np.ones(5), score[:5]) == 0.5
 
 
 def test_learning_rate_warms_up_and_decays():

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from hpgr.data.log import TRAIN, EventLog, opening
 from hpgr.evaluation.baselines import train_counts
+from hpgr.metrics import auc_of_counts
 
 CELLS = 1 << 23  # user counts held at a time, 64 MiB
 
@@ -98,16 +99,10 @@ def bootstrap_auc(
     for block in resamples(num_users, samples, seed):
         for start in range(0, len(block), rows):
             drawn = block[start : start + rows]
-            result.append(np.stack([_auc_rows(drawn @ p, drawn @ n) for p, n in tables], axis=1))
+            result.append(
+                np.stack([auc_of_counts(drawn @ p, drawn @ n) for p, n in tables], axis=1)
+            )
     return np.concatenate(result)
-
-
-def _auc_rows(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """AUC of each row of counts at ascending scores, [b, D] twice; NaN where a class is missing."""
-    below = np.cumsum(negatives, axis=1) - negatives / 2
-    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-    area = (positives * below).sum(axis=1)
-    return np.divide(area, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 
 def estimate(value: float, replicates: np.ndarray) -> Estimate:

@@ -23,7 +23,6 @@ from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.retrieval import FromNetwork, Network
 
 SERVED = "served."  # before the name of a metric of retrieval: of the order that is served
-LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error"})
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from hpgr.evaluation.metric_tables import (
     Tables,
     label,
     merged,
-    metric_label,
     ranking_tables,
     retrieval_tables,
 )
 from hpgr.evaluation.retrieval import FromNetwork, Network, Outcome
+from hpgr.metrics import metric_label
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
 from hpgr.terminal import cell
 from hpgr.training.ending import Ending

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hpgr.evaluation.metric_tables import label, metric_label
+from hpgr.evaluation.metric_tables import label
+from hpgr.metrics import metric_label
 
 MAIN, NETWORK = "#c8553d", "#e0a458"
 QUIET = ("#7b8794", "#a487b0", "#1f5f8b", "#5a9e7c")

@@ -46,23 +46,6 @@ def label(model: str) -> str:
     return model.replace("_", " ")
 
 
-def metric_label(metric: str) -> str:
-    """A metric's name as a person reads it: `hr@10` is HR@10."""
-    name, at, k = metric.partition("@")
-    known = {
-        "hr": "HR",
-        "ndcg": "NDCG",
-        "mrr": "MRR",
-        "auc": "AUC",
-        "gauc": "GAUC",
-        "log_loss": "log loss",
-        "calibration_error": "calibration error",
-        "coverage": "coverage",
-        "head_share": "head share",
-    }
-    return known.get(name, name) + at + k
-
-
 def retrieval_tables(
     protocol: str,
     log: EventLog,
@@ -96,7 +79,7 @@ def retrieval_tables(
     classes = compare.popularity_classes(log)
     for model, outcome in outcomes.items():
         values[model][f"coverage@{k}"] = metrics.coverage(outcome.top, log.meta.num_items)
-        values[model][f"head_share@{k}"] = metrics.popularity_share(outcome.top, classes == 0)
+        values[model][f"head_share@{k}"] = metrics.head_share(outcome.top, classes == 0)
     return Tables(
         protocol,
         main,
@@ -225,7 +208,7 @@ def _curves(protocol: str, outcomes: Mapping[str, Outcome], deepest: int) -> pd.
     cutoffs = np.unique(np.geomspace(1, deepest, CURVE_POINTS).round().astype(int))
     return pd.DataFrame(
         [
-            (protocol, model, int(k), float((outcome.ranks <= k).mean()))
+            (protocol, model, int(k), float(metrics.hit_rate(outcome.ranks, k).mean()))
             for model, outcome in outcomes.items()
             for k in cutoffs
         ],

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from hpgr.evaluation import figures
 from hpgr.evaluation.examples import Example
-from hpgr.evaluation.metric_tables import Tables, label, metric_label
+from hpgr.evaluation.metric_tables import Tables, label
 from hpgr.evaluation.rivals import Standing
+from hpgr.metrics import best_value, metric_label
+from hpgr.templates import rendered
 
+PAGE = Path(__file__).parent / "report.html.j2"
 PROTOCOLS = {
     "R1": (
         "Next item, leave-one-out",
@@ -63,7 +65,6 @@ MEANINGS = {
     "log_loss": "surprise at the labels in nats; lower is better",
     "calibration_error": "mean distance of predicted and observed share of likes; lower is better",
 }
-LOWER_IS_BETTER = ("log_loss", "calibration_error")
 DESCRIPTIVE = ("coverage", "head_share")  # no winner: more is not better
 
 
@@ -103,17 +104,9 @@ def write(
         if (figure := figures.training_curves(curve)) is not None:
             image = _embed(folder, f"training_{stage}", figure)
             stages.append((stage, endings.get(stage, []), image))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hpgr.evaluation", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["label"] = label
-    environment.filters["metric"] = metric_label
-    environment.filters["number"] = _number
-    html = environment.get_template("report.html.j2").render(
+    html = rendered(
+        PAGE,
+        {"label": label, "metric": metric_label, "number": _number},
         dataset=dataset,
         main=tables[0].main,
         sections=sections,
@@ -227,8 +220,7 @@ def _first(names: Sequence[str], prefix: str) -> str:
 
 
 def _best(table: Tables, metric: str) -> float:
-    values = [row[metric] for row in table.metrics.values() if metric in row]
-    return min(values) if metric in LOWER_IS_BETTER else max(values)
+    return best_value(metric, (row[metric] for row in table.metrics.values() if metric in row))
 
 
 def _difference_rows(differences: pd.DataFrame, headline: list[str]) -> dict[str, dict[str, Any]]:

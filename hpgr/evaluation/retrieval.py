@@ -18,7 +18,7 @@ from hpgr.config import Evaluate
 from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog, Histories, bounded
 from hpgr.evaluation.baselines import Retriever, counting_models
 from hpgr.evaluation.protocols import Queries, next_item
-from hpgr.metrics import ranks_of, removed_pairs, retrieval_metrics, top_items
+from hpgr.metrics import ndcg, ranks_of, removed_pairs, tied_rank, top_items
 
 CELLS = 1 << 22  # scores of one block, 16 MiB in float32
 MAX_BLOCK = 1024  # queries
@@ -177,7 +177,7 @@ def reorder(
         ranks: of the targets in retrieval, [Q].
 
     Returns:
-        New ranks [Q] (ties as in `metrics.ranks_of`) and the reordered items [Q, N].
+        New ranks [Q] (`tied_rank`) and the reordered items [Q, N].
 
     Raises:
         ValueError: a probability is NaN, which would put its query's target first.
@@ -194,9 +194,8 @@ def reorder(
     reference = np.where(is_target, probability, -np.inf).max(axis=1, keepdims=True)
     better = (probability > reference).sum(axis=1)
     tied = (probability == reference).sum(axis=1) - 1
-    inside = 1 + better + (tied + 1) // 2
     below = np.maximum(ranks, count + 1)
-    new_ranks = np.where(is_target.any(axis=1), inside, below)
+    new_ranks = np.where(is_target.any(axis=1), tied_rank(better, tied), below)
     return new_ranks, np.take_along_axis(retrieved, order, axis=1)
 
 
@@ -240,10 +239,7 @@ def tuned_baselines(
     for name, models in variants.items():
         best = 0
         if len(models) > 1 and len(queries):
-            gains = [
-                retrieval_metrics(outcomes[f"{name} {i}"].ranks, [k])[f"ndcg@{k}"].mean()
-                for i in range(len(models))
-            ]
+            gains = [ndcg(outcomes[f"{name} {i}"].ranks, k).mean() for i in range(len(models))]
             best = int(np.argmax(gains))
             notes.append(
                 f"{name}: decay {settings.history_decays[best]:g} of "

@@ -18,8 +18,9 @@ from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.baselines import Retriever
 from hpgr.evaluation.compare import Estimate
-from hpgr.evaluation.metric_tables import label, metric_label
+from hpgr.evaluation.metric_tables import label
 from hpgr.evaluation.retrieval import FromNetwork, Network
+from hpgr.metrics import metric_label
 
 Values = dict[str, dict[str, float]]
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpgr.intake.contract import EVENT_COLUMNS
 from hpgr.intake.expectations import Tally
 from hpgr.intake.table_files import LINE
+from hpgr.templates import rendered
+
+PAGE = Path(__file__).parent / "validation.html.j2"
 
 WIDTH, HEIGHT = 720, 140  # of the histogram, CSS pixels
 
@@ -37,17 +39,13 @@ def render(
         histogram: accepted events in equal spans of time from the first to the last event.
         actions: the most frequent actions with their counts.
     """
-    environment = Environment(
-        loader=PackageLoader("hpgr.intake", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["thousands"] = lambda value: f"{value:,}"
-    environment.filters["share"] = lambda value: f"{value:.2%}"
-    environment.filters["day"] = lambda value: datetime.fromtimestamp(value, UTC).date().isoformat()
-    return environment.get_template("validation.html.j2").render(
+    return rendered(
+        PAGE,
+        {
+            "thousands": "{:,}".format,
+            "share": "{:.2%}".format,
+            "day": lambda value: datetime.fromtimestamp(value, UTC).date().isoformat(),
+        },
         summary=summary,
         tallies=tallies,
         broken=broken,

@@ -16,16 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from hpgr.config import Config
 from hpgr.monitoring.champions import History, history
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import get_version
 from hpgr.runtime import read_json, write_text
+from hpgr.templates import rendered
 from hpgr.workspace import HERE
 
+PAGE = Path(__file__).parent / "monitor.html.j2"
 REPORT = HERE.artifacts / "monitoring" / "report.html"
 BATCHES = HERE.artifacts / "accepted" / "batches.json"
 VALIDATED = HERE.output("validate") / "summary.json"
@@ -268,19 +268,15 @@ def _page(
         if any(version.metric is not None for version in past.versions.values())
         else None,
     }
-    environment = Environment(
-        loader=PackageLoader("hpgr.monitoring", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["day"] = lambda value: f"{_time(value):%Y-%m-%d}"
-    environment.filters["minute"] = lambda value: f"{_time(value):%Y-%m-%d %H:%M}"
-    environment.filters["share"] = lambda value: "–" if value is None else f"{value:.2%}"
-    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3f}"
-    environment.filters["count"] = lambda value: "–" if value is None else f"{value:,.0f}"
-    return environment.get_template("monitor.html.j2").render(
+    return rendered(
+        PAGE,
+        {
+            "day": lambda value: f"{_time(value):%Y-%m-%d}",
+            "minute": lambda value: f"{_time(value):%Y-%m-%d %H:%M}",
+            "share": lambda value: "–" if value is None else f"{value:.2%}",
+            "number": lambda value: "–" if value is None else f"{value:.3f}",
+            "count": lambda value: "–" if value is None else f"{value:,.0f}",
+        },
         found=found,
         champion=past.versions.get(past.champion) if past.champion else None,
         age_days=_age_days(past, now),

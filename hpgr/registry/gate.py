@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from hpgr.config import Gate
 from hpgr.data.trained_events import Overlap
-from hpgr.evaluation.contest import LOWER_IS_BETTER, Change, Contest
+from hpgr.evaluation.contest import Change, Contest
+from hpgr.metrics import LOWER_IS_BETTER
 from hpgr.runtime import UserError
 
 ACCEPTED, REFUSED = "accepted", "refused"

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpgr.config import Config
 from hpgr.data.log import TEST, UNKNOWN, EventLog
@@ -33,12 +32,14 @@ from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHALLENGER, CHAMPION, aliases, bundle_of, get_version
 from hpgr.runtime import UserError, atomic_folder, sha256_file, write_text
+from hpgr.templates import rendered
 from hpgr.workspace import HERE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+PAGE = Path(__file__).parent / "verdict.html.j2"
 SESSIONS = HERE.output("sessionize")
 OUTPUT = HERE.artifacts / "gate"
 IS_CHAMPION, UNJUDGED = "champion", "unjudged"  # nothing to compare with
@@ -194,12 +195,9 @@ def _nothing(facts: dict[str, Any], word: str, reason: str) -> dict[str, Any]:
 
 def _files(verdict: dict[str, Any]) -> dict[str, str]:
     """Name and text of the verdict's two files."""
-    environment = Environment(
-        loader=PackageLoader("hpgr", "registry"), undefined=StrictUndefined, autoescape=True
-    )
     return {
         "verdict.json": json.dumps(verdict, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "verdict.html": environment.get_template("verdict.html.j2").render(**verdict),
+        "verdict.html": rendered(PAGE, {}, **verdict),
     }
 
 

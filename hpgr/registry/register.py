@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hpgr.config import Config
 from hpgr.failure import explained
@@ -36,6 +35,7 @@ from hpgr.registry.trace import check_pins, keep
 from hpgr.registry.tracking import connect, experiment_id, failing_run, log_pipeline
 from hpgr.registry.versions import CHALLENGER, CHAMPION, alias_of, aliases
 from hpgr.runtime import UserError, read_json, sha256_file, sole_writer, write_json
+from hpgr.templates import rendered
 from hpgr.workspace import HERE
 
 if TYPE_CHECKING:
@@ -241,10 +241,9 @@ def _requirements() -> list[str]:
 
 
 def _card(cfg: Config, tags: dict[str, str], key: str) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(CARD.parent), undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template(CARD.name).render(
+    return rendered(
+        CARD,
+        {},
         cfg=cfg,
         tags=tags,
         key=key,

@@ -34,7 +34,6 @@ from fastapi import FastAPI, HTTPException, Query
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BeforeValidator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,8 +44,9 @@ from hpgr.serving.champion import Champion, Served
 from hpgr.serving.guard import Guard
 from hpgr.serving.schema import Answers, ModelName, OneAnswer, Problem, Question, Ready, Title, told
 from hpgr.serving.shown import short, shown
+from hpgr.templates import rendered
 
-PAGE = "page.html.j2"
+PAGE = Path(__file__).parent / "page.html.j2"
 SHOWN_TITLES = 20
 SHOWN_CHARACTERS = 2000  # of a refusal, whatever it is about
 HEADERS = [
@@ -307,10 +307,7 @@ def _refusal(message: str) -> Response:
 
 
 def _page(limits: Serve) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True
-    )
-    return environment.get_template(PAGE).render(k=limits.k, max_k=limits.max_k)
+    return rendered(PAGE, {}, k=limits.k, max_k=limits.max_k)
 
 
 def _policy(page: str) -> str:

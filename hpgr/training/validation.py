@@ -15,6 +15,7 @@ from torch import nn
 
 from hpgr.data.batches import events_before
 from hpgr.data.log import VALIDATION, EventLog, bounded, histories
+from hpgr.metrics import MISS, auc, hit_rate, ndcg, ranks_of
 from hpgr.model.scoring import Scorer
 
 CUTOFF = 10
@@ -55,7 +56,6 @@ class Validation:
             past = histories(log, users, rows, log.timestamp[rows], self.max_history)
             scores = scorer.retrieve(past)
             target = log.item[rows]
-            wanted = scores[np.arange(len(rows)), target].copy()
             repeated = np.zeros(len(rows), dtype=bool)
             if log.meta.remove_history:
                 # Everything the user had before goes, also what is too old for the window.
@@ -63,10 +63,10 @@ class Validation:
                     before = log.item[first:row]
                     repeated[query] = (before == target[query]).any()
                     scores[query, before] = -np.inf
-            rank = (scores > wanted[:, None]).sum(1)
-            rank[repeated] = CUTOFF  # a miss
-            hits += float((rank < CUTOFF).sum())
-            gains += float((1 / np.log2(rank[rank < CUTOFF] + 2)).sum())
+            ranks = ranks_of(scores, target, None)
+            ranks[repeated] = MISS
+            hits += float(hit_rate(ranks, CUTOFF).sum())
+            gains += float(ndcg(ranks, CUTOFF)[ranks <= CUTOFF].sum())
         count = len(self.rows)
         return {f"validation_hr@{CUTOFF}": hits / count, f"validation_ndcg@{CUTOFF}": gains / count}
 
@@ -82,20 +82,9 @@ class Validation:
             past = histories(log, users, end, time, self.max_history)
             items = np.asarray(log.item[rows])
             scores.append(scorer.rank(past, np.arange(len(rows) + 1), items))
-        return area_under_curve(np.asarray(log.label[self.rows]), np.concatenate(scores))
+        found = auc(np.asarray(log.label[self.rows]), np.concatenate(scores))
+        return 0.5 if found is None else found  # labels all alike: no order is better than another
 
     def _parts(self, queries: int) -> Iterator[slice]:
         """Slices of at most `queries` queries, bounded by the events that the model reads."""
         return bounded(np.minimum(self.rows - self.start, self.max_history), queries=queries)
-
-
-def area_under_curve(label: np.ndarray, score: np.ndarray) -> float:
-    """AUC by mean ranks (ties count half); 0.5 where only one class is present."""
-    _, inverse, count = np.unique(score, return_inverse=True, return_counts=True)
-    mean_rank = (np.cumsum(count) - (count - 1) / 2)[inverse]
-    positive = label > 0
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
-        return 0.5
-    above = mean_rank[positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(above / (num_positive * num_negative))

@@ -1,0 +1,30 @@
+"""Pages and cards from the Jinja templates that lie beside the code.
+
+Values are escaped in HTML and left as they are in Markdown; a name that a template misses is an
+error. Reads the template, writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+
+def rendered(template: Path, filters: Mapping[str, Callable[..., str]], /, **values: Any) -> str:
+    """The text of `template` (*.html.j2 or *.md.j2) with `values` filled in.
+
+    Raises:
+        jinja2.UndefinedError: the template names a value that is not given.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(template.name).render(**values)
