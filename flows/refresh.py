@@ -27,12 +27,12 @@ from flows.monitor import watch
 from flows.overrides import given_path, set_params, with_params
 from flows.train import pipeline
 from hpgr.config import Config, load_config
-from hpgr.intake import acceptance as ledger
-from hpgr.intake.incoming import Verdict, examine
-from hpgr.intake.validate import REJECTED
+from hpgr.intake import acceptance, batch_records
+from hpgr.intake.incoming import BatchFinding, examine
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION, aliases
 from hpgr.runtime import UserError, sole_run
+from hpgr.workspace import HERE
 
 FIGURES = {  # of batches.json: label and format
     "rows": ("rows", ",d"),
@@ -77,9 +77,9 @@ def refresh(
         except (UserError, StageFailed):
             show_refusal()
             raise
-        if ledger.TAKING.is_file():  # new events came in: this time, or before an interruption
+        if acceptance.is_taking():  # new events came in: this time, or before an interruption
             start_from_champion.with_options(**options)()
-            ledger.finish()
+            acceptance.finish()
         return pipeline()
 
 
@@ -101,12 +101,12 @@ def require_champion() -> None:
 @task(name="settle", task_run_name="settle", cache_policy=NO_CACHE)
 def settle() -> None:
     """Finish or undo what an interrupted refresh left."""
-    if done := ledger.settle(load_config().data):
+    if done := acceptance.settle(load_config().data):
         get_run_logger().warning(done)
 
 
 @task(name="incoming", task_run_name="incoming", cache_policy=NO_CACHE)
-def judge(incoming: Path, cfg: Config) -> Verdict:
+def judge(incoming: Path, cfg: Config) -> BatchFinding:
     """Check the batch and show its figures on the run's page.
 
     Raises:
@@ -119,12 +119,12 @@ def judge(incoming: Path, cfg: Config) -> Verdict:
     get_run_logger().info(verdict.figures())
     create_markdown_artifact(
         key="batch",
-        markdown=page(verdict, ledger.last_accepted()),
+        markdown=page(verdict, batch_records.last_accepted()),
         description="the batch of new events beside the last one",
     )
     if verdict.reasons:
-        ledger.record(verdict.record)
-        raise UserError(f"{verdict.refusal()}\nSee {REJECTED / 'report.html'}.")
+        batch_records.record(verdict.record)
+        raise UserError(f"{verdict.refusal()}\nSee {HERE.rejected / 'report.html'}.")
     return verdict
 
 
@@ -136,7 +136,7 @@ def show_refusal() -> None:
         get_run_logger().warning("the monitoring page is not up to date: %s", error)
 
 
-def page(verdict: Verdict, last: dict[str, Any] | None) -> str:
+def page(verdict: BatchFinding, last: dict[str, Any] | None) -> str:
     """Figures of the batch beside those of the last accepted one, and why it is refused."""
 
     def cell(entry: dict[str, Any] | None, key: str, form: str) -> str:
@@ -160,7 +160,7 @@ def page(verdict: Verdict, last: dict[str, Any] | None) -> str:
     )
 
 
-def take_in(verdict: Verdict) -> None:
+def take_in(verdict: BatchFinding) -> None:
     """Make an accepted batch part of the log, or leave the log as it was.
 
     Raises:
@@ -169,19 +169,19 @@ def take_in(verdict: Verdict) -> None:
         TransientFault: DVC was busy.
     """
     data = load_config().data
-    if ledger.TAKING.is_file():  # an earlier batch is in, but no training began on it
-        ledger.finish()
+    if acceptance.is_taking():  # an earlier batch is in, but no training began on it
+        acceptance.finish()
     try:
         place(verdict)
     except Exception:
-        ledger.undo(data)
+        acceptance.undo(data)
         raise
-    shutil.rmtree(REJECTED, ignore_errors=True)  # of an earlier batch
+    shutil.rmtree(HERE.rejected, ignore_errors=True)  # of an earlier batch
     try:
         reproduce("validate")
     except Exception as error:
-        refused = REJECTED.is_dir()
-        ledger.undo(data, reason=str(error) if refused else None)
+        refused = HERE.rejected.is_dir()
+        acceptance.undo(data, reason=str(error) if refused else None)
         get_run_logger().warning("%s is taken out again", verdict.record["source"])
         if not refused:  # killed, out of time, DVC busy: nothing is said of the batch
             raise
@@ -189,13 +189,13 @@ def take_in(verdict: Verdict) -> None:
         raise StageFailed(
             f"{verdict.record['source']} is refused, the log stays as it is: with it, {error}"
         ) from error
-    ledger.note()
+    acceptance.note()
 
 
 @task(name="take in", task_run_name="take in", cache_policy=NO_CACHE)
-def place(verdict: Verdict) -> None:
+def place(verdict: BatchFinding) -> None:
     """Put the batch beside the log and have data.dvc pin both."""
-    folder = ledger.begin(load_config().data, verdict)
+    folder = acceptance.begin(load_config().data, verdict)
     pin_data()
     get_run_logger().info("%s is now %s", verdict.record["source"], folder)
 

@@ -28,8 +28,9 @@ from flows.dvc_stages import DATA, dvc_output, is_current, run_stage, upstream
 from flows.faults import StageFailed, retry_options
 from flows.remote_checkpoints import kept_in_remote
 from hpgr.config import PARAMS_FILE, load_config
-from hpgr.data.base_folder import BASE, is_filled
+from hpgr.data.base_folder import is_filled
 from hpgr.runtime import read_json, sole_run, write_text
+from hpgr.workspace import HERE
 
 CARRIED = (str(PARAMS_FILE), DATA, "dvc.lock")  # what differs between runs of one commit
 POLL_S = 2.0
@@ -100,7 +101,7 @@ def _git(*arguments: str) -> str:
 
 
 def _base_version() -> int | None:
-    return int(read_json(BASE / "base.json")["version"]) if is_filled() else None
+    return int(read_json(HERE.base / "base.json")["version"]) if is_filled(HERE.base) else None
 
 
 def _take_base(version: int | None) -> None:

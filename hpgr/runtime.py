@@ -177,16 +177,16 @@ def write_json(target: Path, value: Any) -> None:
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(source: Path) -> Any:
+def read_json(source: Path, fix: str | None = None) -> Any:
     """Read JSON from `source`.
 
     Raises:
-        DamagedFile: it is not whole JSON.
+        DamagedFile: it is not whole JSON; `fix` is what its message advises.
     """
     try:
         return json.loads(source.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of the encoding too; nested too deep
-        raise DamagedFile(source, error) from error
+        raise DamagedFile(source, error, fix) from error
 
 
 def check_value(source: Path, name: str, value: Any, rule: tuple[Any, ...]) -> None:

@@ -26,15 +26,15 @@ import json, shutil, sys
 from pathlib import Path
 from flows import refresh
 from flows import dvc_stages as stages
-from hpgr.intake import acceptance as ledger
-from hpgr.data.base_folder import BASE
+from hpgr.intake import acceptance
 from hpgr.runtime import write_json
+from hpgr.workspace import HERE
 
 def fill_base():
     for name in ("items", "actions", "categories"):
-        shutil.copyfile(f"artifacts/sessions/{name}.parquet", BASE / f"{name}.parquet")
-    shutil.copyfile("artifacts/sessions/trained.npy", BASE / "trained.npy")
-    write_json(BASE / "base.json", {"version": 1})
+        shutil.copyfile(f"artifacts/sessions/{name}.parquet", HERE.base / f"{name}.parquet")
+    shutil.copyfile("artifacts/sessions/trained.npy", HERE.base / "trained.npy")
+    write_json(HERE.base / "base.json", {"version": 1})
 
 def pipeline():
     stages.check_data()
@@ -46,7 +46,7 @@ outcomes = []
 for step in json.loads(sys.argv[1]):
     if step == "die while taking in":
         cfg = refresh.load_config()
-        ledger.begin(cfg.data, refresh.examine(cfg, Path("one.csv"), evidence=False))
+        acceptance.begin(cfg.data, refresh.examine(cfg, Path("one.csv"), evidence=False))
         continue
     try:
         outcomes.append(refresh.refresh(**(step if isinstance(step, dict) else {"incoming": step})))

@@ -20,6 +20,7 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.scoring import build
 from hpgr.registry.resources import COLUMNS
 from hpgr.runtime import write_json
+from hpgr.workspace import HERE
 
 EVENT_COLUMNS = ("item", "timestamp", "action", "label", "session", "split")
 ROOT = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def write_tables(folder, log):
     events["user"] = log.user_of_event().astype(np.int32)
     events["position"] = np.arange(log.meta.num_events) - log.user_offsets[events["user"]]
     pq.write_table(pa.table(events), folder / "events.parquet")
-    remember(folder)
+    remember(folder, HERE.base)
 
 
 def make_project(folder):

@@ -12,10 +12,9 @@ import yaml
 
 from hpgr.config import Config, resolve
 from hpgr.data import sessionize
-from hpgr.data.base_folder import BASE
-from hpgr.data.sessionize import SESSIONS
 from hpgr.data.trained_events import SKETCH
 from hpgr.runtime import write_json
+from hpgr.workspace import HERE
 
 PARAMS = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
 TESTED = {
@@ -76,11 +75,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def keep_as_base() -> None:
     """The vocabulary of the last run becomes what a model below base/ knows."""
-    BASE.mkdir(exist_ok=True)
+    HERE.base.mkdir(exist_ok=True)
     for table in ("items", "actions", "categories"):
-        shutil.copyfile(SESSIONS / f"{table}.parquet", BASE / f"{table}.parquet")
-    shutil.copyfile(SESSIONS / SKETCH, BASE / SKETCH)
-    write_json(BASE / "base.json", {"version": 1})
+        shutil.copyfile(HERE.sessions / f"{table}.parquet", HERE.base / f"{table}.parquet")
+    shutil.copyfile(HERE.sessions / SKETCH, HERE.base / SKETCH)
+    write_json(HERE.base / "base.json", {"version": 1})
 
 
 def log_of(rows: list[tuple[int, int, int, int]]) -> dict[str, list]:

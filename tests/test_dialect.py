@@ -20,8 +20,9 @@ from hpgr.intake.dialect import dialect_of
 from hpgr.intake.doctor import doctor
 from hpgr.intake.records import Dialect
 from hpgr.intake.table_files import table_chunks, table_whole
-from hpgr.intake.validate import VALIDATED, validate
+from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
+from hpgr.workspace import HERE
 
 NAMES = ["user_id", "item_id", "timestamp"]
 COLUMNS = {name: name for name in NAMES}
@@ -119,12 +120,12 @@ def test_rows_between_two_stray_quotes_are_all_read(tmp_path, monkeypatch):
     (tmp_path / "raw").mkdir()
     written(tmp_path / "raw", text(*rows))
     validate(config(tmp_path / "raw"))
-    events = pd.read_parquet(VALIDATED / "events.parquet")
+    events = pd.read_parquet(HERE.validated / "events.parquet")
     expected = [(user, item, int(time)) for user, item, time in rows]
     assert list(events[NAMES].itertuples(index=False, name=None)) == expected
     dialect = 'tab-separated; a quote (") is a character like any other'
-    assert read_json(VALIDATED / "summary.json")["dialects"] == {"log.csv": dialect}
-    assert "a character like any other" in (VALIDATED / "report.html").read_text()
+    assert read_json(HERE.validated / "summary.json")["dialects"] == {"log.csv": dialect}
+    assert "a character like any other" in (HERE.validated / "report.html").read_text()
     (note,) = doctor(tmp_path / "raw", config(tmp_path / "raw"))
     assert (note.kind, note.serious) == ("dialect", False)
 

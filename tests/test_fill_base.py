@@ -17,6 +17,7 @@ from hpgr.registry.fill_base import clear_base, fill_base
 from hpgr.registry.register import register
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError, read_json, write_json
+from hpgr.workspace import HERE
 
 FILES = {
     "model/model.safetensors", "model/config.json",
@@ -115,7 +116,7 @@ def test_an_interrupted_fill_counts_as_empty(cfg, monkeypatch):
     monkeypatch.setattr(base, "write_json", power_cut)
     with pytest.raises(KeyboardInterrupt):
         fill_base(cfg, 2)
-    assert not is_filled()
+    assert not is_filled(HERE.base)
 
 
 def test_clearing_leaves_what_git_tracks(cfg):
@@ -131,7 +132,7 @@ def test_no_champion_is_told(cfg):
     )
     with pytest.raises(UserError, match=r"no other@champion.*flow `train`"):
         fill_base(other)
-    assert not is_filled()
+    assert not is_filled(HERE.base)
 
 
 def test_an_unknown_version_leaves_the_base_as_it_was(cfg):
@@ -153,7 +154,7 @@ def test_the_command_fills_and_clears(cfg):
     runner = CliRunner()
     assert "hpgr version 2" in runner.invoke(app, ["base", "2"]).output
     assert runner.invoke(app, ["base", "--clear"]).exit_code == 0
-    assert not is_filled()
+    assert not is_filled(HERE.base)
     both = runner.invoke(app, ["base", "2", "--clear"])
     assert isinstance(both.exception, UserError)
 

@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 from own_log import START, config, write_csv
 
-from hpgr.intake import acceptance as ledger
+from hpgr.intake import batch_records
+from hpgr.intake.batch_files import batch_files, batch_tables
 from hpgr.intake.expectations import Expectations
-from hpgr.intake.incoming import Verdict, batch_files, batch_tables, examine
+from hpgr.intake.incoming import BatchFinding, examine
 from hpgr.intake.increments import digest, place
-from hpgr.intake.validate import REJECTED, VALIDATED, validate
+from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
+from hpgr.workspace import HERE
 
 HEADER = "user_id,item_id,timestamp,stars"
 HOUR = 3600
@@ -74,7 +76,9 @@ def following(count: int = BATCH_EVENTS) -> list[tuple]:
     return events(LOG_EVENTS, count, seed=1)
 
 
-def judge(tmp_path: Path, rows: list[tuple], cfg=None, items: list[tuple] | None = None) -> Verdict:
+def judge(
+    tmp_path: Path, rows: list[tuple], cfg=None, items: list[tuple] | None = None
+) -> BatchFinding:
     source = tmp_path / "batch"
     source.mkdir(exist_ok=True)
     write_csv(source / "log.csv", rows, HEADER)
@@ -83,7 +87,7 @@ def judge(tmp_path: Path, rows: list[tuple], cfg=None, items: list[tuple] | None
     return examine(cfg or shop(), source, evidence=False)
 
 
-def names(verdict: Verdict) -> list[str]:
+def names(verdict: BatchFinding) -> list[str]:
     return [reason.partition(":")[0] for reason in verdict.reasons]
 
 
@@ -115,14 +119,14 @@ def test_nothing_is_written_but_the_evidence_that_was_asked_for(folder, tmp_path
     assert contents() == before
     examine(shop(max_volume_change=1.1), tmp_path / "batch", evidence=True)
     try:
-        assert len(pd.read_parquet(REJECTED / "quarantine.parquet")) == BATCH_EVENTS
-        assert "Refused" in (REJECTED / "report.html").read_text()
-        assert read_json(REJECTED / "summary.json")["path"] == str(tmp_path / "batch")
-        assert not (REJECTED / "events.parquet").exists()
+        assert len(pd.read_parquet(HERE.rejected / "quarantine.parquet")) == BATCH_EVENTS
+        assert "Refused" in (HERE.rejected / "report.html").read_text()
+        assert read_json(HERE.rejected / "summary.json")["path"] == str(tmp_path / "batch")
+        assert not (HERE.rejected / "events.parquet").exists()
     finally:
-        for path in REJECTED.iterdir():
+        for path in HERE.rejected.iterdir():
             path.unlink()
-        REJECTED.rmdir()
+        HERE.rejected.rmdir()
     assert contents() == before
 
 
@@ -205,12 +209,12 @@ def test_a_repeated_event_is_known_in_another_spelling_of_its_time(folder, tmp_p
 
 @pytest.mark.parametrize("rows", [BATCH_EVENTS * 6, BATCH_EVENTS // 6])
 def test_a_batch_cut_off_or_doubled_is_refused(folder, tmp_path, rows):
-    ledger.record({"batch": "before", "accepted": True, "rows": rows})
-    ledger.record({"batch": "refused", "accepted": False, "rows": BATCH_EVENTS})
+    batch_records.record({"batch": "before", "accepted": True, "rows": rows})
+    batch_records.record({"batch": "refused", "accepted": False, "rows": BATCH_EVENTS})
     try:
         assert names(judge(tmp_path, following())) == ["rows against the batch accepted last"]
     finally:
-        ledger.BATCHES.unlink()
+        batch_records.records_file().unlink()
 
 
 def test_late_events_are_reported_and_allowed(folder, tmp_path):
@@ -258,7 +262,7 @@ def test_a_log_that_changed_since_it_was_validated_must_be_validated_first(folde
 
 
 def test_without_a_validated_log_there_is_nothing_to_compare_with(folder, tmp_path):
-    summary = VALIDATED / "summary.json"
+    summary = HERE.validated / "summary.json"
     aside = summary.rename(summary.with_suffix(".aside"))
     try:
         with pytest.raises(UserError, match=r"is not there.*dvc repro validate"):

@@ -12,8 +12,9 @@ from hpgr.intake import increments
 from hpgr.intake.doctor import doctor
 from hpgr.intake.formats import read_raw
 from hpgr.intake.increments import FOLDER
-from hpgr.intake.validate import VALIDATED, validate
+from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
+from hpgr.workspace import HERE
 
 COLUMNS = ["user_id", "item_id", "timestamp", "row", "part", "line"]
 
@@ -80,11 +81,11 @@ def test_overlap_of_batches_is_left_out_and_is_not_bad(log):
     rows = [*good_rows(10)[8:], ("new", "i1", START + 10**4)]
     add(log, "0001-aaaaaaaaaaaa", rows)
     validate(tables(log, limits={"max_bad_share": 0.0}))
-    summary = read_json(VALIDATED / "summary.json")
+    summary = read_json(HERE.validated / "summary.json")
     assert {key: summary[key] for key in ("rows", "accepted", "quarantined", "repeated")} == {
         **{"rows": 13, "accepted": 11, "quarantined": 0, "repeated": 2}
     }
-    quarantine = pd.read_parquet(VALIDATED / "quarantine.parquet")
+    quarantine = pd.read_parquet(HERE.validated / "quarantine.parquet")
     assert quarantine[["file", "line", "reason"]].values.tolist() == [
         [f"{FOLDER}/0001-aaaaaaaaaaaa/log.csv", line, "event of an earlier batch"]
         for line in (2, 3)

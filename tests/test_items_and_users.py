@@ -15,8 +15,9 @@ from hpgr.intake.doctor import doctor
 from hpgr.intake.expectations import Expectations
 from hpgr.intake.formats import read_raw
 from hpgr.intake.notes import notes_on_spelling
-from hpgr.intake.validate import VALIDATED, validate
+from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
+from hpgr.workspace import HERE
 
 STRUCT = pa.array([{"a": n} for n in range(7)])
 TWICE = pa.StructArray.from_arrays([pa.array(range(7))] * 2, names=["a", "a"])
@@ -54,7 +55,7 @@ COLUMNS = {
 def test_users_keep_columns_of_any_type(folder):
     cfg = config(folder, **users_with(folder, **{name: c for name, (c, _) in COLUMNS.items()}))
     validate(cfg)
-    users = pq.read_table(VALIDATED / "users.parquet").to_pydict()
+    users = pq.read_table(HERE.validated / "users.parquet").to_pydict()
     assert users.pop("user_id") == [f"u{n}" for n in range(7)]
     assert {name: values[0] for name, values in users.items()} == {
         name: first for name, (_, first) in COLUMNS.items()
@@ -65,8 +66,8 @@ def test_users_keep_columns_of_any_type(folder):
 def test_a_column_that_cannot_be_read_is_left_out_with_a_note(folder):
     cfg = config(folder, **users_with(folder, odd=TWICE))
     validate(cfg)
-    assert pd.read_parquet(VALIDATED / "users.parquet").columns.tolist() == ["user_id"]
-    (told,) = read_json(VALIDATED / "summary.json")["notes"]
+    assert pd.read_parquet(HERE.validated / "users.parquet").columns.tolist() == ["user_id"]
+    (told,) = read_json(HERE.validated / "summary.json")["notes"]
     assert "users.parquet, odd" in told and "left out" in told
     assert [str(p) for p in doctor(folder, cfg)] == [told]
 
@@ -91,7 +92,7 @@ def test_users_are_found_by_the_mapped_key_beside_a_column_called_user_id(folder
     users = [(f"u{n}", n, n + 1) for n in range(7)]
     write_csv(folder / "users.csv", users, "customer,USER_ID,user_id")
     validate(config(folder, users="users.csv", columns={"user_id": "customer"}))
-    assert read_json(VALIDATED / "summary.json")["users_without_features"] == 0
+    assert read_json(HERE.validated / "summary.json")["users_without_features"] == 0
 
 
 def test_another_column_called_user_id_is_noted(folder):
@@ -153,7 +154,8 @@ def test_whole_numbers_match_with_and_without_their_point(folder, log, items):
     write_csv(folder / "items.csv", [(items.format(n), "x") for n in range(9)], "item_id,title")
     cfg = config(folder, items="items.csv")
     validate(cfg)
-    assert pd.read_parquet(VALIDATED / "events.parquet")["item_id"].tolist() == list("012345678")
+    events = pd.read_parquet(HERE.validated / "events.parquet")
+    assert events["item_id"].tolist() == list("012345678")
 
 
 @pytest.mark.parametrize(

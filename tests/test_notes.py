@@ -14,8 +14,9 @@ from hpgr.intake.formats import read_raw
 from hpgr.intake.layouts import column_names
 from hpgr.intake.notes import notes_on_rows
 from hpgr.intake.staging import stage
-from hpgr.intake.validate import VALIDATED, validate
+from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
+from hpgr.workspace import HERE
 
 PLACEHOLDER = "id that may mean no "
 
@@ -79,21 +80,21 @@ def test_the_doctor_notes_them_too(folder):
 def test_notes_are_in_the_summary_and_the_report_of_the_stage(folder):
     write_csv(folder / "log.csv", with_user("NA", 50))
     validate(config(folder))
-    (told,) = read_json(VALIDATED / "summary.json")["notes"]
+    (told,) = read_json(HERE.validated / "summary.json")["notes"]
     assert "'NA' in 50 of 250 rows" in told
-    assert "&#39;NA&#39; in 50 of 250 rows" in (VALIDATED / "report.html").read_text()
-    assert (pd.read_parquet(VALIDATED / "events.parquet")["user_id"] == "NA").sum() == 50
+    assert "&#39;NA&#39; in 50 of 250 rows" in (HERE.validated / "report.html").read_text()
+    assert (pd.read_parquet(HERE.validated / "events.parquet")["user_id"] == "NA").sum() == 50
 
 
 def test_double_clicks_are_left_out_and_counted_but_do_not_refuse_the_log(folder):
     rows = good_rows(97)
     write_csv(folder / "log.csv", [*rows, *rows[:3]])
     validate(config(folder, limits={"max_bad_share": 0.0}))
-    summary = read_json(VALIDATED / "summary.json")
+    summary = read_json(HERE.validated / "summary.json")
     assert (summary["accepted"], summary["duplicates"], summary["quarantined"]) == (97, 3, 0)
     assert summary["reasons"] == {"exact duplicate": 3}
     assert summary["notes"] == []
-    quarantine = pd.read_parquet(VALIDATED / "quarantine.parquet")
+    quarantine = pd.read_parquet(HERE.validated / "quarantine.parquet")
     assert quarantine["reason"].tolist() == ["exact duplicate"] * 3
 
 
@@ -106,7 +107,7 @@ def test_a_copy_of_a_bad_row_is_as_bad(folder):
 def test_a_log_that_was_written_twice_is_noted(folder):
     write_csv(folder / "log.csv", good_rows(50) * 2)
     validate(config(folder))
-    (told,) = read_json(VALIDATED / "summary.json")["notes"]
+    (told,) = read_json(HERE.validated / "summary.json")["notes"]
     assert "50 of 100 rows (50.0%) are copies of others" in told
 
 

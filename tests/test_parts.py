@@ -22,8 +22,9 @@ from hpgr.intake.formats import read_raw
 from hpgr.intake.incoming import examine
 from hpgr.intake.increments import place
 from hpgr.intake.sources import fetch
-from hpgr.intake.validate import VALIDATED, validate
+from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
+from hpgr.workspace import HERE
 
 NAMES = ["user_id", "item_id", "timestamp"]
 
@@ -54,7 +55,7 @@ def write_parts(folder: Path, rows, size: int = 40) -> Path:
 
 
 def accepted() -> list[tuple]:
-    events = pd.read_parquet(VALIDATED / "events.parquet")
+    events = pd.read_parquet(HERE.validated / "events.parquet")
     return list(events[NAMES].itertuples(index=False, name=None))
 
 
@@ -65,7 +66,7 @@ def test_a_folder_of_parquet_parts_is_a_log(log, name):
     assert doctor(log, cfg) == doctor(log / name, cfg) == []
     validate(cfg)
     assert accepted() == good_rows(100)
-    inputs = read_json(VALIDATED / "summary.json")["inputs"]
+    inputs = read_json(HERE.validated / "summary.json")["inputs"]
     assert list(inputs) == [
         f"{name}/part-{n}-c000.snappy.parquet" for n in ("00000", "00001", "00002", "99999")
     ]
@@ -85,7 +86,7 @@ def test_a_bad_row_is_named_with_its_part_and_a_copy_across_parts_is_a_copy(log)
     write_parts(log / "events", rows)
     cfg = config(log, interactions="events", limits={"max_bad_share": 0.1})
     validate(cfg)
-    quarantine = pd.read_parquet(VALIDATED / "quarantine.parquet")
+    quarantine = pd.read_parquet(HERE.validated / "quarantine.parquet")
     part = "events/part-00001-c000.snappy.parquet"
     assert quarantine[["file", "line", "reason"]].values.tolist() == [
         [part, 11, "user_id is missing"],
@@ -107,7 +108,7 @@ def test_names_of_partition_folders_are_columns(log):
     cfg = config(log, interactions="events", columns={"action": "event"})
     assert not [problem for problem in doctor(log / "events", cfg) if problem.serious]
     validate(cfg)
-    events = pd.read_parquet(VALIDATED / "events.parquet")[[*NAMES, "action"]].astype(object)
+    events = pd.read_parquet(HERE.validated / "events.parquet")[[*NAMES, "action"]].astype(object)
     found = events.where(events.notna(), None).itertuples(index=False, name=None)
     assert sorted(found, key=str) == sorted(rows, key=str)
 

@@ -17,7 +17,7 @@ import yaml
 from refresh_project import DVC, ROOT, drive, items, make_project, reproduce, run
 
 from flows.refresh import page
-from hpgr.intake.incoming import Verdict
+from hpgr.intake.incoming import BatchFinding
 
 START, STEP_S = 1_600_000_000, 600
 BASE, FIRST, SECOND = 2400, 400, 400  # events of the base log and of both batches
@@ -159,7 +159,7 @@ def test_a_log_that_the_validate_stage_refuses_is_as_it_was(refreshed, project):
 
 def test_the_page_sets_a_batch_beside_the_last_one():
     entry = {"source": "new.csv", "rows": 1200, "item_drift": 0.5, "action_drift": None}
-    verdict = Verdict("abc", {}, entry, ("drift of the items: found 0.5",), (), None)
+    verdict = BatchFinding("abc", {}, entry, ("drift of the items: found 0.5",), (), None)
     shown = page(verdict, {"rows": 1000, "item_drift": 0.01})
     assert "**Refused**: `new.csv`" in shown and "- drift of the items: found 0.5" in shown
     assert "| rows | 1,200 | 1,000 |" in shown

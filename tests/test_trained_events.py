@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from sample_log import config, keep_as_base, log_of, table_of_events, write_validated
 
 from hpgr.data import trained_events as memory
-from hpgr.data.base_folder import BASE
 from hpgr.data.log import TEST, TRAIN, VALIDATION
-from hpgr.data.sessionize import SESSIONS, sessionize
+from hpgr.data.sessionize import sessionize
 from hpgr.runtime import DamagedFile, UserError, write_json
+from hpgr.workspace import HERE
 
 SPLITS = ("leave-one-out", "global-time")
 event = st.tuples(
@@ -35,7 +35,7 @@ def workspace(tmp_path, monkeypatch):
 def events(*parts):
     """Events of the split's parts by their outside names, without the tables' help."""
     tables = [
-        pq.read_table(SESSIONS / f"{name}.parquet").to_pandas()
+        pq.read_table(HERE.sessions / f"{name}.parquet").to_pandas()
         for name in ("events", "users", "items", "actions")
     ]
     log, users, items, actions = tables
@@ -69,7 +69,7 @@ def test_a_base_is_refused_exactly_where_it_trained_on_what_is_held_out(
     splits,
     shares,
 ):
-    for folder in (BASE, Path("aside")):
+    for folder in (HERE.base, Path("aside")):
         shutil.rmtree(folder, ignore_errors=True)
     write_validated(log_of(first), [])
     try:
@@ -78,7 +78,7 @@ def test_a_base_is_refused_exactly_where_it_trained_on_what_is_held_out(
         assume(False)  # too little is left for a split
     trained = events(TRAIN)
     keep_as_base()
-    BASE.rename("aside")
+    HERE.base.rename("aside")
     second = log_of([*first[lost:], *more])
     write_validated(second, [])
     try:
@@ -87,14 +87,14 @@ def test_a_base_is_refused_exactly_where_it_trained_on_what_is_held_out(
         assume(False)
     held_out = events(VALIDATION, TEST)
     union = trained | events(TRAIN)
-    Path("aside").rename(BASE)
+    Path("aside").rename(HERE.base)
     both = len(trained & held_out)
     if both:
         with pytest.raises(UserError, match=rf"^{both} of {len(held_out)} events that the split"):
             sessionize(cut(splits[1], shares[1]))
     else:
         sessionize(cut(splits[1], shares[1]))
-        assert len(memory.read_sketch(SESSIONS)) == len(union)
+        assert len(memory.read_sketch(HERE.sessions)) == len(union)
 
 
 def test_late_events_move_a_border_of_the_time_split_back(workspace):
@@ -115,7 +115,7 @@ def test_a_log_that_grows_at_its_end_fits_under_both_splits(workspace):
     order = np.argsort(whole["timestamp"], kind="stable")
     parts = [{k: [v[n] for n in rows] for k, v in whole.items()} for rows in (order[:400], order)]
     for split in SPLITS:
-        shutil.rmtree(BASE, ignore_errors=True)
+        shutil.rmtree(HERE.base, ignore_errors=True)
         for part in parts:
             write_validated(part)
             sessionize(config(split=split))
@@ -125,21 +125,21 @@ def test_a_log_that_grows_at_its_end_fits_under_both_splits(workspace):
 def test_a_sketch_tells_of_a_sample_only_and_that_exactly(workspace, monkeypatch):
     write_validated(table_of_events())
     sessionize(config())
-    whole, total = memory.read_sketch(SESSIONS), len(events(VALIDATION, TEST))
+    whole, total = memory.read_sketch(HERE.sessions), len(events(VALIDATION, TEST))
     monkeypatch.setattr(memory, "KEPT", 50)
-    memory.remember(SESSIONS)
-    sketch = memory.read_sketch(SESSIONS)
+    memory.remember(HERE.sessions, HERE.base)
+    sketch = memory.read_sketch(HERE.sessions)
     assert sketch.tolist() == sorted(whole.tolist())[:50]
-    training = memory.overlap(sketch, SESSIONS, TRAIN)
+    training = memory.overlap(sketch, HERE.sessions, TRAIN)
     assert training.trained == training.told == 50
-    held_out = memory.overlap(sketch, SESSIONS, VALIDATION, TEST)
+    held_out = memory.overlap(sketch, HERE.sessions, VALIDATION, TEST)
     assert held_out.trained == 0 < held_out.told < total
 
 
 def test_two_events_never_share_a_hash_here(workspace):
     write_validated(table_of_events())
     sessionize(config())
-    assert len(memory.read_sketch(SESSIONS)) == len(events(TRAIN))
+    assert len(memory.read_sketch(HERE.sessions)) == len(events(TRAIN))
 
 
 def test_a_damaged_sketch_is_told(tmp_path):

@@ -22,8 +22,9 @@ from hpgr.intake import staging
 from hpgr.intake.contract import FIELDS_RULE, join_reasons, row_rules
 from hpgr.intake.expectations import Expectations
 from hpgr.intake.table_files import table_chunks
-from hpgr.intake.validate import ACCEPTED, REJECTED, VALIDATED, validate
+from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
+from hpgr.workspace import HERE
 
 FUTURE = int(time.time()) + 30 * 86400
 
@@ -47,10 +48,10 @@ def data_docs() -> None:
 
 
 def accepted() -> pd.DataFrame:
-    return pd.read_parquet(VALIDATED / "events.parquet")
+    return pd.read_parquet(HERE.validated / "events.parquet")
 
 
-def reasons(where: Path = VALIDATED) -> dict[int, str]:
+def reasons(where: Path = HERE.validated) -> dict[int, str]:
     quarantine = pd.read_parquet(where / "quarantine.parquet")
     return dict(zip(quarantine["row"], quarantine["reason"], strict=True))
 
@@ -94,7 +95,7 @@ def test_each_bad_row_is_quarantined_with_its_reason(folder):
 def test_quarantine_keeps_the_values_as_found(folder):
     write_csv(folder / "log.csv", [*good_rows(200), ("u", "i", "13/09/2020")])
     validate(config(folder))
-    row = pd.read_parquet(VALIDATED / "quarantine.parquet").iloc[0]
+    row = pd.read_parquet(HERE.validated / "quarantine.parquet").iloc[0]
     assert row[["user_id", "item_id", "timestamp", "row"]].tolist() == ["u", "i", "13/09/2020", 200]
 
 
@@ -116,15 +117,15 @@ def test_user_that_the_users_table_lacks_is_only_noted(folder):
     write_csv(folder / "users.csv", [("u0", "x")], "user_id,age")
     validate(config(folder, users="users.csv"))
     assert len(accepted()) == 200
-    assert read_json(VALIDATED / "summary.json")["users_without_features"] == 6
+    assert read_json(HERE.validated / "summary.json")["users_without_features"] == 6
 
 
 def test_items_and_users_are_made_from_the_events_where_there_are_none(folder):
     write_csv(folder / "log.csv", [("b", "y", START), ("a", "x", START), ("b", "x", START + 1)])
     validate(config(folder))
-    items = pq.read_table(VALIDATED / "items.parquet").to_pylist()
+    items = pq.read_table(HERE.validated / "items.parquet").to_pylist()
     assert items == [{"item_id": i, "title": i, "categories": []} for i in ("y", "x")]
-    users = pq.read_table(VALIDATED / "users.parquet").to_pylist()
+    users = pq.read_table(HERE.validated / "users.parquet").to_pylist()
     assert users == [{"user_id": "b"}, {"user_id": "a"}]
 
 
@@ -143,10 +144,11 @@ def test_too_many_bad_rows_refuse_the_batch_and_leave_the_evidence(folder, data_
         validate(config(folder, limits={"max_bad_share": 0.04}))
     assert "found 0.05, expected at most 0.04" in str(refusal.value)
     assert "5 x timestamp is in milliseconds or finer; divide by 1000" in str(refusal.value)
-    assert len(reasons(REJECTED)) == 5
-    assert (REJECTED / "report.html").is_file() and (REJECTED / "data_docs/index.html").is_file()
-    assert not VALIDATED.exists() and not ACCEPTED.exists()
-    assert not (REJECTED / "events.parquet").exists()
+    assert len(reasons(HERE.rejected)) == 5
+    assert (HERE.rejected / "report.html").is_file()
+    assert (HERE.rejected / "data_docs/index.html").is_file()
+    assert not HERE.validated.exists() and not (HERE.accepted / "summary.json").exists()
+    assert not (HERE.rejected / "events.parquet").exists()
 
 
 def test_share_at_the_limit_is_accepted_and_clears_an_old_refusal(folder):
@@ -154,7 +156,7 @@ def test_share_at_the_limit_is_accepted_and_clears_an_old_refusal(folder):
     with pytest.raises(UserError):
         validate(config(folder, limits={"max_bad_share": 0.0}))
     validate(config(folder, limits={"max_bad_share": 0.05}))
-    assert VALIDATED.is_dir() and not REJECTED.exists()
+    assert HERE.validated.is_dir() and not HERE.rejected.exists()
 
 
 def test_header_alone_is_refused(folder):
@@ -185,7 +187,7 @@ def test_grown_log_is_accepted_and_compared_with_the_batch_before(folder):
     for count in (100, 120):
         write_csv(folder / "log.csv", good_rows(count))
         validate(config(folder))
-    summary = read_json(VALIDATED / "summary.json")
+    summary = read_json(HERE.validated / "summary.json")
     assert summary["last_accepted"]["accepted"] == 100
     assert summary["volume_change"] == pytest.approx(0.2)
 
@@ -198,7 +200,7 @@ def test_a_batch_that_was_taken_out_is_no_measure_for_the_mended_one(folder):
         increment.mkdir(parents=True)
         write_csv(increment / "log.csv", good_rows(count)[100:])
         validate(config(folder))
-        assert read_json(VALIDATED / "summary.json")["last_accepted"]["accepted"] == 100
+        assert read_json(HERE.validated / "summary.json")["last_accepted"]["accepted"] == 100
         shutil.rmtree(increment)
 
 
@@ -210,14 +212,14 @@ def test_stale_log_is_refused_where_an_age_is_set(folder):
 
 def test_repeating_a_run_repeats_every_byte(folder, data_docs):
     def contents() -> dict[str, bytes]:
-        files = (path for path in VALIDATED.rglob("*") if path.is_file())
-        return {str(path.relative_to(VALIDATED)): path.read_bytes() for path in files}
+        files = (path for path in HERE.validated.rglob("*") if path.is_file())
+        return {str(path.relative_to(HERE.validated)): path.read_bytes() for path in files}
 
     for count in (200, 250):  # the second is compared with the first, each time
         write_csv(folder / "log.csv", [*good_rows(count), ("", "i", START)])
         validate(config(folder))
     first = contents()
-    shutil.rmtree(VALIDATED)
+    shutil.rmtree(HERE.validated)
     time.sleep(1.1)
     validate(config(folder))
     assert contents() == first
@@ -226,7 +228,7 @@ def test_repeating_a_run_repeats_every_byte(folder, data_docs):
 def test_report_is_one_self_contained_page_that_escapes_what_it_shows(folder):
     write_csv(folder / "log.csv", [*good_rows(300), ("<script>alert(1)</script>", "i", -5)])
     validate(config(folder))
-    page = (VALIDATED / "report.html").read_text()
+    page = (HERE.validated / "report.html").read_text()
     assert not re.search(r"<script|<link|@import|https?://|url\(", page)
     assert "&lt;script&gt;alert(1)" in page
     assert page.count("<rect") == 60
@@ -235,9 +237,9 @@ def test_report_is_one_self_contained_page_that_escapes_what_it_shows(folder):
 def test_data_docs_show_each_suite(folder, data_docs):
     write_csv(folder / "log.csv", [*good_rows(300), ("u", "i", -5)])
     validate(config(folder))
-    pages = {path.stem for path in (VALIDATED / "data_docs/validations").rglob("*.html")}
+    pages = {path.stem for path in (HERE.validated / "data_docs/validations").rglob("*.html")}
     assert pages == {"events", "batch"}
-    (page,) = (VALIDATED / "data_docs/validations").rglob("events.html")
+    (page,) = (HERE.validated / "data_docs/validations").rglob("events.html")
     assert "-5" in page.read_text()
 
 
@@ -245,7 +247,7 @@ def test_summary_counts_agree_with_pandas(folder):
     rows = [*good_rows(500), *[("", "i", START + n) for n in range(3)]]
     write_csv(folder / "log.csv", rows)
     validate(config(folder))
-    summary, events = read_json(VALIDATED / "summary.json"), accepted()
+    summary, events = read_json(HERE.validated / "summary.json"), accepted()
     assert (summary["rows"], summary["accepted"], summary["quarantined"]) == (503, 500, 3)
     assert summary["reasons"] == {"user_id is missing": 3}
     assert summary["users"] == events["user_id"].nunique()

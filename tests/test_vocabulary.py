@@ -20,10 +20,10 @@ from sample_log import config, contents, keep_as_base, log_of, table_of_events, 
 from test_engine import without_spark
 
 from hpgr.data import sessionize
-from hpgr.data.base_folder import BASE
 from hpgr.data.log import FIRST_ITEM, EventLog
 from hpgr.data.trained_events import SKETCH
 from hpgr.runtime import UserError
+from hpgr.workspace import HERE
 
 OUT = Path("artifacts/sessions")
 TABLES = {"items": ("item", "item_id"), "actions": ("action", "name")} | {
@@ -89,7 +89,7 @@ later = st.tuples(
 )
 @given(st.lists(event, min_size=12, max_size=30), st.lists(later, max_size=25), st.integers(1, 3))
 def test_old_ids_stay_and_new_ones_follow(workspace, first, second, min_item_events):
-    shutil.rmtree(BASE, ignore_errors=True)
+    shutil.rmtree(HERE.base, ignore_errors=True)
     cfg = config(min_user_events=3, min_item_events=min_item_events)
     old: dict[str, list[str]] = {table: [] for table in TABLES}
     for rows in (first, first + second):
@@ -142,14 +142,14 @@ def grow(workspace: Path, engine: str = "duckdb") -> tuple[list[str], list[str]]
     keep_as_base()
     write_validated(events)
     sessionize.sessionize(config(engine=engine))
-    return names(BASE, "items"), names(OUT, "items")
+    return names(HERE.base, "items"), names(OUT, "items")
 
 
 def test_items_that_the_k_core_lets_in_later_come_last(workspace):
     """Without a base they would take their old place and move the others."""
     old, new = grow(workspace)
     assert new[: len(old)] == old and len(new) > len(old)
-    shutil.rmtree(BASE)
+    shutil.rmtree(HERE.base)
     sessionize.sessionize(config())
     assert names(OUT, "items")[: len(old)] != old
 
@@ -160,7 +160,7 @@ def test_an_item_without_events_keeps_its_id_and_its_empty_row(workspace):
     events = events[events.item_id != "i0"].assign(row=lambda frame: range(len(frame)))
     old, before = names(OUT, "items"), EventLog.open(OUT / "arrays").meta
     keep_as_base()
-    np.save(BASE / SKETCH, np.empty(0, np.uint64))  # no matter here: that the split has moved
+    np.save(HERE.base / SKETCH, np.empty(0, np.uint64))  # no matter here: that the split has moved
     events = events.astype(object).where(events.notna(), None)
     write_validated(events.to_dict("list"))
     sessionize.sessionize(config())
@@ -183,7 +183,7 @@ def test_a_repeat_with_a_base_gives_the_same_bytes(workspace):
 @pytest.mark.skipif(bool(without_spark()), reason=without_spark() or "")
 def test_spark_grows_the_same_vocabulary(workspace):
     expected = grow(workspace), contents(OUT / "arrays")
-    shutil.rmtree(BASE)
+    shutil.rmtree(HERE.base)
     assert (grow(workspace, "spark"), contents(OUT / "arrays")) == expected
 
 
@@ -207,7 +207,7 @@ def test_the_base_of_another_log_is_refused(workspace):
 )
 def test_a_damaged_base_is_named_with_its_cure(workspace, table, message):
     grow(workspace)
-    path = BASE / "items.parquet"
+    path = HERE.base / "items.parquet"
     path.unlink()
     if table is not None:
         pq.write_table(table, path)

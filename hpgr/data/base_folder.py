@@ -6,22 +6,23 @@
     base/trained.npy        what it has trained on (`hpgr.data.trained_events`)
 
 `hpgr.registry.fill_base` fills it from the registry and empties it; sessionize, pretrain and
-finetune depend on it, so that DVC sees what a warm start began with.
+finetune depend on it, so that DVC sees what a warm start began with. The folder itself is
+`Workspace.base`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-BASE = Path("base")
-MODEL = BASE / "model"
+RECORD = "base.json"
+MODEL = "model"
 VOCABULARY = {
     "items": ("item", "item_id"),
     "actions": ("action", "name"),
     "categories": ("category", "name"),
-}  # table: inside id, outside name
+}  # table: columns of index and external id
 
 
-def is_filled() -> bool:
-    """Whether there is a model to start from; base.json is written last."""
-    return (BASE / "base.json").is_file()
+def is_filled(base: Path) -> bool:
+    """Return True if `base` holds a model to start from; base.json is written last."""
+    return (base / RECORD).is_file()

@@ -7,6 +7,7 @@ folder has to lie on storage that every executor sees.
 
 from __future__ import annotations
 
+import glob
 import re
 import shutil
 import tempfile
@@ -46,11 +47,9 @@ class Engine:
         return path
 
     def _pattern(self, path: Path) -> str:
-        """What names `path` alone where the engine takes `*` or `[` for a pattern."""
-        if (
-            not self.remote
-        ):  # relative: the project's own folder may have such a name, not its files
-            return str(path)
+        """A pattern that matches `path` alone: folders may have `*` or `[` in their names."""
+        if not self.remote:
+            return glob.escape(str(path))
         return re.sub(r"[\[\]{}*?\\]", r"\\\g<0>", str(path.absolute()))
 
 

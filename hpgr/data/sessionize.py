@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpgr.config import Config, Sessionize
-from hpgr.data.base_folder import BASE, is_filled
+from hpgr.data.base_folder import is_filled
 from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
 from hpgr.data.labels import can_rank, finding
 from hpgr.data.log import DTYPES, FIRST_ITEM, TRAIN, EventLog, Meta
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
     from hpgr.data.sessions import TimeCuts
 
-VALIDATED = Path("artifacts/validated")
-SESSIONS = Path("artifacts/sessions")
 MAX_ACTIONS = 250  # each is a row of an embedding table: an action is a kind, not a measurement
 ITEMS_SCHEMA = pa.schema(
     {"item_id": pa.string(), "title": pa.string(), "categories": pa.list_(pa.string())}
@@ -56,11 +54,11 @@ def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
             measurements rather than kinds; Spark is asked for and cannot start.
     """
     settings = cfg.sessionize
-    _check_inputs()
-    with atomic_folder(SESSIONS) as out:
+    _check_inputs(workspace.validated)
+    with atomic_folder(workspace.sessions) as out:
         with open_engine(settings.engine, out.parent) as engine:
-            item_ids, dropped, own_sessions = _tables(engine, settings, out)
-        items, categories = _item_table(item_ids)
+            item_ids, dropped, own_sessions = _tables(engine, settings, workspace, out)
+        items, categories = _item_table(item_ids, workspace)
         pq.write_table(categories, out / "categories.parquet")
         log = _arrays(out, items, categories, settings, own_sessions=own_sessions)
         sums = totals(log)
@@ -69,7 +67,7 @@ def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
         write_json(out / "arrays/meta.json", asdict(log.meta))
         items = items.append_column("train_events", pa.array(sums.train_events[FIRST_ITEM:]))
         pq.write_table(items.drop_columns("category_ids"), out / "items.parquet")
-        remember(out)
+        remember(out, workspace.base)
         write_json(out / "stats.json", {**statistics(log, sums), "dropped": dropped})
         with (out / "gaps.csv").open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
@@ -78,11 +76,11 @@ def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
         _tell(log, sums, out, cfg)
 
 
-def _check_inputs() -> None:
+def _check_inputs(validated: Path) -> None:
     from hpgr.data.sessions import EVENTS_SCHEMA
 
     for name, columns in (("events", [*EVENTS_SCHEMA]), ("items", ITEMS_SCHEMA.names)):
-        path = VALIDATED / f"{name}.parquet"
+        path = validated / f"{name}.parquet"
         if not path.is_file():
             raise UserError(f"{path} not found: run `hpgr validate` first")
         found = pq.read_schema(path).names
@@ -94,7 +92,7 @@ def _check_inputs() -> None:
 
 
 def _tables(
-    engine: Engine, settings: Sessionize, out: Path
+    engine: Engine, settings: Sessionize, workspace: Workspace, out: Path
 ) -> tuple[pa.Table, dict[str, int], bool]:
     """Write events, users and actions.
 
@@ -103,7 +101,8 @@ def _tables(
     """
     from hpgr.data import sessions
 
-    events = engine.read(VALIDATED / "events.parquet")
+    source = workspace.validated / "events.parquet"
+    events = engine.read(source)
     events = events.select(
         **{name: events[name].cast(kind) for name, kind in sessions.EVENTS_SCHEMA.items()}
     )
@@ -117,7 +116,7 @@ def _tables(
     kept, num_events = _core(engine, events, before["events"], settings)
     if num_events == 0:
         raise UserError(
-            f"no event is left of {before['events']} in {VALIDATED / 'events.parquet'}: too few "
+            f"no event is left of {before['events']} in {source}: too few "
             f"users have {settings.min_user_events} events with items that have "
             f"{settings.min_item_events}; lower sessionize.min_user_events or min_item_events"
         )
@@ -126,8 +125,8 @@ def _tables(
         for key, (name, _) in sessions.FIRST_ID.items()
     }
     single_file(paths["user_id"], out / "users.parquet")
-    items = _items(paths["item_id"], engine)
-    actions = _actions(paths["action"], settings, out)
+    items = _items(paths["item_id"], engine, workspace)
+    actions = _actions(paths["action"], settings, workspace, out)
     labelled = engine.scratch / "labels.parquet"
     pq.write_table(actions, labelled)
     log = sessions.sessionized(
@@ -149,17 +148,19 @@ def _tables(
     return stored(items).to_table(), dropped, before["named"] > 0
 
 
-def _items(vocabulary: Path, engine: Engine) -> Path:
+def _items(vocabulary: Path, engine: Engine, workspace: Workspace) -> Path:
     """Where `item`, `item_id` lie once the ids of base/, if there is one, come first."""
-    if not is_filled():
+    base = workspace.base
+    if not is_filled(base):
         return vocabulary
     found = stored(vocabulary).to_table()["item_id"]
-    names = grown("items", found)
-    new = len(names) - pq.read_metadata(BASE / "items.parquet").num_rows
+    names = grown("items", found, base)
+    new = len(names) - pq.read_metadata(base / "items.parquet").num_rows
     if new == len(found):
         raise UserError(
-            f"{BASE}/ holds the model of another log: none of its {len(names) - new} items has an "
-            f"event in {VALIDATED / 'events.parquet'}; empty {BASE}/ to train from nothing"
+            f"{base}/ holds the model of another log: none of its {len(names) - new} items has an "
+            f"event in {workspace.validated / 'events.parquet'}; empty {base}/ to train from "
+            "nothing"
         )
     ids = pa.array(range(FIRST_ITEM, FIRST_ITEM + len(names)), pa.int32())
     path = engine.scratch / "items.parquet"
@@ -203,13 +204,13 @@ def _cuts(kept: Table, num_events: int, settings: Sessionize) -> TimeCuts | None
     return TimeCuts(**row)
 
 
-def _actions(vocabulary: Path, settings: Sessionize, out: Path) -> pa.Table:
+def _actions(vocabulary: Path, settings: Sessionize, workspace: Workspace, out: Path) -> pa.Table:
     """Write actions.parquet; returns `action`, `action_id`, `label`, with a row for no action."""
-    column = grown("actions", stored(vocabulary).to_table()["action"])
+    column = grown("actions", stored(vocabulary).to_table()["action"], workspace.base)
     names = column.to_pylist()
     if len(names) > MAX_ACTIONS:
         raise UserError(
-            f"{VALIDATED / 'events.parquet'}: {len(names)} distinct actions "
+            f"{workspace.validated / 'events.parquet'}: {len(names)} distinct actions "
             f"({', '.join(names[:5])}, ...), expected at most {MAX_ACTIONS} kinds: bin a "
             "continuous measure into a few steps before it enters the log, or set "
             "data.columns.action to null"
@@ -225,13 +226,13 @@ def _actions(vocabulary: Path, settings: Sessionize, out: Path) -> pa.Table:
     )
 
 
-def _item_table(item_ids: pa.Table) -> tuple[pa.Table, pa.Table]:
+def _item_table(item_ids: pa.Table, workspace: Workspace) -> tuple[pa.Table, pa.Table]:
     """Items and categories: title falls back to the id, categories are numbered as they appear.
 
     Returns `item`, `item_id`, `title`, `categories`, `category_ids` in the order of items, and
     `category`, `name`. A category counts once an item; empty ones count not at all.
     """
-    source = pq.read_table(VALIDATED / "items.parquet", columns=ITEMS_SCHEMA.names)
+    source = pq.read_table(workspace.validated / "items.parquet", columns=ITEMS_SCHEMA.names)
     source = source.select(ITEMS_SCHEMA.names).cast(ITEMS_SCHEMA)
     row = pc.index_in(item_ids["item_id"], value_set=source["item_id"])
     found = source.take(row.combine_chunks())
@@ -242,7 +243,7 @@ def _item_table(item_ids: pa.Table) -> tuple[pa.Table, pa.Table]:
     ).filter((pc.field("name") != "") & pc.field("name").is_valid())
     # Single-threaded grouping keeps the order of first appearance.
     pairs = pairs.group_by(["owner", "name"], use_threads=False).aggregate([])
-    names = grown("categories", pa.chunked_array([pc.unique(pairs["name"])]))
+    names = grown("categories", pa.chunked_array([pc.unique(pairs["name"])]), workspace.base)
     ids = pc.add(pc.index_in(pairs["name"], value_set=names), 1).cast(pa.int32())
     lengths = np.bincount(pairs["owner"].to_numpy(), minlength=len(item_ids))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from hpgr.data.base_folder import BASE, is_filled
+from hpgr.data.base_folder import RECORD, is_filled
 from hpgr.data.log import TEST, TRAIN, VALIDATION
 from hpgr.runtime import DamagedFile, UserError, read_json
 
@@ -41,21 +41,25 @@ class Overlap:
     told: int
 
 
-def remember(sessions: Path) -> None:
-    """Write `trained.npy` beside the tables of a sessionized log that is not yet in place.
+def remember(sessions: Path, base: Path) -> None:
+    """Write `trained.npy` beside the tables of a sessionized log.
+
+    Args:
+        sessions: the folder of the tables, which need not be in place yet.
+        base: the folder of the model that training starts from.
 
     Raises:
-        UserError: the model below base/ has trained on events that this log holds out.
+        UserError: that model has trained on events that this log holds out.
     """
     known = np.empty(0, np.uint64)
-    if is_filled():
-        known = read_sketch(BASE)
+    if is_filled(base):
+        known = read_sketch(base)
         found = overlap(known, sessions, VALIDATION, TEST)
         if found.trained:
-            version = read_json(BASE / "base.json").get("version")
+            version = read_json(base / RECORD).get("version")
             raise UserError(
                 f"{found.trained:,} of {found.told:,} events that the split holds out for "
-                f"validation or test are ones that version {version}, below {BASE}/, has trained "
+                f"validation or test are ones that version {version}, below {base}/, has trained "
                 "on: its figures would be too good. Other settings of sessionize, late events or a "
                 "batch that was taken out moved the border back. Start from a version that is "
                 "older (`hpgr base VERSION`) or from nothing (`hpgr base --clear`; the flow "

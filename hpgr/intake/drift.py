@@ -8,6 +8,7 @@ random parts of their union, 1 where they share nothing. Reads Parquet files of 
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def compare(batch: Path, log: Path, limits: Refresh) -> dict[str, Any]:
     """
     with open_duckdb(batch.parent) as connection:
         connection.read_parquet(str(batch)).create_view("batch")
-        connection.read_parquet(str(log)).create_view("log")
+        connection.read_parquet(glob.escape(str(log))).create_view("log")
         (rows,) = connection.execute("SELECT count(*) FROM batch").fetchall()[0]
         connection.execute(
             f"CREATE TABLE newest AS SELECT {ITEM}, {ACTION}, {TIMESTAMP} FROM log "

@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from hpgr.config import Config, Data, Refresh
-from hpgr.intake.acceptance import last_accepted
+from hpgr.intake.batch_files import batch_files, batch_tables
+from hpgr.intake.batch_records import last_accepted
 from hpgr.intake.contract import ITEM, Rule, batch_rules
 from hpgr.intake.drift import compare
 from hpgr.intake.expectations import Expectations, failures
@@ -31,12 +31,14 @@ from hpgr.intake.formats import RawLog, read_parts
 from hpgr.intake.increments import digest, find, increments
 from hpgr.intake.layouts import Format, Part, column_names, format_of
 from hpgr.intake.notes import notes_on_log
-from hpgr.intake.raw_file import PARQUET, holds_parts, parts_of, require_file, require_path
 from hpgr.intake.screening import Counts, bad_rows, breach, check_rows, check_tables, publish
 from hpgr.intake.staging import copies, mend_ids, repeated_from, stage
-from hpgr.intake.validate import REJECTED, VALIDATED
 from hpgr.intake.validation_summary import facts_of, hashes, summary_of, write_reports
-from hpgr.runtime import UserError, read_json, sha256_file
+from hpgr.runtime import UserError, read_json, scratch_prefix, sha256_file
+from hpgr.workspace import HERE, Workspace
+
+if TYPE_CHECKING:
+    from hpgr.config import Config, Data, Refresh
 
 logger = logging.getLogger(__name__)
 # Of the rules that the log as a whole keeps, those that fit a batch as well.
@@ -44,7 +46,7 @@ ALONE = ("rows_accepted", "quarantined_share", "days_old")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BatchFinding:
     """What was found of one batch.
 
     `batch` names it by content, `files` are its files by the names they get in the log, `record`
@@ -82,67 +84,16 @@ class Verdict:
         return f"{record['source']}: {', '.join(parts)}"
 
 
-def batch_tables(data: Data, source: Path) -> dict[str, Path]:
-    """The tables of the batch at `source`, by the names that the log's own have.
-
-    A batch is a file of events, a folder of parts of events, or a folder that holds tables under
-    the names of the log's; each of these is a file or a folder of parts.
-
-    Raises:
-        UserError: nothing that can be read is there, it lies inside the log, or a table is none of
-            the format's.
-    """
-    layout = format_of(data)
-    require_path(source, "give the file or folder of new events")
-    if source.resolve().is_relative_to(data.path.parent.resolve()):
-        raise UserError(
-            f"{source} lies in {data.path.parent}, which data.dvc pins: move it elsewhere; what "
-            "is accepted is copied"
-        )
-    own = data.path / layout.events
-    if source.is_file() or (data.format == "table" and _is_parts(source, own)):
-        like = parts_of(own)[0] if own.exists() else own
-        if (parts_of(source)[0].suffix in PARQUET) != (like.suffix in PARQUET):
-            raise UserError(f"{source}: expected the format of {own}, the log's events")
-        return {layout.events: source}
-    found = {path.name: path for path in source.iterdir() if not path.name.startswith((".", "_"))}
-    expected = f"expected {layout.events}" + "".join(
-        f", if need be {name}" for name in layout.names[1:]
-    )
-    if strange := sorted(found.keys() - set(layout.names)):
-        raise UserError(f"{source} holds {', '.join(strange)}: {expected}, and nothing else")
-    if layout.events not in found:
-        raise UserError(f"{source} holds no events: {expected}")
-    for path in found.values():
-        (require_path if data.format == "table" else require_file)(path, "correct the path")
-    return found
-
-
-def _is_parts(source: Path, own: Path) -> bool:
-    """Whether the folder `source` is one of parts of events, as the log's `own` may be one."""
-    return holds_parts(source) or (own.is_dir() and not (source / own.name).exists())
-
-
-def batch_files(data: Data, tables: Mapping[str, Path]) -> dict[str, Path]:
-    """The data files of a batch's `tables` by the names that they get in the log."""
-    files: dict[str, Path] = {}
-    for name, table in tables.items():
-        if table.is_dir():
-            files |= {f"{name}/{p.relative_to(table).as_posix()}": p for p in parts_of(table)}
-        elif (data.path / name).is_dir():  # the suffix says what a part is
-            files[f"{name}/{table.name}"] = table
-        else:
-            files[name] = table
-    return files
-
-
-def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
+def examine(
+    cfg: Config, source: Path, *, evidence: bool, workspace: Workspace = HERE
+) -> BatchFinding:
     """Check the batch at `source` against the contract and against the log.
 
     Args:
         cfg: the limits are those of `validate` and `refresh`.
         source: a file of events, or a folder with the format's file names.
         evidence: write quarantine and report of a refused batch to artifacts/rejected/.
+        workspace: where the validated log and the records lie.
 
     Raises:
         UserError: the batch cannot be read, or artifacts/validated/ is not of the log as it stands.
@@ -153,23 +104,24 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
     content = digest(files)
     record: dict[str, Any] = {"batch": content, "source": str(source), "received_at": received}
     if taken := find(cfg.data.path, content):
-        return Verdict(content, files, record, (), (), taken)
-    layout, log = format_of(cfg.data), _validated_log(cfg.data)
+        return BatchFinding(content, files, record, (), (), taken)
+    layout, log = format_of(cfg.data), _validated_log(cfg.data, workspace)
     raw = read_parts(layout, [_part(layout, tables)], cfg.validate_.chunk_rows)
     expectations = Expectations()
-    REJECTED.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".incoming.", dir=REJECTED.parent) as scratch:
+    prefix = scratch_prefix(workspace.artifacts / "incoming")
+    workspace.artifacts.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=workspace.artifacts) as scratch:
         out, staged = Path(scratch) / "out", Path(scratch) / "staged.parquet"
         out.mkdir()
         stage(raw.events, staged)
-        known = _known_items(layout, raw)
+        known = _known_items(layout, raw, workspace.validated)
         items_file = None if layout.items is None else Path(layout.items)
         mended = mend_ids(staged, [raw.parts[0].events])
         check_tables(raw, expectations)
         counts = check_rows(
             cfg.validate_,
             staged,
-            (copies(staged)[0], repeated_from(staged, VALIDATED / "events.parquet")),
+            (copies(staged)[0], repeated_from(staged, workspace.validated / "events.parquet")),
             files=[str(path) for path in raw.sources],
             items=known,
             items_file=items_file,
@@ -177,8 +129,10 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
             out=out,
         )
         notes = notes_on_log(raw, staged, column_names(cfg.data), mended, counts, known, items_file)
-        figures = compare(out / "events.parquet", VALIDATED / "events.parquet", cfg.refresh)
-        _check_batch(cfg, counts, figures, log, expectations)
+        figures = compare(
+            out / "events.parquet", workspace.validated / "events.parquet", cfg.refresh
+        )
+        _check_batch(cfg, counts, figures, log, last_accepted(workspace) or {}, expectations)
         broken = failures(expectations, rows="events")
         if broken and evidence:
             facts = facts_of(out / "events.parquet")
@@ -192,7 +146,7 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
                 "last_accepted": None,
             }
             write_reports(out, summary, counts, facts, expectations, broken)
-            publish(out, REJECTED, keep_tables=False)
+            publish(out, workspace.rejected, keep_tables=False)
     for note in notes:
         logger.warning("%s", note)
     reasons = tuple(breach(tally) for tally in broken)
@@ -206,7 +160,7 @@ def examine(cfg: Config, source: Path, *, evidence: bool) -> Verdict:
         **figures,
     }
     bad = bad_rows(counts, expectations.tallies["events"])
-    return Verdict(content, files, record, reasons, tuple(bad), None)
+    return BatchFinding(content, files, record, reasons, tuple(bad), None)
 
 
 def _part(layout: Format, tables: Mapping[str, Path]) -> Part:
@@ -214,9 +168,9 @@ def _part(layout: Format, tables: Mapping[str, Path]) -> Part:
     return Part(tables[layout.events], items, users)
 
 
-def _validated_log(data: Data) -> dict[str, Any]:
+def _validated_log(data: Data, workspace: Workspace) -> dict[str, Any]:
     """What the validate stage said of the log, once that is known to be the log as it stands."""
-    path = VALIDATED / "summary.json"
+    path = workspace.validated / "summary.json"
     summary = read_json(path) if path.is_file() else {}
     layout = format_of(data)
     parts = [layout.part(folder) for folder in (data.path, *increments(data.path))]
@@ -230,11 +184,11 @@ def _validated_log(data: Data) -> dict[str, Any]:
     return summary
 
 
-def _known_items(layout: Format, raw: RawLog) -> pd.DataFrame | None:
+def _known_items(layout: Format, raw: RawLog, validated: Path) -> pd.DataFrame | None:
     """Items of the log's table and of the batch's own; None where the log has no such table."""
     if layout.items is None:
         return None
-    known = pq.read_table(VALIDATED / "items.parquet", columns=[ITEM]).to_pandas()
+    known = pq.read_table(validated / "items.parquet", columns=[ITEM]).to_pandas()
     return known if raw.items is None else pd.concat([known, raw.items[[ITEM]]])
 
 
@@ -299,17 +253,18 @@ def _check_batch(
     counts: Counts,
     figures: Mapping[str, Any],
     log: Mapping[str, Any],
+    before: Mapping[str, Any],
     expectations: Expectations,
 ) -> None:
     now = datetime.now(UTC).timestamp()
-    last, before = figures["last_timestamp"], figures["events_per_day_before"]
-    before_rows = (last_accepted() or {}).get("rows")
+    last, before_rows = figures["last_timestamp"], before.get("rows")
+    per_day, log_per_day = figures["events_per_day"], figures["events_per_day_before"]
     facts = {
         "rows_accepted": counts.accepted,
         "quarantined_share": counts.quarantined_share,
         "days_old": None if last is None else (now - last) / 86400,
         "rows_factor": None if before_rows is None else counts.rows / before_rows,
-        "volume_factor": None if last is None else figures["events_per_day"] / before,
+        "volume_factor": None if last is None else per_day / log_per_day,
         "item_drift": figures["item_drift"],
         "action_drift": figures["action_drift"],
         "unknown_items": figures["unknown_items"],

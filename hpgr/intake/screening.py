@@ -6,6 +6,7 @@ What the validate stage and the check of a new batch share. Reads a staged Parqu
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -172,7 +173,7 @@ def publish(out: Path, target: Path, *, keep_tables: bool) -> None:
             (out / name).unlink(missing_ok=True)
     with atomic_folder(target) as folder:
         for path in out.iterdir():
-            path.replace(folder / path.name)
+            shutil.move(path, folder / path.name)
 
 
 def breach(tally: Tally) -> str:

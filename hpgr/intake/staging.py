@@ -5,6 +5,7 @@ Writes and reads the paths it is given.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def repeated_from(staged: Path, events: Path) -> np.ndarray:
                 SELECT * REPLACE ({TIMESTAMP}::VARCHAR AS {TIMESTAMP}) FROM read_parquet(?)
             ) AS known ON {_same("known")} ORDER BY log.{ROW}
             """,
-            [str(staged), str(events)],
+            [str(staged), glob.escape(str(events))],  # a folder may have a [ in its name
         ).fetchnumpy()[ROW]
     return np.asarray(found, dtype=np.int64)
 

@@ -18,24 +18,16 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpgr.config import Config
-from hpgr.intake.contract import (
-    CATEGORIES,
-    ITEM,
-    ROW,
-    TITLE,
-    USER,
-    batch_rules,
-)
+from hpgr.intake.accepted_logs import last_accepted, remember
+from hpgr.intake.contract import CATEGORIES, ITEM, ROW, TITLE, USER, batch_rules
 from hpgr.intake.expectations import Expectations, failures
 from hpgr.intake.formats import RawLog, read_raw
-from hpgr.intake.increments import FOLDER
 from hpgr.intake.layouts import column_names
 from hpgr.intake.notes import notes_on_log
 from hpgr.intake.screening import (
@@ -47,14 +39,12 @@ from hpgr.intake.screening import (
     publish,
 )
 from hpgr.intake.staging import copies, mend_ids, open_duckdb, stage
-from hpgr.intake.validation_summary import digest_of, facts_of, hashes, summary_of, write_reports
-from hpgr.runtime import DamagedFile, UserError, read_json, scratch_prefix, write_json
+from hpgr.intake.validation_summary import facts_of, hashes, summary_of, write_reports
+from hpgr.runtime import UserError, scratch_prefix
 from hpgr.workspace import HERE, Workspace
 
-VALIDATED = Path("artifacts/validated")
-SCRATCH = Path("artifacts/validate")
-REJECTED = Path("artifacts/rejected")
-ACCEPTED = Path("artifacts/accepted/summary.json")
+if TYPE_CHECKING:
+    from hpgr.config import Config
 
 logger = logging.getLogger(__name__)
 ITEMS_SCHEMA = pa.schema(
@@ -72,12 +62,12 @@ def validate(cfg: Config, workspace: Workspace = HERE) -> None:
     inputs = hashes(raw.files, cfg.data.path)
     dialects = dict(zip(inputs, map(str, raw.dialects), strict=True))
     source = f"{cfg.data.format} {raw.parts[0].events.as_posix()}"
-    previous = _last_accepted(source, inputs)
+    previous = last_accepted(source, inputs, workspace)
     expectations = Expectations()
-    VALIDATED.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=scratch_prefix(SCRATCH), dir=VALIDATED.parent
-    ) as scratch:
+    validated, rejected = workspace.validated, workspace.rejected
+    validated.parent.mkdir(parents=True, exist_ok=True)
+    prefix = scratch_prefix(validated.with_name("validate"))
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=validated.parent) as scratch:
         out = Path(scratch) / "out"
         out.mkdir()
         staged = Path(scratch) / "staged.parquet"
@@ -112,28 +102,28 @@ def validate(cfg: Config, workspace: Workspace = HERE) -> None:
         _check_batch(cfg, summary, expectations)
         broken = failures(expectations, rows="events")
         write_reports(out, summary, counts, facts, expectations, broken)
-        publish(out, REJECTED if broken else VALIDATED, keep_tables=not broken)
+        publish(out, rejected if broken else validated, keep_tables=not broken)
     for note in notes:
         logger.warning("%s", note)
     if broken:
         raise UserError(
             "\n".join(
                 [
-                    f"{cfg.data.path} is refused, nothing was written to {VALIDATED}:",
+                    f"{cfg.data.path} is refused, nothing was written to {validated}:",
                     *(f"  {breach(tally)}" for tally in broken),
                     *bad_rows(counts, expectations.tallies["events"]),
-                    f"See {REJECTED / 'report.html'} and {REJECTED / 'quarantine.parquet'}.",
+                    f"See {rejected / 'report.html'} and {rejected / 'quarantine.parquet'}.",
                 ]
             )
         )
-    shutil.rmtree(REJECTED, ignore_errors=True)
-    _remember(source, inputs, summary)
+    shutil.rmtree(rejected, ignore_errors=True)
+    remember(source, inputs, summary, workspace)
     print(
         f"{cfg.data.path}: {counts.accepted:,} of {counts.rows:,} rows accepted, "
         f"{counts.quarantined:,} quarantined"
         + (f", {counts.duplicates:,} exact duplicates left out" if counts.duplicates else "")
         + (f", {counts.repeated:,} were in an earlier batch" if counts.repeated else "")
-        + f"; see {VALIDATED / 'report.html'}"
+        + f"; see {validated / 'report.html'}"
     )
 
 
@@ -179,50 +169,3 @@ def _check_batch(cfg: Config, summary: dict[str, Any], expectations: Expectation
     }
     expectations.add("batch", batch_rules(cfg.validate_))
     expectations.check("batch", pd.DataFrame([facts]).astype("float64"))
-
-
-def _history() -> dict[str, list[dict[str, Any]]]:
-    if not ACCEPTED.exists():
-        return {}
-    try:
-        return read_json(ACCEPTED)
-    except DamagedFile as error:
-        cure = "delete it; the next batch is then compared with none before it"
-        raise DamagedFile(ACCEPTED, error.__cause__, cure) from error
-
-
-def _last_accepted(source: str, inputs: dict[str, str]) -> dict[str, Any] | None:
-    """The batch accepted before this one; None for the first.
-
-    An input that was accepted before is compared with what it was compared with then, so that
-    repeating a run repeats its outputs. A log with increments is compared with the longest part of
-    it that was accepted: a batch that was taken out again is no measure for the mended one.
-    """
-    history = _history().get(source, [])
-    digests = [batch["digest"] for batch in history]
-    digest = digest_of(inputs)
-    before = history[: digests.index(digest)] if digest in digests else history
-    digests = digests[: len(before)]
-    newest_first = sorted({_increment(name) for name in inputs} - {""}, reverse=True)
-    part = dict(inputs)
-    for increment in newest_first:
-        part = {name: value for name, value in part.items() if _increment(name) != increment}
-        if (found := digest_of(part)) in digests:
-            return history[digests.index(found)]
-    return before[-1] if before else None
-
-
-def _increment(name: str) -> str:
-    """Folder of the increment that an input lies in; nothing for the base."""
-    folder, _, rest = name.partition("/")
-    return rest.partition("/")[0] if folder == FOLDER else ""
-
-
-def _remember(source: str, inputs: dict[str, str], summary: dict[str, Any]) -> None:
-    history = _history()
-    batches = history.setdefault(source, [])
-    digest = digest_of(inputs)
-    if digest not in [batch["digest"] for batch in batches]:
-        kept = ("accepted", "first_timestamp", "last_timestamp")
-        batches.append({"digest": digest} | {name: summary[name] for name in kept})
-        write_json(ACCEPTED, history)

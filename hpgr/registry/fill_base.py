@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpgr.config import Config
-from hpgr.data.base_folder import BASE, is_filled
+from hpgr.data.base_folder import is_filled
 from hpgr.data.trained_events import SKETCH
 from hpgr.registry.bundle import content_hashes
 from hpgr.registry.bundle_check import check_bundle
@@ -25,10 +25,12 @@ from hpgr.registry.register import KEY_TAG
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION, aliases, get_version
 from hpgr.runtime import UserError, read_json, write_json
+from hpgr.workspace import HERE
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+BASE = HERE.base
 CONTENTS = ("model", "items.parquet", "actions.parquet", "categories.parquet", SKETCH)
 STAYS = ".gitignore"  # tracked by git: a clone has the folder, and DVC something to depend on
 
@@ -53,7 +55,7 @@ def fill_base(cfg: Config, version: int | None = None) -> dict[str, Any]:
         "run_id": str(found.run_id),
         "key": found.tags.get(KEY_TAG, ""),
     }
-    if is_filled():
+    if is_filled(BASE):
         filled = read_json(BASE / "base.json")
         there = content_hashes(BASE)
         own = {path: there[path] for path in there.keys() - {"base.json", STAYS}}

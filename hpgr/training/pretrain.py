@@ -78,9 +78,9 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     settings, base = cfg.pretrain, Base.open()
     if base:
         # Here, because it needs pyarrow, which a machine that trains from nothing may not have.
-        from hpgr.data.kept_ids import check_kept_ids
+        from hpgr.data.vocabulary import check_kept_ids
 
-        check_kept_ids(SESSIONS)
+        check_kept_ids(workspace)
     log = EventLog.open(ARRAYS)
     device = choose_device(settings.device, settings.precision)
     torch.manual_seed(settings.seed)

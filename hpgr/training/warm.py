@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpgr.data.base_folder import BASE, MODEL, is_filled
+from hpgr.data.base_folder import is_filled
 from hpgr.model.catalogue import Catalogue
 from hpgr.runtime import UserError, read_json
 from hpgr.training.checkpoint import load_tensors
+from hpgr.workspace import HERE
 
 # Weights whose rows are numbered by a vocabulary, and how many rows lie behind it (the mask token).
 ROWS = {
@@ -30,6 +31,8 @@ ROWS = {
 }
 VOCABULARIES = ("num_items", "num_actions", "num_categories")
 TRUNK = "trunk."
+BASE = HERE.base
+MODEL = BASE / "model"
 FROM_NOTHING = "train from nothing with `hpgr base --clear` (the flow `train` does that)"
 
 
@@ -48,7 +51,7 @@ class Base:
         Raises:
             UserError: the weights are damaged.
         """
-        if not is_filled():
+        if not is_filled(BASE):
             return None
         filled = read_json(BASE / "base.json")
         origin = {name: filled[name] for name in ("name", "version", "run_id", "key")}

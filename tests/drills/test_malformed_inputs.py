@@ -20,8 +20,9 @@ from workspace import HPGR, hpgr, no_traceback, run, write_params
 
 from hpgr.intake.doctor import doctor
 from hpgr.intake.expectations import Expectations
-from hpgr.intake.validate import ACCEPTED, REJECTED, VALIDATED, validate
+from hpgr.intake.validate import validate
 from hpgr.runtime import UserError
+from hpgr.workspace import HERE
 
 MESSAGE_LINES = 25
 ENTERED_BY = (malformed_rows, malformed_files)  # importing them fills CASES
@@ -65,16 +66,16 @@ def test_the_stage_accepts_quarantines_or_refuses(name, raw):
             assert words in message
         assert message.count("\n") < MESSAGE_LINES
         # The evidence of a refusal, or nothing at all.
-        assert left_below("artifacts") <= {REJECTED.name}
-        assert not ACCEPTED.exists()
+        assert left_below("artifacts") <= {HERE.rejected.name}
+        assert not (HERE.accepted / "summary.json").exists()
         return
     validate(cfg)
-    assert left_below("artifacts") == {VALIDATED.name, ACCEPTED.parent.name}
-    events = pd.read_parquet(VALIDATED / "events.parquet")
+    assert left_below("artifacts") == {HERE.validated.name, HERE.accepted.name}
+    events = pd.read_parquet(HERE.validated / "events.parquet")
     assert len(events) == case.accepted
     found = events[["user_id", "item_id", "timestamp"]].head(len(case.events))
     assert tuple(found.itertuples(index=False, name=None)) == case.events
-    quarantine = pd.read_parquet(VALIDATED / "quarantine.parquet")
+    quarantine = pd.read_parquet(HERE.validated / "quarantine.parquet")
     assert quarantine["reason"].value_counts().to_dict() == (case.reasons or {})
 
 
@@ -104,7 +105,7 @@ def test_the_command_ends_with_one_message_and_code_2(name, raw):
     assert no_traceback(done.stderr)
     message = done.stderr[done.stderr.index("error: ") :]
     assert all(words in message for words in CASES[name].refused)
-    assert left_below("artifacts") <= {REJECTED.name}
+    assert left_below("artifacts") <= {HERE.rejected.name}
 
 
 @pytest.mark.parametrize("name", ["every_row_bad"])
