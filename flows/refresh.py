@@ -63,7 +63,7 @@ def refresh(
     given = {**(overrides or {}), **({"profile": profile} if profile else {})}
     limits = {key: value for key, value in given.items() if key.startswith("refresh.")}
     source = given_path("incoming", incoming)
-    with recallable(), sole_run():
+    with recallable(), sole_run(HERE.run_lock):
         set_params({key: value for key, value in given.items() if key not in limits})
         options = retry_options(load_config().orchestrate)
         require_champion.with_options(**options)()

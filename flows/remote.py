@@ -154,7 +154,7 @@ def stage_flow(
     Raises:
         StageFailed: the commits differ, the code here was changed, or the stage failed.
     """
-    with recallable(), sole_run():
+    with recallable(), sole_run(HERE.run_lock):
         if clean_commit() != commit:
             raise StageFailed(
                 f"the clone at {Path.cwd()} is at commit {clean_commit()[:12]}, the run needs "

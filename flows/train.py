@@ -27,6 +27,7 @@ from hpgr.registry.fill_base import clear_base
 from hpgr.registry.register import register
 from hpgr.registry.tracking import public_uri
 from hpgr.runtime import sole_run
+from hpgr.workspace import HERE
 
 
 @flow(name="train", persist_result=False)
@@ -40,7 +41,7 @@ def train(profile: str | None = None, overrides: dict[str, Any] | None = None) -
     Returns:
         What registered.json holds, and the gate's `verdict`.
     """
-    with recallable(), sole_run():
+    with recallable(), sole_run(HERE.run_lock):
         changed = set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
         get_run_logger().info(
             "profile %s; changed in %s: %s", load_config().profile, PARAMS_FILE, changed

@@ -17,28 +17,34 @@ import yaml
 
 from hpgr.folder import require_repository
 from hpgr.runtime import UserError, read_json
+from hpgr.workspace import HERE, Workspace
 
 
-def clean_cache(stage: str | None = None) -> list[Path]:
+def clean_cache(stage: str | None = None, workspace: Workspace = HERE) -> list[Path]:
     """Remove the corrupted files of DVC's cache, or of one stage's outputs, and return them.
 
     Raises:
         UserError: this folder is no DVC repository.
     """
     command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    root = workspace.root
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     if done.returncode != 0:
         require_repository()
         raise UserError(f"dvc cache dir: {done.stderr.strip()}")
     store = Path(done.stdout.strip()) / "files" / "md5"
-    files = store.glob("[0-9a-f][0-9a-f]/*") if stage is None else outputs(store, stage)
+    files: Iterator[Path]
+    if stage is None:
+        files = store.glob("[0-9a-f][0-9a-f]/*")
+    else:
+        files = outputs(store, stage, workspace.dvc_lock)
     found = [path for path in sorted(files) if is_corrupted(path)]
     for path in found:
         path.unlink()
     return found
 
 
-def outputs(store: Path, stage: str, lock: Path = Path("dvc.lock")) -> Iterator[Path]:
+def outputs(store: Path, stage: str, lock: Path) -> Iterator[Path]:
     """Files below `store` that hold the outputs of a stage, as dvc.lock names them."""
     recorded = yaml.safe_load(lock.read_text())["stages"][stage]
     for out in recorded.get("outs", []):

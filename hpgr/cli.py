@@ -182,7 +182,7 @@ def lineage(
 
     cfg = load_config()
     if restore:
-        with sole_run():
+        with sole_run(HERE.run_lock):
             bring_back(cfg, version)
     else:
         print(printable(trace(cfg, version)))
@@ -200,7 +200,7 @@ def base(
 
     if clear and version is not None:
         raise UserError(f"say either a version ({version}) or --clear")
-    with sole_run():
+    with sole_run(HERE.run_lock):
         if clear:
             clear_base()
         else:

@@ -17,39 +17,41 @@ from pathlib import Path
 
 from hpgr.params_file import ConfigError
 from hpgr.runtime import DamagedFile, UserError
+from hpgr.workspace import HERE, Workspace
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SQLITE_FULL = "database or disk is full"
 CODE = Path(__file__).parent
-FOLDERS = (Path("artifacts"), Path("base"))
 MEGABYTE = 1 << 20
 
 
 @contextmanager
-def explained(name: str, output: Path) -> Iterator[None]:
+def explained(name: str, output: Path, workspace: Workspace = HERE) -> Iterator[None]:
     """Turn what ends the block of the command `name` into a UserError where its cause is known.
 
     Args:
         name: of the command or stage.
-        output: what it writes; see `told`.
+        output: what it writes; see `describe`.
+        workspace: whose files it reads.
     """
     try:
         yield
     except FileNotFoundError as error:
         missing = Path(str(error.filename))
-        if missing.parts[:1] != FOLDERS[0].parts:
+        stages = (workspace.artifacts, workspace.validated)
+        if not any(missing.is_relative_to(folder) for folder in stages):
             raise
         raise UserError(
             f"{missing} not found: run the stages before {name} first; `dvc repro` runs them all"
         ) from error
     except Exception as error:
-        if message := told(error, output):
+        if message := describe(error, output, workspace):
             raise UserError(message) from error
         raise
 
 
-def told(error: Exception, output: Path) -> str | None:
-    """Cause and cure of `error`, with which a stage that writes to `output` ended; None if unknown.
+def describe(error: Exception, output: Path, workspace: Workspace = HERE) -> str | None:
+    """Return cause and fix of the error of a stage that writes to `output`; None if unknown.
 
     An error that has its own message is never looked at twice.
     """
@@ -64,7 +66,7 @@ def told(error: Exception, output: Path) -> str | None:
             f"a compiled module below {CODE} was cut off ({error}), most likely by a full disk. "
             "The compiled ones are removed: run the same command again"
         )
-    if damaged := [str(DamagedFile(path, why)) for path, why in _damaged(output)]:
+    if damaged := [str(DamagedFile(path, why)) for path, why in _damaged(output, workspace)]:
         return "\n".join(damaged)
     if isinstance(error, OSError) and error.filename is not None:
         return (
@@ -112,9 +114,10 @@ def _no_room(error: BaseException, output: Path) -> str:
     )
 
 
-def _damaged(output: Path) -> Iterator[tuple[Path, str]]:
+def _damaged(output: Path, workspace: Workspace) -> Iterator[tuple[Path, str]]:
     """Files that are not whole, with what their format's reader says; `output` is not looked at."""
-    for path in sorted(path for folder in FOLDERS for path in folder.rglob("*")):
+    folders = (workspace.artifacts, workspace.base)
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
         if path.is_file() and output not in path.parents and not path.name.startswith("."):
             try:
                 _open(path)

@@ -20,7 +20,6 @@ from typing import Any
 from hpgr.masking import masked
 
 WRITER_WAIT_S = 60.0
-RUN_LOCK = Path("artifacts/.run.lock")
 TELEMETRY_OFF = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -47,7 +46,7 @@ class DamagedFile(UserError, ValueError):
     def __init__(self, path: Path, why: object, cure: str | None = None) -> None:
         """`cure` is by default DVC's for a stage's output, else to delete the file."""
         self.why = why
-        if cure is None and path.parts[:1] == ("artifacts",):
+        if cure is None and "artifacts" in path.parts:
             cure = (
                 "`dvc repro` brings it back from DVC's cache or makes it anew; where that changes "
                 "nothing the cache is corrupted too: `hpgr cache`, then `dvc repro`"
@@ -102,13 +101,16 @@ def sole_writer(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def sole_run() -> Iterator[None]:
-    """Hold this folder for a whole run: its later stages read the params.yaml and base/ it set.
+def sole_run(lock: Path) -> Iterator[None]:
+    """Hold a workspace for a whole run: its later stages read the params.yaml and base/ it set.
+
+    Args:
+        lock: the workspace's `run_lock`.
 
     Raises:
         UserError: another process still holds it after WRITER_WAIT_S.
     """
-    with _held(RUN_LOCK, "params.yaml and base/ are held for a whole run by"):
+    with _held(lock, "params.yaml and base/ are held for a whole run by"):
         yield
 
 

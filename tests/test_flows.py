@@ -34,6 +34,7 @@ from flows.remote import stage_flow
 from flows.train import train
 from hpgr.config import ConfigError, load_config
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run
+from hpgr.workspace import HERE
 
 ROOT = Path(__file__).parents[1]
 # Named so that neither the file's order nor the alphabet is the graph's order.
@@ -291,7 +292,7 @@ def own_folder(tmp_path, monkeypatch):
 def test_a_run_beside_another_in_one_folder_is_refused_before_it_writes_parameters(own_folder, run):
     before = (own_folder / "params.yaml").read_text()
     held = f"held for a whole run by process {os.getpid()}"
-    with sole_run(), pytest.raises(UserError, match=held):
+    with sole_run(HERE.run_lock), pytest.raises(UserError, match=held):
         run()
     assert (own_folder / "params.yaml").read_text() == before
 
@@ -310,8 +311,8 @@ def test_parameters_that_another_clone_brings_are_checked_before_they_are_kept(
 
 
 def test_a_killed_run_does_not_hold_its_folder(own_folder):
-    code = "import sys; from hpgr.runtime import sole_run"
-    code += "\nwith sole_run(): print(1); sys.stdin.read()"
+    code = "import sys; from hpgr.runtime import sole_run; from hpgr.workspace import HERE"
+    code += "\nwith sole_run(HERE.run_lock): print(1); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-u", "-c", code],
         stdin=subprocess.PIPE,
@@ -320,10 +321,10 @@ def test_a_killed_run_does_not_hold_its_folder(own_folder):
     )
     with holder:
         assert holder.stdout.readline()
-        with pytest.raises(UserError, match=f"by process {holder.pid}"), sole_run():
+        with pytest.raises(UserError, match=f"by process {holder.pid}"), sole_run(HERE.run_lock):
             pass
         holder.kill()
-    with sole_run():
+    with sole_run(HERE.run_lock):
         pass
 
 

@@ -20,7 +20,7 @@ from serving_project import call, vary_weights
 from hpgr.config import load_config
 from hpgr.registry.moves import promote
 from hpgr.registry.register import register
-from hpgr.registry.tracking import DATABASE, connect, public_uri
+from hpgr.registry.tracking import connect, database, public_uri
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion
 from hpgr.serving.server import create_app
@@ -128,9 +128,9 @@ def test_a_file_that_is_no_database_is_named(monkeypatch):
 
 def test_tables_of_another_mlflow_are_named(monkeypatch):
     connect()
-    with closing(sqlite3.connect(DATABASE)) as store, store:
+    with closing(sqlite3.connect(database())) as store, store:
         store.execute("update alembic_version set version_num = 'another'")
-    assert "another version of MLflow" in refused(f"sqlite:///{DATABASE}", monkeypatch)
+    assert "another version of MLflow" in refused(f"sqlite:///{database()}", monkeypatch)
 
 
 def test_a_registry_elsewhere_is_tried_and_named_too(monkeypatch):
@@ -159,7 +159,7 @@ def impatient(monkeypatch):
 def test_a_promotion_while_the_database_is_locked_is_one_line_and_changes_nothing(impatient):
     client, cfg = connect(), load_config()
     make_versions(client, cfg)
-    with closing(sqlite3.connect(DATABASE, isolation_level=None)) as other:
+    with closing(sqlite3.connect(database(), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(UserError, match="the database is locked by another process") as told:
             promote(cfg, 3, why="x", force=True)
@@ -173,7 +173,7 @@ def test_a_reason_with_a_secret_is_kept_without_it():
     client, cfg = connect(), load_config()
     make_versions(client, cfg)
     promote(cfg, 3, why=f"see http://me:{PLANTED}@host", force=True)
-    assert PLANTED not in DATABASE.read_bytes().decode("latin-1")
+    assert PLANTED not in database().read_bytes().decode("latin-1")
 
 
 def test_a_registration_without_room_ends_its_runs_as_failed(own_registry, monkeypatch):

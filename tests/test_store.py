@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpgr.registry.tracking import DATABASE, connect
+from hpgr.registry.tracking import connect, database
 
 ROOT = Path(__file__).parents[1]
 ASK = f"""
@@ -61,23 +61,21 @@ def test_one_that_is_killed_while_it_makes_the_store_leaves_none():
     killed = python(KILLED)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    assert not DATABASE.exists()
-    assert list(DATABASE.parent.glob(".mlflow.db.*.*"))  # half of one
+    assert not database().exists()
+    assert list(database().parent.glob(".mlflow.db.*.*"))  # half of one
     assert [e.name for e in connect().search_experiments()] == ["Default"]
-    assert {path.name for path in DATABASE.parent.iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
+    assert {path.name for path in database().parent.iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
 
 
 def test_a_store_that_is_there_is_left_as_it_is():
     connect().create_experiment("mine")
-    before = DATABASE.stat()
+    before = database().stat()
     assert {e.name for e in connect().search_experiments()} == {"Default", "mine"}
-    assert DATABASE.stat().st_ino == before.st_ino
+    assert database().stat().st_ino == before.st_ino
 
 
 def test_the_default_experiment_keeps_its_artifacts_beside_the_store(tmp_path):
     connect()
-    with closing(sqlite3.connect(DATABASE)) as database:
-        locations = [
-            row[0] for row in database.execute("select artifact_location from experiments")
-        ]
+    with closing(sqlite3.connect(database())) as store:
+        locations = [row[0] for row in store.execute("select artifact_location from experiments")]
     assert locations == [f"{(tmp_path / 'mlflow/store/artifacts').as_uri()}/0"]

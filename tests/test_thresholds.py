@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from flows import monitor as flow_module
 from hpgr.cli import app
 from hpgr.config import load_config
-from hpgr.monitoring import thresholds as monitoring
 from hpgr.monitoring.champions import History, Reign, Score, Version, history
 from hpgr.monitoring.thresholds import judge, metric_fall, monitor, volume_change
 from hpgr.registry.moves import promote
 from hpgr.registry.register import register
 from hpgr.runtime import write_json
+from hpgr.workspace import HERE
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 BATCH = {
@@ -75,8 +75,8 @@ def cfg(project, monkeypatch):
     monkeypatch.chdir(project)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     yield load_config()
-    monitoring.BATCHES.unlink(missing_ok=True)
-    monitoring.VALIDATED.unlink(missing_ok=True)
+    (HERE.accepted / "batches.json").unlink(missing_ok=True)
+    (HERE.validated / "summary.json").unlink(missing_ok=True)
 
 
 def states(cfg, *, batches=(), log=None, known=None, now=START):
@@ -177,7 +177,7 @@ def test_without_recorded_moves_the_champion_reigns_since_it_was_made(cfg, monke
 
 def test_the_page_stands_alone_and_says_what_is_breached(cfg):
     refused = {**BATCH, "accepted": False, "reasons": ["<too> much"], "item_drift": 0.9}
-    write_json(monitoring.BATCHES, [BATCH, refused])
+    write_json((HERE.accepted / "batches.json"), [BATCH, refused])
     found = monitor(cfg)
     assert [t.name for t in found.breaches] == ["max_metric_fall", "max_item_drift"]
     page = found.report.read_text()

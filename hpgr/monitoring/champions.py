@@ -17,6 +17,7 @@ from hpgr.registry.judge import ROLLED_BACK_TAG
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import connect, metric_name
 from hpgr.registry.versions import CHAMPION, aliases
+from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,12 +74,12 @@ class History:
 
 
 @answered()
-def history(cfg: Config) -> History:
+def history(cfg: Config, workspace: Workspace = HERE) -> History:
     """Everything the registry knows of the model `register.model_name`.
 
     Without a recorded move the champion reigns since it was made.
     """
-    client, name = connect(), cfg.register_.model_name
+    client, name = connect(workspace), cfg.register_.model_name
     champion = aliases(client, name).get(CHAMPION)
     found = list(client.search_model_versions(f"name='{name}'"))
     versions = {version.number: version for version in _versions(client, cfg, found)}

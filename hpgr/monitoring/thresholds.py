@@ -23,12 +23,9 @@ from hpgr.registry.tracking import connect
 from hpgr.registry.versions import get_version
 from hpgr.runtime import read_json, write_text
 from hpgr.templates import rendered
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
 PAGE = Path(__file__).parent / "monitor.html.j2"
-REPORT = HERE.artifacts / "monitoring" / "report.html"
-BATCHES = HERE.artifacts / "accepted" / "batches.json"
-VALIDATED = HERE.output("validate") / "summary.json"
 SHOWN_BATCHES = 30  # newest, in figures and tables
 DAY_S = 86400
 
@@ -76,31 +73,36 @@ class Monitoring:
 
 
 @answered()
-def monitor(cfg: Config, now: datetime | None = None) -> Monitoring:
+def monitor(cfg: Config, now: datetime | None = None, workspace: Workspace = HERE) -> Monitoring:
     """Judge every threshold and write the page.
 
     Args:
         cfg: limits, the model's name, the gate's deciding metric.
         now: the time of judgement, by default this moment.
+        workspace: holds the batches and the log, and gets the page.
     """
     now = now or datetime.now(UTC)
-    batches = read_json(BATCHES) if BATCHES.is_file() else []
-    log = read_json(VALIDATED) if VALIDATED.is_file() else None
-    past = history(cfg)
-    found = Monitoring(
-        cfg.register_.model_name, past.champion, judge(cfg, batches, log, past, now), REPORT
-    )
-    write_text(REPORT, _page(cfg, found, batches, log, past, now))
-    if run := champion_run(found):
-        connect().log_artifact(run, str(REPORT), "monitoring")
+    batches = _read(workspace.accepted / "batches.json") or []
+    log = _read(workspace.validated / "summary.json")
+    past = history(cfg, workspace)
+    thresholds = judge(cfg, batches, log, past, now, workspace)
+    report = workspace.monitoring / "report.html"
+    found = Monitoring(cfg.register_.model_name, past.champion, thresholds, report)
+    write_text(report, _page(cfg, found, batches, log, past, now))
+    if run := champion_run(found, workspace):
+        connect(workspace).log_artifact(run, str(report), "monitoring")
     return found
 
 
-def champion_run(found: Monitoring) -> str | None:
+def _read(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None
+
+
+def champion_run(found: Monitoring, workspace: Workspace = HERE) -> str | None:
     """The champion's run, which carries the page; None where there is no champion."""
     if found.champion is None:
         return None
-    return str(get_version(connect(), found.model, found.champion).run_id)
+    return str(get_version(connect(workspace), found.model, found.champion).run_id)
 
 
 def judge(
@@ -109,6 +111,7 @@ def judge(
     log: dict[str, Any] | None,
     past: History,
     now: datetime,
+    workspace: Workspace = HERE,
 ) -> tuple[Threshold, ...]:
     """Every threshold with its value; the newest batch counts, accepted or not.
 
@@ -118,6 +121,7 @@ def judge(
         log: what the validate stage said last; speaks for the quarantine while no batch came in.
         past: of the registry.
         now: UTC.
+        workspace: whose reports the advice names.
     """
     newest = batches[-1] if batches else {}
     quarantined = (newest or log or {}).get("quarantined_share")
@@ -174,7 +178,7 @@ def judge(
             "share of quarantined rows " + ("in the newest batch" if batches else "in the log"),
             quarantined,
             limits.max_quarantined,
-            f"read {HERE.output('validate') / 'report.html'} and mend the source",
+            f"read {workspace.validated / 'report.html'} and mend the source",
         ),
     )
 

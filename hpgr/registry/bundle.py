@@ -22,10 +22,8 @@ from hpgr.data.log import Meta
 from hpgr.data.repeats import removes_history
 from hpgr.data.trained_events import SKETCH
 from hpgr.runtime import UserError, read_json, sha256_file, write_json
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
-FINETUNE, SESSIONS = HERE.output("finetune"), HERE.output("sessionize")
-JUDGED = HERE.output("evaluate") / "rules.json"
 MODEL_FILES = ("model.safetensors", "config.json")
 TABLES = ("items.parquet", "actions.parquet", "categories.parquet")
 
@@ -41,8 +39,8 @@ class Serving:
     ranked: bool  # whether the ranking head was trained
 
 
-def write_bundle(cfg: Config, target: Path) -> Path:
-    """Write the bundle of the current artifacts into the empty or new folder `target`.
+def write_bundle(cfg: Config, target: Path, workspace: Workspace = HERE) -> Path:
+    """Write the bundle of the workspace's artifacts into the empty or new folder `target`.
 
     What the model was trained and judged with goes into it, whatever params.yaml says by now; only
     a model that was never judged takes its rules from there and from the log.
@@ -51,21 +49,22 @@ def write_bundle(cfg: Config, target: Path) -> Path:
         UserError: a stage's output is missing, or the model was trained on another log.
     """
     (target / "model").mkdir(parents=True)
-    for source, goal in _files().items():
+    for source, goal in _files(workspace).items():
         if not source.is_file():
             raise UserError(f"{source} not found: run `dvc repro` (or the stage that writes it)")
         shutil.copyfile(source, target / goal)
-    trained, log = read_json(FINETUNE / "config.json"), read_json(SESSIONS / "arrays/meta.json")
+    trained = read_json(workspace.finetuned / "config.json")
+    log = read_json(workspace.arrays / "meta.json")
     for name, size in trained["catalogue"].items():
         if log[name] != size:
             raise UserError(
-                f"the model of {FINETUNE} was trained on another log than {SESSIONS} holds "
-                f"({name} is {size}, now {log[name]}): run `dvc repro`"
+                f"the model of {workspace.finetuned} was trained on another log than "
+                f"{workspace.sessions} holds ({name} is {size}, now {log[name]}): run `dvc repro`"
             )
     seen = removes_history(Meta(**log).repeat_share, cfg.evaluate)
     judged: dict[str, Any] = {"retrieve": cfg.evaluate.retrieve, "remove_history": seen}
-    if JUDGED.is_file():
-        judged = read_json(JUDGED)
+    if (rules := workspace.evaluation / "rules.json").is_file():
+        judged = read_json(rules)
     serving = Serving(
         gap_s=log["gap_s"],
         max_history=trained["model"]["max_history"],
@@ -83,6 +82,6 @@ def content_hashes(bundle: Path) -> dict[str, str]:
     return {path.relative_to(bundle).as_posix(): sha256_file(path) for path in files}
 
 
-def _files() -> dict[Path, Path]:
-    model = {FINETUNE / name: Path("model") / name for name in MODEL_FILES}
-    return model | {SESSIONS / name: Path(name) for name in (*TABLES, SKETCH)}
+def _files(workspace: Workspace) -> dict[Path, Path]:
+    model = {workspace.finetuned / name: Path("model") / name for name in MODEL_FILES}
+    return model | {workspace.sessions / name: Path(name) for name in (*TABLES, SKETCH)}

@@ -25,18 +25,19 @@ from hpgr.registry.register import KEY_TAG
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION, aliases, get_version
 from hpgr.runtime import UserError, read_json, write_json
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-BASE = HERE.base
 CONTENTS = ("model", "items.parquet", "actions.parquet", "categories.parquet", SKETCH)
 STAYS = ".gitignore"  # tracked by git: a clone has the folder, and DVC something to depend on
 
 
 @answered()
-def fill_base(cfg: Config, version: int | None = None) -> dict[str, Any]:
+def fill_base(
+    cfg: Config, version: int | None = None, workspace: Workspace = HERE
+) -> dict[str, Any]:
     """Put a registered version into base/ and return what base.json holds.
 
     What is there already is left untouched, so that DVC hashes nothing again.
@@ -44,46 +45,47 @@ def fill_base(cfg: Config, version: int | None = None) -> dict[str, Any]:
     Args:
         cfg: names the registered model.
         version: default is the champion.
+        workspace: its base/ is filled.
 
     Raises:
         UserError: there is no such version, it cannot be fetched, or it is too old to start from.
     """
-    found = _find(cfg, version)
+    base, found = workspace.base, _find(cfg, version, workspace)
     wanted = {
         "name": cfg.register_.model_name,
         "version": int(found.version),
         "run_id": str(found.run_id),
         "key": found.tags.get(KEY_TAG, ""),
     }
-    if is_filled(BASE):
-        filled = read_json(BASE / "base.json")
-        there = content_hashes(BASE)
+    if is_filled(base):
+        filled = read_json(base / "base.json")
+        there = content_hashes(base)
         own = {path: there[path] for path in there.keys() - {"base.json", STAYS}}
         if filled == {**wanted, "files": own}:
-            print(f"{BASE}/ holds {_title(wanted)} already")
+            print(f"{base}/ holds {_title(wanted)} already")
             return filled
-    BASE.mkdir(exist_ok=True)
+    base.mkdir(exist_ok=True)
     # Fetched inside base/, where git ignores it, so that what follows is renames alone.
-    with tempfile.TemporaryDirectory(prefix=".", dir=BASE) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".", dir=base) as scratch:
         bundle = _fetch(wanted, Path(scratch))
         hashes = content_hashes(bundle)
         taken = {path: hashes[path] for path in hashes if path.split("/")[0] in CONTENTS}
         filled = {**wanted, "files": taken}
-        _remove(keep=Path(scratch))
+        _remove(base, keep=Path(scratch))
         for name in CONTENTS:
-            (bundle / name).rename(BASE / name)
-        write_json(BASE / "base.json", filled)
-    print(f"{BASE}/ holds {_title(wanted)}: training starts from it")
+            (bundle / name).rename(base / name)
+        write_json(base / "base.json", filled)
+    print(f"{base}/ holds {_title(wanted)}: training starts from it")
     return filled
 
 
-def clear_base() -> None:
+def clear_base(workspace: Workspace = HERE) -> None:
     """Empty base/: training starts from nothing."""
-    _remove()
+    _remove(workspace.base)
 
 
-def _find(cfg: Config, version: int | None) -> ModelVersion:
-    client, name = connect(), cfg.register_.model_name
+def _find(cfg: Config, version: int | None, workspace: Workspace) -> ModelVersion:
+    client, name = connect(workspace), cfg.register_.model_name
     if version is None:
         version = aliases(client, name).get(CHAMPION)
     if version is None:
@@ -121,10 +123,10 @@ def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:
     return bundle
 
 
-def _remove(keep: Path | None = None) -> None:
+def _remove(base: Path, keep: Path | None = None) -> None:
     """Remove all but `keep` and .gitignore, base.json first."""
-    (BASE / "base.json").unlink(missing_ok=True)
-    for path in BASE.iterdir() if BASE.is_dir() else ():
+    (base / "base.json").unlink(missing_ok=True)
+    for path in base.iterdir() if base.is_dir() else ():
         if path.name == STAYS or path == keep:
             continue
         if path.is_dir():

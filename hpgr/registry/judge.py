@@ -33,15 +33,13 @@ from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHALLENGER, CHAMPION, aliases, bundle_of, get_version
 from hpgr.runtime import UserError, atomic_folder, sha256_file, write_text
 from hpgr.templates import rendered
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 PAGE = Path(__file__).parent / "verdict.html.j2"
-SESSIONS = HERE.output("sessionize")
-OUTPUT = HERE.artifacts / "gate"
 IS_CHAMPION, UNJUDGED = "champion", "unjudged"  # nothing to compare with
 VERDICT_TAG, CHAMPION_TAG, REASONS_TAG = "gate.verdict", "gate.champion", "gate.reasons"
 KEY_TAG, ROLLED_BACK_TAG = "gate.key", "rolled_back"
@@ -49,7 +47,7 @@ HEADING, CARD = "## Gate\n\n", "\n\n# "  # the verdict stands before the card
 
 
 @answered()
-def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
+def judge(cfg: Config, version: int | None = None, workspace: Workspace = HERE) -> dict[str, Any]:
     """Judge `version`, by default the challenger; returns what verdict.json holds.
 
     Keys: name, version, champion, verdict (accepted | refused, or champion | unjudged where there
@@ -59,7 +57,7 @@ def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
     Raises:
         UserError: nothing is registered, the version is unknown, or a rule names no metric.
     """
-    client, name = connect(), cfg.register_.model_name
+    client, name = connect(workspace), cfg.register_.model_name
     called = aliases(client, name)
     if version is None:
         version = called.get(CHALLENGER, called.get(CHAMPION))
@@ -69,6 +67,7 @@ def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
     facts = {"name": name, "version": version, "champion": champion}
     if champion is None:
         return _nothing(
+            workspace.gate,
             facts,
             UNJUDGED,
             f"there is no champion to compare version {version} with; "
@@ -76,12 +75,12 @@ def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
         )
     if champion == version:
         told = f"version {version} is the champion: there is nothing to compare it with"
-        return _nothing(facts, IS_CHAMPION, told)
-    key = _key(cfg, champion, found)
+        return _nothing(workspace.gate, facts, IS_CHAMPION, told)
+    key = _key(cfg, champion, found, workspace)
     if found.tags.get(KEY_TAG) == key and (stored := _stored(found, key)):
-        _write(_files(stored))
+        _write(workspace.gate, _files(stored))
         return stored
-    figures, decided = _decide(cfg, client, name, champion, found)
+    figures, decided = _decide(cfg, champion, found, workspace)
     verdict = {
         **facts,
         "verdict": decided.word,
@@ -95,7 +94,7 @@ def judge(cfg: Config, version: int | None = None) -> dict[str, Any]:
         "key": key,
     }
     files = _files(verdict)
-    _write(files)
+    _write(workspace.gate, files)
     _publish(client, found, verdict, files)
     return verdict
 
@@ -115,35 +114,41 @@ def as_markdown(verdict: dict[str, Any]) -> str:
 
 
 def _decide(
-    cfg: Config, client: MlflowClient, name: str, champion: int, challenger: ModelVersion
+    cfg: Config, champion: int, challenger: ModelVersion, workspace: Workspace
 ) -> tuple[Contest, Verdict]:
-    log = open_log()
+    log, name = open_log(), challenger.name
     with bundle_of(name, champion) as old, bundle_of(name, int(challenger.version)) as new:
         device = cfg.finetune.device
         figures = contest(
             log,
-            contestant(old, log, device),
-            contestant(new, log, device),
+            contestant(old, log, device, workspace),
+            contestant(new, log, device, workspace),
             cfg.evaluate,
             deciding=cfg.gate.metric,
         )
         bundles = {champion: old, int(challenger.version): new}
-        trained = {v: overlap(read_sketch(b), SESSIONS, TEST) for v, b in bundles.items()}
+        trained = {v: overlap(read_sketch(b), workspace.sessions, TEST) for v, b in bundles.items()}
     past = Past(trained, challenger.tags.get(ROLLED_BACK_TAG))
     return figures, decide(figures, cfg.gate, past)
 
 
-def contestant(bundle: Path, log: EventLog, device: str) -> Contestant:
+def contestant(bundle: Path, log: EventLog, device: str, workspace: Workspace = HERE) -> Contestant:
     """The bundle's network, with the ids that it uses for what today's log knows.
+
+    Args:
+        bundle: see `hpgr.registry.bundle`.
+        log: today's.
+        device: torch's name of it.
+        workspace: holds the tables of today's log.
 
     Raises:
         UserError: a file of the bundle is missing or wrong.
     """
-    serving = check_bundle(bundle)
+    serving, folders = check_bundle(bundle), (bundle, workspace.sessions)
     return Contestant(
         network=load_network(bundle / "model", device),
-        item=_own_ids("items", "item", "item_id", bundle, log.meta.num_items, UNKNOWN),
-        action=_own_ids("actions", "action", "name", bundle, log.meta.num_actions, 0),
+        item=_own_ids("items", "item", "item_id", folders, log.meta.num_items, UNKNOWN),
+        action=_own_ids("actions", "action", "name", folders, log.meta.num_actions, 0),
         max_history=serving.max_history,
         retrieve=serving.retrieve,
         ranks=serving.ranked,
@@ -151,12 +156,11 @@ def contestant(bundle: Path, log: EventLog, device: str) -> Contestant:
 
 
 def _own_ids(
-    table: str, inside: str, outside: str, bundle: Path, size: int, unknown: int
+    table: str, inside: str, outside: str, folders: tuple[Path, Path], size: int, unknown: int
 ) -> np.ndarray:
     """The bundle's id of every id of the log, int64 [size]; reserved ids stay what they are."""
     own, ours = (
-        pq.read_table(folder / f"{table}.parquet", columns=[inside, outside])
-        for folder in (bundle, SESSIONS)
+        pq.read_table(folder / f"{table}.parquet", columns=[inside, outside]) for folder in folders
     )
     known = dict(zip(own[outside].to_pylist(), own[inside].to_pylist(), strict=True))
     ids = np.full(size, unknown, dtype=np.int64)
@@ -165,11 +169,11 @@ def _own_ids(
     return ids
 
 
-def _key(cfg: Config, champion: int, challenger: ModelVersion) -> str:
+def _key(cfg: Config, champion: int, challenger: ModelVersion, workspace: Workspace) -> str:
     """Hash of everything the verdict depends on."""
     rules = [cfg.gate.model_dump(mode="json"), cfg.evaluate.model_dump(mode="json")]
     mark = challenger.tags.get(ROLLED_BACK_TAG)
-    log = sha256_file(SESSIONS / "events.parquet")
+    log = sha256_file(workspace.sessions / "events.parquet")
     parts = [champion, int(challenger.version), mark, rules, log]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -184,12 +188,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _nothing(facts: dict[str, Any], word: str, reason: str) -> dict[str, Any]:
+def _nothing(folder: Path, facts: dict[str, Any], word: str, reason: str) -> dict[str, Any]:
     """Write and return a verdict without a comparison."""
     figures: dict[str, Any] = {"checks": [], "metrics": {}, "slices": {}}
     told = {"verdict": word, "reasons": [reason], "judged_at": _now(), "key": None}
     verdict = {**facts, **told, **figures}
-    _write(_files(verdict))
+    _write(folder, _files(verdict))
     return verdict
 
 
@@ -201,11 +205,11 @@ def _files(verdict: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _write(files: dict[str, str]) -> None:
-    """Both files below artifacts/gate, as a whole."""
-    with atomic_folder(OUTPUT) as folder:
+def _write(folder: Path, files: dict[str, str]) -> None:
+    """Replace `folder` by one with both files."""
+    with atomic_folder(folder) as fresh:
         for name, text in files.items():
-            write_text(folder / name, text)
+            write_text(fresh / name, text)
 
 
 def _stored(version: ModelVersion, key: str) -> dict[str, Any] | None:

@@ -14,44 +14,49 @@ from typing import Any
 
 import yaml
 
-from hpgr.config import PARAMS_FILE
 from hpgr.masking import masked
 from hpgr.runtime import read_json, sha256_file
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
 ABSENT = "absent"
-PINS = (PARAMS_FILE, Path("data.dvc"), Path("dvc.lock"))  # kept with a version's run, whole
+ENVIRONMENT = Path("requirements.lock")  # the project's, whatever the workspace
 
 
-def run_tags() -> dict[str, str]:
+def pins(workspace: Workspace = HERE) -> tuple[Path, ...]:
+    """Files that are kept whole with a version's run."""
+    return workspace.params, workspace.data_pin, workspace.dvc_lock
+
+
+def run_tags(workspace: Workspace = HERE) -> dict[str, str]:
     """Tags of the parent run: git commit and state, data, workspace state, environment.
 
     `git.dirty` leaves out the files that are kept with the run. `dvc.changed` lists the stages
     whose recorded inputs or outputs differ from the workspace: what was trained by hand, past DVC,
     does not pass for what dvc.lock records.
     """
-    commit = _output("git", "rev-parse", "HEAD")
-    changes = _output("git", "status", "--porcelain", "--", ".", *(f":!{path}" for path in PINS))
+    root, apart = workspace.root, [f":!{path.name}" for path in pins(workspace)]
+    commit = _output(root, "git", "rev-parse", "HEAD")
+    changes = _output(root, "git", "status", "--porcelain", "--", ".", *apart)
     return {
         "git.commit": commit or ABSENT,
         "git.dirty": ABSENT if changes is None else str(bool(changes)).lower(),
-        "dvc.data": _data_hash(),
-        "dvc.changed": _changed_stages(),
-        "environment.lock": _file_hash(Path("requirements.lock")),
-        "base.version": started_from(),
+        "dvc.data": _data_hash(workspace.data_pin),
+        "dvc.changed": _changed_stages(root),
+        "environment.lock": sha256_file(ENVIRONMENT) if ENVIRONMENT.is_file() else ABSENT,
+        "base.version": started_from(workspace),
     }
 
 
-def started_from() -> str:
+def started_from(workspace: Workspace = HERE) -> str:
     """Version whose weights the artifacts' training started from; absent after one from nothing."""
-    config = HERE.output("finetune") / "config.json"
+    config = workspace.finetuned / "config.json"
     base = read_json(config).get("base") if config.is_file() else None
     return str(base["version"]) if base else ABSENT
 
 
-def stage_tags(stage: str) -> dict[str, str]:
+def stage_tags(stage: str, workspace: Workspace = HERE) -> dict[str, str]:
     """Tags of a stage's run: the DVC hash of every input and output that dvc.lock records."""
-    recorded = (_yaml(Path("dvc.lock")).get("stages") or {}).get(stage)
+    recorded = (_yaml(workspace.dvc_lock).get("stages") or {}).get(stage)
     if recorded is None:
         return {"dvc.lock": ABSENT}
     tags: dict[str, str] = {}
@@ -62,31 +67,32 @@ def stage_tags(stage: str) -> dict[str, str]:
     return tags
 
 
-def _data_hash() -> str:
-    outs = _yaml(Path("data.dvc")).get("outs") or [{}]
+def _data_hash(pin: Path) -> str:
+    outs = _yaml(pin).get("outs") or [{}]
     return str(outs[0].get(outs[0].get("hash", "md5"), ABSENT))
 
 
-def _changed_stages() -> str:
-    status = _output(sys.executable, "-m", "dvc", "status", "--json")
+def _changed_stages(root: Path) -> str:
+    status = _output(root, sys.executable, "-m", "dvc", "status", "--json")
     if status is None:
         return ABSENT
     return ", ".join(sorted(json.loads(status))) or "none"
-
-
-def _file_hash(path: Path) -> str:
-    return sha256_file(path) if path.is_file() else ABSENT
 
 
 def _yaml(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
 
 
-def _output(*command: str) -> str | None:
-    """What a command prints, stripped; None if it is missing or fails."""
+def _output(root: Path, *command: str) -> str | None:
+    """Return what a command prints in `root`, stripped; None if it is missing or fails."""
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=True,
+            cwd=root,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -14,10 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hpgr.failure import chain, is_full
-from hpgr.failure import told as no_room
+from hpgr.failure import describe as describe_no_room
 from hpgr.folder import sqlite_file
 from hpgr.params_file import ConfigError
 from hpgr.runtime import UserError
+from hpgr.workspace import HERE
 
 SHOWN = 300  # characters of a library's own words
 LIBRARIES = (
@@ -99,7 +100,7 @@ def told(error: Exception) -> str | None:
     """Cause and way out of `error` in one line; None where MLflow has no part in it."""
     errors = list(chain(error))
     if any(is_full(one) for one in errors):
-        return no_room(error, _store())
+        return describe_no_room(error, _store())
     if not any(_is_stores(one) for one in errors):
         return None
     for one in errors:
@@ -144,9 +145,9 @@ def where() -> str:
 
 def _store() -> Path:
     """The file or folder on this machine to which MLflow writes, as far as its address says."""
-    from hpgr.registry.tracking import STORE, tracking_uri
+    from hpgr.registry.tracking import tracking_uri
 
-    return sqlite_file(tracking_uri()) or STORE
+    return sqlite_file(tracking_uri()) or HERE.store
 
 
 def _is_stores(error: BaseException) -> bool:

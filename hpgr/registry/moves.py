@@ -24,6 +24,7 @@ from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import connect, experiment_id, failing_run
 from hpgr.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, aliases, get_version
 from hpgr.runtime import UserError
+from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,6 +60,7 @@ def move(
     force: bool,
     who: str | None = None,
     via: str | None = None,
+    workspace: Workspace = HERE,
 ) -> Move:
     """`roll_back` where `back` is set, else `promote`.
 
@@ -66,12 +68,12 @@ def move(
         UserError: as they do, or a version is named although the way back is asked for.
     """
     if not back:
-        return promote(cfg, version, why=why, force=force, who=who, via=via)
+        return promote(cfg, version, why=why, force=force, who=who, via=via, workspace=workspace)
     if version is not None:
         raise UserError(
             f"a roll-back goes to the {PREVIOUS} champion; to go to version {version}, promote it"
         )
-    return roll_back(cfg, why=why, who=who, via=via)
+    return roll_back(cfg, why=why, who=who, via=via, workspace=workspace)
 
 
 def told(move: Move) -> str:
@@ -91,6 +93,7 @@ def promote(
     force: bool = False,
     who: str | None = None,
     via: str | None = None,
+    workspace: Workspace = HERE,
 ) -> Move:
     """Make `version`, by default the challenger, the champion; the champion becomes `previous`.
 
@@ -103,13 +106,14 @@ def promote(
         force: promote a version that the gate refused, never judged, or that was rolled back.
         who: moves it; None is the account of the process.
         via: what started the move, such as a flow's run; kept with it.
+        workspace: its store is the registry where the environment names none.
 
     Raises:
         OldVerdict: the gate accepted it against another champion.
         UserError: no such version, no reason, or the gate has not accepted it.
     """
     why = masked(why)  # for it goes to tags that everybody reads
-    client, name = connect(), cfg.register_.model_name
+    client, name = connect(workspace), cfg.register_.model_name
     if version is None:
         version = aliases(client, name).get(CHALLENGER)
     finished = finish_interrupted(client, cfg)
@@ -127,16 +131,23 @@ def promote(
 
 
 @answered()
-def roll_back(cfg: Config, *, why: str, who: str | None = None, via: str | None = None) -> Move:
+def roll_back(
+    cfg: Config,
+    *,
+    why: str,
+    who: str | None = None,
+    via: str | None = None,
+    workspace: Workspace = HERE,
+) -> Move:
     """Make `previous` the champion again; the gate will not promote what was rolled back.
 
-    `who` and `via` are those of `promote`.
+    `who`, `via` and `workspace` are those of `promote`.
 
     Raises:
         UserError: there is no previous champion, it was itself rolled back, or no reason is given.
     """
     why = masked(why)
-    client, name = connect(), cfg.register_.model_name
+    client, name = connect(workspace), cfg.register_.model_name
     finished = finish_interrupted(client, cfg)
     if finished and finished.kind == ROLL_BACK:
         return finished

@@ -28,6 +28,7 @@ from hpgr.config import Config
 from hpgr.failure import explained
 from hpgr.registry.bundle import content_hashes, write_bundle
 from hpgr.registry.held_back import in_file
+from hpgr.registry.lineage import ENVIRONMENT
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.moves import finish_interrupted, record_registered
 from hpgr.registry.summary import headline, markdown_tables, verdict
@@ -36,36 +37,38 @@ from hpgr.registry.tracking import connect, experiment_id, failing_run, log_pipe
 from hpgr.registry.versions import CHALLENGER, CHAMPION, alias_of, aliases
 from hpgr.runtime import UserError, read_json, sha256_file, sole_writer, write_json
 from hpgr.templates import rendered
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-REGISTERED = HERE.artifacts / "registered.json"
 KEY_TAG, BEATEN_TAG = "content_key", "beaten_by"
 CARD = Path("mlflow/model_card.md.j2")
-LOCK = Path("requirements.lock")
 PACKAGE = Path(__file__).parents[1]
 SERVED_WITH = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
 
 
-@explained("register", REGISTERED)
 @answered()
-def register(cfg: Config) -> dict[str, Any]:
-    """Register the model of the current artifacts and return what registered.json holds.
+def register(cfg: Config, workspace: Workspace = HERE) -> dict[str, Any]:
+    """Register the model of the workspace's artifacts and return what registered.json holds.
 
     Raises:
         UserError: a stage's output is missing, another process registers here, or MLflow fails;
             runs that were begun then end as failed.
     """
-    headline()  # a model is registered with its evaluation or not at all
-    check_pins()
-    client, name = connect(), cfg.register_.model_name
-    with sole_writer(REGISTERED), tempfile.TemporaryDirectory() as scratch:
-        bundle = write_bundle(cfg, Path(scratch) / "bundle")
-        key = content_key(bundle)
-        version, run_id, new = _version_of(client, cfg, bundle, key)
-        beaten_by, sentence = verdict()
+    with explained("register", workspace.registered, workspace):
+        return _register(cfg, workspace)
+
+
+def _register(cfg: Config, workspace: Workspace) -> dict[str, Any]:
+    headline(workspace)  # a model is registered with its evaluation or not at all
+    check_pins(workspace)
+    client, name = connect(workspace), cfg.register_.model_name
+    with sole_writer(workspace.registered), tempfile.TemporaryDirectory() as scratch:
+        bundle = write_bundle(cfg, Path(scratch) / "bundle", workspace)
+        key = content_key(bundle, workspace)
+        version, run_id, new = _version_of(client, cfg, bundle, key, workspace)
+        beaten_by, sentence = verdict(workspace)
         _mark(client, name, version, beaten_by)
         registered = {
             "name": name,
@@ -75,7 +78,7 @@ def register(cfg: Config) -> dict[str, Any]:
             "key": key,
             "new": new,
         }
-        write_json(REGISTERED, registered)
+        write_json(workspace.registered, registered)
     word = "registered" if registered["new"] else "already there:"
     print(f"{word} {name} version {version}, alias {registered['alias']}")
     if beaten_by:
@@ -83,14 +86,16 @@ def register(cfg: Config) -> dict[str, Any]:
     return registered
 
 
-def content_key(bundle: Path) -> str:
+def content_key(bundle: Path, workspace: Workspace = HERE) -> str:
     """sha256 over the bundle's files and the sessionized log: equal model and data, equal key."""
-    log = HERE.output("sessionize") / "events.parquet"
-    hashes = content_hashes(bundle) | {"log": sha256_file(log)}
+    log = sha256_file(workspace.sessions / "events.parquet")
+    hashes = content_hashes(bundle) | {"log": log}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
-def _version_of(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> tuple[int, str, bool]:
+def _version_of(
+    client: MlflowClient, cfg: Config, bundle: Path, key: str, workspace: Workspace
+) -> tuple[int, str, bool]:
     """Version and run of the bundle, and whether it was made now.
 
     A version with the key may come into being beside this one: another clone registers the same
@@ -100,7 +105,7 @@ def _version_of(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> tu
     name = cfg.register_.model_name
     if found := _version_with(client, name, key):
         return *found, False
-    made = _new_version(client, cfg, bundle, key)
+    made = _new_version(client, cfg, bundle, key, workspace)
     oldest = _version_with(client, name, key) or made
     if oldest != made:
         client.delete_model_version(name, str(made[0]))
@@ -113,13 +118,16 @@ def _version_with(client: MlflowClient, name: str, key: str) -> tuple[int, str] 
     return min(((int(v.version), str(v.run_id)) for v in found), default=None)
 
 
-def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> tuple[int, str]:
+def _new_version(
+    client: MlflowClient, cfg: Config, bundle: Path, key: str, workspace: Workspace
+) -> tuple[int, str]:
     """Log the runs and the model, then make the version that points to it, in this order."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
     name = cfg.register_.model_name
-    run_id = log_pipeline(client, cfg, experiment_id(client, cfg.register_.experiment))
+    experiment = experiment_id(client, cfg.register_.experiment, workspace)
+    run_id = log_pipeline(client, cfg, experiment, workspace)
     with failing_run(client, run_id), mlflow.start_run(run_id=run_id):  # which also ends it
         model = mlflow.pyfunc.log_model(
             name="model",
@@ -127,12 +135,12 @@ def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> t
             artifacts={"bundle": str(bundle)},
             code_paths=[str(_code(bundle.with_name(PACKAGE.name)))],
             signature=_signature(),
-            input_example=_example(),
+            input_example=_example(workspace),
             pip_requirements=_requirements(),
         )
-        card = _card(cfg, client.get_run(run_id).data.tags, key)
+        card = _card(cfg, client.get_run(run_id).data.tags, key, workspace)
         client.log_text(run_id, card, "model_card.md")
-        keep(client, run_id)
+        keep(client, run_id, workspace)
         try:
             client.create_registered_model(name, description="Session-aware recommender (HPGR)")
         except MlflowException as error:
@@ -143,7 +151,7 @@ def _new_version(client: MlflowClient, cfg: Config, bundle: Path, key: str) -> t
             name,
             source=model.model_uri,
             run_id=run_id,
-            tags={KEY_TAG: key, "split": _meta()["split"]},
+            tags={KEY_TAG: key, "split": _meta(workspace)["split"]},
             description=card,
             model_id=model.model_id,
         )
@@ -223,11 +231,11 @@ def _signature() -> Any:
     )
 
 
-def _example() -> Any:
+def _example(workspace: Workspace) -> Any:
     """A request made of the first events of the catalogue: real ids, one minute apart."""
     import pandas as pd
 
-    items = pq.read_table(HERE.output("sessionize") / "items.parquet", columns=["item_id"])
+    items = pq.read_table(workspace.sessions / "items.parquet", columns=["item_id"])
     ids = items["item_id"].slice(0, 3).to_pylist()
     now = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
     times = [now - 60 * (len(ids) - i) for i in range(len(ids))]
@@ -236,23 +244,23 @@ def _example() -> Any:
 
 def _requirements() -> list[str]:
     """The lock's pins of the packages that serving imports."""
-    pins = LOCK.read_text(encoding="utf-8").splitlines()
+    pins = ENVIRONMENT.read_text(encoding="utf-8").splitlines()
     return [pin for pin in pins if pin.split("==")[0].lower() in SERVED_WITH]
 
 
-def _card(cfg: Config, tags: dict[str, str], key: str) -> str:
+def _card(cfg: Config, tags: dict[str, str], key: str, workspace: Workspace) -> str:
     return rendered(
         CARD,
         {},
         cfg=cfg,
         tags=tags,
         key=key,
-        tables=markdown_tables(),
-        verdict=verdict()[1],
-        stats=_meta(),
+        tables=markdown_tables(workspace),
+        verdict=verdict(workspace)[1],
+        stats=_meta(workspace),
     )
 
 
-def _meta() -> dict[str, Any]:
+def _meta(workspace: Workspace) -> dict[str, Any]:
     """Counts and settings of the sessionized log."""
-    return read_json(HERE.output("sessionize") / "arrays" / "meta.json")
+    return read_json(workspace.arrays / "meta.json")

@@ -10,48 +10,48 @@ from __future__ import annotations
 from rich.table import Table
 
 from hpgr.runtime import UserError, read_json
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
-METRICS = HERE.output("evaluate") / "metrics.json"
-VERDICT = HERE.output("evaluate") / "verdict.json"
 Rows = dict[str, dict[str, float]]
 
 
-def protocols() -> dict[str, Rows]:
+def protocols(workspace: Workspace = HERE) -> dict[str, Rows]:
     """Protocol -> model -> metric -> value of the last evaluation.
 
     Raises:
         UserError: there was none.
     """
-    if not METRICS.is_file():
-        raise UserError(f"{METRICS} not found: run `dvc repro` (or `hpgr evaluate`) first")
-    found = read_json(METRICS)
+    metrics = workspace.evaluation / "metrics.json"
+    if not metrics.is_file():
+        raise UserError(f"{metrics} not found: run `dvc repro` (or `hpgr evaluate`) first")
+    found = read_json(metrics)
     return {
         name: {model: row for model, row in rows.items() if model != "counts"}
         for name, rows in found.items()
     }
 
 
-def headline() -> dict[str, dict[str, float]]:
+def headline(workspace: Workspace = HERE) -> dict[str, dict[str, float]]:
     """Protocol -> metric -> value of the judged model."""
-    return {name: next(iter(rows.values())) for name, rows in protocols().items()}
+    return {name: next(iter(rows.values())) for name, rows in protocols(workspace).items()}
 
 
-def verdict() -> tuple[str | None, str]:
+def verdict(workspace: Workspace = HERE) -> tuple[str | None, str]:
     """The model to serve in place of the judged one, if any, and the result in one sentence.
 
     Where validation asked nothing, or the evaluation is of a time before verdicts, None and "".
     """
-    if not VERDICT.is_file():
+    verdict = workspace.evaluation / "verdict.json"
+    if not verdict.is_file():
         return None, ""
-    found = read_json(VERDICT)
+    found = read_json(verdict)
     return found["serve_instead"], found["sentence"]
 
 
-def markdown_tables() -> str:
+def markdown_tables(workspace: Workspace = HERE) -> str:
     """Every protocol's table in Markdown."""
     parts = []
-    for name, rows in protocols().items():
+    for name, rows in protocols(workspace).items():
         columns = _columns(rows)
         lines = [
             f"### {name.replace('_', ' ')}",
@@ -65,10 +65,10 @@ def markdown_tables() -> str:
     return "\n\n".join(parts)
 
 
-def terminal_tables() -> list[Table]:
+def terminal_tables(workspace: Workspace = HERE) -> list[Table]:
     """Every protocol's table for the terminal, the judged model in bold."""
     tables = []
-    for name, rows in protocols().items():
+    for name, rows in protocols(workspace).items():
         table = Table(title=name.replace("_", " "))
         table.add_column("model", no_wrap=True)
         columns = _headline_columns(rows)

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from hpgr.config import PARAMS_FILE, Config
+from hpgr.config import Config
 from hpgr.registry.held_back import in_file
-from hpgr.registry.lineage import ABSENT, PINS
+from hpgr.registry.lineage import ABSENT, ENVIRONMENT, pins
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import existing_store, flatten, public_registry, public_uri
 from hpgr.registry.versions import get_version
 from hpgr.registry.worktree import apply, changes, committed, head
 from hpgr.runtime import UserError, atomic_path, sha256_file
+from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +35,6 @@ FOLDER = "lineage"
 PATCH = "changes.patch"
 LEFT_OUT = "left_out.txt"  # new files too large for the patch, one a line
 HELD_BACK = "held_back.txt"  # new and changed files with a secret, one a line, with the reason
-KEPT = (*PINS, Path("requirements.lock"))
 TAGS = ("git.commit", "git.dirty", "dvc.data", "dvc.changed", "environment.lock")
 LISTED = 20  # names in one line
 NOT_SET = object()
@@ -58,7 +58,7 @@ class Origin(NamedTuple):
         return self.tags.get("base.version", ABSENT)
 
 
-def keep(client: MlflowClient, run_id: str) -> None:
+def keep(client: MlflowClient, run_id: str, workspace: Workspace = HERE) -> None:
     """Store what pins the current artifacts with the run; what is absent is left out.
 
     New files are named, for they go where everybody reads; so is what is held back for its secrets.
@@ -66,10 +66,11 @@ def keep(client: MlflowClient, run_id: str) -> None:
     Raises:
         UserError: a file that a version cannot do without holds a secret.
     """
-    check_pins()
-    found = changes(without=PINS)
-    for path in KEPT:
-        if path.is_file() and (path in PINS or not (why := in_file(path))):
+    check_pins(workspace)
+    pinned = pins(workspace)
+    found = changes(without=[path.name for path in pinned], root=workspace.root)
+    for path in (*pinned, ENVIRONMENT):
+        if path.is_file() and (path in pinned or not (why := in_file(path))):
             client.log_artifact(run_id, str(path), FOLDER)
         elif path.is_file():
             found.held_back[str(path)] = str(why)
@@ -92,13 +93,13 @@ def keep(client: MlflowClient, run_id: str) -> None:
 
 
 @answered()
-def check_pins() -> None:
+def check_pins(workspace: Workspace = HERE) -> None:
     """Refuse to keep parameters or hashes with a secret among them: no version does without them.
 
     Raises:
         UserError: the message names file and line.
     """
-    for path in PINS:
+    for path in pins(workspace):
         if path.is_file() and (why := in_file(path)):
             raise UserError(
                 f"{path} {why}. It is kept with every version, where everybody reads it: take the "
@@ -106,13 +107,13 @@ def check_pins() -> None:
             )
 
 
-def trace(cfg: Config, version: int) -> str:
+def trace(cfg: Config, version: int, workspace: Workspace = HERE) -> str:
     """The version's origin and the commands that bring it back, for a person to read.
 
     Raises:
         UserError: there is no such version, or no registry to ask.
     """
-    origin = _origin(cfg, version)
+    origin = _origin(cfg, version, workspace)
     lines = [origin.title, ""]
     lines += [f"{name:<18}{origin.tags.get(name, ABSENT)}" for name in TAGS]
     began = "nothing" if origin.base == ABSENT else f"version {origin.base}"
@@ -121,42 +122,42 @@ def trace(cfg: Config, version: int) -> str:
     if "dvc.lock" in origin.kept:
         lines += ["", "stage outputs (DVC hashes)"]
         lines += [f"  {path:<24}{digest}" for path, digest in _outputs(origin.kept["dvc.lock"])]
-    if PARAMS_FILE.name in origin.kept:
-        lines += ["", *_parameters(origin)]
-    return "\n".join([*lines, "", *_commands(version, origin)])
+    if workspace.params.name in origin.kept:
+        lines += ["", *_parameters(origin, workspace.params)]
+    return "\n".join([*lines, "", *_commands(version, origin, workspace)])
 
 
 @answered()
-def restore(cfg: Config, version: int) -> None:
+def restore(cfg: Config, version: int, workspace: Workspace = HERE) -> None:
     """Write the version's params.yaml, data.dvc and dvc.lock, and apply its patch to the code.
 
     Raises:
         UserError: there is no such version or no registry to ask, it kept nothing, this clone is at
             another commit, or its files differ from that commit so that the patch does not fit.
     """
-    origin = _origin(cfg, version)
+    origin = _origin(cfg, version, workspace)
     if missing := _missing(origin):
         raise UserError(
             f"version {version} was registered without {', '.join(missing)}: its rows cannot be "
             "pinned. Versions registered from a run of the pipeline keep them"
         )
-    here = head()
+    here = head(workspace.root)
     if origin.commit not in (ABSENT, here):
         raise UserError(
             f"version {version} was made at commit {origin.commit}, this clone is at "
             f"{here or 'none'}: git checkout {origin.commit}"
         )
-    if PATCH in origin.kept and apply(origin.kept[PATCH]):
+    if PATCH in origin.kept and apply(origin.kept[PATCH], workspace.root):
         print(f"applied what differed from commit {origin.commit}")
-    for path in PINS:
+    for path in pins(workspace):
         _write_pin(path, origin.kept[path.name].read_bytes())
-    print(f"wrote {', '.join(map(str, PINS))} as they were for version {version}")
+    print(f"wrote {', '.join(map(str, pins(workspace)))} as they were for version {version}")
     for warning in _warnings(origin):
         print(f"warning: {warning}")
 
 
-def _origin(cfg: Config, version: int) -> Origin:
-    with existing_store() as client:
+def _origin(cfg: Config, version: int, workspace: Workspace) -> Origin:
+    with existing_store(workspace) as client:
         found = get_version(client, cfg.register_.model_name, version)
         run_id = str(found.run_id)
         kept: dict[str, Path] = {}
@@ -168,7 +169,7 @@ def _origin(cfg: Config, version: int) -> Origin:
 
 
 def _missing(origin: Origin) -> list[str]:
-    return [path.name for path in PINS if path.name not in origin.kept]
+    return [path.name for path in pins() if path.name not in origin.kept]
 
 
 def _warnings(origin: Origin) -> list[str]:
@@ -196,13 +197,14 @@ def _warnings(origin: Origin) -> list[str]:
     return found
 
 
-def _commands(version: int, origin: Origin) -> list[str]:
+def _commands(version: int, origin: Origin, workspace: Workspace) -> list[str]:
     if missing := _missing(origin):
         return [f"it cannot be had again: {', '.join(missing)} was not kept with it"]
     patched = " and what differed from the commit" if PATCH in origin.kept else ""
-    commands = [f"export MLFLOW_TRACKING_URI={shlex.quote(public_uri())}"]
-    if public_registry() != public_uri():
-        commands.append(f"export MLFLOW_REGISTRY_URI={shlex.quote(public_registry())}")
+    tracking, registry = public_uri(workspace), public_registry(workspace)
+    commands = [f"export MLFLOW_TRACKING_URI={shlex.quote(tracking)}"]
+    if registry != tracking:
+        commands.append(f"export MLFLOW_REGISTRY_URI={shlex.quote(registry)}")
     if origin.commit != ABSENT:
         commands.append(f"git checkout {origin.commit}")
     commands += [
@@ -214,14 +216,14 @@ def _commands(version: int, origin: Origin) -> list[str]:
     return ["to have it again, in a clone:", *(f"  {command}" for command in commands)]
 
 
-def _parameters(origin: Origin) -> list[str]:
+def _parameters(origin: Origin, path: Path) -> list[str]:
     """Every parameter in force then; marked are those that the commit's params.yaml sets not so."""
-    raw = origin.kept[PARAMS_FILE.name].read_bytes()
+    raw = origin.kept[path.name].read_bytes()
     params = yaml.safe_load(raw)
     overrides = params["profiles"].get(params["profile"]) or {}
     told = ", ".join(f"{k}={v}" for k, v in overrides.items()) or "as params.yaml says"
     lines = [f"profile {params['profile']}: {told}"]
-    now, before = _in_force(raw), committed(PARAMS_FILE, origin.commit)
+    now, before = _in_force(raw), committed(path, origin.commit)
     then = now if before is None else _in_force(before)
     if before is None:
         lines.append("parameters (the commit is not at hand to compare with)")

@@ -29,16 +29,14 @@ from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.summary import headline
 from hpgr.runtime import UserError, atomic_path, read_json, sole_writer
-from hpgr.workspace import HERE, STAGES
+from hpgr.workspace import HERE, STAGES, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, RunInfo
 
-STORE = Path("mlflow/store")
 CLASSIC = "?workflowType=machine_learning"  # MLflow shows its pages for language models otherwise
 EXPERIMENTS = f"#/experiments{CLASSIC}"
-DATABASE = STORE / "mlflow.db"
 PATIENCE_S = 10  # for the first answer of a server
 NO_DATABASE = ("http:", "https:", "file:", "databricks", "uc:")
 BATCH = 1000  # metrics that one request to MLflow may carry
@@ -49,27 +47,33 @@ SYSTEM_METRICS = {  # MLflow shows names below system/ on a page of their own
 }
 
 
-def own_uri() -> str:
-    """The address of the project's own SQLite store."""
-    return sqlite_uri(DATABASE)
+def database(workspace: Workspace = HERE) -> Path:
+    """SQLite file of the project's own store."""
+    return workspace.store / "mlflow.db"
 
 
-def make_store() -> None:
+def own_uri(workspace: Workspace = HERE) -> str:
+    """Address of the project's own SQLite store."""
+    return sqlite_uri(database(workspace))
+
+
+def make_store(workspace: Workspace = HERE) -> None:
     """Make the project's own store where there is none, whole or not at all.
 
     MLflow makes its tables one after the other and without a lock: two processes at once, or one
     that is killed, would leave a store that MLflow never opens again.
     """
-    if DATABASE.is_file():
+    file = database(workspace)
+    if file.is_file():
         return
-    with sole_writer(DATABASE):
-        if DATABASE.is_file():  # another process was faster
+    with sole_writer(file):
+        if file.is_file():  # another process was faster
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         escape_mlflow()
-        with atomic_path(DATABASE) as temporary:
-            made = SqlAlchemyStore(sqlite_uri(temporary), artifacts_uri())
+        with atomic_path(file) as temporary:
+            made = SqlAlchemyStore(sqlite_uri(temporary), artifacts_uri(workspace))
             made.engine.dispose()
 
 
@@ -85,22 +89,22 @@ def escape_mlflow() -> None:
         utils._get_package_dir = lambda: package.replace("%", "%%")
 
 
-def artifacts_uri() -> str:
+def artifacts_uri(workspace: Workspace = HERE) -> str:
     """Where the own store keeps its artifacts: beside it."""
-    return (STORE / "artifacts").resolve().as_uri()
+    return (workspace.store / "artifacts").resolve().as_uri()
 
 
-def tracking_uri() -> str:
+def tracking_uri(workspace: Workspace = HERE) -> str:
     """MLFLOW_TRACKING_URI if set, else the own store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or own_uri()
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_uri(workspace)
 
 
-def registry_uri() -> str:
+def registry_uri(workspace: Workspace = HERE) -> str:
     """Where versions are registered: MLFLOW_REGISTRY_URI if set, else with the runs."""
-    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri()
+    return os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri(workspace)
 
 
-def connect() -> MlflowClient:
+def connect(workspace: Workspace = HERE) -> MlflowClient:
     """MLflow's client on `tracking_uri`, which becomes the process's store.
 
     Raises:
@@ -118,17 +122,35 @@ def connect() -> MlflowClient:
         for name in ("mlflow.store.db.utils", "mlflow.exceptions", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         escape_mlflow()
-        if tracking_uri() == own_uri():
-            make_store()
-        for uri in {tracking_uri(), registry_uri()}:
+        tracking, registry = tracking_uri(workspace), registry_uri(workspace)
+        with _environment_kept("MLFLOW_TRACKING_URI"):
+            mlflow.set_tracking_uri(tracking)
+        if tracking == own_uri(workspace):
+            make_store(workspace)
+        for uri in {tracking, registry}:
             _try_database(uri)
-        mlflow.set_tracking_uri(tracking_uri())
         client = mlflow.MlflowClient()
         with _asking_once():
             client.search_experiments(max_results=1)
-            if registry_uri() != tracking_uri():
+            if registry != tracking:
                 client.search_registered_models(max_results=1)
     return client
+
+
+@contextmanager
+def _environment_kept(name: str) -> Iterator[None]:
+    """Undo what the block does to a variable.
+
+    MLflow puts its address into the environment, where the next `connect`, of another workspace
+    perhaps, would take it for a person's.
+    """
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _try_database(uri: str) -> None:
@@ -161,14 +183,14 @@ def _asking_once() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def public_uri() -> str:
+def public_uri(workspace: Workspace = HERE) -> str:
     """`tracking_uri` for other folders and other eyes: absolute, and without credentials."""
-    return _public(tracking_uri())
+    return _public(tracking_uri(workspace))
 
 
-def public_registry() -> str:
+def public_registry(workspace: Workspace = HERE) -> str:
     """The same of `registry_uri`."""
-    return _public(registry_uri())
+    return _public(registry_uri(workspace))
 
 
 def _public(uri: str) -> str:
@@ -177,21 +199,21 @@ def _public(uri: str) -> str:
 
 
 @contextmanager
-def existing_store() -> Iterator[MlflowClient]:
+def existing_store(workspace: Workspace = HERE) -> Iterator[MlflowClient]:
     """MLflow's client for questions alone.
 
     Raises:
         UserError: there is no such store, which asking would make, or it does not answer.
     """
-    file = sqlite_file(tracking_uri())
+    file = sqlite_file(tracking_uri(workspace))
     if file is not None and not file.is_file():
         raise UserError(
-            f"nothing is registered at {public_uri()}: there is no such store. Where versions are "
-            "registered elsewhere, name it: export MLFLOW_TRACKING_URI=..."
+            f"nothing is registered at {public_uri(workspace)}: there is no such store. Where "
+            "versions are registered elsewhere, name it: export MLFLOW_TRACKING_URI=..."
         )
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a person waits
     with answered():
-        yield connect()
+        yield connect(workspace)
 
 
 @contextmanager
@@ -213,58 +235,63 @@ def failing_run(client: MlflowClient, run_id: str) -> Iterator[None]:
 
 
 def _drop_files(client: MlflowClient, run_id: str) -> None:
-    """Remove the files of a run, and of the model it logged, from the project's own store."""
+    """Remove the files of a run, and of the model it logged, that lie beside an SQLite store."""
+    own_store = sqlite_file(client.tracking_uri)
     info = client.get_run(run_id).info
     models = client.search_logged_models([info.experiment_id])
     own = [model.artifact_location for model in models if model.source_run_id == run_id]
     for place in (info.artifact_uri, *own):
         folder = Path(unquote(place.removeprefix("file://")))
-        if folder.is_relative_to(STORE.resolve()):
+        if own_store and folder.is_relative_to(own_store.parent):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def experiment_id(client: MlflowClient, name: str) -> str:
+def experiment_id(client: MlflowClient, name: str, workspace: Workspace = HERE) -> str:
     """Id of the experiment, made if need be; the own store keeps its artifacts beside it."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    own = tracking_uri() == own_uri()
-    location = artifacts_uri() if own else None
+    own = tracking_uri(workspace) == own_uri(workspace)
+    location = artifacts_uri(workspace) if own else None
     return client.create_experiment(name, artifact_location=location)
 
 
-def log_pipeline(client: MlflowClient, cfg: Config, experiment: str) -> str:
+def log_pipeline(
+    client: MlflowClient, cfg: Config, experiment: str, workspace: Workspace = HERE
+) -> str:
     """Log the parent run and its stages from the artifacts; returns the parent's run id.
 
     The parent is left running: the caller adds the model to it and ends it. What fails here ends
     both runs as failed.
     """
-    tags = run_tags()
+    tags = run_tags(workspace)
     kind = "train" if tags["base.version"] == ABSENT else "refresh"
     parent = client.create_run(experiment, run_name=f"{kind}-{cfg.profile}", tags=tags)
     run_id: str = parent.info.run_id
     with failing_run(client, run_id):
         _log_params(client, run_id, {"profile": cfg.profile, "data": _section(cfg, "data")})
         now = int(time.time() * 1000)
-        _log_metrics(client, run_id, _metrics(headline(), now))
-        report = HERE.output("evaluate") / "report.html"
+        _log_metrics(client, run_id, _metrics(headline(workspace), now))
+        report = workspace.evaluation / "report.html"
         if report.is_file():
             client.log_artifact(run_id, str(report))
-        figures = HERE.output("evaluate") / "figures"
+        figures = workspace.evaluation / "figures"
         if figures.is_dir():
             client.log_artifacts(run_id, str(figures), figures.name)
         for stage in STAGES:
-            _log_stage(client, cfg, stage, experiment, run_id)
+            _log_stage(client, cfg, stage, parent.info, workspace)
     return run_id
 
 
-def _log_stage(client: MlflowClient, cfg: Config, stage: str, experiment: str, parent: str) -> None:
-    output = HERE.output(stage)
+def _log_stage(
+    client: MlflowClient, cfg: Config, stage: str, parent: RunInfo, workspace: Workspace
+) -> None:
+    output = workspace.output(stage)
     resources = list(_rows(output / "resources.csv"))
     began = int(resources[0]["time"] * 1000) if resources else None
     ended = int(resources[-1]["time"] * 1000) if resources else int(time.time() * 1000)
-    tags = {"mlflow.parentRunId": parent, **stage_tags(stage)}
-    run = client.create_run(experiment, start_time=began, run_name=stage, tags=tags)
+    tags = {"mlflow.parentRunId": parent.run_id, **stage_tags(stage, workspace)}
+    run = client.create_run(parent.experiment_id, start_time=began, run_name=stage, tags=tags)
     run_id = run.info.run_id
     with failing_run(client, run_id):
         params = {stage: _section(cfg, stage)}

@@ -2,7 +2,7 @@
 
 Bytes from end to end, so that line ends, encodings and binary files come back as they were. Only
 git's plumbing compares: a person's settings (colours, prefixes, another diff program) do not reach
-it. Reads and patches the files below the current folder; git's own index stays as it is.
+it. Reads and patches the files below the folder it is given; git's own index stays as it is.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpgr.registry.held_back import as_text, by_content, by_name
 from hpgr.runtime import UserError
+from hpgr.workspace import HERE
 
 NEW_FILES = 10 << 20  # bytes of new files that a patch carries; logs and models are no code
 APPLY = ("apply", "--whitespace=nowarn")  # else apply.whitespace may "mend" what was kept
@@ -31,53 +33,56 @@ class Changes(NamedTuple):
     held_back: dict[str, str]  # files that the patch has not because of a secret, and why
 
 
-def changes(*, without: Iterable[Path]) -> Changes:
-    """How the files below the current folder differ from HEAD; what git ignores does not count.
+def changes(*, without: Iterable[str], root: Path = HERE.root) -> Changes:
+    """How the files below `root` differ from HEAD; what git ignores does not count.
 
     New files are carried, the smallest first, while all of them stay within NEW_FILES. The others
     are left out, and so are repositories inside this one. Files that hold a secret, new or changed,
     are held back (`hpgr.registry.held_back`).
 
     Args:
-        without: files that are kept in another way.
+        without: names of files that are kept in another way.
+        root: a folder of a working tree.
 
     Raises:
         UserError: git cannot read one of the files.
     """
-    if head() is None:
+    if head(root) is None:
         return Changes(b"", [], [], {})
-    apart = [str(path) for path in without]
+    apart = list(without)
     with tempfile.TemporaryDirectory() as scratch:
+        git = partial(_checked, root)
         own = {"GIT_INDEX_FILE": str(Path(scratch) / "index"), "GIT_LITERAL_PATHSPECS": "0"}
-        _checked("read-tree", "HEAD", env=own)
-        known = _names(_checked("ls-files", "-z", env=own))
+        git("read-tree", "HEAD", env=own)
+        known = _names(git("ls-files", "-z", env=own))
         # By the real index: a file that was added by force counts although git ignores it.
-        there = _names(_checked("ls-files", "-z", "--cached", "--others", "--exclude-standard"))
+        there = _names(git("ls-files", "-z", "--cached", "--others", "--exclude-standard"))
         candidates = there - known - set(apart)
         secret = {name: why for name in candidates if (why := by_name(name))}
-        new, left_out = _within(NEW_FILES, candidates - secret.keys())
+        new, left_out = _within(root, NEW_FILES, candidates - secret.keys())
         if new:
             names = b"\0".join(os.fsencode(name) for name in new)
             add = ("add", "--force", "--intent-to-add", "--pathspec-from-file=-")
             literally = own | {"GIT_LITERAL_PATHSPECS": "1"}
-            _checked(*add, "--pathspec-file-nul", given=names, env=literally)
+            git(*add, "--pathspec-file-nul", given=names, env=literally)
         # Without it --raw lists files whose content is the same; what differs is no error here.
-        _git("update-index", "-q", "--refresh", env=own)
+        _git(root, "update-index", "-q", "--refresh", env=own)
         compare = ("diff-index", "--no-ext-diff", "--no-textconv", "--no-renames")
         selected = ("HEAD", "--", ".", *(f":!{name}" for name in apart))
-        patch = _checked(*compare, "--binary", *selected, env=own)
-        raw = _checked(*compare, "--raw", "-z", "--abbrev=64", "--relative", *selected, env=own)
-    kept, held = _without_secrets(patch, raw)
+        patch = git(*compare, "--binary", *selected, env=own)
+        raw = git(*compare, "--raw", "-z", "--abbrev=64", "--relative", *selected, env=own)
+    kept, held = _without_secrets(root, patch, raw)
     secret |= held
     new = [name for name in new if name not in secret]
     shown = {_readable([name])[0]: why for name, why in sorted(secret.items())}
     return Changes(kept, _readable(new), _readable(left_out), shown)
 
 
-def _without_secrets(patch: bytes, raw: bytes) -> tuple[bytes, dict[str, str]]:
+def _without_secrets(root: Path, patch: bytes, raw: bytes) -> tuple[bytes, dict[str, str]]:
     """The patch without the files that hold a secret, and why each of those is held back.
 
     Args:
+        root: the folder.
         patch: of several files.
         raw: the same files in the same order, as `diff-index --raw -z` lists them.
     """
@@ -89,7 +94,7 @@ def _without_secrets(patch: bytes, raw: bytes) -> tuple[bytes, dict[str, str]]:
         count = 2 if status == b"T" else 1  # a link in place of a file is taken out and put in
         own = pieces[at : at + count]
         at += count
-        why = by_name(name) or by_content(name, _lines(name, os.fsdecode(before), own))
+        why = by_name(name) or by_content(name, _lines(root, name, os.fsdecode(before), own))
         if why:
             held[name] = why
         else:
@@ -98,7 +103,9 @@ def _without_secrets(patch: bytes, raw: bytes) -> tuple[bytes, dict[str, str]]:
     return b"".join(kept), held
 
 
-def _lines(name: str, before: str, pieces: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+def _lines(
+    root: Path, name: str, before: str, pieces: Iterable[bytes]
+) -> Iterator[tuple[int, str]]:
     """What a file's patch shows, each line with its number in the new file, 0 if not in there.
 
     Of a binary file, whose patch is packed, both versions are read instead.
@@ -106,9 +113,8 @@ def _lines(name: str, before: str, pieces: Iterable[bytes]) -> Iterator[tuple[in
     for piece in pieces:
         rest = piece.split(b"\n")
         if b"GIT binary patch" in rest:
-            old = _git("cat-file", "blob", before)
+            old, path = _git(root, "cat-file", "blob", before), root / name
             yield from ((0, line) for line in as_text(old.stdout).splitlines())
-            path = Path(name)
             content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
             yield from enumerate(as_text(content).splitlines(), start=1)
             continue
@@ -122,16 +128,19 @@ def _lines(name: str, before: str, pieces: Iterable[bytes]) -> Iterator[tuple[in
                 number += is_new
 
 
-def apply(patch: Path) -> bool:
-    """Apply `patch`, whole or not at all; False if all of it is there already.
+def apply(patch: Path, root: Path = HERE.root) -> bool:
+    """Apply `patch` to the files below `root`, whole or not at all.
+
+    Returns:
+        False if all of it is there already.
 
     Raises:
         UserError: the files differ from what the patch was made for.
     """
-    back = _git(*APPLY, "--check", "--reverse", str(patch))
+    back = _git(root, *APPLY, "--check", "--reverse", str(patch.resolve()))
     if back.returncode == 0 and not back.stderr:  # of another mode git only warns
         return False
-    done = _git(*APPLY, str(patch))
+    done = _git(root, *APPLY, str(patch.resolve()))
     if done.returncode != 0:
         raise UserError(
             "what differed from the commit does not fit this working tree: "
@@ -140,23 +149,23 @@ def apply(patch: Path) -> bool:
     return True
 
 
-def head() -> str | None:
+def head(root: Path = HERE.root) -> str | None:
     """The commit that is checked out; None outside git and before the first commit."""
-    done = _git("rev-parse", "--verify", "--quiet", "HEAD")
+    done = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None
 
 
 def committed(path: Path, commit: str = "HEAD") -> bytes | None:
     """`path` as `commit` has it; None if one of the two is not at hand."""
-    done = _git("cat-file", "blob", f"{commit}:./{path}")
+    done = _git(path.parent, "cat-file", "blob", f"{commit}:./{path.name}")
     return done.stdout if done.returncode == 0 else None
 
 
-def _within(limit: int, names: Iterable[str]) -> tuple[list[str], list[str]]:
+def _within(root: Path, limit: int, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Names of the files that fit, and of those that do not; what is not on disk is in neither."""
     fit: list[str] = []
     rest: list[str] = []
-    sizes = {name: os.lstat(name).st_size for name in names if os.path.lexists(name)}
+    sizes = {n: os.lstat(root / n).st_size for n in names if os.path.lexists(root / n)}
     for name in sorted(sizes, key=lambda name: (sizes[name], name)):
         if name.endswith("/"):  # another repository
             rest.append(name)
@@ -175,19 +184,24 @@ def _names(listed: bytes) -> set[str]:
     return {os.fsdecode(name) for name in listed.split(b"\0") if name}
 
 
-def _checked(*arguments: str, **options: Any) -> bytes:
-    done = _git(*arguments, **options)
+def _checked(root: Path, *arguments: str, **options: Any) -> bytes:
+    done = _git(root, *arguments, **options)
     if done.returncode != 0:
         raise UserError(f"git {arguments[0]} cannot read this working tree: {_told(done)}")
     return done.stdout
 
 
 def _git(
-    *arguments: str, given: bytes | None = None, env: Mapping[str, str] | None = None
+    root: Path,
+    *arguments: str,
+    given: bytes | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     command, env = ("git", *arguments), {**os.environ, **(env or {})}
     try:
-        return subprocess.run(command, input=given, capture_output=True, check=False, env=env)
+        return subprocess.run(
+            command, input=given, capture_output=True, check=False, env=env, cwd=root
+        )
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, b"", b"git is not installed")
 
