@@ -86,7 +86,7 @@ def promote(cfg, why="better"):
 def cut_off(monkeypatch, client, move, fatal, *, done=False):
     """Carry `move` out with a write that fails."""
     with monkeypatch.context() as patch:
-        patch.setattr(moves, "connect", lambda: Faulty(client, fatal, done=done))
+        patch.setattr(moves, "connect", lambda *_: Faulty(client, fatal, done=done))
         with pytest.raises(ConnectionError):
             move()
 
@@ -105,7 +105,7 @@ def tags_of(client, cfg, version):
 
 def test_the_drills_reach_every_write(client, cfg, monkeypatch):
     faulty = Faulty(client, None)
-    monkeypatch.setattr(moves, "connect", lambda: faulty)
+    monkeypatch.setattr(moves, "connect", lambda *_: faulty)
     promote(cfg)
     assert faulty.writes == PROMOTE
     moves.roll_back(cfg, why="clicks fell")

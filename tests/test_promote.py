@@ -166,7 +166,9 @@ def test_a_verdict_of_another_question_is_not_repeated(client, start):
 def test_what_is_published_is_what_was_judged_now(client, start, monkeypatch):
     """Another judge replaces artifacts/gate in between."""
     write = judge_module._write
-    monkeypatch.setattr(judge_module, "_write", lambda files: write(dict.fromkeys(files, "{}")))
+    monkeypatch.setattr(
+        judge_module, "_write", lambda to, files: write(to, dict.fromkeys(files, "{}"))
+    )
     verdict = judge(config(**{**GENEROUS, "margin": 0.003}))
     run = client.get_model_version("hpgr", "3").run_id
     assert mlflow.artifacts.load_dict(f"runs:/{run}/gate/verdict.json") == verdict
