@@ -365,7 +365,7 @@ def test_users_of_long_histories_are_answered_in_parts(project, monkeypatch):
     expected = answers(recommend_all(asked(at=1_200_000_000)))
     shutil.rmtree("artifacts/recommendations")
     longest = int(np.diff(EventLog.open(SESSIONS / "arrays").user_offsets).max())
-    monkeypatch.setattr("hpgr.data.log.EVENTS_AT_A_TIME", 2 * longest)
+    monkeypatch.setattr("hpgr.data.histories.EVENTS_AT_A_TIME", 2 * longest)
     held, plain = [], hpgr.serving.batch.histories
     monkeypatch.setattr(
         "hpgr.serving.batch.histories",

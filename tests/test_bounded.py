@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from test_contest import REACH, SETTINGS, Follower, same_ids
 
-import hpgr.data.log
-from hpgr.data.log import FIRST_ITEM, TEST, VALIDATION, bounded
+import hpgr.data.histories
+from hpgr.data.histories import bounded
+from hpgr.data.log import FIRST_ITEM, TEST, VALIDATION
 from hpgr.evaluation import protocols, ranking, retrieval
 from hpgr.evaluation.contest import contest
 from hpgr.training import validation
@@ -28,7 +29,7 @@ LIMIT = 3000
 )
 def test_slices_cover_all_queries_and_keep_both_limits(events, queries, most):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hpgr.data.log, "EVENTS_AT_A_TIME", most)
+        patch.setattr(hpgr.data.histories, "EVENTS_AT_A_TIME", most)
         slices = list(bounded(np.array(events, dtype=np.int64), queries=queries))
     assert [q for s in slices for q in range(s.start, s.stop)] == list(range(len(events)))
     for part in slices:
@@ -57,7 +58,7 @@ def long_user_log(*, events, held_out):
 def largest(monkeypatch):
     """Events of the largest batch of histories that was copied; the limit is LIMIT."""
     seen = [0]
-    plain = hpgr.data.log.histories
+    plain = hpgr.data.histories.histories
 
     def counted(*args):
         found = plain(*args)
@@ -66,7 +67,7 @@ def largest(monkeypatch):
 
     for module in (protocols, validation):
         monkeypatch.setattr(module, "histories", counted)
-    monkeypatch.setattr(hpgr.data.log, "EVENTS_AT_A_TIME", LIMIT)
+    monkeypatch.setattr(hpgr.data.histories, "EVENTS_AT_A_TIME", LIMIT)
     return seen
 
 
@@ -78,7 +79,7 @@ def test_retrieval_holds_no_more_events_than_the_limit(largest, monkeypatch):
     draw = {"max_history": REACH, "title": "", "end_to_end": {}}
     found = retrieval.run(log, queries, models, SETTINGS, **draw)["near"]
     assert 1000 < largest[0] <= LIMIT
-    monkeypatch.setattr(hpgr.data.log, "EVENTS_AT_A_TIME", 10**9)
+    monkeypatch.setattr(hpgr.data.histories, "EVENTS_AT_A_TIME", 10**9)
     whole = retrieval.run(log, queries, models, SETTINGS, **draw)["near"]
     assert largest[0] > 50_000
     assert (found.ranks == whole.ranks).all() and (found.top == whole.top).all()
@@ -95,7 +96,7 @@ def test_the_contest_and_the_ranking_protocol_hold_no_more_either(largest, monke
     candidates = protocols.labelled(log, TEST)
     scores = ranking.score(network, log, candidates, max_history=900, title="")
     assert 900 <= largest[0] <= LIMIT
-    monkeypatch.setattr(hpgr.data.log, "EVENTS_AT_A_TIME", 10**9)
+    monkeypatch.setattr(hpgr.data.histories, "EVENTS_AT_A_TIME", 10**9)
     assert repr(contest(*pair, deciding="ndcg@5")) == repr(bounded_figures)
     assert (ranking.score(network, log, candidates, max_history=900, title="") == scores).all()
 
@@ -129,7 +130,7 @@ def brute_force_validation(log, network, rows):
     for row in rows:
         before = np.arange(start[row], row)
         part = before[-REACH:]
-        asked = hpgr.data.log.Histories(
+        asked = hpgr.data.histories.Histories(
             np.array([0, len(part)]), log.item[part], log.action[part], log.timestamp[part],
             log.session[part], log.timestamp[[row]],
         )  # fmt: skip
@@ -149,7 +150,7 @@ def brute_force_validation(log, network, rows):
 @pytest.mark.parametrize("limit", [50, 10**9])
 def test_validation_gives_the_same_scores_in_parts(limit, monkeypatch):
     log = random_log(3, split="global-time")
-    monkeypatch.setattr(hpgr.data.log, "EVENTS_AT_A_TIME", limit)
+    monkeypatch.setattr(hpgr.data.histories, "EVENTS_AT_A_TIME", limit)
     monkeypatch.setattr(validation, "Scorer", lambda model, *_: model)
     if limit == 50:
         monkeypatch.setattr(validation, "CELLS", 100)  # three queries' scores

@@ -217,7 +217,7 @@ def test_a_model_that_answers_with_no_numbers_is_refused(bundle):
 def test_the_gate_refuses_it_too(bundle, small_log):
     HARMS["ids out of range"](bundle)
     with pytest.raises(UserError, match=r"items\.parquet is damaged"):
-        contestant(bundle, small_log, "cpu")
+        contestant(bundle, "cpu")
 
 
 def test_the_old_champion_goes_on_answering_and_ready_says_why(own_registry):

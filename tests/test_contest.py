@@ -9,7 +9,9 @@ from sklearn.metrics import roc_auc_score
 
 from hpgr.config import load_config
 from hpgr.config_rules import gate_metrics
-from hpgr.data.log import FIRST_ITEM, TEST, UNKNOWN, Histories
+from hpgr.data.histories import Histories
+from hpgr.data.id_map import IdMap
+from hpgr.data.log import FIRST_ITEM, TEST, UNKNOWN
 from hpgr.evaluation import protocols
 from hpgr.evaluation.contest import Contestant, Translated, contest
 
@@ -49,7 +51,7 @@ class Ordering(Follower):
 
 def same_ids(log, network, *, retrieve=10, ranks=True):
     ids = np.arange(log.meta.num_items)
-    return Contestant(network, ids, np.arange(log.meta.num_actions), REACH, retrieve, ranks)
+    return Contestant(network, IdMap(ids, np.arange(log.meta.num_actions)), REACH, retrieve, ranks)
 
 
 def queries_of(log, network):
@@ -192,7 +194,7 @@ def test_another_vocabulary_gives_the_same_answers():
             return super().retrieve(names)[:, reverse]
 
     plain = Follower(num_items, 1.0)
-    other = Contestant(Reversed(num_items, 1.0), reverse, np.arange(3), REACH, 10, True)
+    other = Contestant(Reversed(num_items, 1.0), IdMap(reverse, np.arange(3)), REACH, 10, True)
     np.testing.assert_array_equal(
         Translated(other).retrieve(asked)[:, FIRST_ITEM:], plain.retrieve(asked)[:, FIRST_ITEM:]
     )
@@ -202,10 +204,12 @@ def test_an_item_that_a_model_does_not_know_cannot_be_retrieved():
     log = random_log(8)
     known = np.arange(log.meta.num_items)
     known[-5:] = UNKNOWN
-    small = Contestant(Follower(log.meta.num_items - 5, 0.0), known, np.arange(3), REACH, 10, True)
+    small = Contestant(
+        Follower(log.meta.num_items - 5, 0.0), IdMap(known, np.arange(3)), REACH, 10, True
+    )
     asked = protocols.next_item(log, TEST).histories(log, REACH)
     scores = Translated(small).retrieve(asked)
     assert np.isneginf(scores[:, -5:]).all()
     assert np.isfinite(scores[:, FIRST_ITEM:-5]).all()
-    seen = Translated(small)._in_own_ids(asked)
+    seen = small.ids.histories(asked)
     assert set(seen.item) <= set(range(log.meta.num_items - 5))

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional
 
-from hpgr.data.log import Histories
+from hpgr.data.histories import Histories
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hstu import HSTU
 from hpgr.model.packed import pack

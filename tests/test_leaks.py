@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from hpgr.data.batches import TrainingWindows, events_before
-from hpgr.data.log import TEST, TRAIN, VALIDATION, EventLog, Histories, Meta
+from hpgr.data.histories import Histories
+from hpgr.data.log import TEST, TRAIN, VALIDATION, EventLog, Meta
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import HPGR, MaskedItemModel
 from hpgr.model.packed import pack, place_candidates

@@ -8,7 +8,7 @@ from training_runs import both, log_with_categories, parameters, train_both, wri
 
 import hpgr.training.finetune
 import hpgr.training.pretrain
-from hpgr.data.log import histories
+from hpgr.data.histories import histories
 from hpgr.model.scoring import Scorer
 from hpgr.training.device import Device
 from hpgr.training.finetune import OUTPUT

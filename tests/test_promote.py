@@ -307,7 +307,7 @@ def test_a_bundle_in_another_vocabulary_is_read_by_outside_ids(start, tmp_path):
         names = items["item_id"].to_pylist()
         reverse = items.set_column(1, "item_id", [names[::-1]])
         pq.write_table(reverse, bundle / "items.parquet")
-        found = contestant(bundle, log, "cpu")
+        found = contestant(bundle, "cpu")
     np.testing.assert_array_equal(found.item, [0, 1, *range(log.meta.num_items - 1, 1, -1)])
 
 

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from hpgr.data.log import UNKNOWN, Histories
+from hpgr.data.histories import Histories
+from hpgr.data.log import UNKNOWN
 from hpgr.registry.bundle import Serving
 from hpgr.runtime import UserError
-from hpgr.serving.recommender import Item, Recommender, newest
+from hpgr.serving.recommender import Item, Recommender
 from hpgr.serving.request import Request
 
 ITEMS = [
@@ -249,14 +248,3 @@ def test_an_event_in_the_second_of_the_request_is_history():
 def test_bad_requests_are_refused_with_the_reason(bad, told):
     with pytest.raises(UserError, match=told):
         recommender().recommend([bad], k=1)
-
-
-@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5), count=st.integers(1, 6))
-def test_newest_keeps_the_tail_of_every_history(lengths, count):
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    values = np.arange(offsets[-1])
-    whole = Histories(offsets, values, values, values, values, np.zeros(len(lengths)))
-    cut = newest(whole, count)
-    for q in range(len(lengths)):
-        expected = values[offsets[q] : offsets[q + 1]][-count:]
-        assert cut.item[cut.offsets[q] : cut.offsets[q + 1]].tolist() == expected.tolist()

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from test_leaks import catalogue, random_histories, settings, trained_looking
 
 import hpgr.model.scoring
-from hpgr.data.log import Histories
+from hpgr.data.histories import Histories
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.placement import found_device
 from hpgr.model.scoring import Scorer, build

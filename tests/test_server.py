@@ -13,7 +13,8 @@ import pytest
 from serving_project import HISTORY, NOW, ONE, PYTHON, call, environment
 
 from hpgr.config import load_config
-from hpgr.data.log import EventLog, histories
+from hpgr.data.histories import histories
+from hpgr.data.log import EventLog
 from hpgr.model.scoring import Scorer
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError

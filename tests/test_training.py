@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from waiting import until
 
 from hpgr.data.batches import TrainingWindows, events_before
-from hpgr.data.log import Histories
+from hpgr.data.histories import Histories
 from hpgr.runtime import UserError
 from hpgr.training.checkpoint import load_tensors, save_atomic
 from hpgr.training.length import learning_rate_scale

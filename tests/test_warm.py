@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hpgr.config import resolve
-from hpgr.data.log import FIRST_ITEM, Histories
+from hpgr.data.histories import Histories
+from hpgr.data.log import FIRST_ITEM
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import HPGR
 from hpgr.model.scoring import Scorer, build

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpgr.data.log import TRAIN, EventLog, Histories
+from hpgr.data.histories import Histories, runs
+from hpgr.data.log import TRAIN, EventLog
 from hpgr.runtime import UserError
 
 
@@ -95,17 +96,9 @@ class TrainingWindows:
             moved = random.integers(0, 2, len(windows)) * random.integers(0, spare + 1)
             last = last - moved
         first = last - length
-        offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
-        rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - first, length)
+        offsets, rows = runs(first, length)
         log = self.log
-        histories = Histories(
-            offsets=offsets,
-            item=log.item[rows],
-            action=log.action[rows],
-            timestamp=log.timestamp[rows],
-            session=log.session[rows],
-            request_time=log.timestamp[last],
-        )
+        histories = Histories.gather(log, offsets, rows, log.timestamp[last])
         candidates = None
         if self.num_candidates:
             candidates = self._candidates(histories, first, length, random)

@@ -22,7 +22,6 @@ Sessions of one user may interleave (two tabs, phone and television); rows stay 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +29,6 @@ import numpy as np
 
 from hpgr.runtime import DamagedFile, read_json
 
-EVENTS_AT_A_TIME = (
-    1 << 22
-)  # of histories copied together, about 60 bytes each where they are sorted
 PADDING, UNKNOWN, FIRST_ITEM = 0, 1, 2
 TRAIN, VALIDATION, TEST = 0, 1, 2
 DTYPES = {
@@ -134,67 +130,3 @@ def opening(user: np.ndarray, session: np.ndarray, newest: int = -1) -> tuple[np
     key = (user.astype(np.int64) << 32) | session.astype(np.int64)
     so_far = np.maximum.accumulate(np.concatenate([[newest], key]))
     return key > so_far[:-1], int(so_far[-1])
-
-
-@dataclass(frozen=True)
-class Histories:
-    """Jagged histories of Q queries, each with the time at which it asks.
-
-    `offsets` int64 [Q + 1] delimits the rows of `item`, `action`, `timestamp` and `session`;
-    `request_time` int64 [Q] is not earlier than any event of its history.
-    """
-
-    offsets: np.ndarray
-    item: np.ndarray
-    action: np.ndarray
-    timestamp: np.ndarray
-    session: np.ndarray
-    request_time: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.request_time)
-
-
-def histories(
-    log: EventLog, user: np.ndarray, end: np.ndarray, request_time: np.ndarray, max_history: int
-) -> Histories:
-    """The last `max_history` events of each `user` before row `end` of the log (exclusive).
-
-    Args:
-        log: the sessionized log.
-        user: user index of each query, [Q].
-        end: first row of the log that a query may not see, [Q].
-        request_time: seconds, [Q].
-        max_history: events kept, the newest.
-    """
-    start = np.maximum(log.user_offsets[user], end - max_history)
-    length = end - start
-    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
-    rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - start, length)
-    return Histories(
-        offsets=offsets,
-        item=log.item[rows],
-        action=log.action[rows],
-        timestamp=log.timestamp[rows],
-        session=log.session[rows],
-        request_time=np.asarray(request_time, dtype=np.int64),
-    )
-
-
-def bounded(events: np.ndarray, *, queries: int) -> Iterator[slice]:
-    """Slices of consecutive queries that are answered together.
-
-    A slice has at most `queries` queries and, unless a single one has more, EVENTS_AT_A_TIME
-    events: histories of many queries of one long user would each hold its past.
-
-    Args:
-        events: how many events each query's history holds, [Q].
-        queries: most of a slice, at least 1.
-    """
-    total = np.concatenate([[0], np.cumsum(events, dtype=np.int64)])
-    start = 0
-    while start < len(events):
-        fits = int(np.searchsorted(total, total[start] + EVENTS_AT_A_TIME, side="right")) - 1
-        stop = max(start + 1, min(fits, start + queries, len(events)))
-        yield slice(start, stop)
-        start = stop

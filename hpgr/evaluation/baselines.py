@@ -15,7 +15,8 @@ import scipy.linalg
 from scipy import sparse
 
 from hpgr.config import Evaluate
-from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog, Histories
+from hpgr.data.histories import Histories
+from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
 
 DAY_S = 86_400
 
@@ -139,7 +140,7 @@ class Ease:
 
     def scores(self, histories: Histories) -> np.ndarray:
         """float32 [Q, num_items]."""
-        longest = int(np.diff(histories.offsets).max(initial=0))
+        longest = int(histories.length.max(initial=0))
         return history_weights(histories, len(self.weights), self.decay, longest) @ self.weights
 
 
@@ -147,7 +148,7 @@ def history_weights(
     histories: Histories, num_items: int, decay: float, events: int
 ) -> sparse.csr_matrix:
     """Sparse [Q, num_items]: sum over the newest `events` events of `decay ** age`, newest 0."""
-    length = np.diff(histories.offsets)
+    length = histories.length
     age = np.repeat(histories.offsets[1:], length) - 1 - np.arange(histories.offsets[-1])
     query = np.repeat(np.arange(len(histories)), length)
     keep = (age < events) & (histories.item >= FIRST_ITEM)

@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from hpgr import metrics
 from hpgr.config import Evaluate
-from hpgr.data.log import FIRST_ITEM, TEST, EventLog, Histories
+from hpgr.data.histories import Histories
+from hpgr.data.id_map import IdMap
+from hpgr.data.log import FIRST_ITEM, TEST, EventLog
 from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.retrieval import FromNetwork, Network
 
@@ -27,52 +29,33 @@ SERVED = "served."  # before the name of a metric of retrieval: of the order tha
 
 @dataclass(frozen=True)
 class Contestant:
-    """A network and how the log's ids are called in its vocabulary.
-
-    `item` int64 [num_items] and `action` int64 [num_actions] give its own id for every id of the
-    log, the unknown id where it has none.
-    """
+    """A network, and how its vocabulary calls the log's ids."""
 
     network: Network
-    item: np.ndarray
-    action: np.ndarray
+    ids: IdMap
     max_history: int
     retrieve: int  # best items that its ranking head orders when it serves
-    ranks: bool  # whether its ranking head was trained
+    ranks: bool  # the ranking head was trained
 
 
 class Translated:
     """A contestant's network that reads and answers in the log's ids."""
 
     def __init__(self, contestant: Contestant) -> None:
-        self.own = contestant
-        self.known = np.flatnonzero(contestant.item >= FIRST_ITEM)
+        self.network, self.ids = contestant.network, contestant.ids
 
     def retrieve(self, histories: Histories) -> np.ndarray:
         """float32 [Q, num_items]; -inf for items that the network does not know."""
-        own = self.own.network.retrieve(self._in_own_ids(histories))
-        scores = np.full((len(histories), len(self.own.item)), -np.inf, dtype=np.float32)
-        scores[:, self.known] = own[:, self.own.item[self.known]]
-        return scores
+        return self.ids.scores(self.network.retrieve(self.ids.histories(histories)))
 
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Probability of every candidate, float32 [C]; unknown items are judged as unknown."""
-        own = self._in_own_ids(histories)
-        return self.own.network.rank(own, offsets, self.own.item[candidates])
+        own = self.ids.histories(histories)
+        return self.network.rank(own, offsets, self.ids.item[candidates])
 
     def explain(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
         """Positions and weights as the network gives them; positions need no translation."""
-        return self.own.network.explain(self._in_own_ids(histories))
-
-    def _in_own_ids(self, histories: Histories) -> Histories:
-        return Histories(
-            offsets=histories.offsets,
-            item=self.own.item[histories.item].astype(np.int32),
-            action=self.own.action[histories.action].astype(np.int16),
-            timestamp=histories.timestamp,
-            session=histories.session,
-            request_time=histories.request_time,
-        )
+        return self.network.explain(self.ids.histories(histories))
 
 
 @dataclass(frozen=True)

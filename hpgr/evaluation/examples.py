@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from hpgr.config import Evaluate
-from hpgr.data.log import EventLog, Histories
+from hpgr.data.histories import Histories, offsets_of
+from hpgr.data.log import EventLog
 from hpgr.evaluation.protocols import Queries
 from hpgr.evaluation.retrieval import Network, seen_pairs
 from hpgr.metrics import MISS, ranks_of, top_items
@@ -119,7 +120,7 @@ def examples(
     probability = np.full(top.shape, np.nan, dtype=np.float32)
     if ranks:
         offered = top >= 0
-        offsets = np.concatenate([[0], np.cumsum(offered.sum(axis=1))]).astype(np.int64)
+        offsets = offsets_of(offered.sum(axis=1))
         probability[offered] = network.rank(histories, offsets, top[offered])
     anchors, weights = network.explain(histories)
     cards = []

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpgr.data.log import EventLog, Histories, histories
+from hpgr.data.histories import Histories, histories, runs
+from hpgr.data.log import EventLog
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,7 @@ class Candidates:
 
     def pick(self, index: np.ndarray) -> Candidates:
         """The queries at `index`, int64 [P], with their candidates."""
-        count = np.diff(self.offsets)[index]
-        offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], count)
+        offsets, rows = runs(self.offsets[index], np.diff(self.offsets)[index])
         return Candidates(
             self.user[index],
             self.end[index],

@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from hpgr.config import Evaluate
-from hpgr.data.log import TRAIN, EventLog, bounded
+from hpgr.data.histories import bounded
+from hpgr.data.log import TRAIN, EventLog
 from hpgr.evaluation.protocols import Candidates
 from hpgr.evaluation.retrieval import Network
 from hpgr.metrics import auc, expected_calibration_error, gauc, log_loss

@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from hpgr.config import Evaluate
-from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog, Histories, bounded
+from hpgr.data.histories import Histories, bounded, offsets_of
+from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog
 from hpgr.evaluation.baselines import Retriever, counting_models
 from hpgr.evaluation.protocols import Queries, next_item
 from hpgr.metrics import ndcg, ranks_of, removed_pairs, tied_rank, top_items
@@ -184,9 +185,8 @@ def reorder(
     """
     filled = retrieved >= 0
     count = filled.sum(axis=1)
-    offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
     probability = np.full(retrieved.shape, -np.inf, dtype=np.float32)
-    probability[filled] = network.rank(histories, offsets, retrieved[filled])
+    probability[filled] = network.rank(histories, offsets_of(count), retrieved[filled])
     if np.isnan(probability).any():
         raise ValueError("pCTR holds NaN: the model diverged or was saved broken")
     order = np.argsort(-probability, axis=1, kind="stable")

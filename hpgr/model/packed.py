@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpgr.data.log import Histories
+from hpgr.data.histories import Histories
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpgr.data.log import FIRST_ITEM, Histories
+from hpgr.data.histories import Histories
+from hpgr.data.log import FIRST_ITEM
 from hpgr.model.hpgr import HPGR
 from hpgr.model.hstu import HSTU
 from hpgr.model.packed import Candidates, pack, place_candidates
@@ -139,39 +140,13 @@ def _chunks(histories: Histories, *, keep_empty: bool = False, extra: np.ndarray
 
     Queries without history are left out unless `keep_empty`; `extra` [Q] counts further rows.
     """
-    length = np.diff(histories.offsets)
-    if not keep_empty and not length.all():
-        histories = _without_empty(histories)
-        length = np.diff(histories.offsets)
-    cost = length if extra is None else length + extra
+    if not keep_empty:
+        histories = histories.without_empty()
+    cost = histories.length if extra is None else histories.length + extra
     start, total = 0, 0
     for query in range(len(histories)):
         total += cost[query]
         last = query + 1 == len(histories)
         if last or total + cost[query + 1] > TOKENS_AT_A_TIME:
-            low, high = histories.offsets[start], histories.offsets[query + 1]
-            yield (
-                Histories(
-                    offsets=histories.offsets[start : query + 2] - low,
-                    item=histories.item[low:high],
-                    action=histories.action[low:high],
-                    timestamp=histories.timestamp[low:high],
-                    session=histories.session[low:high],
-                    request_time=histories.request_time[start : query + 1],
-                ),
-                range(start, query + 1),
-            )
+            yield histories.take(slice(start, query + 1)), range(start, query + 1)
             start, total = query + 1, 0
-
-
-def _without_empty(histories: Histories) -> Histories:
-    full = np.diff(histories.offsets) > 0
-    offsets = np.concatenate([[0], np.cumsum(np.diff(histories.offsets)[full])]).astype(np.int64)
-    return Histories(
-        offsets=offsets,
-        item=histories.item,
-        action=histories.action,
-        timestamp=histories.timestamp,
-        session=histories.session,
-        request_time=histories.request_time[full],
-    )

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from hpgr.config import Config
-from hpgr.data.log import TEST, UNKNOWN, EventLog
+from hpgr.data.id_map import IdMap, Ids
+from hpgr.data.log import TEST
 from hpgr.data.trained_events import overlap, read_sketch
 from hpgr.evaluation.contest import Change, Contest, Contestant, contest
 from hpgr.evaluation.evaluate import load_network, open_log
@@ -121,8 +121,8 @@ def _decide(
         device = cfg.finetune.device
         figures = contest(
             log,
-            contestant(old, log, device, workspace),
-            contestant(new, log, device, workspace),
+            contestant(old, device, workspace),
+            contestant(new, device, workspace),
             cfg.evaluate,
             deciding=cfg.gate.metric,
         )
@@ -132,41 +132,25 @@ def _decide(
     return figures, decide(figures, cfg.gate, past)
 
 
-def contestant(bundle: Path, log: EventLog, device: str, workspace: Workspace = HERE) -> Contestant:
-    """The bundle's network, with the ids that it uses for what today's log knows.
+def contestant(bundle: Path, device: str, workspace: Workspace = HERE) -> Contestant:
+    """The bundle's network, with its ids for those of today's log.
 
     Args:
         bundle: see `hpgr.registry.bundle`.
-        log: today's.
         device: torch's name of it.
         workspace: holds the tables of today's log.
 
     Raises:
         UserError: a file of the bundle is missing or wrong.
     """
-    serving, folders = check_bundle(bundle), (bundle, workspace.sessions)
+    serving = check_bundle(bundle)
     return Contestant(
         network=load_network(bundle / "model", device),
-        item=_own_ids("items", "item", "item_id", folders, log.meta.num_items, UNKNOWN),
-        action=_own_ids("actions", "action", "name", folders, log.meta.num_actions, 0),
+        ids=IdMap.between(Ids.read(workspace.sessions), Ids.read(bundle)),
         max_history=serving.max_history,
         retrieve=serving.retrieve,
         ranks=serving.ranked,
     )
-
-
-def _own_ids(
-    table: str, inside: str, outside: str, folders: tuple[Path, Path], size: int, unknown: int
-) -> np.ndarray:
-    """The bundle's id of every id of the log, int64 [size]; reserved ids stay what they are."""
-    own, ours = (
-        pq.read_table(folder / f"{table}.parquet", columns=[inside, outside]) for folder in folders
-    )
-    known = dict(zip(own[outside].to_pylist(), own[inside].to_pylist(), strict=True))
-    ids = np.full(size, unknown, dtype=np.int64)
-    ids[: size - len(ours)] = np.arange(size - len(ours))
-    ids[ours[inside].to_numpy()] = [known.get(n, unknown) for n in ours[outside].to_pylist()]
-    return ids
 
 
 def _key(cfg: Config, champion: int, challenger: ModelVersion, workspace: Workspace) -> str:

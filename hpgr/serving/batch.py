@@ -20,7 +20,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,24 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from hpgr.config import Config
-from hpgr.data.log import FIRST_ITEM, PADDING, UNKNOWN, EventLog, bounded, histories
+from hpgr.data.histories import bounded, histories
+from hpgr.data.id_map import IdMap, Ids
+from hpgr.data.log import FIRST_ITEM, EventLog
 from hpgr.failure import explained
 from hpgr.intake.raw_file import require_file
 from hpgr.runtime import UserError, atomic_path, read_json, sha256_file, write_json
 from hpgr.serving.champion import load_champion
 from hpgr.serving.recommender import Best, Recommender
-from hpgr.serving.request import NO_ACTION
 from hpgr.serving.shown import shown
 from hpgr.serving.typed_request import seconds
 from hpgr.workspace import HERE
 
 OUTPUT = HERE.artifacts / "recommendations"
 SESSIONS = HERE.output("sessionize")
-TABLES = ("items", "users", "actions")
-HASHED = (*(f"{name}.parquet" for name in ("events", *TABLES)), "arrays/meta.json")
+HASHED = (
+    *(f"{name}.parquet" for name in ("events", "items", "users", "actions")),
+    "arrays/meta.json",
+)
 MANIFEST, LOCK = "manifest.json", ".lock"
 SHOWN_IDS = 5  # of a list's unknown ids
 
@@ -65,7 +68,8 @@ class Sessions:
     """The sessionized log as it lay there at one moment: arrays, tables, hashes of the files."""
 
     log: EventLog
-    tables: dict[str, pa.Table]
+    ids: Ids
+    users: pa.Table
     hashes: dict[str, str]
     dropped_users: int  # by the k-core, so that they are not in the log
 
@@ -81,11 +85,11 @@ class Sessions:
                 raise UserError(f"{path} not found: run `hpgr sessionize`, or `dvc repro` for all")
         before = cls._hashes()
         log = EventLog.open(SESSIONS / "arrays")
-        tables = {name: pq.read_table(SESSIONS / f"{name}.parquet") for name in TABLES}
+        ids, users = Ids.read(SESSIONS), pq.read_table(SESSIONS / "users.parquet")
         dropped = read_json(SESSIONS / "stats.json")["dropped"]["users"]
         if cls._hashes() != before:
             raise UserError(f"{SESSIONS}: the log changed while it was read: run again")
-        return cls(log, tables, before, dropped)
+        return cls(log, ids, users, before, dropped)
 
     @staticmethod
     def _hashes() -> dict[str, str]:
@@ -166,16 +170,8 @@ class Scoring:
         """`at` is the time of the request, seconds; the rest as in `Recommender.best`."""
         self.model, self.log, self.at, self.k = model, sessions.log, at, k
         self.eligible, self.drop_seen = eligible, drop_seen
-        log, tables = sessions.log, sessions.tables
-        self.user_ids = tables["users"].sort_by("user")["user_id"]
-        # The model's ids of the log's items and actions, by the log's inside id.
-        self.item = np.full(log.meta.num_items, UNKNOWN, dtype=np.int32)
-        self.item[PADDING] = PADDING
-        known = [model.item.get(i, UNKNOWN) for i in tables["items"]["item_id"].to_pylist()]
-        self.item[tables["items"]["item"].to_numpy()] = known
-        self.action = np.full(log.meta.num_actions, NO_ACTION, dtype=np.int16)
-        names = [model.actions.get(n, NO_ACTION) for n in tables["actions"]["name"].to_pylist()]
-        self.action[tables["actions"]["action"].to_numpy()] = names
+        self.user_ids = sessions.users.sort_by("user")["user_id"]
+        self.ids = IdMap.between(sessions.ids, Ids(model.item, model.actions))
         # The model's catalogue by its inside id, the reserved ones without a name.
         catalogue = [
             model.names.get(inside, (None, None)) for inside in range(len(model.popularity))
@@ -198,9 +194,13 @@ class Scoring:
         for part in bounded(np.diff(before), queries=len(user)):
             at = np.full(len(user[part]), self.at)
             asked = histories(log, user[part], end[part], at, log.meta.num_events)
-            asked = replace(asked, item=self.item[asked.item], action=self.action[asked.action])
             parts.append(
-                self.model.best(asked, k=self.k, eligible=self.eligible, drop_seen=self.drop_seen)
+                self.model.best(
+                    self.ids.histories(asked),
+                    k=self.k,
+                    eligible=self.eligible,
+                    drop_seen=self.drop_seen,
+                )
             )
         return Best.of(parts)
 

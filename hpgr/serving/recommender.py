@@ -12,7 +12,7 @@ The network reads the newest `max_history` events; everything ever seen is left 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
-from hpgr.data.log import FIRST_ITEM, UNKNOWN, Histories, bounded
+from hpgr.data.histories import Histories, bounded, offsets_of
+from hpgr.data.id_map import read_indices
+from hpgr.data.log import FIRST_ITEM, UNKNOWN
 from hpgr.metrics import removed_pairs, top_items
 from hpgr.registry.bundle import Serving
 from hpgr.registry.bundle_check import check_bundle
@@ -149,12 +151,11 @@ class Recommender:
         serving = check_bundle(bundle)
         columns = ["item", "item_id", "title", "train_events"]
         items = pq.read_table(bundle / "items.parquet", columns=columns)
-        actions = pq.read_table(bundle / "actions.parquet", columns=["action", "name"])
         rows = zip(*(items[name].to_pylist() for name in columns), strict=True)
         recommender = cls(
             Scorer.load(bundle / "model", device),
             [Item(inside, item_id, title or item_id, n) for inside, item_id, title, n in rows],
-            dict(zip(actions["name"].to_pylist(), actions["action"].to_pylist(), strict=True)),
+            read_indices(bundle, "actions"),
             serving,
         )
         recommender.try_out()
@@ -202,7 +203,7 @@ class Recommender:
             return []
         histories = encode(requests, self.item, self.actions, gap_s=self.serving.gap_s)
         best = self.best(histories, k=k, eligible=eligible)
-        found, each = self._drivers(newest(histories, self.serving.max_history), best.item)
+        found, each = self._drivers(histories.last(self.serving.max_history), best.item)
         answers = []
         for q, (low, high) in enumerate(pairwise(histories.offsets)):
             places = zip(best.item[q], best.score[q], best.similarity[q], each[q], strict=True)
@@ -263,16 +264,14 @@ class Recommender:
         """
         drop = self.serving.remove_history if drop_seen is None else drop_seen
         size = max(1, CELLS // len(self.popularity))
-        slices = bounded(np.diff(histories.offsets), queries=size)
-        return Best.of(
-            [self._best(_part(histories, s.start, s.stop), k, eligible, drop) for s in slices]
-        )
+        slices = bounded(histories.length, queries=size)
+        return Best.of([self._best(histories.take(part), k, eligible, drop) for part in slices])
 
     def _best(
         self, histories: Histories, k: int, eligible: np.ndarray | None, drop_seen: bool
     ) -> Best:
-        read = newest(histories, self.serving.max_history)
-        empty = np.diff(histories.offsets) == 0
+        read = histories.last(self.serving.max_history)
+        empty = histories.length == 0
         closeness = np.empty((len(histories), len(self.popularity)), dtype=np.float32)
         if not empty.all():
             closeness[:] = self.scorer.retrieve(read)
@@ -286,7 +285,7 @@ class Recommender:
         similarity[~filled | empty[:, None]] = np.nan
         score = np.full(item.shape, np.nan, dtype=np.float32)
         if self.serving.ranked and filled.any():
-            offsets = np.concatenate([[0], np.cumsum(filled.sum(axis=1))]).astype(np.int64)
+            offsets = offsets_of(filled.sum(axis=1))
             score[filled] = self.scorer.rank(read, offsets, item[filled])
         # Ties, and everything without a ranking head, keep retrieval's order; empty places last.
         order = np.argsort(-np.where(np.isnan(score), -np.inf, score), axis=1, kind="stable")[:, :k]
@@ -298,11 +297,10 @@ class Recommender:
         """What drove each query's answer, and each of its places [Q, K] of `item`."""
         found: list[list[Driver]] = [[] for _ in item]
         each = [[drivers] * item.shape[1] for drivers in found]
-        full = np.flatnonzero(np.diff(read.offsets))
+        full = np.flatnonzero(read.length)
         if not len(full):
             return found, each
-        bounds = np.append(read.offsets[full], read.offsets[-1])  # without empty histories
-        asked = replace(read, offsets=bounds, request_time=read.request_time[full])
+        asked = read.without_empty()
         for q, *anchors in zip(full, *self.scorer.explain(asked), strict=True):
             found[q] = self._shares(read, int(q), *anchors)
             each[q] = [found[q]] * item.shape[1]
@@ -353,33 +351,3 @@ def load_told(bundle: Path, what: str, cure: str) -> Recommender:
 
 def _known(value: np.float32) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _part(histories: Histories, start: int, stop: int) -> Histories:
-    """Queries `start` to `stop` (exclusive, may lie beyond the end)."""
-    offsets = histories.offsets[start : stop + 1]
-    rows = slice(offsets[0], offsets[-1])
-    return Histories(
-        offsets=offsets - offsets[0],
-        item=histories.item[rows],
-        action=histories.action[rows],
-        timestamp=histories.timestamp[rows],
-        session=histories.session[rows],
-        request_time=histories.request_time[start:stop],
-    )
-
-
-def newest(histories: Histories, count: int) -> Histories:
-    """The last `count` events of each query."""
-    length = np.minimum(np.diff(histories.offsets), count)
-    offsets = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
-    first = histories.offsets[1:] - length
-    rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], length)
-    return Histories(
-        offsets=offsets,
-        item=histories.item[rows],
-        action=histories.action[rows],
-        timestamp=histories.timestamp[rows],
-        session=histories.session[rows],
-        request_time=histories.request_time,
-    )

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpgr.data.log import UNKNOWN, Histories
+from hpgr.data.histories import Histories, offsets_of
+from hpgr.data.id_map import NO_ACTION
+from hpgr.data.log import UNKNOWN
 from hpgr.runtime import UserError
 from hpgr.serving.shown import short, shown
 
 LATEST_SECONDS = 100_000_000_000  # the year 5138; milliseconds of our time lie above
-NO_ACTION = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def encode(
         np.concatenate(column) for column in zip(*rows, strict=True)
     )
     return Histories(
-        offsets=np.concatenate([[0], np.cumsum([len(row[0]) for row in rows])]).astype(np.int64),
+        offsets=offsets_of(np.array([len(row[0]) for row in rows])),
         item=items,
         action=actions,
         timestamp=timestamp,

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hpgr.data.id_map import Ids
 from hpgr.runtime import UserError
 from hpgr.serving.recommender import Recommender
 from hpgr.serving.request import LATEST_SECONDS, Request
@@ -47,10 +48,8 @@ def of_user(user_id: str, at: str | None) -> Request:
     events = events.filter(pc.less(events["timestamp"], asked))
     if not events.num_rows:
         raise UserError(f"user {short(user_id)} has no event before {asked}; pass a later --at")
-    items = pq.read_table(SESSIONS / "items.parquet", columns=["item", "item_id"])
-    actions = pq.read_table(SESSIONS / "actions.parquet", columns=["action", "name"])
-    item = dict(zip(items["item"].to_pylist(), items["item_id"].to_pylist(), strict=True))
-    action = dict(zip(actions["action"].to_pylist(), actions["name"].to_pylist(), strict=True))
+    ids = Ids.read(SESSIONS)
+    item, action = ({index: i for i, index in table.items()} for table in ids)
     return Request(
         request_time=asked,
         item_ids=[item[i] for i in events["item"].to_pylist()],

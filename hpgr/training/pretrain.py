@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from hpgr.data.batches import Batch, TrainingWindows
-from hpgr.data.log import FIRST_ITEM, EventLog, Histories
+from hpgr.data.histories import Histories
+from hpgr.data.log import FIRST_ITEM, EventLog
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import MaskedItemModel
 from hpgr.model.packed import pack

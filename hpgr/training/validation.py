@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from hpgr.data.batches import events_before
-from hpgr.data.log import VALIDATION, EventLog, bounded, histories
+from hpgr.data.histories import bounded, histories
+from hpgr.data.log import VALIDATION, EventLog
 from hpgr.metrics import MISS, auc, hit_rate, ndcg, ranks_of
 from hpgr.model.scoring import Scorer
 

@@ -11,7 +11,7 @@ import torch
 from training_runs import both, last_row, log_with_categories, parameters, train_both, write_project
 
 from hpgr.data.batches import TrainingWindows
-from hpgr.data.log import histories
+from hpgr.data.histories import histories
 from hpgr.model.scoring import Scorer
 from hpgr.training.device import choose_device
 from hpgr.training.finetune import OUTPUT, finetune
