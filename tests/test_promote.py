@@ -299,7 +299,7 @@ def test_an_unknown_version_is_told_with_those_that_exist(client, start):
         get_version(client, "hpgr", 9)
 
 
-def test_a_bundle_in_another_vocabulary_is_read_by_outside_ids(start, tmp_path):
+def test_a_bundle_in_another_vocabulary_is_read_by_external_ids(start, tmp_path):
     """The same items in reversed order: every id of the log finds its own."""
     log = EventLog.open(Path("artifacts/sessions/arrays"))
     with bundle_of("hpgr", 1) as bundle:
@@ -308,7 +308,7 @@ def test_a_bundle_in_another_vocabulary_is_read_by_outside_ids(start, tmp_path):
         reverse = items.set_column(1, "item_id", [names[::-1]])
         pq.write_table(reverse, bundle / "items.parquet")
         found = contestant(bundle, "cpu")
-    np.testing.assert_array_equal(found.item, [0, 1, *range(log.meta.num_items - 1, 1, -1)])
+    np.testing.assert_array_equal(found.ids.item, [0, 1, *range(log.meta.num_items - 1, 1, -1)])
 
 
 def test_lineage_tells_where_a_version_comes_from(client, start):
