@@ -52,7 +52,7 @@ def test_popularity_counts_training_events(log, asked):
     for events in train_events(log):
         for item, _ in events:
             expected[item] += 1
-    assert (baselines.Popularity(log).scores(asked) == expected).all()
+    assert (baselines.Popularity(log).retrieve(asked) == expected).all()
 
 
 def test_recency_decays_by_day_and_ignores_the_day_of_the_request(log, asked):
@@ -64,7 +64,7 @@ def test_recency_decays_by_day_and_ignores_the_day_of_the_request(log, asked):
                 age = (request - first) // 86400 - (time - first) // 86400
                 if age > 0:
                     expected[q, item] += 0.5 ** (age / 7.0)
-    close(baselines.Recency(log, half_life_days=7.0).scores(asked), expected)
+    close(baselines.Recency(log, half_life_days=7.0).retrieve(asked), expected)
 
 
 def test_transitions_equal_counted_successors(log, asked):
@@ -84,7 +84,7 @@ def test_transitions_equal_counted_successors(log, asked):
             for (left, right), count in table.items():
                 if left == item:
                     expected[q, right] += decay**age * count / total[left]
-    close(baselines.Transitions(log, decay=decay, events=reach).scores(asked), expected)
+    close(baselines.Transitions(log, decay=decay, events=reach).retrieve(asked), expected)
 
 
 def test_ease_weights_solve_the_penalised_least_squares_column_by_column(log):
@@ -109,27 +109,25 @@ def test_ease_scores_are_the_decayed_history_times_the_weights(log, asked):
     for q in range(len(asked)):
         for age, item in enumerate(items_of(asked, q)[::-1]):
             expected[q] += 0.8**age * weights[item]
-    close(baselines.Ease(weights, decay=0.8).scores(asked), expected)
+    close(baselines.Ease(weights, decay=0.8).retrieve(asked), expected)
 
 
 @pytest.mark.parametrize("name", ["popularity", "recency", "transitions", "ease"])
 def test_held_out_events_do_not_move_a_fitted_model(log, asked, name):
-    models, _ = baselines.counting_models(log, SETTINGS)
-    others, _ = baselines.counting_models(without_held_out(log), SETTINGS)
-    assert (models[name][0].scores(asked) == others[name][0].scores(asked)).all()
+    models, _ = baselines.all_baselines(log, SETTINGS)
+    others, _ = baselines.all_baselines(without_held_out(log), SETTINGS)
+    assert (models[name][0].retrieve(asked) == others[name][0].retrieve(asked)).all()
 
 
 def test_a_query_without_history_falls_back_to_popularity_order(log):
     empty = protocols.next_item(log, TEST).take(slice(0, 1)).histories(log, 0)
-    scores = baselines.Transitions(log, decay=0.7, events=3).scores(empty)[0]
+    scores = baselines.Transitions(log, decay=0.7, events=3).retrieve(empty)[0]
     count = baselines.train_counts(log)
     assert (np.argsort(-scores, kind="stable") == np.argsort(-count, kind="stable")).all()
 
 
 def test_a_catalogue_too_wide_for_ease_is_said_and_not_tried(log):
-    models, notes = baselines.counting_models(
-        log, SETTINGS.model_copy(update={"ease_max_items": 3})
-    )
+    models, notes = baselines.all_baselines(log, SETTINGS.model_copy(update={"ease_max_items": 3}))
     assert "ease" not in models
     assert "ease_max_items" in notes[0]
 

@@ -75,8 +75,8 @@ def test_retrieval_holds_no_more_events_than_the_limit(largest, monkeypatch):
     """Sixty queries of one user of a thousand events: 57,000 events where all are held."""
     log = long_user_log(events=1000, held_out=60)
     queries = protocols.next_item(log, TEST)
-    models = {"near": retrieval.FromNetwork(Follower(log.meta.num_items, 1.0))}
-    draw = {"max_history": REACH, "title": "", "end_to_end": {}}
+    models = {"near": Follower(log.meta.num_items, 1.0)}
+    draw = {"max_history": REACH, "title": ""}
     found = retrieval.run(log, queries, models, SETTINGS, **draw)["near"]
     assert 1000 < largest[0] <= LIMIT
     monkeypatch.setattr(hpgr.data.histories, "EVENTS_AT_A_TIME", 10**9)

@@ -15,6 +15,7 @@ from hpgr.data.log import FIRST_ITEM, TEST
 from hpgr.evaluation import evaluate, protocols, ranking, retrieval
 from hpgr.runtime import UserError
 from hpgr.training.ending import Ending
+from hpgr.workspace import HERE
 
 CONFIG = load_config(Path(__file__).parents[1] / "params.yaml")
 CONFIG = CONFIG.model_copy(
@@ -52,10 +53,10 @@ class Knowing:
         return np.stack([newest, none], axis=1), np.ones((len(newest), 2), dtype=np.float32)
 
 
-def prepare(log, monkeypatch, tmp_path, *, ranking_head=True, second=None):
+def prepare(log, monkeypatch, tmp_path, *, ranking_head=True):
     """Inputs of the stage below `tmp_path`, which becomes the working folder."""
     monkeypatch.chdir(tmp_path)
-    write_arrays(log, evaluate.SESSIONS / "arrays")
+    write_arrays(log, HERE.sessions / "arrays")
     items = np.arange(FIRST_ITEM, log.meta.num_items)
     pd.DataFrame(
         {
@@ -63,34 +64,32 @@ def prepare(log, monkeypatch, tmp_path, *, ranking_head=True, second=None):
             "item_id": [f"i{i}" for i in items],
             "title": [None if i == FIRST_ITEM else f"<Title> & {i}" for i in items],
         }
-    ).to_parquet(evaluate.SESSIONS / "items.parquet")
+    ).to_parquet(HERE.sessions / "items.parquet")
     users = np.arange(log.meta.num_users)
     pd.DataFrame({"user": users, "user_id": [f"u{u}" for u in users]}).to_parquet(
-        evaluate.SESSIONS / "users.parquet"
+        HERE.sessions / "users.parquet"
     )
     pd.DataFrame({"action": [1, 2], "name": ["no", "yes"]}).to_parquet(
-        evaluate.SESSIONS / "actions.parquet"
+        HERE.sessions / "actions.parquet"
     )
-    for folder, encoder in zip(evaluate.TRAINED, ["hpgr", second], strict=True):
-        if encoder:
-            folder.mkdir(parents=True)
-            config = {"encoder": encoder, "ranking": ranking_head}
-            (folder / "config.json").write_text(json.dumps(config))
+    HERE.finetuned.mkdir(parents=True)
+    config = {"model": {"name": "hpgr"}, "ranking": ranking_head}
+    (HERE.finetuned / "config.json").write_text(json.dumps(config))
     pd.DataFrame({"step": [1, 2], "epoch": [0, 1], "loss": [2.0, 1.0]}).to_csv(
-        evaluate.TRAINED[0] / "curves.csv", index=False
+        HERE.finetuned / "curves.csv", index=False
     )
     monkeypatch.setattr(evaluate, "load_network", lambda folder, device: Knowing(log))
 
 
 def metrics():
-    return json.loads((evaluate.TARGET / "metrics.json").read_text())
+    return json.loads((HERE.evaluation / "metrics.json").read_text())
 
 
 def test_leave_one_out_writes_every_declared_output(monkeypatch, tmp_path):
     log = random_log(0)
-    prepare(log, monkeypatch, tmp_path, second="hstu")
+    prepare(log, monkeypatch, tmp_path)
     evaluate.evaluate(CONFIG)
-    written = {str(p.relative_to(evaluate.TARGET)) for p in evaluate.TARGET.rglob("*.*")}
+    written = {str(p.relative_to(HERE.evaluation)) for p in HERE.evaluation.rglob("*.*")}
     assert written >= {
         "metrics.json",
         "verdict.json",
@@ -105,18 +104,17 @@ def test_leave_one_out_writes_every_declared_output(monkeypatch, tmp_path):
         "figures/training_finetune.png",
     }
     settings = CONFIG.evaluate
-    rules = json.loads((evaluate.TARGET / "rules.json").read_text())
+    rules = json.loads((HERE.evaluation / "rules.json").read_text())
     assert rules == {"retrieve": settings.retrieve, "remove_history": True}
     assert list(metrics()["R1"]) == [
-        *("hpgr", "hpgr_then_rank", "hstu", "hstu_then_rank"),
-        *("popularity", "recency", "transitions", "ease", "counts"),
+        *("hpgr", "hpgr_then_rank", "popularity", "recency", "transitions", "ease", "counts"),
     ]
 
 
 def test_metrics_equal_the_means_of_the_ranks_in_the_query_table(monkeypatch, tmp_path):
     prepare(random_log(1), monkeypatch, tmp_path)
     evaluate.evaluate(CONFIG)
-    table = pd.read_parquet(evaluate.TARGET / "queries.parquet")
+    table = pd.read_parquet(HERE.evaluation / "queries.parquet")
     for model, row in metrics()["R1"].items():
         if model != "counts":
             assert row["hr@10"] == pytest.approx((table[f"rank_{model}"] <= 10).mean(), abs=1e-6)
@@ -126,23 +124,23 @@ def test_the_result_on_validation_stands_in_file_report_and_terminal(monkeypatch
     """The network knows the test items and no other: on validation a baseline is ahead of it."""
     prepare(random_log(0), monkeypatch, tmp_path)
     evaluate.evaluate(CONFIG)
-    verdict = json.loads((evaluate.TARGET / "verdict.json").read_text())
+    verdict = json.loads((HERE.evaluation / "verdict.json").read_text())
     assert (verdict["model"], verdict["serve_instead"]) == ("hpgr", "transitions")
     assert metrics()["R1"]["hpgr"]["hr@3"] > metrics()["R1"]["transitions"]["hr@3"]
     sentence = verdict["sentence"]
     assert sentence.startswith("Serve transitions instead of hpgr")
-    assert sentence in html.unescape((evaluate.TARGET / "report.html").read_text())
+    assert sentence in html.unescape((HERE.evaluation / "report.html").read_text())
     assert sentence in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_training_that_was_still_rising_is_told(monkeypatch, tmp_path, capsys):
     prepare(random_log(0), monkeypatch, tmp_path)
-    path = evaluate.TRAINED[0] / "config.json"
+    path = HERE.finetuned / "config.json"
     curves = [{"step": 10.0, "epoch": 1.0}, {"step": 20.0, "epoch": 2.0}]
     ending = Ending.of(curves, 1, wanted=20, planned=20, monitor="validation_ndcg@10")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"training": asdict(ending)}))
     evaluate.evaluate(CONFIG)
-    for text in ((evaluate.TARGET / "report.html").read_text(), capsys.readouterr().out):
+    for text in ((HERE.evaluation / "report.html").read_text(), capsys.readouterr().out):
         assert "validation was still rising when training stopped" in " ".join(text.split())
 
 
@@ -155,22 +153,22 @@ def test_global_time_judges_retrieval_and_ranking(monkeypatch, tmp_path):
     # random_log draws likes by divisibility, and so does the network.
     assert found["K1"]["hpgr"]["auc"] > 0.7
     assert found["K1"]["counts"]["candidates"] == (log.split == TEST).sum()
-    assert (evaluate.TARGET / "candidates.parquet").is_file()
+    assert (HERE.evaluation / "candidates.parquet").is_file()
 
 
 def test_a_network_without_ranking_head_gets_no_ranking_rows(monkeypatch, tmp_path):
     prepare(random_log(2, split="global-time"), monkeypatch, tmp_path, ranking_head=False)
     evaluate.evaluate(CONFIG)
     assert list(metrics()) == ["R2"]
-    assert "K1 is left out" in (evaluate.TARGET / "report.html").read_text()
+    assert "K1 is left out" in (HERE.evaluation / "report.html").read_text()
 
 
 def test_same_inputs_give_the_same_bytes(monkeypatch, tmp_path):
     prepare(random_log(0), monkeypatch, tmp_path)
     evaluate.evaluate(CONFIG)
-    first = (evaluate.TARGET / "report.html").read_bytes()
+    first = (HERE.evaluation / "report.html").read_bytes()
     evaluate.evaluate(CONFIG)
-    assert (evaluate.TARGET / "report.html").read_bytes() == first
+    assert (HERE.evaluation / "report.html").read_bytes() == first
 
 
 def test_missing_sessions_are_one_clear_error(monkeypatch, tmp_path):
@@ -181,7 +179,7 @@ def test_missing_sessions_are_one_clear_error(monkeypatch, tmp_path):
 
 def test_missing_model_is_one_clear_error(monkeypatch, tmp_path):
     prepare(random_log(0), monkeypatch, tmp_path)
-    (evaluate.TRAINED[0] / "config.json").unlink()
+    (HERE.finetuned / "config.json").unlink()
     with pytest.raises(UserError, match="hpgr finetune"):
         evaluate.evaluate(CONFIG)
 
@@ -197,8 +195,8 @@ def test_blocks_change_no_rank(monkeypatch):
     log = random_log(4, split="global-time")
     queries = protocols.next_item(log, TEST)
     network = Knowing(log)
-    draw = {"max_history": 200, "title": "", "end_to_end": {"n": network}}
-    models = {"n": retrieval.FromNetwork(network)}
+    draw = {"max_history": 200, "title": "", "then_rank": network}
+    models = {"n": network}
     whole = retrieval.run(log, queries, models, CONFIG.evaluate, **draw)
     monkeypatch.setattr(retrieval, "MAX_BLOCK", 3)
     parts = retrieval.run(log, queries, models, CONFIG.evaluate, **draw)

@@ -74,11 +74,10 @@ def test_early_stopping_counts_ties_and_repeats_as_the_report_does(remove, monke
     outcome = retrieval.run(
         log,
         queries,
-        {"levels": retrieval.FromNetwork(network)},
+        {"levels": network},
         load_config().evaluate,
         max_history=5,
         title="",
-        end_to_end={},
     )["levels"]
     expected = metrics.retrieval_metrics(outcome.ranks, [10])
     assert measured == {

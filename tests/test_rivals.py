@@ -37,9 +37,8 @@ class Foreseeing(Knowing):
 
 def standing(network, log, metric="ndcg"):
     baselines, _ = retrieval.tuned_baselines(log, SETTINGS, **REACH)
-    return rivals.retrieval_standing(
-        log, {"hpgr": network}, baselines, SETTINGS, metric=metric, **REACH
-    )
+    models = {"hpgr": network, **baselines}
+    return rivals.retrieval_standing(log, models, SETTINGS, metric=metric, **REACH)
 
 
 def test_a_model_that_knows_stays():
@@ -64,7 +63,7 @@ def test_values_are_means_over_the_validation_queries():
     log = random_log(1)
     baselines, _ = retrieval.tuned_baselines(log, SETTINGS, **REACH)
     queries = protocols.next_item(log, VALIDATION)
-    scores = baselines["popularity"].scores(queries.histories(log, 200))
+    scores = baselines["popularity"].retrieve(queries.histories(log, 200))
     hits = []
     for q, (user, end, target) in enumerate(
         zip(queries.user, queries.end, queries.target, strict=True)
@@ -89,9 +88,8 @@ def test_the_test_split_plays_no_part():
 
 def test_a_ranking_model_is_compared_by_auc_with_the_means():
     log = random_log(2, split="global-time")
-    reach = {"main": "hpgr", **REACH}
-    good = rivals.ranking_standing(log, {"hpgr": Knowing(log)}, SETTINGS, **reach)
-    bad = rivals.ranking_standing(log, {"hpgr": Ignorant(log)}, SETTINGS, **reach)
+    good = rivals.ranking_standing(log, "hpgr", Knowing(log), SETTINGS, **REACH)
+    bad = rivals.ranking_standing(log, "hpgr", Ignorant(log), SETTINGS, **REACH)
     assert set(good.values) == {"hpgr", "item_mean", "user_mean", "item_plus_user_mean"}
     assert bad.values["hpgr"]["auc"] == 0.5
     assert bad.serve_instead in ("item_mean", "item_plus_user_mean")
@@ -102,7 +100,7 @@ def test_a_ranking_model_is_compared_by_auc_with_the_means():
 def test_labels_of_one_kind_rank_nothing():
     log = random_log(2, split="global-time")
     same = EventLog(**{**log.__dict__, "label": np.ones_like(log.label)})
-    assert rivals.ranking_standing(same, {"n": Knowing(log)}, SETTINGS, main="n", **REACH) is None
+    assert rivals.ranking_standing(same, "n", Knowing(log), SETTINGS, **REACH) is None
 
 
 def test_equal_is_enough():

@@ -1,14 +1,10 @@
-"""Counting models for retrieval: what a network has to beat.
+"""Baselines for retrieval, which only count: what a network has to beat.
 
-Each is fitted on training events alone; what happened later reaches it only through the history of
-the query, as it reaches the network. Every model offers `scores(histories) -> float32 [Q, V]` over
-the whole catalogue (V = num_items with the reserved ids); callers bound memory by passing few
-queries at a time. Reads the arrays of `hpgr.data.log`. Writes nothing.
+Each is fitted on training events alone; later events reach it only through the history of the
+query, as they reach the network. Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import numpy as np
 import scipy.linalg
@@ -17,15 +13,9 @@ from scipy import sparse
 from hpgr.config import Evaluate
 from hpgr.data.histories import Histories
 from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
+from hpgr.evaluation.model_protocols import Retriever
 
 DAY_S = 86_400
-
-
-class Retriever(Protocol):
-    """Whatever scores the catalogue for queries; higher is better."""
-
-    def scores(self, histories: Histories) -> np.ndarray:
-        """float32 [Q, num_items]."""
 
 
 def train_counts(log: EventLog) -> np.ndarray:
@@ -41,7 +31,7 @@ class Popularity:
     def __init__(self, log: EventLog):
         self.count = train_counts(log).astype(np.float32)
 
-    def scores(self, histories: Histories) -> np.ndarray:
+    def retrieve(self, histories: Histories) -> np.ndarray:
         """float32 [Q, num_items]."""
         return np.tile(self.count, (len(histories), 1))
 
@@ -66,7 +56,7 @@ class Recency:
         )
         self.fallback = _fallback(log)
 
-    def scores(self, histories: Histories) -> np.ndarray:
+    def retrieve(self, histories: Histories) -> np.ndarray:
         """float32 [Q, num_items]."""
         today = (histories.request_time - self.first) // DAY_S
         age = today[:, None] - self.days[None, :]
@@ -75,7 +65,7 @@ class Recency:
 
 
 class Transitions:
-    """Item-to-item transitions, decayed on both sides: the strong counting model.
+    """Item-to-item transitions, decayed on both sides: the strong baseline.
 
     Training counts "j came g events after i" with weight `decay ** (g - 1)` for g up to `events`;
     the row of i is divided by its sum. A query adds the rows of its newest `events` items, the
@@ -100,7 +90,7 @@ class Transitions:
         self.table = self.table.astype(np.float32).tocsr()
         self.fallback = _fallback(log)
 
-    def scores(self, histories: Histories) -> np.ndarray:
+    def retrieve(self, histories: Histories) -> np.ndarray:
         """float32 [Q, num_items]."""
         weight = history_weights(histories, self.table.shape[0], self.decay, self.events)
         return (weight @ self.table).toarray() + self.fallback
@@ -138,7 +128,7 @@ class Ease:
         np.fill_diagonal(weights, 0.0)
         return weights
 
-    def scores(self, histories: Histories) -> np.ndarray:
+    def retrieve(self, histories: Histories) -> np.ndarray:
         """float32 [Q, num_items]."""
         longest = int(histories.length.max(initial=0))
         return history_weights(histories, len(self.weights), self.decay, longest) @ self.weights
@@ -164,10 +154,10 @@ def _fallback(log: EventLog) -> np.ndarray:
     return (1e-9 * count / max(1, count.max())).astype(np.float32)
 
 
-def counting_models(
+def all_baselines(
     log: EventLog, settings: Evaluate
 ) -> tuple[dict[str, list[Retriever]], list[str]]:
-    """Every counting model with the variants to choose from on validation, and what was left out.
+    """Every baseline with the variants to choose from on validation, and what was left out.
 
     Returns:
         Name to variants (one where nothing is to be chosen), and a sentence for each omission.

@@ -22,7 +22,7 @@ from hpgr.data.histories import Histories
 from hpgr.data.id_map import IdMap
 from hpgr.data.log import FIRST_ITEM, TEST, EventLog
 from hpgr.evaluation import compare, protocols, ranking, retrieval
-from hpgr.evaluation.retrieval import FromNetwork, Network
+from hpgr.evaluation.model_protocols import RankingModel
 
 SERVED = "served."  # before the name of a metric of retrieval: of the order that is served
 
@@ -31,7 +31,7 @@ SERVED = "served."  # before the name of a metric of retrieval: of the order tha
 class Contestant:
     """A network, and how its vocabulary calls the log's ids."""
 
-    network: Network
+    network: RankingModel
     ids: IdMap
     max_history: int
     retrieve: int  # best items that its ranking head orders when it serves
@@ -53,9 +53,15 @@ class Translated:
         own = self.ids.histories(histories)
         return self.network.rank(own, offsets, self.ids.item[candidates])
 
-    def explain(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+    def explain(
+        self,
+        histories: Histories,
+        offsets: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Positions and weights as the network gives them; positions need no translation."""
-        return self.network.explain(self.ids.histories(histories))
+        own = None if candidates is None else self.ids.item[candidates]
+        return self.network.explain(self.ids.histories(histories), offsets, own)
 
 
 @dataclass(frozen=True)
@@ -146,17 +152,16 @@ def contest(
 
 def _retrieval(
     log: EventLog, queries: protocols.Queries, own: Contestant, settings: Evaluate, title: str
-) -> retrieval.Outcome:
+) -> retrieval.Retrieved:
     """Ranks, and as many of the best items as coverage and the ranking head ask for."""
     deep = settings.model_copy(update={"cutoffs": (max(own.retrieve, settings.cutoffs[0]),)})
     return retrieval.run(
         log,
         queries,
-        {title: FromNetwork(Translated(own))},
+        {title: Translated(own)},
         deep,
         max_history=own.max_history,
         title=title,
-        end_to_end={},
     )[title]
 
 
@@ -164,7 +169,7 @@ def _served(
     log: EventLog,
     queries: protocols.Queries,
     own: Contestant,
-    outcome: retrieval.Outcome,
+    outcome: retrieval.Retrieved,
     title: str,
 ) -> np.ndarray:
     """Ranks as `retrieval.reorder` gives them, int64 [Q]; as they are where nothing ranks.
@@ -190,7 +195,7 @@ def _served(
 
 def _ranking(
     log: EventLog,
-    candidates: protocols.Candidates,
+    candidates: protocols.LabelledQueries,
     pair: Mapping[str, Contestant],
     settings: Evaluate,
     deciding: str,

@@ -1,54 +1,55 @@
-"""The evaluate stage: judge the trained model on test, beside every baseline, and report.
+"""The evaluate stage: judge the trained network on test, beside every baseline, and report.
 
-The only reader of the test split. R1 where the split is leave-one-out; R2 and K1 where it is
-global-time. Reads `artifacts/sessions/`, `artifacts/finetune/`, the curves of `artifacts/pretrain/`
-and, where it is there, `artifacts/finetune_hstu/` (a second network for the same tables). Writes
-`artifacts/evaluation/`: `metrics.json`, `verdict.json` (on validation: the model, or a baseline in
-its place), `rules.json` (by which a served answer is as judged),
-`queries.parquet`, `candidates.parquet` (K1), `plots/*.csv`, `figures/*.png`, `report.html`.
+The only reader of the test split. Next item, leave-one-out (R1) where the split is such; next item,
+temporal (R2) and CTR, temporal (K1) where it is global-time. Reads `artifacts/sessions/`,
+`artifacts/finetune/` and the curves of `artifacts/pretrain/`. Writes `artifacts/evaluation/`:
+`metrics.json`, `verdict.json` (on validation: the network, or a baseline in its place),
+`rules.json` (by which a served answer is as judged), `queries.parquet`, `candidates.parquet` (K1),
+`plots/*.csv`, `figures/*.png`, `report.html`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from hpgr.config import Config
 from hpgr.data.log import TEST, EventLog
 from hpgr.data.repeats import rule as rule_of
 from hpgr.evaluation import protocols, ranking, retrieval, rivals
-from hpgr.evaluation.baselines import Retriever
-from hpgr.evaluation.examples import Example, Names, examples, pick
-from hpgr.evaluation.metric_tables import (
-    WAYS,
-    Tables,
-    label,
-    merged,
-    ranking_tables,
-    retrieval_tables,
-)
-from hpgr.evaluation.retrieval import FromNetwork, Network, Outcome
-from hpgr.metrics import metric_label
+from hpgr.evaluation.examples import Names, examples, pick
+from hpgr.evaluation.headline import label, terminal_table
+from hpgr.evaluation.metric_tables import WAYS, Tables, merged, ranking_tables, retrieval_tables
+from hpgr.evaluation.model_protocols import RankingModel, Retriever
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
 from hpgr.terminal import cell
 from hpgr.training.ending import Ending
 from hpgr.workspace import HERE, Workspace
 
-SESSIONS = Path("artifacts/sessions")
-TRAINED = (Path("artifacts/finetune"), Path("artifacts/finetune_hstu"))
-TRAINING = {"pretrain": Path("artifacts/pretrain"), "finetune": TRAINED[0]}
-TARGET = Path("artifacts/evaluation")
+TRAINING = ("pretrain", "finetune")  # stages with curves
 NO_LABELS = (
     "nothing learns to rank from a log with too few events of one label "
     "(sessionize.positive_from, sessionize.positive_actions)"
 )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The trained network: its name, whether its ranking head was trained, what chose its weights.
+
+    `monitor` is the score on validation that early stopping watched.
+    """
+
+    name: str
+    network: RankingModel
+    ranks: bool
+    monitor: str
 
 
 def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
@@ -57,76 +58,58 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     Raises:
         UserError: an input is missing, or the split left nothing to test.
     """
-    log = open_log()
-    networks, rankers = load_networks(cfg)
-    main = next(iter(networks))
+    from hpgr.evaluation import report  # matplotlib: the gate, which opens the log, draws nothing
+
+    log = open_log(workspace)
+    judged = load_judged(cfg, workspace)
     queries = protocols.next_item(log, TEST)
     if not len(queries):
         raise UserError(
-            f"{SESSIONS}: the test split holds no event with an earlier one of its user; expected "
-            "at least one. Lower sessionize.min_user_events or raise sessionize.test_share."
+            f"{workspace.sessions}: the test split holds no event with an earlier one of its user; "
+            "expected at least one. Lower sessionize.min_user_events or raise "
+            "sessionize.test_share."
         )
-    protocol = "R1" if log.meta.split == "leave-one-out" else "R2"
     reach = {"max_history": cfg.model.max_history}
     baselines, notes = retrieval.tuned_baselines(log, cfg.evaluate, **reach)
-    standing = stand(cfg, log, networks, rankers, baselines)
-    rule = log.meta.remove_history
-    repeats = log.meta.repeat_share > cfg.evaluate.max_repeat_share
-    by_rule = retrieval.run_by_rules(
-        log,
-        queries,
-        {name: FromNetwork(network) for name, network in networks.items()} | baselines,
-        cfg.evaluate,
-        title=f"{protocol} on test",
-        end_to_end=rankers if protocol == "R1" else {},
-        rules=[rule, not rule] if repeats else [rule],
-        **reach,
-    )
-    outcomes = by_rule[rule]
-    tables = [
-        retrieval_tables(
-            protocol if found == rule else f"{protocol}_{WAYS[found]}",
-            log,
-            queries,
-            by_rule[found],
-            cfg.evaluate,
-            main=main,
-        )
-        for found in by_rule
-    ]
-    notes.append(seen_rule(log, cfg, tables[0].counts))
-    if repeats:
-        tables[0] = replace(tables[0], remark=notes[-1])
-    if protocol == "R1" and not log.meta.can_rank:
-        notes.append(f"Rows “then rank” are left out: {NO_LABELS}.")
-    if protocol == "R1" and rankers:
-        notes.append(
-            f"Rows “then rank”: the best {cfg.evaluate.retrieve} items by dot product, ordered by "
-            "predicted probability of being liked, as the model is served."
-        )
+    models: dict[str, Retriever] = {judged.name: judged.network, **baselines}
+    standing = stand(cfg, log, judged, models)
+    tables, outcomes = judge_retrieval(cfg, log, queries, judged, models, notes)
     candidates = protocols.labelled(log, TEST)
     probabilities: dict[str, np.ndarray] = {}
-    if protocol == "R2":
-        if why := no_ranking(log, candidates, main, rankers):
+    if log.meta.split == "global-time":
+        if why := no_ranking(log, candidates, judged):
             notes.append(f"K1 is left out: {why}.")
         else:
-            probabilities = score_candidates(cfg, log, candidates, rankers)
-            tables.append(ranking_tables("K1", candidates, probabilities, cfg.evaluate, main=main))
+            probabilities = score_candidates(cfg, log, candidates, judged)
+            tables.append(
+                ranking_tables("K1", candidates, probabilities, cfg.evaluate, main=judged.name)
+            )
     cards = examples(
         log,
         pick(log, queries, cfg.evaluate),
-        networks[main],
-        Names.read(SESSIONS, log.meta.num_items),
+        judged.network,
+        Names.read(workspace.sessions, log.meta.num_items),
         cfg.evaluate,
-        ranks=main in rankers,
+        ranks=judged.ranks,
         **reach,
     )
-    rules = {"retrieve": cfg.evaluate.retrieve, "remove_history": rule}
-    with atomic_folder(TARGET) as folder:
+    endings = training_endings(workspace)
+    rules = {"retrieve": cfg.evaluate.retrieve, "remove_history": log.meta.remove_history}
+    with atomic_folder(workspace.evaluation) as folder:
         write_json(folder / "rules.json", rules)
         if standing is not None:
             write_json(folder / "verdict.json", standing.record())
-        write_outputs(folder, cfg, tables, list(networks), cards, notes, standing)
+        write_numbers(folder, tables)
+        report.write(
+            folder,
+            dataset=cfg.data.path.name,
+            tables=tables,
+            curves=training_curves(workspace),
+            endings=endings,
+            standing=standing,
+            cards=cards,
+            notes=notes,
+        )
         query_table(queries, outcomes).to_parquet(folder / "queries.parquet", index=False)
         if probabilities:
             candidate_table(candidates, probabilities).to_parquet(
@@ -134,10 +117,11 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
             )
     console = Console()
     for table in tables:
-        console.print(results_table(table))
+        title = f"{label(table.protocol)}: {table.counts['queries']:,} queries"
+        console.print(terminal_table(title, table.metrics))
     for note in notes:
         console.print(cell(note), style="dim")
-    for sentences in endings().values():
+    for sentences in endings.values():
         for number, sentence in enumerate(sentences):
             console.print(cell(sentence), style="yellow" if number else "dim")
     if standing is not None:
@@ -145,95 +129,119 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
         console.print(cell(standing.sentence), style=style)
 
 
-def open_log() -> EventLog:
+def open_log(workspace: Workspace = HERE) -> EventLog:
     """The sessionized log.
 
     Raises:
         UserError: it is missing or is not what the contract says.
     """
     try:
-        return EventLog.open(SESSIONS / "arrays")
+        return EventLog.open(workspace.arrays)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} not found: run `hpgr sessionize` first") from error
 
 
-def load_networks(cfg: Config) -> tuple[dict[str, Network], dict[str, Network]]:
-    """The trained networks by name, the judged one first; the name is the encoder's.
-
-    Returns:
-        All networks, and those of them whose ranking head was trained.
+def load_judged(cfg: Config, workspace: Workspace) -> Judged:
+    """The trained network.
 
     Raises:
-        UserError: there is no trained model.
+        UserError: there is none.
     """
-    if not (TRAINED[0] / "config.json").is_file():
-        raise UserError(f"{TRAINED[0] / 'config.json'} not found: run `hpgr finetune` first")
-    networks: dict[str, Network] = {}
-    rankers: dict[str, Network] = {}
-    for folder in TRAINED:
-        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-        if config is not None and config["encoder"] not in networks:
-            name = config["encoder"]
-            networks[name] = load_network(folder, cfg.finetune.device)
-            if config["ranking"]:
-                rankers[name] = networks[name]
-    return networks, rankers
+    path = workspace.finetuned / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path} not found: run `hpgr finetune` first")
+    config = read_json(path)
+    return Judged(
+        name=config.get("encoder") or config["model"]["name"],
+        network=load_network(workspace.finetuned, cfg.finetune.device),
+        ranks=config["ranking"],
+        monitor=config.get("training", {}).get("monitor", "validation_ndcg@10"),
+    )
+
+
+def load_network(folder: Path, device: str) -> RankingModel:
+    """A trained network; torch is imported here, so that the command line stays light."""
+    from hpgr.model.scoring import Scorer
+
+    return Scorer.load(folder, device)
+
+
+def judge_retrieval(
+    cfg: Config,
+    log: EventLog,
+    queries: protocols.Queries,
+    judged: Judged,
+    models: Mapping[str, Retriever],
+    notes: list[str],
+) -> tuple[list[Tables], dict[str, retrieval.Retrieved]]:
+    """R1 or R2 for all models, where the log repeats by the other rule for seen items too.
+
+    Returns:
+        A table for each rule, the log's own first, and the answers by that one; `notes` get a
+        sentence for each choice.
+    """
+    protocol = "R1" if log.meta.split == "leave-one-out" else "R2"
+    then_rank = judged.network if protocol == "R1" and judged.ranks else None
+    rule = log.meta.remove_history
+    repeats = log.meta.repeat_share > cfg.evaluate.max_repeat_share
+    by_rule = retrieval.run_by_rules(
+        log,
+        queries,
+        models,
+        cfg.evaluate,
+        max_history=cfg.model.max_history,
+        title=f"{protocol} on test",
+        then_rank=then_rank,
+        rules=[rule, not rule] if repeats else [rule],
+    )
+    tables = [
+        retrieval_tables(
+            protocol if found == rule else f"{protocol}_{WAYS[found]}",
+            log,
+            queries,
+            outcomes,
+            cfg.evaluate,
+            main=judged.name,
+        )
+        for found, outcomes in by_rule.items()
+    ]
+    counts = tables[0].counts
+    notes.append(
+        f"Seen before: {rule_of(log.meta, cfg.evaluate)}; {counts['repeated_targets']:,} of "
+        f"{counts['queries']:,} hidden items are repeats."
+    )
+    if repeats:
+        tables[0] = replace(tables[0], remark=notes[-1])
+    if protocol == "R1" and not log.meta.can_rank:
+        notes.append(f"Rows “then rank” are left out: {NO_LABELS}.")
+    if then_rank is not None:
+        notes.append(
+            f"Rows “then rank”: the best {cfg.evaluate.retrieve} items by dot product, ordered by "
+            "predicted probability of being liked, as the model is served."
+        )
+    return tables, by_rule[rule]
 
 
 def stand(
-    cfg: Config,
-    log: EventLog,
-    networks: Mapping[str, Network],
-    rankers: Mapping[str, Network],
-    baselines: Mapping[str, Retriever],
+    cfg: Config, log: EventLog, judged: Judged, models: Mapping[str, Retriever]
 ) -> rivals.Standing | None:
-    """The judged network among its rivals on validation, by the metric that chose its weights."""
-    monitor = monitored()
-    main = next(iter(networks))
+    """The network among its rivals on validation, by the metric that chose its weights."""
     reach = {"max_history": cfg.model.max_history}
-    if monitor == "validation_auc" and main in rankers:
-        found = rivals.ranking_standing(log, rankers, cfg.evaluate, main=main, **reach)
+    if judged.monitor == "validation_auc" and judged.ranks:
+        found = rivals.ranking_standing(log, judged.name, judged.network, cfg.evaluate, **reach)
         if found is not None:
             return found
-    metric = "hr" if monitor.startswith("validation_hr") else "ndcg"
-    return rivals.retrieval_standing(log, networks, baselines, cfg.evaluate, metric=metric, **reach)
+    metric = "hr" if judged.monitor.startswith("validation_hr") else "ndcg"
+    return rivals.retrieval_standing(log, models, cfg.evaluate, metric=metric, **reach)
 
 
-def monitored() -> str:
-    """What early stopping of the judged network watched."""
-    trained = read_json(TRAINED[0] / "config.json").get("training", {})
-    return str(trained.get("monitor", "validation_ndcg@10"))
-
-
-def endings() -> dict[str, list[str]]:
-    """How each training stage ended, in sentences, by stage."""
-    found = {}
-    for stage, folder in TRAINING.items():
-        config = folder / "config.json"
-        trained = read_json(config).get("training") if config.is_file() else None
-        if trained is not None:
-            found[stage] = Ending(**trained).sentences(stage)
-    return found
-
-
-def seen_rule(log: EventLog, cfg: Config, counts: Mapping[str, int]) -> str:
-    """By which rule items that a user had before were judged, one sentence."""
-    hidden = f"{counts['repeated_targets']:,} of {counts['queries']:,} hidden items are repeats"
-    return f"Seen before: {rule_of(log.meta, cfg.evaluate)}; {hidden}."
-
-
-def no_ranking(
-    log: EventLog,
-    candidates: protocols.Candidates,
-    main: str,
-    rankers: Mapping[str, Network],
-) -> str | None:
+def no_ranking(log: EventLog, candidates: protocols.LabelledQueries, judged: Judged) -> str | None:
     """Why K1 cannot be judged, or None."""
-    if main not in rankers and not log.meta.can_rank:
+    if not judged.ranks and not log.meta.can_rank:
         return NO_LABELS
-    if main not in rankers:
-        return f"{main} was trained without a ranking loss (finetune.ranking_weight)"
-    if not 0 < candidates.label.sum() < len(candidates.label):
+    if not judged.ranks:
+        return f"{judged.name} was trained without a ranking loss (finetune.ranking_weight)"
+    if len(np.unique(candidates.label)) < 2:
         return (
             "all test events carry the same label (sessionize.positive_from, "
             "sessionize.positive_actions)"
@@ -241,42 +249,37 @@ def no_ranking(
     return None
 
 
-def load_network(folder: Path, device: str) -> Network:
-    """A trained network; torch is imported here, so that the command line stays light."""
-    from hpgr.model.scoring import Scorer
-
-    return Scorer.load(folder, device)
-
-
 def score_candidates(
-    cfg: Config,
-    log: EventLog,
-    candidates: protocols.Candidates,
-    rankers: Mapping[str, Network],
+    cfg: Config, log: EventLog, candidates: protocols.LabelledQueries, judged: Judged
 ) -> dict[str, np.ndarray]:
-    """K1: probability of every candidate, by model, networks first."""
-    scored = {
-        name: ranking.score(
-            network, log, candidates, max_history=cfg.model.max_history, title=f"candidates, {name}"
-        )
-        for name, network in rankers.items()
-    }
+    """K1: probability of every candidate, by model, the network first."""
+    title = f"candidates, {judged.name}"
+    own = ranking.score(
+        judged.network, log, candidates, max_history=cfg.model.max_history, title=title
+    )
     means = ranking.mean_models(log, candidates, prior_events=cfg.evaluate.prior_events)
-    return scored | dict(reversed(means.items()))
+    return {judged.name: own, **dict(reversed(means.items()))}
 
 
-def write_outputs(
-    folder: Path,
-    cfg: Config,
-    tables: list[Tables],
-    networks: list[str],
-    cards: list[Example],
-    notes: list[str],
-    standing: rivals.Standing | None,
-) -> None:
-    """Write `metrics.json`, `plots/*.csv`, `figures/*.png` and `report.html` below `folder`."""
-    from hpgr.evaluation import report
+def training_endings(workspace: Workspace) -> dict[str, list[str]]:
+    """How each training stage ended, in sentences, by stage."""
+    found = {}
+    for stage in TRAINING:
+        path = workspace.output(stage) / "config.json"
+        trained = read_json(path).get("training") if path.is_file() else None
+        if trained is not None:
+            found[stage] = Ending(**trained).sentences(stage)
+    return found
 
+
+def training_curves(workspace: Workspace) -> dict[str, pd.DataFrame]:
+    """The curves of each training stage that wrote some."""
+    paths = {stage: workspace.output(stage) / "curves.csv" for stage in TRAINING}
+    return {stage: pd.read_csv(path) for stage, path in paths.items() if path.is_file()}
+
+
+def write_numbers(folder: Path, tables: list[Tables]) -> None:
+    """Write `metrics.json` and `plots/*.csv` below `folder`."""
     write_json(
         folder / "metrics.json",
         {
@@ -291,24 +294,11 @@ def write_outputs(
     (folder / "plots").mkdir()
     for name, frame in merged(tables).items():
         frame.round(6).to_csv(folder / "plots" / f"{name}.csv", index=False)
-    report.write(
-        folder,
-        dataset=cfg.data.path.name,
-        tables=tables,
-        networks=networks,
-        curves={
-            stage: pd.read_csv(path / "curves.csv")
-            for stage, path in TRAINING.items()
-            if (path / "curves.csv").is_file()
-        },
-        endings=endings(),
-        standing=standing,
-        cards=cards,
-        notes=notes,
-    )
 
 
-def query_table(queries: protocols.Queries, outcomes: dict[str, Outcome]) -> pd.DataFrame:
+def query_table(
+    queries: protocols.Queries, outcomes: Mapping[str, retrieval.Retrieved]
+) -> pd.DataFrame:
     """One row a query: user, target and request time, and the target's rank by every model."""
     columns: dict[str, Any] = {
         "user": queries.user.astype(np.int32),
@@ -320,7 +310,7 @@ def query_table(queries: protocols.Queries, outcomes: dict[str, Outcome]) -> pd.
 
 
 def candidate_table(
-    candidates: protocols.Candidates, probabilities: dict[str, np.ndarray]
+    candidates: protocols.LabelledQueries, probabilities: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
     """One row a candidate of K1: user, item, request time, label, probability by every model."""
     columns: dict[str, Any] = {
@@ -331,22 +321,3 @@ def candidate_table(
     }
     columns |= {f"probability_{n}": p.astype(np.float32) for n, p in probabilities.items()}
     return pd.DataFrame(columns)
-
-
-def results_table(tables: Tables) -> Table:
-    """The headline table of one protocol for the terminal, the judged model first."""
-    metrics = list(next(iter(tables.metrics.values())))
-    gains = [m for m in metrics if m.startswith("ndcg")]
-    wide = {*gains[1:], *(m for m in metrics if m.startswith(("coverage", "head_share")))}
-    metrics = [m for m in metrics if m not in wide]  # 80 columns hold six numbers
-    table = Table(title=f"{label(tables.protocol)}: {tables.counts['queries']:,} queries")
-    table.add_column("model", no_wrap=True)
-    for metric in metrics:
-        table.add_column(metric_label(metric), justify="right")
-    for model, row in tables.metrics.items():
-        table.add_row(
-            label(model),
-            *(f"{row[m]:.4f}" if m in row else "–" for m in metrics),
-            style="bold" if model == tables.main else None,
-        )
-    return table

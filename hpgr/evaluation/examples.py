@@ -16,8 +16,9 @@ import pandas as pd
 from hpgr.config import Evaluate
 from hpgr.data.histories import Histories, offsets_of
 from hpgr.data.log import EventLog
+from hpgr.evaluation.model_protocols import RankingModel
 from hpgr.evaluation.protocols import Queries
-from hpgr.evaluation.retrieval import Network, seen_pairs
+from hpgr.evaluation.retrieval import seen_pairs
 from hpgr.metrics import MISS, ranks_of, top_items
 
 MAX_SESSIONS, MAX_EVENTS, NEIGHBOURS = 5, 12, 1  # a card fits a screen
@@ -102,7 +103,7 @@ def pick(log: EventLog, queries: Queries, settings: Evaluate) -> Queries:
 def examples(
     log: EventLog,
     queries: Queries,
-    network: Network,
+    network: RankingModel,
     names: Names,
     settings: Evaluate,
     *,

@@ -1,7 +1,7 @@
 """The report's figures, drawn with matplotlib's Agg backend from the long tables of `tables`.
 
 Every function returns a figure; `save` writes it as PNG. The judged model is drawn in one strong
-colour, other networks in a second, counting models in quiet ones.
+colour, baselines in quiet ones.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hpgr.evaluation.metric_tables import label
+from hpgr.evaluation.headline import label
 from hpgr.metrics import metric_label
 
-MAIN, NETWORK = "#c8553d", "#e0a458"
+MAIN, SECOND = "#c8553d", "#e0a458"
 QUIET = ("#7b8794", "#a487b0", "#1f5f8b", "#5a9e7c")
 INK, GRID = "#26303a", "#e4e7ea"
 CLASS_COLOURS = {"head": "#23597b", "mid": "#6ba3b8", "tail": "#bcd7de", "cold": "#d9d9d9"}
 
 
-def colours(models: list[str], main: str, networks: list[str]) -> dict[str, str]:
-    """A colour a model; a network's "then rank" row shares its colour."""
+def colours(models: list[str], main: str) -> dict[str, str]:
+    """A colour a model; the judged one's "then rank" row shares its colour."""
     palette: dict[str, str] = {}
     quiet = 0
     for model in models:
-        base = model.removesuffix("_then_rank")
-        if base in networks:
-            palette[model] = MAIN if base == main else NETWORK
+        if model.removesuffix("_then_rank") == main:
+            palette[model] = MAIN
         else:
             palette[model] = QUIET[quiet % len(QUIET)]
             quiet += 1
@@ -61,7 +60,7 @@ def hit_rate_curve(table: pd.DataFrame, palette: dict[str, str]) -> Figure:
     """HR@k against k on a logarithmic axis: the distribution of the hidden items' ranks."""
     figure, (ax,) = canvas(5.6, 3.9)
     for model, part in table.groupby("model", sort=False):
-        strong = palette[model] in (MAIN, NETWORK)
+        strong = palette[model] == MAIN
         ax.plot(
             part["k"],
             part["hr"],
@@ -173,7 +172,7 @@ def training_curves(curves: pd.DataFrame) -> Figure | None:
         return None
     figure, axes = canvas(9.0, 3.2, panels=len(panels))
     for ax, columns in zip(axes, panels, strict=True):
-        for column, colour in zip(columns, (MAIN, *QUIET, NETWORK) * len(columns), strict=False):
+        for column, colour in zip(columns, (MAIN, *QUIET, SECOND) * len(columns), strict=False):
             part = curves[[axis, column]].dropna()
             ax.plot(
                 part[axis],

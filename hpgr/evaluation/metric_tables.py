@@ -15,9 +15,9 @@ from hpgr import metrics
 from hpgr.config import Evaluate
 from hpgr.data.log import FIRST_ITEM, EventLog
 from hpgr.evaluation import compare
-from hpgr.evaluation.protocols import Candidates, Queries
+from hpgr.evaluation.protocols import LabelledQueries, Queries
 from hpgr.evaluation.ranking import ranking_metrics
-from hpgr.evaluation.retrieval import Outcome
+from hpgr.evaluation.retrieval import Retrieved
 
 CLASSES = ("head", "mid", "tail", "cold")
 CURVE_POINTS = 40
@@ -41,16 +41,11 @@ class Tables:
     remark: str | None = None  # what a reader of the numbers must know
 
 
-def label(model: str) -> str:
-    """A model's or protocol's name as a person reads it."""
-    return model.replace("_", " ")
-
-
 def retrieval_tables(
     protocol: str,
     log: EventLog,
     queries: Queries,
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, Retrieved],
     settings: Evaluate,
     *,
     main: str,
@@ -105,7 +100,7 @@ def retrieval_tables(
 
 def ranking_tables(
     protocol: str,
-    candidates: Candidates,
+    candidates: LabelledQueries,
     probabilities: Mapping[str, np.ndarray],
     settings: Evaluate,
     *,
@@ -204,7 +199,7 @@ def _slices(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _curves(protocol: str, outcomes: Mapping[str, Outcome], deepest: int) -> pd.DataFrame:
+def _curves(protocol: str, outcomes: Mapping[str, Retrieved], deepest: int) -> pd.DataFrame:
     cutoffs = np.unique(np.geomspace(1, deepest, CURVE_POINTS).round().astype(int))
     return pd.DataFrame(
         [
@@ -217,7 +212,7 @@ def _curves(protocol: str, outcomes: Mapping[str, Outcome], deepest: int) -> pd.
 
 
 def _popularity(
-    protocol: str, outcomes: Mapping[str, Outcome], classes: np.ndarray, target: np.ndarray
+    protocol: str, outcomes: Mapping[str, Retrieved], classes: np.ndarray, target: np.ndarray
 ) -> pd.DataFrame:
     """Shares of the recommended places by popularity class; `hidden items` is what users took."""
     shown: dict[str, np.ndarray] = {"hidden items": target[target >= FIRST_ITEM]}

@@ -48,7 +48,7 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class LabelledQueries:
     """K1: Q queries with C labelled candidates; those of query q are `offsets[q] : offsets[q + 1]`.
 
     `user`, `end` and `request_time` are int64 [Q], `offsets` int64 [Q + 1]; `row`, `item` int64 [C]
@@ -70,10 +70,10 @@ class Candidates:
         """User of every candidate, int64 [C]."""
         return np.repeat(self.user, np.diff(self.offsets))
 
-    def take(self, start: int, stop: int) -> Candidates:
+    def take(self, start: int, stop: int) -> LabelledQueries:
         """Queries `start` to `stop` (exclusive) with their candidates."""
         first, last = self.offsets[start], self.offsets[stop]
-        return Candidates(
+        return LabelledQueries(
             self.user[start:stop],
             self.end[start:stop],
             self.request_time[start:stop],
@@ -83,10 +83,10 @@ class Candidates:
             self.label[first:last],
         )
 
-    def pick(self, index: np.ndarray) -> Candidates:
+    def pick(self, index: np.ndarray) -> LabelledQueries:
         """The queries at `index`, int64 [P], with their candidates."""
         offsets, rows = runs(self.offsets[index], np.diff(self.offsets)[index])
-        return Candidates(
+        return LabelledQueries(
             self.user[index],
             self.end[index],
             self.request_time[index],
@@ -123,7 +123,7 @@ def next_item(log: EventLog, split: int) -> Queries:
     )
 
 
-def labelled(log: EventLog, split: int) -> Candidates:
+def labelled(log: EventLog, split: int) -> LabelledQueries:
     """The events of `split` with their labels, those of one user and second as one query (K1).
 
     The history holds the events strictly before the request time, so events that share a
@@ -142,7 +142,7 @@ def labelled(log: EventLog, split: int) -> Candidates:
     starts[1:] = np.diff(log.timestamp) != 0
     starts[log.user_offsets[:-1][np.diff(log.user_offsets) > 0]] = True
     second_start = np.maximum.accumulate(np.where(starts, np.arange(log.meta.num_events), 0))
-    return Candidates(
+    return LabelledQueries(
         user=user[first],
         end=second_start[row[first]],
         request_time=time[first],

@@ -12,15 +12,20 @@ from tqdm import tqdm
 from hpgr.config import Evaluate
 from hpgr.data.histories import bounded
 from hpgr.data.log import TRAIN, EventLog
-from hpgr.evaluation.protocols import Candidates
-from hpgr.evaluation.retrieval import Network
+from hpgr.evaluation.model_protocols import RankingModel
+from hpgr.evaluation.protocols import LabelledQueries
 from hpgr.metrics import auc, expected_calibration_error, gauc, log_loss
 
 BLOCK = 256  # queries
 
 
 def score(
-    network: Network, log: EventLog, candidates: Candidates, *, max_history: int, title: str
+    network: RankingModel,
+    log: EventLog,
+    candidates: LabelledQueries,
+    *,
+    max_history: int,
+    title: str,
 ) -> np.ndarray:
     """Predicted probability of every candidate, float32 [C].
 
@@ -42,7 +47,7 @@ def score(
 
 
 def mean_models(
-    log: EventLog, candidates: Candidates, *, prior_events: float
+    log: EventLog, candidates: LabelledQueries, *, prior_events: float
 ) -> dict[str, np.ndarray]:
     """Probability of every candidate from smoothed means, float64 [C] a model.
 
@@ -74,7 +79,7 @@ def mean_models(
 
 
 def ranking_metrics(
-    candidates: Candidates, probability: np.ndarray, settings: Evaluate
+    candidates: LabelledQueries, probability: np.ndarray, settings: Evaluate
 ) -> dict[str, float]:
     """auc, gauc, log_loss and calibration_error of one model; the labels hold both classes."""
     label = candidates.label

@@ -15,7 +15,8 @@ import pandas as pd
 
 from hpgr.evaluation import figures
 from hpgr.evaluation.examples import Example
-from hpgr.evaluation.metric_tables import Tables, label
+from hpgr.evaluation.headline import label, metric_names
+from hpgr.evaluation.metric_tables import Tables
 from hpgr.evaluation.rivals import Standing
 from hpgr.metrics import best_value, metric_label
 from hpgr.templates import rendered
@@ -73,7 +74,6 @@ def write(
     *,
     dataset: str,
     tables: Sequence[Tables],
-    networks: Sequence[str],
     curves: dict[str, pd.DataFrame],
     endings: dict[str, list[str]],
     standing: Standing | None,
@@ -86,7 +86,6 @@ def write(
         folder: an existing folder.
         dataset: name of the log.
         tables: one a protocol.
-        networks: names of the trained models among the rows.
         curves: training curves by stage.
         endings: how each stage's training ended, in sentences; all but the first are warnings.
         standing: the judged model among its rivals on validation.
@@ -95,7 +94,7 @@ def write(
     """
     (folder / "figures").mkdir()
     sections = [
-        _section(folder, table, networks) | {"others": _others(table, tables)}
+        _section(folder, table) | {"others": _others(table, tables)}
         for table in tables
         if table.protocol in PROTOCOLS
     ]
@@ -118,11 +117,11 @@ def write(
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
-def _section(folder: Path, table: Tables, networks: Sequence[str]) -> dict[str, Any]:
+def _section(folder: Path, table: Tables) -> dict[str, Any]:
     name, explained = PROTOCOLS[table.protocol]
     results = _results(table)
     names = results["metrics"]
-    palette = figures.colours(results["models"], table.main, list(networks))
+    palette = figures.colours(results["models"], table.main)
     headline = ["auc", "gauc"] if table.protocol == "K1" else [names[0], _first(names, "ndcg")]
     headline = [m for m in headline if m in names]
     differences = table.plots["differences"]
@@ -150,7 +149,7 @@ def _section(folder: Path, table: Tables, networks: Sequence[str]) -> dict[str, 
             for m in names
         },
         "headline": headline,
-        "verdict": verdict(table, headline[0], networks),
+        "verdict": verdict(table, headline[0]),
         "differences": _difference_rows(differences, headline),
         "slices": _slice_rows(table),
         "images": images,
@@ -169,7 +168,7 @@ def _others(table: Tables, tables: Sequence[Tables]) -> list[dict[str, Any]]:
 
 def _results(table: Tables) -> dict[str, Any]:
     """What the table of models and metrics shows."""
-    names = [m for m in dict.fromkeys(m for row in table.metrics.values() for m in row)]
+    names = metric_names(table.metrics)
     return {
         "models": list(table.metrics),
         "main": table.main,
@@ -183,13 +182,9 @@ def _results(table: Tables) -> dict[str, Any]:
     }
 
 
-def verdict(table: Tables, metric: str, networks: Sequence[str]) -> str:
-    """The result in one sentence: the judged model against the best model that only counts."""
-    simple = [
-        m
-        for m in table.metrics
-        if m not in networks and m.removesuffix("_then_rank") not in networks
-    ]
+def verdict(table: Tables, metric: str) -> str:
+    """The result in one sentence: the judged model against the best baseline."""
+    simple = [m for m in table.metrics if m.removesuffix("_then_rank") != table.main]
     rival = max(simple, key=lambda m: table.metrics[m][metric])
     found = table.plots["differences"]
     row = found[(found["against"] == rival) & (found["metric"] == metric)].iloc[0]
@@ -198,9 +193,9 @@ def verdict(table: Tables, metric: str, networks: Sequence[str]) -> str:
     elif row["high"] < 0:
         outcome = "does not reach"
     else:
-        outcome = "is not told apart from"
+        outcome = "is level with"
     return (
-        f"{label(table.main)} {outcome} the best counting model, {label(rival)}: "
+        f"{label(table.main)} {outcome} the best baseline, {label(rival)}: "
         f"{metric_label(metric)} {table.metrics[table.main][metric]:.4f} against "
         f"{table.metrics[rival][metric]:.4f}, difference {_signed(row['difference'])} "
         f"(95 % interval {_signed(row['low'])} to {_signed(row['high'])}, p {_p(row['p'])})."

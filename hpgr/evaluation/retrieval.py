@@ -1,4 +1,4 @@
-"""R1 and R2: every model ranks the whole catalogue for the same queries.
+"""Next item (R1, R2): every model ranks the whole catalogue for the same queries.
 
 Queries go through in blocks, each block through every model, so that memory holds one block of
 scores and histories whatever the number of queries and the length of their past. Reads the arrays
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -17,7 +16,8 @@ from tqdm import tqdm
 from hpgr.config import Evaluate
 from hpgr.data.histories import Histories, bounded, offsets_of
 from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog
-from hpgr.evaluation.baselines import Retriever, counting_models
+from hpgr.evaluation.baselines import all_baselines
+from hpgr.evaluation.model_protocols import RankingModel, Retriever
 from hpgr.evaluation.protocols import Queries, next_item
 from hpgr.metrics import ndcg, ranks_of, removed_pairs, tied_rank, top_items
 
@@ -27,33 +27,9 @@ MAX_BLOCK = 1024  # queries
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
-class Network(Protocol):
-    """What evaluation asks of a trained model; `hpgr.model.scoring.Scorer` is one."""
-
-    def retrieve(self, histories: Histories) -> np.ndarray:
-        """Scores of the catalogue, float32 [Q, num_items]."""
-
-    def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Probability (pCTR) of the jagged candidates of each query, float32 [C]."""
-
-    def explain(self, histories: Histories) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of the anchors in each history, -1 for none, and their weights, [Q, K]."""
-
-
-class FromNetwork:
-    """A network seen as a retriever."""
-
-    def __init__(self, network: Network):
-        self.network = network
-
-    def scores(self, histories: Histories) -> np.ndarray:
-        """float32 [Q, num_items]."""
-        return self.network.retrieve(histories)
-
-
 @dataclass(frozen=True)
-class Outcome:
-    """What one model did: `ranks` int64 [Q] of the hidden items, `top` int64 [Q, K] best items."""
+class Retrieved:
+    """One model's `ranks` int64 [Q] of the hidden items and `top` int64 [Q, K] best items."""
 
     ranks: np.ndarray
     top: np.ndarray
@@ -88,8 +64,8 @@ def run(
     *,
     max_history: int,
     title: str,
-    end_to_end: Mapping[str, Network],
-) -> dict[str, Outcome]:
+    then_rank: RankingModel | None = None,
+) -> dict[str, Retrieved]:
     """Ranks and best items of every model on `queries`, by the log's rule for items seen before.
 
     Args:
@@ -99,8 +75,8 @@ def run(
         settings: cutoffs and chunk.
         max_history: newest events a model reads.
         title: of the progress bar.
-        end_to_end: networks among `retrievers` that also get a row "NAME_then_rank", in which
-            their `retrieve` best items are ordered by pCTR.
+        then_rank: the network among `retrievers` that also gets a row "NAME_then_rank", in which
+            its `retrieve` best items are ordered by pCTR.
     """
     rule = log.meta.remove_history
     found = run_by_rules(
@@ -110,7 +86,7 @@ def run(
         settings,
         max_history=max_history,
         title=title,
-        end_to_end=end_to_end,
+        then_rank=then_rank,
         rules=[rule],
     )
     return found[rule]
@@ -124,45 +100,44 @@ def run_by_rules(
     *,
     max_history: int,
     title: str,
-    end_to_end: Mapping[str, Network],
+    then_rank: RankingModel | None = None,
     rules: Sequence[bool],
-) -> dict[bool, dict[str, Outcome]]:
+) -> dict[bool, dict[str, Retrieved]]:
     """As `run`, once for each of `rules`: whether items that the user met before are removed.
 
     A query is scored once, whatever the number of rules.
     """
-    parts: dict[tuple[bool, str], list[Outcome]] = {}
+    parts: dict[tuple[bool, str], list[Retrieved]] = {}
     with tqdm(total=len(queries), desc=title, unit="query", mininterval=2.0) as bar:
         for block in blocks(log, queries, None if settings.remove_history else max_history):
             asked = queries.take(block)
             histories = asked.histories(log, max_history)
             seen = {rule: seen_pairs(log, asked, remove=rule) for rule in rules}
             for name, retriever in retrievers.items():
-                scores = retriever.scores(histories)
+                scores = retriever.retrieve(histories)
                 for rule, removed in seen.items():
                     ranks = ranks_of(
                         scores, asked.target, removed, catalogue_chunk=settings.catalogue_chunk
                     )
                     top = top_items(scores, removed, settings.cutoffs[0])
-                    parts.setdefault((rule, name), []).append(Outcome(ranks, top))
-                    if name in end_to_end:
+                    parts.setdefault((rule, name), []).append(Retrieved(ranks, top))
+                    if retriever is then_rank:
                         best = top_items(scores, removed, settings.retrieve)
-                        network = end_to_end[name]
-                        ranks, best = reorder(network, histories, best, asked.target, ranks)
+                        ranks, best = reorder(then_rank, histories, best, asked.target, ranks)
                         parts.setdefault((rule, f"{name}_then_rank"), []).append(
-                            Outcome(ranks, best[:, : settings.cutoffs[0]])
+                            Retrieved(ranks, best[:, : settings.cutoffs[0]])
                         )
             bar.update(len(asked))
-    found: dict[bool, dict[str, Outcome]] = {rule: {} for rule in rules}
+    found: dict[bool, dict[str, Retrieved]] = {rule: {} for rule in rules}
     for (rule, name), part in parts.items():
-        found[rule][name] = Outcome(
+        found[rule][name] = Retrieved(
             np.concatenate([p.ranks for p in part]), np.concatenate([p.top for p in part])
         )
     return found
 
 
 def reorder(
-    network: Network,
+    network: RankingModel,
     histories: Histories,
     retrieved: np.ndarray,
     target: np.ndarray,
@@ -212,12 +187,12 @@ def validation_queries(log: EventLog, settings: Evaluate) -> Queries:
 def tuned_baselines(
     log: EventLog, settings: Evaluate, *, max_history: int
 ) -> tuple[dict[str, Retriever], list[str]]:
-    """The counting models, their free parameter chosen on a sample of validation queries.
+    """The baselines, their free parameter chosen on a sample of validation queries.
 
     Returns:
         The models by name, and what was chosen or left out, one sentence each.
     """
-    variants, notes = counting_models(log, settings)
+    variants, notes = all_baselines(log, settings)
     queries = validation_queries(log, settings)
     k = settings.cutoffs[0]
     open_choices = {
@@ -233,7 +208,6 @@ def tuned_baselines(
         settings,
         max_history=max_history,
         title="baselines on validation",
-        end_to_end={},
     )
     chosen: dict[str, Retriever] = {}
     for name, models in variants.items():

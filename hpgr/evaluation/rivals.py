@@ -1,4 +1,4 @@
-"""Is the trained model the one to serve: it beside every other model, on validation alone.
+"""The trained model beside every other model on validation: the one to serve.
 
 The metric is the one that early stopping watched: NDCG or HR of retrieval, or AUC of labelled
 candidates. All models answer the same validation queries, and differences are paired. The test
@@ -16,10 +16,9 @@ from hpgr import metrics
 from hpgr.config import Evaluate
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation import compare, protocols, ranking, retrieval
-from hpgr.evaluation.baselines import Retriever
 from hpgr.evaluation.compare import Estimate
-from hpgr.evaluation.metric_tables import label
-from hpgr.evaluation.retrieval import FromNetwork, Network
+from hpgr.evaluation.headline import label
+from hpgr.evaluation.model_protocols import RankingModel, Retriever
 from hpgr.metrics import metric_label
 
 Values = dict[str, dict[str, float]]
@@ -63,16 +62,16 @@ class Standing:
         if self.serve_instead:
             return (
                 f"Serve {label(rival)} instead of {label(self.main)}: on {asked} it reaches "
-                f"{self._told(rival)} against {self._told(self.main)} ({interval})."
+                f"{self._figures(rival)} against {self._figures(self.main)} ({interval})."
             )
         return (
             f"No baseline is ahead of {label(self.main)}: on {asked} it reaches "
-            f"{self._told(self.main)}; next is {label(rival)} with {self._told(rival)} "
+            f"{self._figures(self.main)}; next is {label(rival)} with {self._figures(rival)} "
             f"({interval})."
         )
 
     def record(self) -> dict[str, object]:
-        """What verdict.json holds."""
+        """The content of verdict.json."""
         return {
             "split": "validation",
             "queries": self.queries,
@@ -93,7 +92,7 @@ class Standing:
             },
         }  # fmt: skip
 
-    def _told(self, model: str) -> str:
+    def _figures(self, model: str) -> str:
         row = self.values[model]
         first = [self.metric, *(name for name in row if name != self.metric)]
         return " and ".join(f"{metric_label(name)} {row[name]:.4f}" for name in first)
@@ -101,14 +100,13 @@ class Standing:
 
 def retrieval_standing(
     log: EventLog,
-    networks: Mapping[str, Network],
-    baselines: Mapping[str, Retriever],
+    models: Mapping[str, Retriever],
     settings: Evaluate,
     *,
     max_history: int,
     metric: str,
 ) -> Standing | None:
-    """By `metric`, "hr" or "ndcg" at the first cutoff; the first of `networks` is judged.
+    """By `metric`, "hr" or "ndcg" at the first cutoff; the first of `models` is judged.
 
     None where validation asks nothing.
     """
@@ -116,13 +114,7 @@ def retrieval_standing(
     if not len(queries):
         return None
     outcomes = retrieval.run(
-        log,
-        queries,
-        {name: FromNetwork(network) for name, network in networks.items()} | dict(baselines),
-        settings,
-        max_history=max_history,
-        title="all models on validation",
-        end_to_end={},
+        log, queries, models, settings, max_history=max_history, title="all models on validation"
     )
     k = settings.cutoffs[0]
     names = (f"{metric}@{k}", *(f"{n}@{k}" for n in ("ndcg", "hr") if n != metric))
@@ -140,12 +132,7 @@ def retrieval_standing(
 
 
 def ranking_standing(
-    log: EventLog,
-    rankers: Mapping[str, Network],
-    settings: Evaluate,
-    *,
-    max_history: int,
-    main: str,
+    log: EventLog, name: str, network: RankingModel, settings: Evaluate, *, max_history: int
 ) -> Standing | None:
     """By AUC of the labels of validation events, each given what happened strictly before.
 
@@ -156,18 +143,13 @@ def ranking_standing(
         rng = np.random.default_rng(settings.seed)
         picked = rng.choice(len(candidates), settings.tuning_queries, replace=False)
         candidates = candidates.pick(np.sort(picked))
-    positive = int(candidates.label.sum())
-    if not 0 < positive < len(candidates.label):
+    if len(np.unique(candidates.label)) < 2:
         return None
-    order = [main, *(name for name in rankers if name != main)]
-    scores: dict[str, np.ndarray] = {
-        name: ranking.score(
-            rankers[name], log, candidates, max_history=max_history, title=f"{name} on validation"
-        )
-        for name in order
-    }
-    scores |= ranking.mean_models(log, candidates, prior_events=settings.prior_events)
-    values = {n: {"auc": float(metrics.auc(candidates.label, s) or 0.5)} for n, s in scores.items()}
+    title = f"{name} on validation"
+    own = ranking.score(network, log, candidates, max_history=max_history, title=title)
+    means = ranking.mean_models(log, candidates, prior_events=settings.prior_events)
+    scores: dict[str, np.ndarray] = {name: own, **means}
+    values = {n: {"auc": metrics.auc(candidates.label, s) or 0.0} for n, s in scores.items()}
     samples = compare.bootstrap_auc(
         candidates.candidate_user(),
         candidates.label,

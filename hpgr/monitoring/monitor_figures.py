@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hpgr.config import Monitor
-from hpgr.evaluation.figures import INK, MAIN, NETWORK, QUIET, canvas
+from hpgr.evaluation.figures import INK, MAIN, QUIET, SECOND, canvas
 from hpgr.monitoring.champions import History
 
 FEWEST_PLACES = 6  # on an axis of batches, so that one bar is no wall
@@ -74,7 +74,7 @@ def metrics(past: History, metric: str, now: datetime) -> Figure:
     for version in past.versions.values():
         if version.metric is not None:
             reigned = any(reign.version == version.number for reign in past.reigns)
-            place, colour = (date2num(version.made), version.metric), NETWORK if reigned else GREY
+            place, colour = (date2num(version.made), version.metric), SECOND if reigned else GREY
             axes.plot(*place, "o", color=colour, markersize=5.5, zorder=3)
             axes.annotate(
                 f"v{version.number}", place, xytext=(5, -11), textcoords="offset points",

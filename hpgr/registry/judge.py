@@ -116,7 +116,7 @@ def as_markdown(verdict: dict[str, Any]) -> str:
 def _decide(
     cfg: Config, champion: int, challenger: ModelVersion, workspace: Workspace
 ) -> tuple[Contest, Verdict]:
-    log, name = open_log(), challenger.name
+    log, name = open_log(workspace), challenger.name
     with bundle_of(name, champion) as old, bundle_of(name, int(challenger.version)) as new:
         device = cfg.finetune.device
         figures = contest(

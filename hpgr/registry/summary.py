@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from hpgr.evaluation.headline import label, markdown_table, terminal_table
 from hpgr.runtime import UserError, read_json
 from hpgr.workspace import HERE, Workspace
 
@@ -50,47 +51,12 @@ def verdict(workspace: Workspace = HERE) -> tuple[str | None, str]:
 
 def markdown_tables(workspace: Workspace = HERE) -> str:
     """Every protocol's table in Markdown."""
-    parts = []
-    for name, rows in protocols(workspace).items():
-        columns = _columns(rows)
-        lines = [
-            f"### {name.replace('_', ' ')}",
-            "",
-            "| model | " + " | ".join(columns) + " |",
-            "|---|" + "---:|" * len(columns),
-        ]
-        for model, row in rows.items():
-            lines.append(f"| {model} | " + " | ".join(_cells(row, columns)) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        f"### {label(name)}\n\n{markdown_table(rows)}"
+        for name, rows in protocols(workspace).items()
+    )
 
 
 def terminal_tables(workspace: Workspace = HERE) -> list[Table]:
     """Every protocol's table for the terminal, the judged model in bold."""
-    tables = []
-    for name, rows in protocols(workspace).items():
-        table = Table(title=name.replace("_", " "))
-        table.add_column("model", no_wrap=True)
-        columns = _headline_columns(rows)
-        for column in columns:
-            table.add_column(column, justify="right")
-        for number, (model, row) in enumerate(rows.items()):
-            table.add_row(model, *_cells(row, columns), style="bold" if number == 0 else None)
-        tables.append(table)
-    return tables
-
-
-def _columns(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(metric for row in rows.values() for metric in row))
-
-
-def _headline_columns(rows: Rows) -> list[str]:
-    """Those that fit 80 columns: not the deeper NDCG, not what is only context."""
-    columns = _columns(rows)
-    gains = [column for column in columns if column.startswith("ndcg")]
-    left_out = {*gains[1:], *(c for c in columns if c.startswith(("coverage", "head_share")))}
-    return [column for column in columns if column not in left_out]
-
-
-def _cells(row: dict[str, float], columns: list[str]) -> list[str]:
-    return [f"{row[column]:.4f}" if column in row else "–" for column in columns]
+    return [terminal_table(label(name), rows) for name, rows in protocols(workspace).items()]

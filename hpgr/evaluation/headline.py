@@ -1,0 +1,58 @@
+"""The headline table of a protocol: models down, metrics across, for terminal and Markdown.
+
+Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from hpgr.metrics import metric_label
+
+Rows = Mapping[str, Mapping[str, float]]  # model -> metric -> value
+
+
+def label(model: str) -> str:
+    """A model's or protocol's name as a person reads it."""
+    return model.replace("_", " ")
+
+
+def metric_names(rows: Rows) -> list[str]:
+    """Every metric that a model has, in their order."""
+    return list(dict.fromkeys(metric for row in rows.values() for metric in row))
+
+
+def terminal_table(title: str, rows: Rows) -> Table:
+    """For the terminal, the first model in bold; metrics that 80 columns do not hold are left out.
+
+    Those are the deeper NDCG, and coverage and head share, which are only context.
+    """
+    names = metric_names(rows)
+    gains = [name for name in names if name.startswith("ndcg")]
+    wide = {*gains[1:], *(name for name in names if name.startswith(("coverage", "head_share")))}
+    names = [name for name in names if name not in wide]
+    table = Table(title=title)
+    table.add_column("model", no_wrap=True)
+    for name in names:
+        table.add_column(metric_label(name), justify="right")
+    for number, (model, row) in enumerate(rows.items()):
+        style = None if number else "bold"
+        table.add_row(label(model), *_cells(row, names), style=style)
+    return table
+
+
+def markdown_table(rows: Rows) -> str:
+    """For a card or page, with every metric."""
+    names = metric_names(rows)
+    lines = [
+        f"| model | {' | '.join(map(metric_label, names))} |",
+        "|---|" + "---:|" * len(names),
+        *(f"| {label(model)} | {' | '.join(_cells(row, names))} |" for model, row in rows.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: Mapping[str, float], names: Sequence[str]) -> list[str]:
+    return [f"{row[name]:.4f}" if name in row else "–" for name in names]

@@ -1,0 +1,37 @@
+"""What evaluation and serving ask of a model, trained or not.
+
+A baseline is a `Retriever`; `hpgr.model.scoring.Scorer` is a `RankingModel`. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from hpgr.data.histories import Histories
+
+
+class Retriever(Protocol):
+    """A model that scores the whole catalogue; callers bound memory by passing few queries."""
+
+    def retrieve(self, histories: Histories) -> np.ndarray:
+        """Scores of the catalogue, higher is better, float32 [Q, num_items]."""
+
+
+class RankingModel(Retriever, Protocol):
+    """A network, which also says how likely an item is to be liked and what it looked at."""
+
+    def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Probability (pCTR) of the jagged candidates of each query, float32 [C]."""
+
+    def explain(
+        self,
+        histories: Histories,
+        offsets: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the anchors in each history, -1 for none, and their weights, [N, A].
+
+        For each query, N = Q, or for each candidate as `rank` places it, N = C.
+        """
