@@ -21,9 +21,10 @@ from hpgr.config import ConfigError, load_config
 from hpgr.data.log import FIRST_ITEM, EventLog
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError, read_json
-from hpgr.serving.batch import MANIFEST, SESSIONS, recommend_all
+from hpgr.serving.batch import MANIFEST, recommend_all
 from hpgr.serving.champion import load_champion
 from hpgr.serving.typed_request import of_user
+from hpgr.workspace import HERE
 
 COLUMNS = ["user_id", "rank", "item_id", "title", "score", "similarity"]
 USERS = 40
@@ -55,7 +56,7 @@ def test_every_user_gets_the_answer_of_a_single_request(project):
     found = answers(done)
     assert list(found.columns) == COLUMNS
     recommender = load_champion(load_config()).recommender
-    users = pq.read_table(SESSIONS / "users.parquet")["user_id"].to_pylist()
+    users = pq.read_table(HERE.sessions / "users.parquet")["user_id"].to_pylist()
     assert found["user_id"].drop_duplicates().tolist() == users
     for user, rows in found.groupby("user_id"):
         (answer,) = recommender.recommend([of_user(user, "1200000000")], k=10)
@@ -68,13 +69,13 @@ def test_every_user_gets_the_answer_of_a_single_request(project):
 
 
 def test_without_a_time_it_is_asked_a_second_after_the_log_ends(project):
-    log = EventLog.open(SESSIONS / "arrays")
+    log = EventLog.open(HERE.sessions / "arrays")
     assert recommend_all(asked()).manifest["at"] == log.timestamp.max() + 1
 
 
 def test_only_what_happened_before_the_time_counts(project):
     """Users without an event before it are newcomers; the others are answered from their past."""
-    log = EventLog.open(SESSIONS / "arrays")
+    log = EventLog.open(HERE.sessions / "arrays")
     first = np.asarray(log.timestamp[log.user_offsets[:-1]])
     at = int(np.median(first))
     found = answers(recommend_all(asked(at=at)))
@@ -89,24 +90,24 @@ def test_only_what_happened_before_the_time_counts(project):
         ]
 
 
-def test_a_log_with_other_inside_ids_gets_the_same_answers(project):
-    """Ids go through the outside: permuted ones, and items the model never saw, change nothing."""
+def test_a_log_with_other_indices_gets_the_same_answers(project):
+    """External ids connect the two: other indices and items never seen change nothing."""
     before = answers(recommend_all(asked()))
-    log = EventLog.open(SESSIONS / "arrays")
+    log = EventLog.open(HERE.sessions / "arrays")
     new = log.meta.num_items + 3  # three items more than the model knows
     permutation = np.r_[0, 1, FIRST_ITEM + np.random.default_rng(0).permutation(new - FIRST_ITEM)]
-    np.save(SESSIONS / "arrays/item.npy", permutation[log.item].astype(np.int32))
-    meta = read_json(SESSIONS / "arrays/meta.json")
-    (SESSIONS / "arrays/meta.json").write_text(json.dumps({**meta, "num_items": new}))
-    items = pq.read_table(SESSIONS / "items.parquet").to_pandas()
+    np.save(HERE.sessions / "arrays/item.npy", permutation[log.item].astype(np.int32))
+    meta = read_json(HERE.sessions / "arrays/meta.json")
+    (HERE.sessions / "arrays/meta.json").write_text(json.dumps({**meta, "num_items": new}))
+    items = pq.read_table(HERE.sessions / "items.parquet").to_pandas()
     ids = [*items["item_id"], "new1", "new2", "new3"]
     table = {"item": permutation[FIRST_ITEM:].astype(np.int32), "item_id": ids}
-    pq.write_table(pa.table(table), SESSIONS / "items.parquet")
-    actions = pq.read_table(SESSIONS / "actions.parquet").to_pandas()
+    pq.write_table(pa.table(table), HERE.sessions / "items.parquet")
+    actions = pq.read_table(HERE.sessions / "actions.parquet").to_pandas()
     swapped = {"action": actions["action"].to_numpy()[::-1].copy(), "name": actions["name"]}
-    pq.write_table(pa.table(swapped), SESSIONS / "actions.parquet")
+    pq.write_table(pa.table(swapped), HERE.sessions / "actions.parquet")
     other = np.array([0, 2, 1], dtype=np.int16)[log.action]
-    np.save(SESSIONS / "arrays/action.npy", other)
+    np.save(HERE.sessions / "arrays/action.npy", other)
     after = recommend_all(asked())
     assert after.scored_users == USERS
     found = answers(after)
@@ -117,7 +118,7 @@ def test_a_log_with_other_inside_ids_gets_the_same_answers(project):
 @pytest.mark.parametrize("seen", [None, "drop", "keep"])
 def test_items_that_a_user_had_before_are_kept_or_dropped(project, seen):
     """With no word on it they are dropped: so the version was judged."""
-    log = EventLog.open(SESSIONS / "arrays")
+    log = EventLog.open(HERE.sessions / "arrays")
     catalogue = {f"id{i}" for i in range(FIRST_ITEM, log.meta.num_items)}
     found = answers(recommend_all(asked(k=len(catalogue), seen=seen)))
     for user in range(USERS):
@@ -311,7 +312,7 @@ def test_the_manifest_says_how_many_users_the_log_left_out(project):
 
 
 def test_without_a_sessionized_log_the_message_says_what_to_run(project):
-    shutil.rmtree(SESSIONS / "arrays")
+    shutil.rmtree(HERE.sessions / "arrays")
     with pytest.raises(UserError, match=r"arrays not found: run `hpgr sessionize`"):
         recommend_all(asked())
 
@@ -364,7 +365,7 @@ def test_users_of_long_histories_are_answered_in_parts(project, monkeypatch):
     """Two users' events at a time at most, and the same answers."""
     expected = answers(recommend_all(asked(at=1_200_000_000)))
     shutil.rmtree("artifacts/recommendations")
-    longest = int(np.diff(EventLog.open(SESSIONS / "arrays").user_offsets).max())
+    longest = int(np.diff(EventLog.open(HERE.sessions / "arrays").user_offsets).max())
     monkeypatch.setattr("hpgr.data.histories.EVENTS_AT_A_TIME", 2 * longest)
     held, plain = [], hpgr.serving.batch.histories
     monkeypatch.setattr(

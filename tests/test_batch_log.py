@@ -12,22 +12,23 @@ from test_batch import answers, asked
 
 from hpgr.data.log import EventLog
 from hpgr.runtime import UserError
-from hpgr.serving.batch import SESSIONS, recommend_all
+from hpgr.serving.batch import recommend_all
 from hpgr.serving.champion import load_champion
+from hpgr.workspace import HERE
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def put_other_sessions():
     """Another log in the place of this one, as `dvc checkout` puts it: other users, other items."""
-    other = SESSIONS.with_name("other")
-    shutil.copytree(SESSIONS, other)
+    other = HERE.sessions.with_name("other")
+    shutil.copytree(HERE.sessions, other)
     for name, column in (("users", "user_id"), ("items", "item_id")):
         table = pq.read_table(other / f"{name}.parquet").to_pydict()
         table[column] = table[column][::-1]
         pq.write_table(pa.table(table), other / f"{name}.parquet")
-    SESSIONS.rename(SESSIONS.with_name("before"))
-    other.rename(SESSIONS)
+    HERE.sessions.rename(HERE.sessions.with_name("before"))
+    other.rename(HERE.sessions)
 
 
 def test_a_log_that_is_replaced_while_it_is_read_is_refused(monkeypatch):
@@ -49,9 +50,9 @@ def test_a_log_that_is_replaced_after_it_was_read_changes_nothing(monkeypatch):
     expected = answers(before)
     shutil.rmtree(before.folder)
 
-    def fetched(cfg):
+    def fetched(cfg, workspace):
         put_other_sessions()
-        return load_champion(cfg)
+        return load_champion(cfg, workspace)
 
     monkeypatch.setattr("hpgr.serving.batch.load_champion", fetched)
     done = recommend_all(asked())
@@ -69,7 +70,7 @@ def test_a_log_that_is_replaced_after_it_was_read_changes_nothing(monkeypatch):
     ],
 )
 def test_a_damaged_log_is_one_message(file, size, told):
-    path = SESSIONS / file
+    path = HERE.sessions / file
     content = path.read_bytes()
     path.unlink()
     if size is not None:

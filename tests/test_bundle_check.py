@@ -20,7 +20,7 @@ from hpgr.registry.judge import contestant
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.champion import BUNDLE, Champion
-from hpgr.serving.recommender import load_told
+from hpgr.serving.recommender import load_bundle
 from hpgr.serving.server import create_app
 
 WRONG = ("9", -1, 10**30, 1.5e300, float("nan"), float("inf"), None, [], {}, "x" * 1000)
@@ -49,7 +49,7 @@ def little_memory():
 def refused(bundle):
     """The one message of a bundle that is not taken."""
     with pytest.raises(UserError) as told:
-        load_told(bundle, "the model", "register it again")
+        load_bundle(bundle, "the model", "register it again")
     message = str(told.value)
     assert message.startswith("the model cannot be read by this installation (")
     assert "\n" not in message and len(message) < 400
@@ -203,7 +203,7 @@ def test_a_file_that_claims_what_cannot_be_is_refused(bundle, harm):
 def test_a_bundle_of_before_the_sketch_is_served(bundle):
     (bundle / "trained.npy").unlink()
     (bundle / "categories.parquet").unlink()
-    load_told(bundle, "the model", "")
+    load_bundle(bundle, "the model", "")
 
 
 def test_a_model_that_answers_with_no_numbers_is_refused(bundle):

@@ -105,9 +105,9 @@ def test_the_scoring_server_answers_like_the_core(post, recommender):
     same(body["predictions"], answers)
     items = [item for answer in answers for item in answer.items]
     for row, item in zip(body["predictions"], items, strict=True):
-        told = [(driver["item_id"], driver["title"]) for driver in row["because"]]
-        assert told == [(driver.item_id, driver.title) for driver in item.drivers]
-        assert sum(driver["weight"] for driver in row["because"]) == pytest.approx(1 if told else 0)
+        told = [(anchor["item_id"], anchor["title"]) for anchor in row["anchors"]]
+        assert told == [(anchor.item_id, anchor.title) for anchor in item.anchors]
+        assert sum(anchor["weight"] for anchor in row["anchors"]) == pytest.approx(1 if told else 0)
 
 
 @pytest.mark.parametrize("form", ["dataframe_split", "inputs", "instances"])

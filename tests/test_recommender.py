@@ -80,29 +80,29 @@ def test_items_beyond_the_networks_reach_are_removed_too():
     assert [i.item_id for i in answer.items] == ["b", "c"]
 
 
-def test_drivers_are_the_items_at_the_anchors():
+def test_anchors_are_named_by_their_items():
     (answer,) = recommender().recommend([request(("b", 1), ("a", 2))], k=1)
-    assert [(d.title, d.weight) for d in answer.drivers] == [("Beta", 1.0)]
+    assert [(d.title, d.weight) for d in answer.anchors] == [("Beta", 1.0)]
 
 
-def test_each_item_has_the_drivers_that_placed_it():
+def test_each_item_has_the_anchors_that_placed_it():
     empty, full, other = recommender().recommend(
         [request(), request(("b", 1), ("a", 2)), request(("c", 3), ("new", 4))], k=3
     )
-    assert [[d.title for d in item.drivers] for item in empty.items] == [[], [], []]
+    assert [[d.title for d in item.anchors] for item in empty.items] == [[], [], []]
     for item in full.items:
-        assert [(d.item_id, d.title) for d in item.drivers] == [("a", "Alpha"), ("b", "Beta")]
-        assert [d.weight for d in item.drivers] == pytest.approx([0.75, 0.25])
+        assert [(d.item_id, d.title) for d in item.anchors] == [("a", "Alpha"), ("b", "Beta")]
+        assert [d.weight for d in item.anchors] == pytest.approx([0.75, 0.25])
     # An unknown item has no name to be told by: the others share its weight.
-    assert [[(d.title, d.weight) for d in item.drivers] for item in other.items] == [
+    assert [[(d.title, d.weight) for d in item.anchors] for item in other.items] == [
         [("Gamma", 1.0)]
     ] * 3
 
 
-def test_without_a_ranking_head_the_answers_drivers_are_those_of_each_item():
+def test_without_a_ranking_head_the_answers_anchors_are_those_of_each_item():
     (answer,) = recommender(ranked=False).recommend([request(("b", 1), ("a", 2))], k=2)
-    assert [item.drivers for item in answer.items] == [answer.drivers] * 2
-    assert [driver.title for driver in answer.drivers] == ["Beta"]
+    assert [item.anchors for item in answer.items] == [answer.anchors] * 2
+    assert [anchor.title for anchor in answer.anchors] == ["Beta"]
 
 
 def test_events_are_sorted_by_time_and_ties_keep_their_order():
@@ -153,7 +153,7 @@ def test_an_empty_history_gets_the_most_popular_items_ordered_by_the_ranking_hea
     (answer,) = recommender().recommend([request()], k=2)
     assert [i.item_id for i in answer.items] == ["a", "b"]
     assert (answer.items[0].score, answer.items[0].similarity) == (pytest.approx(1 / 2), None)
-    assert (answer.source, answer.drivers) == ("popular", [])
+    assert (answer.source, answer.anchors) == ("popular", [])
 
 
 def test_an_empty_history_without_a_ranking_head_gets_the_most_popular_items():
@@ -173,7 +173,7 @@ def test_an_empty_history_beside_others_changes_nothing_for_them():
 def test_a_history_of_unknown_items_alone_still_answers():
     (answer,) = recommender().recommend([request(("new", 1), ("newer", 2))], k=2)
     assert [i.item_id for i in answer.items] == ["b", "c"]
-    assert (answer.source, answer.unknown_items, answer.drivers) == ("history", 2, [])
+    assert (answer.source, answer.unknown_items, answer.anchors) == ("history", 2, [])
 
 
 def test_an_exact_duplicate_counts_once():

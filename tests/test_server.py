@@ -49,22 +49,22 @@ def changed(**columns):
     return {"requests": [{"request_time": NOW, **HISTORY, **columns}]}
 
 
-def test_an_answer_names_items_drivers_and_the_version(ask):
+def test_an_answer_names_items_anchors_and_the_version(ask):
     status, body = ask(ONE)
     assert status == 200
     assert body["model"] == {"name": "hpgr", "version": 1}
     (answer,) = body["answers"]
     assert answer["source"] == "history" and answer["unknown_items"] == 0
     assert len(answer["items"]) == 5
-    assert set(answer["items"][0]) == {"item_id", "title", "score", "similarity", "drivers"}
+    assert set(answer["items"][0]) == {"item_id", "title", "score", "similarity", "anchors"}
     scores = [item["score"] for item in answer["items"]]
     assert scores == sorted(scores, reverse=True)
-    assert {driver["title"] for driver in answer["drivers"]} == {"Title 3", "Title 4"}
-    assert sum(driver["weight"] for driver in answer["drivers"]) == pytest.approx(1)
+    assert {anchor["title"] for anchor in answer["anchors"]} == {"Title 3", "Title 4"}
+    assert sum(anchor["weight"] for anchor in answer["anchors"]) == pytest.approx(1)
     for item in answer["items"]:
-        assert {driver["item_id"] for driver in item["drivers"]} == {"id3", "id4"}
-        assert sum(driver["weight"] for driver in item["drivers"]) == pytest.approx(1)
-    weights = [[driver["weight"] for driver in item["drivers"]] for item in answer["items"]]
+        assert {anchor["item_id"] for anchor in item["anchors"]} == {"id3", "id4"}
+        assert sum(anchor["weight"] for anchor in item["anchors"]) == pytest.approx(1)
+    weights = [[anchor["weight"] for anchor in item["anchors"]] for item in answer["items"]]
     assert weights[0] != weights[1]
 
 
@@ -73,7 +73,7 @@ def test_several_requests_are_answered_in_their_order(ask):
     body = ask({"requests": [ONE["requests"][0], other, ONE["requests"][0]], "k": 3})[1]
     one, two, three = body["answers"]
     assert one == three
-    assert two["drivers"] == [{"item_id": "id9", "title": "Title 9", "weight": 1.0}]
+    assert two["anchors"] == [{"item_id": "id9", "title": "Title 9", "weight": 1.0}]
 
 
 def test_without_k_an_answer_has_as_many_items_as_params_say(ask):
@@ -92,7 +92,7 @@ def test_a_newcomer_gets_what_is_popular(ask):
     status, body = ask({"requests": [{"request_time": NOW}], "k": 3})
     assert status == 200
     (answer,) = body["answers"]
-    assert (answer["source"], answer["drivers"], len(answer["items"])) == ("popular", [], 3)
+    assert (answer["source"], answer["anchors"], len(answer["items"])) == ("popular", [], 3)
     assert all(item["similarity"] is None and item["score"] > 0 for item in answer["items"])
 
 

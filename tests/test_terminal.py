@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpgr.serving.answer import show
-from hpgr.serving.recommender import Answer, Driver, Recommended
+from hpgr.serving.recommender import Anchor, Answer, Recommended
 from hpgr.serving.request import Request
 from hpgr.terminal import cell, printable
 
@@ -57,10 +57,10 @@ class OneAnswer:
 
     def recommend(self, requests, *, k):
         items = [
-            Recommended(item_id, title, 0.5, 0.5, [Driver(item_id, title, 1.0)])
+            Recommended(item_id, title, 0.5, 0.5, [Anchor(item_id, title, 1.0)])
             for item_id, title in self.names.values()
         ]
-        return [Answer(items, [Driver("[i]0", TITLES[0], 1.0)], "history", 0)]
+        return [Answer(items, [Anchor("[i]0", TITLES[0], 1.0)], "history", 0)]
 
 
 def test_an_answer_shows_every_title_and_id_as_it_is(capsys, monkeypatch):
@@ -69,8 +69,8 @@ def test_an_answer_shows_every_title_and_id_as_it_is(capsys, monkeypatch):
     ids = [item_id for item_id, _ in recommender.names.values()]
     show(recommender, Request(10, ids, list(range(len(ids)))), k=9, title="user [u]1")
     said = capsys.readouterr().out
-    assert "user [u]1" in said and f"found by: {TITLES[0]} (100%)" in said
+    assert "user [u]1" in said and f"anchors: {TITLES[0]} (100%)" in said
     for item_id, title in recommender.names.values():
         row = next(line for line in said.splitlines() if f" {item_id} " in line)
-        assert row.count(printable(title)) == 2  # the title, and what it is because of
+        assert row.count(printable(title)) == 2  # the title, and its anchor
     assert "\x1b[2J" not in said

@@ -4,7 +4,8 @@ import pytest
 
 from hpgr.data.log import EventLog
 from hpgr.runtime import UserError
-from hpgr.serving.typed_request import SESSIONS, find_items, of_user
+from hpgr.serving.typed_request import find_items, of_user
+from hpgr.workspace import HERE
 
 TITLES = {
     "1": "Alien (1979)",
@@ -27,7 +28,7 @@ def inside(registered_project, monkeypatch):
 
 
 def test_all_events_of_a_user_become_a_request_a_second_after_the_last(inside):
-    log = EventLog.open(SESSIONS / "arrays")
+    log = EventLog.open(HERE.sessions / "arrays")
     request = of_user("user7", None)
     rows = slice(log.user_offsets[7], log.user_offsets[8])
     assert request.item_ids == [f"id{item}" for item in log.item[rows]]

@@ -205,7 +205,7 @@ def _signature() -> Any:
     from mlflow.types.schema import AnyType, Array, Object, Property
 
     text, number, real = DataType.string, DataType.long, DataType.double
-    driver = {"item_id": text, "title": text, "weight": real}
+    anchor = {"item_id": text, "title": text, "weight": real}
     return ModelSignature(
         inputs=Schema(
             [
@@ -224,7 +224,7 @@ def _signature() -> Any:
                 ColSpec(real, "score"),
                 ColSpec(real, "similarity"),
                 ColSpec(text, "source"),
-                ColSpec(Array(Object([Property(*part) for part in driver.items()])), "because"),
+                ColSpec(Array(Object([Property(*part) for part in anchor.items()])), "anchors"),
             ]
         ),
         params=ParamSchema([ParamSpec("k", number, 10)]),

@@ -23,22 +23,29 @@ from hpgr.registry.tracking import connect
 from hpgr.registry.versions import alias_of
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.champion import load_champion
-from hpgr.serving.recommender import Answer, Driver, Recommender, load_told
+from hpgr.serving.recommender import Anchor, Answer, Recommender, load_bundle
 from hpgr.serving.request import Request
-from hpgr.serving.typed_request import SESSIONS, of_user, typed
+from hpgr.serving.typed_request import of_user, typed
 from hpgr.terminal import cell
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
 SOURCES = ("champion", "artifacts")
 SHOWN_EVENTS = 5  # newest events printed above an answer
-SHOWN_DRIVERS = 2  # of an item
+SHOWN_ANCHORS = 2  # of an item
 SHOWN_USERS = 2  # of the log, in `hpgr result`
 SHOWN_ITEMS = 5
 
 
 @explained("recommend", Path(tempfile.gettempdir()))  # all that it writes
 def recommend(
-    cfg: Config, *, user: str | None, history: str | None, at: str | None, k: int, source: str
+    cfg: Config,
+    *,
+    user: str | None,
+    history: str | None,
+    at: str | None,
+    k: int,
+    source: str,
+    workspace: Workspace = HERE,
 ) -> None:
     """Print the `k` best items for a user of the log or for a typed history.
 
@@ -49,54 +56,61 @@ def recommend(
         raise UserError("say who asks: either --user ID or --history 'title or id, ...'")
     if source not in SOURCES:
         raise UserError(f"--source {source!r}: expected {' or '.join(SOURCES)}")
-    recommender = load_champion(cfg).recommender if source == "champion" else from_artifacts(cfg)
-    request = typed(history, at, recommender) if history is not None else of_user(str(user), at)
-    show(recommender, request, k=k, title=f"user {user}" if user is not None else "this history")
+    if source == "champion":
+        recommender = load_champion(cfg, workspace).recommender
+    else:
+        recommender = from_artifacts(cfg, workspace)
+    if history is not None:
+        request, title = typed(history, at, recommender), "this history"
+    else:
+        request, title = of_user(str(user), at, workspace), f"user {user}"
+    show(recommender, request, k=k, title=title)
 
 
 @explained("result", Path(tempfile.gettempdir()))
 @answered()
-def result(cfg: Config) -> None:
+def result(cfg: Config, workspace: Workspace = HERE) -> None:
     """Print the tables of the last evaluation, some recommendations and one line of JSON.
 
     Raises:
         UserError: nothing was evaluated or registered yet.
     """
-    source = HERE.artifacts / "registered.json"
+    source = workspace.registered
     if not source.is_file():
         raise UserError(f"{source} not found: run `make run`, or `hpgr register` after `dvc repro`")
     registered = read_json(source)
     console = Console()
-    for table in terminal_tables():
+    for table in terminal_tables(workspace):
         console.print(table)
-    beaten_by, sentence = verdict()
+    beaten_by, sentence = verdict(workspace)
     if sentence:
         console.print(sentence, style="bold red" if beaten_by else None, highlight=False)
-    recommender = from_artifacts(cfg)
-    users = pq.read_table(SESSIONS / "users.parquet")["user_id"].slice(0, SHOWN_USERS).to_pylist()
-    for user in users:
-        show(recommender, of_user(user, None), k=SHOWN_ITEMS, title=f"user {user}")
+    recommender = from_artifacts(cfg, workspace)
+    users = pq.read_table(workspace.sessions / "users.parquet")["user_id"]
+    for user in users.slice(0, SHOWN_USERS).to_pylist():
+        show(recommender, of_user(user, None, workspace), k=SHOWN_ITEMS, title=f"user {user}")
+    name, version = registered["name"], registered["version"]
     line = {
         "profile": cfg.profile,
         "dataset": cfg.data.path.name,
-        "metrics": headline(),
+        "metrics": headline(workspace),
         "beaten_by": beaten_by,
-        "model": registered["name"],
-        "version": registered["version"],
-        "alias": alias_of(connect(), registered["name"], registered["version"]),  # now, not then
+        "model": name,
+        "version": version,
+        "alias": alias_of(connect(workspace), name, version),  # now, not then
     }
     print(json.dumps(line), flush=True)
 
 
-def from_artifacts(cfg: Config) -> Recommender:
+def from_artifacts(cfg: Config, workspace: Workspace = HERE) -> Recommender:
     """The recommender of the last run's artifacts."""
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = write_bundle(cfg, Path(scratch) / "bundle")
-        return load_told(bundle, "the last run's model", "`dvc repro` brings its files back")
+        bundle = write_bundle(cfg, Path(scratch) / "bundle", workspace)
+        return load_bundle(bundle, "the last run's model", "`dvc repro` brings its files back")
 
 
 def show(recommender: Recommender, request: Request, *, k: int, title: str) -> None:
-    """Print the newest events of the request, the answer and what drove it."""
+    """Print the newest events of the request, the answer and its anchors."""
     (answer,) = recommender.recommend([request], k=k)
     console = Console()
     names = dict(recommender.names.values())
@@ -110,21 +124,21 @@ def show(recommender: Recommender, request: Request, *, k: int, title: str) -> N
     console.print()
     console.print(line)
     console.print(_table(answer))
-    if answer.drivers:
-        console.print(cell(f"found by: {_shares(answer.drivers[:SHOWN_EVENTS])}"))
+    if answer.anchors:
+        console.print(cell(f"anchors: {_shares(answer.anchors[:SHOWN_EVENTS])}"))
 
 
 def _table(answer: Answer) -> Table:
     table = Table()
-    words = ("title", "id", "because of")
-    for column in ("", "title", "id", "score", "similarity", "because of"):
+    words = ("title", "id", "anchors")
+    for column in ("", "title", "id", "score", "similarity", "anchors"):
         table.add_column(column, justify="left" if column in words else "right")
     for rank, item in enumerate(answer.items, start=1):
         numbers = ["–" if n is None else f"{n:.3f}" for n in (item.score, item.similarity)]
-        because = _shares(item.drivers[:SHOWN_DRIVERS])
-        table.add_row(str(rank), cell(item.title), cell(item.item_id), *numbers, cell(because))
+        anchors = _shares(item.anchors[:SHOWN_ANCHORS])
+        table.add_row(str(rank), cell(item.title), cell(item.item_id), *numbers, cell(anchors))
     return table
 
 
-def _shares(drivers: list[Driver]) -> str:
-    return "; ".join(f"{driver.title} ({driver.weight:.0%})" for driver in drivers)
+def _shares(anchors: list[Anchor]) -> str:
+    return "; ".join(f"{anchor.title} ({anchor.weight:.0%})" for anchor in anchors)

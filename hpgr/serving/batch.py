@@ -9,7 +9,7 @@ for everything that the answers depend on, so that a run which asks the same con
 last one was stopped, however it was stopped: a part counts as done once the manifest holds the hash
 of its bytes. Reads `artifacts/sessions/` and the registry.
 
-The champion may know another vocabulary than the log that lies here: ids go through the outside.
+The champion may know another vocabulary than the log that lies here: external ids connect the two.
 """
 
 from __future__ import annotations
@@ -40,10 +40,8 @@ from hpgr.serving.champion import load_champion
 from hpgr.serving.recommender import Best, Recommender
 from hpgr.serving.shown import shown
 from hpgr.serving.typed_request import seconds
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
-OUTPUT = HERE.artifacts / "recommendations"
-SESSIONS = HERE.output("sessionize")
 HASHED = (
     *(f"{name}.parquet" for name in ("events", "items", "users", "actions")),
     "arrays/meta.json",
@@ -74,43 +72,46 @@ class Sessions:
     dropped_users: int  # by the k-core, so that they are not in the log
 
     @classmethod
-    def read(cls) -> Sessions:
-        """Map the arrays and read the tables of `artifacts/sessions/`.
+    def read(cls, folder: Path) -> Sessions:
+        """Map the arrays and read the tables below `folder`.
 
         Raises:
             UserError: there is none, or another one was put there meanwhile.
         """
-        for path in (SESSIONS / "arrays", *(SESSIONS / name for name in HASHED)):
+        for path in (folder / "arrays", *(folder / name for name in HASHED)):
             if not path.exists():
                 raise UserError(f"{path} not found: run `hpgr sessionize`, or `dvc repro` for all")
-        before = cls._hashes()
-        log = EventLog.open(SESSIONS / "arrays")
-        ids, users = Ids.read(SESSIONS), pq.read_table(SESSIONS / "users.parquet")
-        dropped = read_json(SESSIONS / "stats.json")["dropped"]["users"]
-        if cls._hashes() != before:
-            raise UserError(f"{SESSIONS}: the log changed while it was read: run again")
+        before = _hashes(folder)
+        log = EventLog.open(folder / "arrays")
+        ids, users = Ids.read(folder), pq.read_table(folder / "users.parquet")
+        dropped = read_json(folder / "stats.json")["dropped"]["users"]
+        if _hashes(folder) != before:
+            raise UserError(f"{folder}: the log changed while it was read: run again")
         return cls(log, ids, users, before, dropped)
 
-    @staticmethod
-    def _hashes() -> dict[str, str]:
-        return {Path(name).stem: sha256_file(SESSIONS / name) for name in HASHED}
 
-
-@explained("recommend-all", OUTPUT)
-def recommend_all(cfg: Config, progress: Progress = lambda done, users: None) -> Done:
+def recommend_all(
+    cfg: Config, progress: Progress = lambda done, users: None, *, workspace: Workspace = HERE
+) -> Done:
     """Score every user of the log with the champion, as `cfg.recommend` asks.
 
     Args:
         cfg: its section `recommend` says how many items, when, and which may be recommended.
         progress: called after every part with the users done so far and those of the whole log.
+        workspace: holds the sessionized log and takes the answers.
 
     Raises:
         UserError: no champion, no log, no event before the time asked, an allow list that names
             no known item, a damaged file, or another run that is writing the same answers.
     """
+    with explained("recommend-all", workspace.recommendations, workspace):
+        return _recommend_all(cfg, progress, workspace)
+
+
+def _recommend_all(cfg: Config, progress: Progress, workspace: Workspace) -> Done:
     asked = cfg.recommend
-    sessions = Sessions.read()
-    served = load_champion(cfg)
+    sessions = Sessions.read(workspace.sessions)
+    served = load_champion(cfg, workspace)
     model = served.recommender
     at = _request_time(asked.at, sessions.log)
     allow = _read_list(asked.allow, model, some_known=True)
@@ -127,7 +128,7 @@ def recommend_all(cfg: Config, progress: Progress = lambda done, users: None) ->
         "chunk_users": asked.chunk_users,
     }
     key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
-    folder = OUTPUT / f"{served.name}-{served.version}-{key}"
+    folder = workspace.recommendations / f"{served.name}-{served.version}-{key}"
     eligible = model.eligible(allow, deny or ())
     if eligible is not None and not eligible[list(model.names)].any():
         print("warning: recommend.allow and recommend.deny leave no item: every answer is empty")
@@ -172,10 +173,8 @@ class Scoring:
         self.eligible, self.drop_seen = eligible, drop_seen
         self.user_ids = sessions.users.sort_by("user")["user_id"]
         self.ids = IdMap.between(sessions.ids, Ids(model.item, model.actions))
-        # The model's catalogue by its inside id, the reserved ones without a name.
-        catalogue = [
-            model.names.get(inside, (None, None)) for inside in range(len(model.popularity))
-        ]
+        # The model's catalogue by index, the reserved ones without a name.
+        catalogue = [model.names.get(i, (None, None)) for i in range(len(model.popularity))]
         self.item_ids = pa.array([item_id for item_id, _ in catalogue], pa.string())
         self.titles = pa.array([title for _, title in catalogue], pa.string())
 
@@ -222,10 +221,14 @@ class Scoring:
         )
 
 
+def _hashes(folder: Path) -> dict[str, str]:
+    return {Path(name).stem: sha256_file(folder / name) for name in HASHED}
+
+
 def _request_time(asked: Any, log: EventLog) -> int:
     """`recommend.at`, or one second after the log's last event."""
     if not log.meta.num_events:
-        raise UserError(f"{SESSIONS} holds no event: nobody to recommend to")
+        raise UserError("the sessionized log holds no event: nobody to recommend to")
     at = seconds(asked, where="recommend.at") if asked is not None else int(log.timestamp.max()) + 1
     first = int(log.timestamp.min())
     if at <= first:
@@ -237,7 +240,7 @@ def _request_time(asked: Any, log: EventLog) -> int:
 
 
 def _read_list(path: Path | None, model: Recommender, *, some_known: bool) -> list[str] | None:
-    """Item ids of a file, one a line; tells how many of them the model does not know.
+    """Item ids of a file, one a line; print how many of them the model does not know.
 
     Lines of a file without any known id are not shown: it may be no list of ids at all.
 
@@ -301,6 +304,6 @@ def _begin(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def _intact(path: Path, manifest: dict[str, Any]) -> bool:
-    """Whether the part holds, byte for byte, what the manifest says was written."""
+    """Return True if the part holds, byte for byte, what the manifest says was written."""
     entry = manifest["parts"].get(path.name)
     return entry is not None and path.is_file() and sha256_file(path) == entry["sha256"]

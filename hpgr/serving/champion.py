@@ -21,7 +21,8 @@ from hpgr.registry.mlflow_faults import answered, reason, told
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION
 from hpgr.runtime import UserError
-from hpgr.serving.recommender import Recommender, load_told
+from hpgr.serving.recommender import Recommender, load_bundle
+from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,13 +47,13 @@ class Served:
 
 
 @answered()
-def load_champion(cfg: Config) -> Served:
+def load_champion(cfg: Config, workspace: Workspace = HERE) -> Served:
     """The registry's champion.
 
     Raises:
         UserError: the registry has none, cannot be reached, or the version cannot be read.
     """
-    client, name = connect(), cfg.register_.model_name
+    client, name = connect(workspace), cfg.register_.model_name
     return load(find(client, name))
 
 
@@ -93,7 +94,7 @@ def load(version: ModelVersion) -> Served:
                 f"{version.name} version {version.version} cannot be fetched from the registry: "
                 f"{reason(error)}"
             ) from error
-        recommender = load_told(
+        recommender = load_bundle(
             folder,
             f"{version.name} version {version.version}",
             "promote another version or register again",

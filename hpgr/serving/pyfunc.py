@@ -3,8 +3,8 @@
 Input, one row a request: `request_time` (seconds, UTC), `item_ids`, `timestamps`, `actions`,
 `session_ids` (lists of equal length). Parameter `k`: items to return.
 Output, one row a recommended item: `request` (row of the input, from 0), `rank` (from 1),
-`item_id`, `title`, `score`, `similarity`, `source` (history | popular), `because` (the history
-items that drove it: `item_id`, `title`, `weight`). Reads the version's artifact `bundle`.
+`item_id`, `title`, `score`, `similarity`, `source` (history | popular), `anchors` (the history
+items that placed it: `item_id`, `title`, `weight`). Reads the version's artifact `bundle`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from mlflow.pyfunc import PythonModel
 from pydantic import ValidationError
 
 from hpgr.runtime import UserError
-from hpgr.serving.recommender import Recommender, load_told
+from hpgr.serving.recommender import Recommender, load_bundle
 from hpgr.serving.request import Request
-from hpgr.serving.schema import Asked, told
+from hpgr.serving.schema import Asked, explain
 
 COLUMNS = (
-    "request", "rank", "item_id", "title", "score", "similarity", "source", "because",
+    "request", "rank", "item_id", "title", "score", "similarity", "source", "anchors",
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ class RecommenderModel(PythonModel):
             UserError: it cannot be read, whatever the reason.
         """
         bundle = Path(context.artifacts["bundle"])
-        self.recommender = load_told(bundle, "the model", "register it again")
+        self.recommender = load_bundle(bundle, "the model", "register it again")
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -76,7 +76,7 @@ class RecommenderModel(PythonModel):
                 "score": item.score,
                 "similarity": item.similarity,
                 "source": answer.source,
-                "because": [asdict(driver) for driver in item.drivers],
+                "anchors": [asdict(anchor) for anchor in item.anchors],
             }
             for number, answer in enumerate(answers)
             for rank, item in enumerate(answer.items, start=1)
@@ -91,7 +91,7 @@ def _request(row: dict[Any, Any], number: int) -> Request:
     try:
         return Asked.model_validate({n: v for n, v in known.items() if v is not None}).request()
     except ValidationError as error:
-        raise UserError(f"request {number}: {told(error.errors())}") from error
+        raise UserError(f"request {number}: {explain(error.errors())}") from error
 
 
 def _plain(value: Any) -> Any:

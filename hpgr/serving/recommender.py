@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from hpgr.data.histories import Histories, bounded, offsets_of
 from hpgr.data.id_map import read_indices
 from hpgr.data.log import FIRST_ITEM, UNKNOWN
+from hpgr.evaluation.model_protocols import RankingModel
 from hpgr.metrics import removed_pairs, top_items
 from hpgr.registry.bundle import Serving
 from hpgr.registry.bundle_check import check_bundle
@@ -33,22 +33,22 @@ from hpgr.serving.shown import short, shown
 NEAREST, POPULAR = "history", "popular"  # where an answer's candidates came from
 SHOWN_REASON = 200  # characters
 PROBED = 10  # items of an answer that is tried out
-UNHEARD_OF = "\0 no such name"  # as an item's or action's outside id
+UNHEARD_OF = "\0 no such name"  # as an item's or action's external id
 CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
 
 
 @dataclass(frozen=True)
 class Item:
-    """One row of the catalogue: inside id, outside id, title and its number of training events."""
+    """One row of the catalogue: index, external id, title and its number of training events."""
 
-    inside: int
+    index: int
     item_id: str
     title: str
     train_events: int
 
 
 @dataclass(frozen=True)
-class Driver:
+class Anchor:
     """A history item that the preference signals picked; the weights of one list sum to 1."""
 
     item_id: str
@@ -61,7 +61,7 @@ class Recommended:
     """One item: `similarity` retrieved it, `score` (a probability) placed it.
 
     `score` is None for a model trained without its ranking head: similarity alone decides.
-    `similarity` is None where popularity retrieved it. `drivers`, heaviest first, are what the
+    `similarity` is None where popularity retrieved it. `anchors`, heaviest first, are what the
     network picked from the history to place this item; without a ranking head, the answer's own.
     """
 
@@ -69,7 +69,7 @@ class Recommended:
     title: str
     score: float | None
     similarity: float | None
-    drivers: list[Driver]
+    anchors: list[Anchor]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Answer:
     """
 
     items: list[Recommended]
-    drivers: list[Driver]
+    anchors: list[Anchor]
     source: str
     unknown_items: int
 
@@ -105,39 +105,18 @@ class Best:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-class Scorer(Protocol):
-    """The network, as `hpgr.model.scoring.Scorer` loads it."""
-
-    def retrieve(self, histories: Histories) -> np.ndarray:
-        """Scores of the whole catalogue, float [Q, num_items]."""
-
-    def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Probability of a positive event for each candidate, float [offsets[-1]]."""
-
-    def explain(
-        self,
-        histories: Histories,
-        offsets: np.ndarray | None = None,
-        candidates: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in the history that the signals picked (-1 none), and their weights.
-
-        For each query, [Q, A], or for each candidate as `rank` places it, [offsets[-1], A].
-        """
-
-
 class Recommender:
     """A scorer with the vocabulary and the rules it was trained with; many threads may ask it."""
 
     def __init__(
-        self, scorer: Scorer, items: Sequence[Item], actions: dict[str, int], serving: Serving
+        self, scorer: RankingModel, items: Sequence[Item], actions: dict[str, int], serving: Serving
     ) -> None:
-        """`actions`: name to inside id."""
+        """`actions`: name to index."""
         self.scorer, self.serving, self.actions = scorer, serving, actions
-        self.item = {item.item_id: item.inside for item in items}
-        self.names = {item.inside: (item.item_id, item.title) for item in items}
+        self.item = {item.item_id: item.index for item in items}
+        self.names = {item.index: (item.item_id, item.title) for item in items}
         self.popularity = np.zeros(max(self.names, default=UNKNOWN) + 1, dtype=np.float32)
-        self.popularity[[item.inside for item in items]] = [item.train_events for item in items]
+        self.popularity[[item.index for item in items]] = [item.train_events for item in items]
 
     @classmethod
     def load(cls, bundle: Path, *, device: str) -> Recommender:
@@ -154,7 +133,7 @@ class Recommender:
         rows = zip(*(items[name].to_pylist() for name in columns), strict=True)
         recommender = cls(
             Scorer.load(bundle / "model", device),
-            [Item(inside, item_id, title or item_id, n) for inside, item_id, title, n in rows],
+            [Item(index, item_id, title or item_id, n) for index, item_id, title, n in rows],
             read_indices(bundle, "actions"),
             serving,
         )
@@ -203,13 +182,13 @@ class Recommender:
             return []
         histories = encode(requests, self.item, self.actions, gap_s=self.serving.gap_s)
         best = self.best(histories, k=k, eligible=eligible)
-        found, each = self._drivers(histories.last(self.serving.max_history), best.item)
+        found, each = self._anchors(histories.last(self.serving.max_history), best.item)
         answers = []
         for q, (low, high) in enumerate(pairwise(histories.offsets)):
             places = zip(best.item[q], best.score[q], best.similarity[q], each[q], strict=True)
             items = [
-                Recommended(*self.names[int(item)], _known(score), _known(similarity), drivers)
-                for item, score, similarity, drivers in places
+                Recommended(*self.names[int(item)], _known(score), _known(similarity), anchors)
+                for item, score, similarity, anchors in places
                 if item >= FIRST_ITEM
             ]
             source = NEAREST if high > low else POPULAR
@@ -223,8 +202,8 @@ class Recommender:
         """Items that may be recommended, bool [num_items], or None for all.
 
         Args:
-            allow: outside ids; nothing else is recommended. None allows every item.
-            deny: outside ids that are never recommended. Ids that the model does not know are
+            allow: external ids; nothing else is recommended. None allows every item.
+            deny: external ids that are never recommended. Ids that the model does not know are
                 passed over in both: it cannot recommend them.
 
         Raises:
@@ -291,12 +270,12 @@ class Recommender:
         order = np.argsort(-np.where(np.isnan(score), -np.inf, score), axis=1, kind="stable")[:, :k]
         return Best(*(np.take_along_axis(a, order, axis=1) for a in (item, score, similarity)))
 
-    def _drivers(
+    def _anchors(
         self, read: Histories, item: np.ndarray
-    ) -> tuple[list[list[Driver]], list[list[list[Driver]]]]:
-        """What drove each query's answer, and each of its places [Q, K] of `item`."""
-        found: list[list[Driver]] = [[] for _ in item]
-        each = [[drivers] * item.shape[1] for drivers in found]
+    ) -> tuple[list[list[Anchor]], list[list[list[Anchor]]]]:
+        """Anchors of each query's answer, and of each of its places [Q, K] of `item`."""
+        found: list[list[Anchor]] = [[] for _ in item]
+        each = [[anchors] * item.shape[1] for anchors in found]
         full = np.flatnonzero(read.length)
         if not len(full):
             return found, each
@@ -314,7 +293,7 @@ class Recommender:
 
     def _shares(
         self, read: Histories, q: int, positions: np.ndarray, weights: np.ndarray
-    ) -> list[Driver]:
+    ) -> list[Anchor]:
         """Weight of each known item of history `q` over the positions that the signals picked."""
         share: dict[int, float] = {}
         for position, weight in zip(positions.tolist(), weights.tolist(), strict=True):
@@ -324,18 +303,18 @@ class Recommender:
                     share[item] = share.get(item, 0.0) + weight
         total = sum(share.values())
         return [
-            Driver(*self.names[item], weight / total)
+            Anchor(*self.names[item], weight / total)
             for item, weight in sorted(share.items(), key=lambda pair: -pair[1])
         ]
 
 
-def load_told(bundle: Path, what: str, cure: str) -> Recommender:
-    """The bundle on the best device; what is wrong with it is told in one message.
+def load_bundle(bundle: Path, what: str, fix: str) -> Recommender:
+    """The bundle on the best device; what is wrong with it is one message.
 
     Args:
         bundle: a copy, of which the message says nothing.
         what: the model that it is a copy of.
-        cure: what to do where it cannot be read.
+        fix: what to do where it cannot be read.
 
     Raises:
         UserError: it cannot be read, whatever the reason.
@@ -345,7 +324,7 @@ def load_told(bundle: Path, what: str, cure: str) -> Recommender:
     except Exception as error:  # files of any kind, in any state
         reason = " ".join((str(error) or repr(error)).replace(f"{bundle}/", "").split())
         raise UserError(
-            f"{what} cannot be read by this installation ({short(reason, SHOWN_REASON)}): {cure}"
+            f"{what} cannot be read by this installation ({short(reason, SHOWN_REASON)}): {fix}"
         ) from error
 
 

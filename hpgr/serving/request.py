@@ -47,7 +47,7 @@ def encode(
     *,
     gap_s: int,
 ) -> Histories:
-    """All events of the requests; `item` and `action` map outside ids to inside ids.
+    """All events of the requests; `item` and `action` map external ids to indices.
 
     Raises:
         UserError: a request has no time, columns of unequal length, a time that is not in seconds

@@ -1,7 +1,7 @@
-"""What a caller sends and gets, the same through `hpgr serve` and `mlflow models serve`.
+"""Requests and answers as they travel, through `hpgr serve` and `mlflow models serve` alike.
 
 Types are strict: "5" is no time and 1.5 no item. Whether the values make sense is checked in one
-place, `hpgr.serving.request`. Of a list the first wrong entry alone is told: a body of a million
+place, `hpgr.serving.request`. Of a list only the first wrong entry is reported: a body of a million
 mistakes must not cost a million messages.
 """
 
@@ -108,7 +108,7 @@ class Question(Sent):
     deny: Listed[Name] = Field(default=[], description="never recommended")
 
 
-class DrivingItem(BaseModel):
+class AnchorItem(BaseModel):
     """A history item that the model picked; the weights of one list sum to 1."""
 
     item_id: str
@@ -123,14 +123,14 @@ class RecommendedItem(BaseModel):
     title: str
     score: float | None
     similarity: float | None
-    drivers: list[DrivingItem] = Field(description="history items that placed this one")
+    anchors: list[AnchorItem] = Field(description="history items that placed this one")
 
 
 class OneAnswer(BaseModel):
     """Items, best first; `source` says where the candidates came from."""
 
     items: list[RecommendedItem]
-    drivers: list[DrivingItem] = Field(description="history items by which all were found")
+    anchors: list[AnchorItem] = Field(description="history items by which all were found")
     source: Literal["history", "popular"]
     unknown_items: int = Field(description="events with an item that the model does not know")
 
@@ -149,8 +149,8 @@ class Answers(BaseModel):
     answers: list[OneAnswer]
 
 
-class Problem(BaseModel):
-    """Why there is no answer: what was found, what was expected, how to mend it."""
+class Refusal(BaseModel):
+    """Why there is no answer: what was found, what was expected, how to fix it."""
 
     detail: str
 
@@ -172,7 +172,7 @@ class Title(BaseModel):
     title: str
 
 
-def told(errors: Sequence[Any]) -> str:
+def explain(errors: Sequence[Any]) -> str:
     """One message of pydantic's errors: where, what was expected, what was found."""
     lines = []
     for error in errors[:SHOWN_PROBLEMS]:

@@ -1,13 +1,13 @@
 """`hpgr serve`: the champion behind HTTP, and a page on which a person asks it.
 
-    POST /recommend   histories and a time in, items and what drove them out (schema.py)
+    POST /recommend   histories and a time in, items and their anchors out (schema.py)
     GET /             the page; GET /items?q=... is its title search
     GET /ready        which version answers; 503 while there is none
     GET /health       the process lives
     GET /openapi.json the schema
 
-A promotion or roll-back in the registry is followed without a restart. Wrong input is told with a
-4xx and one message. There is no authentication: a loopback address, or a proxy before it; pages of
+A promotion or roll-back in the registry is followed without a restart. Wrong input is a
+4xx with one message. There is no authentication: a loopback address, or a proxy before it; pages of
 other sites are refused (guard.py), and callers who keep the server waiting are cut (protocol.py).
 Reads the registry. Writes nothing.
 """
@@ -42,9 +42,19 @@ from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion, Served
 from hpgr.serving.guard import Guard
-from hpgr.serving.schema import Answers, ModelName, OneAnswer, Problem, Question, Ready, Title, told
+from hpgr.serving.schema import (
+    Answers,
+    ModelName,
+    OneAnswer,
+    Question,
+    Ready,
+    Refusal,
+    Title,
+    explain,
+)
 from hpgr.serving.shown import short, shown
 from hpgr.templates import rendered
+from hpgr.workspace import HERE, Workspace
 
 PAGE = Path(__file__).parent / "page.html.j2"
 SHOWN_TITLES = 20
@@ -58,16 +68,16 @@ HEADERS = [
 STOP_GRACE_S = 10  # for requests in flight when the server is asked to end
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    413: {"model": Problem, "description": "more than serve.max_* allows"},
-    422: {"model": Problem, "description": "wrong input; the message says what was expected"},
+    413: {"model": Refusal, "description": "more than serve.max_* allows"},
+    422: {"model": Refusal, "description": "wrong input; the message says what was expected"},
 }
 NO_MODEL: dict[int | str, dict[str, Any]] = {
-    503: {"model": Problem, "description": "no model is loaded yet; the message says why"}
+    503: {"model": Refusal, "description": "no model is loaded yet; the message says why"}
 }
 
 
-def serve(cfg: Config) -> None:
-    """Serve the champion until the process is told to end.
+def serve(cfg: Config, workspace: Workspace = HERE) -> None:
+    """Serve the champion until the process is asked to end.
 
     Raises:
         UserError: the address cannot be bound.
@@ -84,7 +94,8 @@ def serve(cfg: Config) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(cfg.serve.reload_s))))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     listening = bind(cfg.serve.host, cfg.serve.port)
-    champion, stop = Champion(cfg.register_.model_name, connect), threading.Event()
+    stop = threading.Event()
+    champion = Champion(cfg.register_.model_name, lambda: connect(workspace))
     watch = threading.Thread(
         target=champion.watch, args=(cfg.serve.reload_s, stop), name="champion", daemon=True
     )
@@ -112,7 +123,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket that listens on the address; in use or not allowed is one clear message.
 
     Raises:
-        UserError: with the cure.
+        UserError: it cannot; the message says how to fix it.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -166,7 +177,7 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
     # Plain functions run in worker threads: scoring one request does not hold up the others.
     @app.post("/recommend", responses={**REFUSALS, **NO_MODEL})
     def recommend(question: Annotated[Question, BeforeValidator(sized)]) -> Answers:
-        """The best items for each request, and the history items that drove them."""
+        """The best items for each request, and the history items that placed them."""
         model = served()
         answers = model.recommender.recommend(
             [asked.request() for asked in question.requests],
@@ -293,7 +304,7 @@ def _refuse_bytes(_: HttpRequest, error: Exception) -> Response:
 
 def _refuse_form(_: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _refusal(told(list(error.errors())))
+    return _refusal(explain(list(error.errors())))
 
 
 def _refuse_content(_: HttpRequest, error: Exception) -> Response:

@@ -19,36 +19,36 @@ from hpgr.runtime import UserError
 from hpgr.serving.recommender import Recommender
 from hpgr.serving.request import LATEST_SECONDS, Request
 from hpgr.serving.shown import short, shown
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
-SESSIONS = HERE.output("sessionize")
 YEAR = re.compile(r"\s*\(\d{4}\)$")
 COMMA = re.compile(r" ?, ?")
 SPACING_S = 60  # between the events of a typed history, which has no times
 
 
-def of_user(user_id: str, at: str | None) -> Request:
+def of_user(user_id: str, at: str | None, workspace: Workspace = HERE) -> Request:
     """All events of a user before `at`; without it one second after the last one.
 
     Raises:
         UserError: the log has no such user, or no event of the user before `at`.
     """
+    sessions = workspace.sessions
     for name in ("users", "events", "items", "actions"):
-        if not (SESSIONS / f"{name}.parquet").is_file():
-            raise UserError(f"{SESSIONS / name}.parquet not found: run `hpgr sessionize` first")
-    users = pq.read_table(SESSIONS / "users.parquet", filters=[("user_id", "=", user_id)])
+        if not (sessions / f"{name}.parquet").is_file():
+            raise UserError(f"{sessions / name}.parquet not found: run `hpgr sessionize` first")
+    users = pq.read_table(sessions / "users.parquet", filters=[("user_id", "=", user_id)])
     if not users.num_rows:
-        first = pq.read_table(SESSIONS / "users.parquet")["user_id"].slice(0, 5).to_pylist()
+        first = pq.read_table(sessions / "users.parquet")["user_id"].slice(0, 5).to_pylist()
         some = ", ".join(map(short, first))
         raise UserError(f"the log has no user {shown(user_id)}; some that it has: {some}")
     user = users["user"][0].as_py()
-    events = pq.read_table(SESSIONS / "events.parquet", filters=[("user", "=", user)])
+    events = pq.read_table(sessions / "events.parquet", filters=[("user", "=", user)])
     events = events.sort_by("position")
     asked = seconds(at, where="--at") if at is not None else pc.max(events["timestamp"]).as_py() + 1
     events = events.filter(pc.less(events["timestamp"], asked))
     if not events.num_rows:
         raise UserError(f"user {short(user_id)} has no event before {asked}; pass a later --at")
-    ids = Ids.read(SESSIONS)
+    ids = Ids.read(sessions)
     item, action = ({index: i for i, index in table.items()} for table in ids)
     return Request(
         request_time=asked,
