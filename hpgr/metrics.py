@@ -163,7 +163,7 @@ def retrieval_metrics(ranks: np.ndarray, cutoffs: Sequence[int]) -> dict[str, np
 
 
 def coverage(top: np.ndarray, num_items: int) -> float:
-    """Share of the catalogue that was recommended to somebody; `num_items` with reserved ids.
+    """Share of the catalogue that was recommended at least once; `num_items` with reserved ids.
 
     Source: catalogue coverage of Ge, Delgado-Battenfeld and Jannach, "Beyond accuracy", RecSys
     2010.

@@ -14,7 +14,7 @@ DRAW = {"samples": 500, "seed": 0}
 
 
 def means(user, values, **draw):
-    return compare.bootstrap_means(user, values, np.ones(len(user)), **(draw or DRAW))
+    return compare.bootstrap_means(user, values, **(draw or DRAW))
 
 
 def some_data(seed, columns=1):

@@ -109,7 +109,7 @@ def test_changing_the_hidden_event_and_later_ones_changes_no_history(split):
 def test_taking_candidates_keeps_their_queries():
     asked = protocols.labelled(random_log(0, split="global-time"), TEST)
     half = len(asked) // 2
-    parts = [asked.take(0, half), asked.take(half, len(asked))]
+    parts = [asked.take(slice(0, half)), asked.take(slice(half, len(asked)))]
     assert np.concatenate([p.item for p in parts]).tolist() == asked.item.tolist()
     assert np.concatenate([p.candidate_user() for p in parts]).tolist() == (
         asked.candidate_user().tolist()

@@ -112,8 +112,8 @@ def test_equal_is_enough():
 def test_picked_candidates_are_those_of_the_queries():
     asked = protocols.labelled(random_log(2, split="global-time"), VALIDATION)
     index = np.array([0, 3, len(asked) - 1])
-    picked = asked.pick(index)
+    picked = asked.take(index)
     for place, query in enumerate(index):
-        one, other = picked.take(place, place + 1), asked.take(query, query + 1)
+        one, other = picked.take(slice(place, place + 1)), asked.take(slice(query, query + 1))
         for name, value in one.__dict__.items():
             assert (value == getattr(other, name)).all(), name

@@ -26,7 +26,7 @@ def train_counts(log: EventLog) -> np.ndarray:
 
 
 class Popularity:
-    """Number of training events: the same list for everybody."""
+    """Number of training events: the same list for all."""
 
     def __init__(self, log: EventLog):
         self.count = train_counts(log).astype(np.float32)

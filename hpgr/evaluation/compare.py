@@ -1,4 +1,4 @@
-"""Is the difference real, and where does it come from: bootstrap over users, and slices of queries.
+"""Certainty and origin of a difference: bootstrap over users, slices of queries.
 
 Users are resampled, not queries, because the queries of one user resemble each other. All models
 are judged on the same resamples, so differences are paired. Reads and writes nothing.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from scipy import sparse
 
+from hpgr.config import Evaluate
 from hpgr.data.log import TRAIN, EventLog, opening
 from hpgr.evaluation.baselines import train_counts
 from hpgr.metrics import auc_of_counts
@@ -30,7 +32,7 @@ class Estimate:
 
 
 def resamples(num_users: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each user was drawn, in blocks [b, num_users] that sum up to `samples` rows."""
+    """Draws of each user in every resample, in blocks [b, num_users], `samples` rows in all."""
     rng = np.random.default_rng(seed)
     block = max(1, CELLS // max(1, num_users))
     for start in range(0, samples, block):
@@ -41,20 +43,38 @@ def resamples(num_users: int, samples: int, seed: int) -> Iterator[np.ndarray]:
         yield counts.reshape(size, num_users).astype(np.float64)
 
 
+class Draw(TypedDict):
+    """Number of resamples, and the seed: equal seeds and users give equal resamples."""
+
+    samples: int
+    seed: int
+
+
+def draw(settings: Evaluate) -> Draw:
+    """The draw that the settings ask for."""
+    return {"samples": settings.bootstrap_samples, "seed": settings.seed}
+
+
 def bootstrap_means(
-    user: np.ndarray, values: np.ndarray, weight: np.ndarray, *, samples: int, seed: int
+    user: np.ndarray,
+    values: np.ndarray,
+    *,
+    samples: int,
+    seed: int,
+    weight: np.ndarray | None = None,
 ) -> np.ndarray:
     """Weighted means of `values` in every resample of the users, float64 [samples, M].
 
     Args:
         user: user of every row, [Q].
         values: one column a model and metric, [Q, M].
-        weight: of every row, [Q].
         samples: number of resamples.
         seed: of the generator; equal seeds and users give equal resamples.
+        weight: of every row, [Q]; None: 1.
     """
     _, index = np.unique(user, return_inverse=True)
     num_users = int(index.max()) + 1
+    weight = np.ones(len(user)) if weight is None else weight
     total = np.bincount(index, weights=weight)
     sums = np.stack(
         [np.bincount(index, weights=weight * column) for column in values.T.astype(np.float64)],

@@ -1,10 +1,10 @@
 """Challenger against champion on the same test queries: the figures that the gate decides on.
 
-Both networks answer for today's log, whatever log they were trained on: a network with another
-vocabulary is wrapped so that it reads and answers in the log's ids. An item that it has never seen
-is the unknown item in a history and cannot be retrieved. R1 or R2 as the split says, in retrieval's
-order and in the order that is served (`served.*`: the best items ordered by pCTR, where the network
-ranks); K1 besides where both rank and the split is global-time. Reads the arrays of
+Both networks answer for today's log: one with another vocabulary is wrapped so that it reads and
+answers in the log's ids. An item that it has never seen is the unknown item in a history and cannot
+be retrieved. Next item, leave-one-out (R1) or temporal (R2) as the split says, in retrieval's order
+and in the order that is served (`served.*`: the best items ordered by pCTR, where the network
+ranks); also CTR, temporal (K1) where both rank and the split is global-time. Reads the arrays of
 `hpgr.data.log`. Writes nothing.
 """
 
@@ -209,11 +209,12 @@ def _ranking(
         for name, own in pair.items()
     }
     scores = np.stack(list(probability.values()), axis=1).astype(np.float64)
-    draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
 
     def areas(mask: np.ndarray) -> Change:
         values = [metrics.auc(label[mask], column) or 0.0 for column in scores[mask].T]
-        replicates = compare.bootstrap_auc(user[mask], label[mask], scores[mask], **draw)
+        replicates = compare.bootstrap_auc(
+            user[mask], label[mask], scores[mask], **compare.draw(settings)
+        )
         return _change(values, replicates[:, 1] - replicates[:, 0], int(mask.sum()))
 
     losses = {n: {"log_loss": metrics.log_loss(label, p)} for n, p in probability.items()}
@@ -233,13 +234,7 @@ def _means(
     names = list(per_query["champion"])
     columns = [per_query[who][name] for name in names for who in ("champion", "challenger")]
     values = np.stack(columns, axis=1)
-    replicates = compare.bootstrap_means(
-        user,
-        values,
-        np.ones(len(user)),
-        samples=settings.bootstrap_samples,
-        seed=settings.seed,
-    )
+    replicates = compare.bootstrap_means(user, values, **compare.draw(settings))
     means = values.mean(axis=0)
     return {
         name: _change(

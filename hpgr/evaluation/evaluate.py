@@ -236,7 +236,7 @@ def stand(
 
 
 def no_ranking(log: EventLog, candidates: protocols.LabelledQueries, judged: Judged) -> str | None:
-    """Why K1 cannot be judged, or None."""
+    """The reason that K1 cannot be judged, or None."""
     if not judged.ranks and not log.meta.can_rank:
         return NO_LABELS
     if not judged.ranks:
@@ -262,7 +262,7 @@ def score_candidates(
 
 
 def training_endings(workspace: Workspace) -> dict[str, list[str]]:
-    """How each training stage ended, in sentences, by stage."""
+    """The ending of each training stage, in sentences, by stage."""
     found = {}
     for stage in TRAINING:
         path = workspace.output(stage) / "config.json"

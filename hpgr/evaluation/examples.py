@@ -1,4 +1,4 @@
-"""Some users as a person sees them: sessions with titles, what the model picked, what it offered.
+"""Some users as a person sees them: sessions with titles, the anchors, and what was offered.
 
 The users are drawn at random, not by success, among those with several sessions where there are
 enough. Reads the arrays of `hpgr.data.log` and the tables beside them. Writes nothing.
@@ -50,7 +50,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Event:
-    """One event of a history; `weight` 0..1 says how strongly the model picked it, 0 not at all."""
+    """One event of a history; `weight` 0..1 is its strength as an anchor, 0: it is none."""
 
     title: str
     action: str

@@ -83,7 +83,7 @@ def hit_rate_curve(table: pd.DataFrame, palette: dict[str, str]) -> Figure:
 
 
 def popularity_bars(table: pd.DataFrame) -> Figure:
-    """How the recommended places divide among popular and rare items, one bar a model."""
+    """Division of the recommended places among popular and rare items, one bar a model."""
     wide = table.pivot(index="model", columns="popularity", values="share")
     wide = wide.loc[list(dict.fromkeys(table["model"]))][::-1]
     figure, (ax,) = canvas(5.4, 0.8 + 0.36 * len(wide))

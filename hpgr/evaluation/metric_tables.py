@@ -1,4 +1,4 @@
-"""From what the models did to the tables a person reads: means, intervals, differences, slices.
+"""From the answers of the models to tables: means, intervals, differences, slices.
 
 Long tables, one value a row, ready for `dvc plots` and for the figures. Writes nothing.
 """
@@ -60,13 +60,7 @@ def retrieval_tables(
     stacked = np.concatenate(
         [np.stack(list(q.values()), axis=1) for q in per_query.values()], axis=1
     )
-    replicates = compare.bootstrap_means(
-        queries.user,
-        stacked,
-        np.ones(len(queries)),
-        samples=settings.bootstrap_samples,
-        seed=settings.seed,
-    )
+    replicates = compare.bootstrap_means(queries.user, stacked, **compare.draw(settings))
     by_model = {
         model: dict(zip(names, replicates[:, i * len(names) : (i + 1) * len(names)].T, strict=True))
         for i, model in enumerate(per_query)
@@ -109,17 +103,17 @@ def ranking_tables(
     """Everything the report says about K1."""
     user, label = candidates.candidate_user(), candidates.label
     values = {n: ranking_metrics(candidates, p, settings) for n, p in probabilities.items()}
-    draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
+    draw = compare.draw(settings)
     scores = np.stack([p.astype(np.float64) for p in probabilities.values()], axis=1)
     area = compare.bootstrap_auc(user, label, scores, **draw)
     losses = np.stack([metrics.log_loss(label, p) for p in probabilities.values()], axis=1)
-    loss = compare.bootstrap_means(user, losses, np.ones(len(user)), **draw)
+    loss = compare.bootstrap_means(user, losses, **draw)
     by_model = {n: {"auc": area[:, i], "log_loss": loss[:, i]} for i, n in enumerate(probabilities)}
     groups = {n: metrics.group_auc(user, label, p) for n, p in probabilities.items()}
     users, _, weight = groups[main]
     if len(users):
         per_user = np.stack([g[1] for g in groups.values()], axis=1)
-        grouped = compare.bootstrap_means(users, per_user, weight.astype(np.float64), **draw)
+        grouped = compare.bootstrap_means(users, per_user, weight=weight.astype(np.float64), **draw)
         for i, model in enumerate(probabilities):
             by_model[model]["gauc"] = grouped[:, i]
     return Tables(

@@ -1,4 +1,4 @@
-"""What evaluation and serving ask of a model, trained or not.
+"""The protocols by which evaluation and serving ask a model, trained or not.
 
 A baseline is a `Retriever`; `hpgr.model.scoring.Scorer` is a `RankingModel`. Writes nothing.
 """

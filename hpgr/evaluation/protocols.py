@@ -1,16 +1,18 @@
-"""What is asked of a model: the queries of R1, R2 and K1, built from the split of the log.
+"""The queries that models answer, built from the split of the log.
 
-R1 and R2 name one hidden item a query, K1 groups labelled candidates into queries. A query sees the
-rows of its user before `end` and nothing else; how far before is `max_history`'s business.
-Reads the arrays of `hpgr.data.log`. Writes nothing.
+Next item, leave-one-out (R1) and next item, temporal (R2) hide one item a query; CTR, temporal (K1)
+groups labelled candidates into queries. A query sees the rows of its user before `end` and nothing
+else, of these the newest `max_history`. Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from hpgr.config import Evaluate
 from hpgr.data.histories import Histories, histories, runs
 from hpgr.data.log import EventLog
 
@@ -34,16 +36,10 @@ class Queries:
 
     def take(self, index: np.ndarray | slice) -> Queries:
         """The queries at `index`."""
-        return Queries(
-            self.user[index],
-            self.row[index],
-            self.end[index],
-            self.target[index],
-            self.request_time[index],
-        )
+        return Queries(*(column[index] for column in vars(self).values()))
 
     def histories(self, log: EventLog, max_history: int) -> Histories:
-        """What the queries may see, the newest `max_history` events each."""
+        """The newest `max_history` events that each query may see."""
         return histories(log, self.user, self.end, self.request_time, max_history)
 
 
@@ -70,22 +66,9 @@ class LabelledQueries:
         """User of every candidate, int64 [C]."""
         return np.repeat(self.user, np.diff(self.offsets))
 
-    def take(self, start: int, stop: int) -> LabelledQueries:
-        """Queries `start` to `stop` (exclusive) with their candidates."""
-        first, last = self.offsets[start], self.offsets[stop]
-        return LabelledQueries(
-            self.user[start:stop],
-            self.end[start:stop],
-            self.request_time[start:stop],
-            self.offsets[start : stop + 1] - first,
-            self.row[first:last],
-            self.item[first:last],
-            self.label[first:last],
-        )
-
-    def pick(self, index: np.ndarray) -> LabelledQueries:
-        """The queries at `index`, int64 [P], with their candidates."""
-        offsets, rows = runs(self.offsets[index], np.diff(self.offsets)[index])
+    def take(self, index: np.ndarray | slice) -> LabelledQueries:
+        """The queries at `index` with their candidates."""
+        offsets, rows = runs(self.offsets[:-1][index], np.diff(self.offsets)[index])
         return LabelledQueries(
             self.user[index],
             self.end[index],
@@ -97,8 +80,19 @@ class LabelledQueries:
         )
 
     def histories(self, log: EventLog, max_history: int) -> Histories:
-        """What the queries may see, the newest `max_history` events each."""
+        """The newest `max_history` events that each query may see."""
         return histories(log, self.user, self.end, self.request_time, max_history)
+
+
+Asked = TypeVar("Asked", Queries, LabelledQueries)
+
+
+def sampled(queries: Asked, settings: Evaluate) -> Asked:
+    """A seeded sample of `evaluate.tuning_queries` queries, or all where there are not more."""
+    if len(queries) <= settings.tuning_queries:
+        return queries
+    rng = np.random.default_rng(settings.seed)
+    return queries.take(np.sort(rng.choice(len(queries), settings.tuning_queries, replace=False)))
 
 
 def next_item(log: EventLog, split: int) -> Queries:
@@ -106,7 +100,7 @@ def next_item(log: EventLog, split: int) -> Queries:
 
     With the leave-one-out split that is R1: one query a user, and the validation item is part of
     the test query's history. With the global-time split it is R2: the earlier events of the test
-    period are history too. The request time is the hidden event's timestamp: the model is told
+    period are history too. The request time is the hidden event's timestamp: the model knows
     when it is asked. Events that share a timestamp stand in the order of the source file.
     """
     user_of_event = log.user_of_event()

@@ -1,6 +1,6 @@
-"""K1: every model says how likely each candidate is to be liked, given what came before it.
+"""CTR (K1): the probability by every model that a candidate is liked, given what came before it.
 
-Besides the network stand the means that it has to beat: of the item, of the user, and of both.
+The network has to beat three means: of the item, of the user, and of both.
 Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 
@@ -36,7 +36,7 @@ def score(
     with tqdm(total=len(candidates), desc=title, unit="query", mininterval=2.0) as bar:
         past = np.minimum(candidates.end - log.user_offsets[candidates.user], max_history)
         for block in bounded(past + np.diff(candidates.offsets), queries=BLOCK):
-            part = candidates.take(block.start, block.stop)
+            part = candidates.take(block)
             histories = part.histories(log, max_history)
             parts.append(network.rank(histories, part.offsets, part.item))
             bar.update(len(part))

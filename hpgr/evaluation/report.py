@@ -167,7 +167,7 @@ def _others(table: Tables, tables: Sequence[Tables]) -> list[dict[str, Any]]:
 
 
 def _results(table: Tables) -> dict[str, Any]:
-    """What the table of models and metrics shows."""
+    """Content of the table of models and metrics."""
     names = metric_names(table.metrics)
     return {
         "models": list(table.metrics),

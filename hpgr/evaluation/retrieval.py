@@ -1,8 +1,7 @@
 """Next item (R1, R2): every model ranks the whole catalogue for the same queries.
 
-Queries go through in blocks, each block through every model, so that memory holds one block of
-scores and histories whatever the number of queries and the length of their past. Reads the arrays
-of `hpgr.data.log`. Writes nothing.
+Queries go in blocks through every model, so that memory holds the scores and histories of one block
+only. Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from hpgr.data.histories import Histories, bounded, offsets_of
 from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog
 from hpgr.evaluation.baselines import all_baselines
 from hpgr.evaluation.model_protocols import RankingModel, Retriever
-from hpgr.evaluation.protocols import Queries, next_item
+from hpgr.evaluation.protocols import Queries, next_item, sampled
 from hpgr.metrics import ndcg, ranks_of, removed_pairs, tied_rank, top_items
 
 CELLS = 1 << 22  # scores of one block, 16 MiB in float32
@@ -175,13 +174,8 @@ def reorder(
 
 
 def validation_queries(log: EventLog, settings: Evaluate) -> Queries:
-    """A seeded sample of the validation queries, `tuning_queries` at most: what choices go by."""
-    queries = next_item(log, VALIDATION)
-    if len(queries) > settings.tuning_queries:
-        rng = np.random.default_rng(settings.seed)
-        picked = rng.choice(len(queries), settings.tuning_queries, replace=False)
-        queries = queries.take(np.sort(picked))
-    return queries
+    """The validation queries by which choices are made."""
+    return sampled(next_item(log, VALIDATION), settings)
 
 
 def tuned_baselines(

@@ -121,13 +121,7 @@ def retrieval_standing(
     found = {n: metrics.retrieval_metrics(o.ranks, [k]) for n, o in outcomes.items()}
     values = {model: {n: float(row[n].mean()) for n in names} for model, row in found.items()}
     deciding = np.stack([row[names[0]] for row in found.values()], axis=1)
-    samples = compare.bootstrap_means(
-        queries.user,
-        deciding,
-        np.ones(len(queries)),
-        samples=settings.bootstrap_samples,
-        seed=settings.seed,
-    )
+    samples = compare.bootstrap_means(queries.user, deciding, **compare.draw(settings))
     return _standing(names[0], len(queries), values, samples)
 
 
@@ -138,11 +132,7 @@ def ranking_standing(
 
     None where the validation labels are all the same.
     """
-    candidates = protocols.labelled(log, VALIDATION)
-    if len(candidates) > settings.tuning_queries:
-        rng = np.random.default_rng(settings.seed)
-        picked = rng.choice(len(candidates), settings.tuning_queries, replace=False)
-        candidates = candidates.pick(np.sort(picked))
+    candidates = protocols.sampled(protocols.labelled(log, VALIDATION), settings)
     if len(np.unique(candidates.label)) < 2:
         return None
     title = f"{name} on validation"
@@ -154,8 +144,7 @@ def ranking_standing(
         candidates.candidate_user(),
         candidates.label,
         np.stack([s.astype(np.float64) for s in scores.values()], axis=1),
-        samples=settings.bootstrap_samples,
-        seed=settings.seed,
+        **compare.draw(settings),
     )
     return _standing("auc", len(candidates.label), values, samples)
 

@@ -54,7 +54,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Done:
-    """Where the answers lie, what the manifest says, and how many users this run scored."""
+    """Folder and manifest of the answers, and the number of users that this run scored."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -228,13 +228,13 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _request_time(asked: Any, log: EventLog) -> int:
     """`recommend.at`, or one second after the log's last event."""
     if not log.meta.num_events:
-        raise UserError("the sessionized log holds no event: nobody to recommend to")
+        raise UserError("the sessionized log holds no event: there is no user to recommend to")
     at = seconds(asked, where="recommend.at") if asked is not None else int(log.timestamp.max()) + 1
     first = int(log.timestamp.min())
     if at <= first:
         raise UserError(
-            f"recommend.at is {at}, the log's first event happened at {first}: nobody had done "
-            "anything yet. Pass a later time, in seconds or as ISO 8601 (UTC)."
+            f"recommend.at is {at}, the log's first event happened at {first}: there is no "
+            "history before it. Pass a later time, in seconds or as ISO 8601 (UTC)."
         )
     return at
 

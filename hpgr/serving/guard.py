@@ -1,4 +1,4 @@
-"""Who may talk to a server on this machine: programs that name it, and its own pages.
+"""A guard before a server on this machine: it answers programs that name it, and its own pages.
 
 A page of any site can send requests to 127.0.0.1, and by a name of its own that resolves to it
 (DNS rebinding) even read the answers. So a request must name the server by a host that it is known

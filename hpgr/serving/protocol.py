@@ -81,7 +81,7 @@ class PunctualHTTP(H11Protocol):
 
     @property
     def keeps_waiting(self) -> bool:
-        """Whether the caller has something to do: send on, or take what was sent."""
+        """True if the caller has something to do: send on, or take what was sent."""
         sending = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
         return sending or self.transport.get_write_buffer_size() > 0
 

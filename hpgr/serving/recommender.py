@@ -1,6 +1,6 @@
 """From histories to recommendations: the one core of batch scoring, HTTP and MLflow's server.
 
-An answer needs no user id, so that users never seen are answered like everybody else. It is made in
+An answer needs no user id, so that new users are answered like all others. It is made in
 three steps: the N nearest items of the catalogue by dot product (retrieval head), the same N
 ordered by predicted probability of a positive event (ranking head), the best k of them. Where there
 is no history to be near to, the N are the most popular items of training.

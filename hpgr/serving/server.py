@@ -58,7 +58,7 @@ from hpgr.workspace import HERE, Workspace
 
 PAGE = Path(__file__).parent / "page.html.j2"
 SHOWN_TITLES = 20
-SHOWN_CHARACTERS = 2000  # of a refusal, whatever it is about
+SHOWN_CHARACTERS = 2000  # of a refusal
 HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
@@ -148,7 +148,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def create_app(champion: Champion, limits: Serve) -> FastAPI:
-    """The application around a champion that somebody else keeps up to date."""
+    """The application around a champion that another thread keeps up to date."""
     app = FastAPI(
         title="HPGR",
         description="Recommendations for a history and a time.",
@@ -233,7 +233,7 @@ def check_size(body: Any, limits: Serve) -> Any:
     """Refuse what is larger than the server is set to answer, before anything is made of it.
 
     Args:
-        body: as posted, of whatever form; bytes where it did not come as JSON.
+        body: as posted, of any form; bytes where it did not come as JSON.
         limits: the section `serve`.
 
     Returns:
@@ -294,7 +294,7 @@ class BodyLimit:
 
 
 def _refuse_bytes(_: HttpRequest, error: Exception) -> Response:
-    """What Python's JSON could not even begin with: FastAPI calls it a 400 and says no more."""
+    """Refuse what Python's JSON cannot read; FastAPI calls it a 400 and says no more."""
     cause = error.__cause__
     reason = str(cause).split(";")[0]  # of a number too long, Python goes on to offer a setting
     if isinstance(cause, RecursionError):

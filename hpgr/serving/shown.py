@@ -1,4 +1,4 @@
-"""What a message shows of what somebody sent: enough to find it, however large it is.
+"""Values from outside as a message shows them: enough to find them, in few characters.
 
 Reads and writes nothing.
 """
