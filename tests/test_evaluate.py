@@ -160,7 +160,7 @@ def test_a_network_without_ranking_head_gets_no_ranking_rows(monkeypatch, tmp_pa
     prepare(random_log(2, split="global-time"), monkeypatch, tmp_path, ranking_head=False)
     evaluate.evaluate(CONFIG)
     assert list(metrics()) == ["R2"]
-    assert "K1 is left out" in (HERE.evaluation / "report.html").read_text()
+    assert "CTR, temporal (K1) is left out" in (HERE.evaluation / "report.html").read_text()
 
 
 def test_same_inputs_give_the_same_bytes(monkeypatch, tmp_path):

@@ -133,7 +133,7 @@ def test_k1_is_left_out_with_the_reason(tmp_path, monkeypatch):
     own_run.train(cfg)
     assert list(own_run.metrics()) == ["R2"]
     page = Path("artifacts/evaluation/report.html").read_text()
-    assert "K1 is left out: nothing learns to rank from a log with too few events" in page
+    assert "(K1) is left out: nothing learns to rank from a log with too few events" in page
 
 
 def test_early_stopping_on_a_ranking_that_is_not_there_is_refused(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from hpgr.data.log import TEST, EventLog
 from hpgr.data.repeats import rule as rule_of
 from hpgr.evaluation import protocols, ranking, retrieval, rivals
 from hpgr.evaluation.examples import Names, examples, pick
-from hpgr.evaluation.headline import label, terminal_table
+from hpgr.evaluation.headline import protocol_label, terminal_table
 from hpgr.evaluation.metric_tables import WAYS, Tables, merged, ranking_tables, retrieval_tables
 from hpgr.evaluation.model_protocols import RankingModel, Retriever
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
@@ -78,7 +78,7 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     probabilities: dict[str, np.ndarray] = {}
     if log.meta.split == "global-time":
         if why := no_ranking(log, candidates, judged):
-            notes.append(f"K1 is left out: {why}.")
+            notes.append(f"{protocol_label('K1')} is left out: {why}.")
         else:
             probabilities = score_candidates(cfg, log, candidates, judged)
             tables.append(
@@ -117,7 +117,7 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
             )
     console = Console()
     for table in tables:
-        title = f"{label(table.protocol)}: {table.counts['queries']:,} queries"
+        title = f"{protocol_label(table.protocol)}: {table.counts['queries']:,} queries"
         console.print(terminal_table(title, table.metrics))
     for note in notes:
         console.print(cell(note), style="dim")

@@ -14,9 +14,18 @@ from hpgr.metrics import metric_label
 Rows = Mapping[str, Mapping[str, float]]  # model -> metric -> value
 
 
+PROTOCOLS = {"R1": "Next item, leave-one-out", "R2": "Next item, temporal", "K1": "CTR, temporal"}
+
+
 def label(model: str) -> str:
-    """A model's or protocol's name as a person reads it."""
+    """A model's name as a person reads it."""
     return model.replace("_", " ")
+
+
+def protocol_label(protocol: str) -> str:
+    """A protocol's name spelled out, its short name behind: Next item, temporal (R2), seen kept."""
+    short, _, rule = protocol.partition("_")
+    return f"{PROTOCOLS.get(short, short)} ({short})" + (f", {label(rule)}" if rule else "")
 
 
 def metric_names(rows: Rows) -> list[str]:

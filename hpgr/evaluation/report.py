@@ -15,7 +15,7 @@ import pandas as pd
 
 from hpgr.evaluation import figures
 from hpgr.evaluation.examples import Example
-from hpgr.evaluation.headline import label, metric_names
+from hpgr.evaluation.headline import label, metric_names, protocol_label
 from hpgr.evaluation.metric_tables import Tables
 from hpgr.evaluation.rivals import Standing
 from hpgr.metrics import best_value, metric_label
@@ -23,24 +23,15 @@ from hpgr.templates import rendered
 
 PAGE = Path(__file__).parent / "report.html.j2"
 PROTOCOLS = {
-    "R1": (
-        "Next item, leave-one-out",
-        "The last event of every user is hidden and the whole catalogue is ranked for it, given "
-        "all earlier events (the validation event too). The field's public protocol; it is not "
-        "leak-free over users, because training events of others may be later than the request.",
-    ),
-    "R2": (
-        "Next item, global time split",
-        "Every event of the last stretch of time is hidden in turn, except a user's very first, "
-        "and the whole catalogue is ranked for it given all earlier events of its user. The "
-        "models were trained on what came before.",
-    ),
-    "K1": (
-        "Ranking of labelled candidates, global time split",
-        "Every event of the last stretch of time is a candidate with its label. Its history holds "
-        "the events strictly before its second; candidates of one user and second are scored "
-        "together.",
-    ),
+    "R1": "The last event of every user is hidden and the whole catalogue is ranked for it, given "
+    "all earlier events (the validation event too). The field's public protocol; it is not "
+    "leak-free over users, because training events of others may be later than the request.",
+    "R2": "Every event of the last stretch of time is hidden in turn, except a user's very first, "
+    "and the whole catalogue is ranked for it given all earlier events of its user. The models "
+    "were trained on what came before.",
+    "K1": "Every event of the last stretch of time is a candidate with its label. Its history "
+    "holds the events strictly before its second; candidates of one user and second are scored "
+    "together.",
 }
 OTHER_WAY = {  # by what stands behind the protocol's name, see `tables.WAYS`
     "seen_kept": (
@@ -118,7 +109,6 @@ def write(
 
 
 def _section(folder: Path, table: Tables) -> dict[str, Any]:
-    name, explained = PROTOCOLS[table.protocol]
     results = _results(table)
     names = results["metrics"]
     palette = figures.colours(results["models"], table.main)
@@ -139,9 +129,9 @@ def _section(folder: Path, table: Tables) -> dict[str, Any]:
         draw("calibration", figures.calibration_curve(table.plots["calibration"], palette))
     return {
         "protocol": table.protocol,
-        "name": name,
+        "name": protocol_label(table.protocol),
         "remark": table.remark,
-        "explained": explained,
+        "explained": PROTOCOLS[table.protocol],
         "counts": {k.replace("_", " "): f"{v:,}" for k, v in table.counts.items()},
         **results,
         "meanings": {

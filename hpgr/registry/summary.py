@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from hpgr.evaluation.headline import label, markdown_table, terminal_table
+from hpgr.evaluation.headline import markdown_table, protocol_label, terminal_table
 from hpgr.runtime import UserError, read_json
 from hpgr.workspace import HERE, Workspace
 
@@ -52,11 +52,13 @@ def verdict(workspace: Workspace = HERE) -> tuple[str | None, str]:
 def markdown_tables(workspace: Workspace = HERE) -> str:
     """Every protocol's table in Markdown."""
     return "\n\n".join(
-        f"### {label(name)}\n\n{markdown_table(rows)}"
+        f"### {protocol_label(name)}\n\n{markdown_table(rows)}"
         for name, rows in protocols(workspace).items()
     )
 
 
 def terminal_tables(workspace: Workspace = HERE) -> list[Table]:
     """Every protocol's table for the terminal, the judged model in bold."""
-    return [terminal_table(label(name), rows) for name, rows in protocols(workspace).items()]
+    return [
+        terminal_table(protocol_label(name), rows) for name, rows in protocols(workspace).items()
+    ]
