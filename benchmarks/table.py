@@ -11,6 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from hpgr.metrics import best_value
 from hpgr.runtime import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,6 @@ NAMES = {
     "item_mean": "item mean",
     "user_mean": "user mean",
 }
-LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def table(protocol: str, columns: dict[str, str], results: list[dict[str, Any]])
     key = next(iter(columns))
     order = sorted(rows, key=lambda name: rows[name][0].get(key, 0.0))
     best = {
-        c: (min if c in LOWER_IS_BETTER else max)(m[0][c] for m in rows.values() if c in m[0])
+        c: best_value(c, (m[0][c] for m in rows.values() if c in m[0]))
         for c in columns
     }
     lines = [
