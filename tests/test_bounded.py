@@ -77,10 +77,10 @@ def test_retrieval_holds_no_more_events_than_the_limit(largest, monkeypatch):
     queries = protocols.next_item(log, TEST)
     models = {"near": Follower(log.meta.num_items, 1.0)}
     draw = {"max_history": REACH, "title": ""}
-    found = retrieval.run(log, queries, models, SETTINGS, **draw)["near"]
+    found = retrieval.run(log, queries, models, SETTINGS, **draw)[0]["near"]
     assert 1000 < largest[0] <= LIMIT
     monkeypatch.setattr(hpgr.data.histories, "EVENTS_AT_A_TIME", 10**9)
-    whole = retrieval.run(log, queries, models, SETTINGS, **draw)["near"]
+    whole = retrieval.run(log, queries, models, SETTINGS, **draw)[0]["near"]
     assert largest[0] > 50_000
     assert (found.ranks == whole.ranks).all() and (found.top == whole.top).all()
 

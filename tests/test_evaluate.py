@@ -197,9 +197,9 @@ def test_blocks_change_no_rank(monkeypatch):
     network = Knowing(log)
     draw = {"max_history": 200, "title": "", "then_rank": network}
     models = {"n": network}
-    whole = retrieval.run(log, queries, models, CONFIG.evaluate, **draw)
+    (whole,) = retrieval.run(log, queries, models, CONFIG.evaluate, **draw)
     monkeypatch.setattr(retrieval, "MAX_BLOCK", 3)
-    parts = retrieval.run(log, queries, models, CONFIG.evaluate, **draw)
+    (parts,) = retrieval.run(log, queries, models, CONFIG.evaluate, **draw)
     for name in ("n", "n_then_rank"):
         assert (whole[name].ranks == parts[name].ranks).all()
         assert (whole[name].top == parts[name].top).all()

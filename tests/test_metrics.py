@@ -71,15 +71,15 @@ def test_early_stopping_counts_ties_and_repeats_as_the_report_does(remove, monke
         network, None
     )
     queries = protocols.next_item(log, VALIDATION)
-    outcome = retrieval.run(
+    (outcomes,) = retrieval.run(
         log,
         queries,
         {"levels": network},
         load_config().evaluate,
         max_history=5,
         title="",
-    )["levels"]
-    expected = metrics.retrieval_metrics(outcome.ranks, [10])
+    )
+    expected = metrics.retrieval_metrics(outcomes["levels"].ranks, [10])
     assert measured == {
         f"validation_{name}": pytest.approx(expected[name].mean()) for name in ("hr@10", "ndcg@10")
     }

@@ -155,14 +155,9 @@ def _retrieval(
 ) -> retrieval.Retrieved:
     """Ranks, and as many of the best items as coverage and the ranking head ask for."""
     deep = settings.model_copy(update={"cutoffs": (max(own.retrieve, settings.cutoffs[0]),)})
-    return retrieval.run(
-        log,
-        queries,
-        {title: Translated(own)},
-        deep,
-        max_history=own.max_history,
-        title=title,
-    )[title]
+    models = {title: Translated(own)}
+    (found,) = retrieval.run(log, queries, models, deep, max_history=own.max_history, title=title)
+    return found[title]
 
 
 def _served(

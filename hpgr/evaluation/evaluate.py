@@ -184,7 +184,8 @@ def judge_retrieval(
     then_rank = judged.network if protocol == "R1" and judged.ranks else None
     rule = log.meta.remove_history
     repeats = log.meta.repeat_share > cfg.evaluate.max_repeat_share
-    by_rule = retrieval.run_by_rules(
+    rules = [rule, not rule] if repeats else [rule]
+    by_rule = retrieval.run(
         log,
         queries,
         models,
@@ -192,7 +193,7 @@ def judge_retrieval(
         max_history=cfg.model.max_history,
         title=f"{protocol} on test",
         then_rank=then_rank,
-        rules=[rule, not rule] if repeats else [rule],
+        rules=rules,
     )
     tables = [
         retrieval_tables(
@@ -203,7 +204,7 @@ def judge_retrieval(
             cfg.evaluate,
             main=judged.name,
         )
-        for found, outcomes in by_rule.items()
+        for found, outcomes in zip(rules, by_rule, strict=True)
     ]
     counts = tables[0].counts
     notes.append(
@@ -219,7 +220,7 @@ def judge_retrieval(
             f"Rows “then rank”: the best {cfg.evaluate.retrieve} items by dot product, ordered by "
             "predicted probability of being liked, as the model is served."
         )
-    return tables, by_rule[rule]
+    return tables, by_rule[0]
 
 
 def stand(

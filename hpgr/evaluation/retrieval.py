@@ -64,8 +64,11 @@ def run(
     max_history: int,
     title: str,
     then_rank: RankingModel | None = None,
-) -> dict[str, Retrieved]:
-    """Ranks and best items of every model on `queries`, by the log's rule for items seen before.
+    rules: Sequence[bool] = (),
+) -> list[dict[str, Retrieved]]:
+    """Ranks and best items of every model on `queries`, once for each of `rules`.
+
+    A query is scored once, however many rules there are.
 
     Args:
         log: the sessionized log.
@@ -76,36 +79,10 @@ def run(
         title: of the progress bar.
         then_rank: the network among `retrievers` that also gets a row "NAME_then_rank", in which
             its `retrieve` best items are ordered by pCTR.
+        rules: True where items that the user met before are removed, False where they stay; by
+            default the log's own rule.
     """
-    rule = log.meta.remove_history
-    found = run_by_rules(
-        log,
-        queries,
-        retrievers,
-        settings,
-        max_history=max_history,
-        title=title,
-        then_rank=then_rank,
-        rules=[rule],
-    )
-    return found[rule]
-
-
-def run_by_rules(
-    log: EventLog,
-    queries: Queries,
-    retrievers: Mapping[str, Retriever],
-    settings: Evaluate,
-    *,
-    max_history: int,
-    title: str,
-    then_rank: RankingModel | None = None,
-    rules: Sequence[bool],
-) -> dict[bool, dict[str, Retrieved]]:
-    """As `run`, once for each of `rules`: whether items that the user met before are removed.
-
-    A query is scored once, whatever the number of rules.
-    """
+    rules = rules or [log.meta.remove_history]
     parts: dict[tuple[bool, str], list[Retrieved]] = {}
     with tqdm(total=len(queries), desc=title, unit="query", mininterval=2.0) as bar:
         for block in blocks(log, queries, None if settings.remove_history else max_history):
@@ -132,7 +109,7 @@ def run_by_rules(
         found[rule][name] = Retrieved(
             np.concatenate([p.ranks for p in part]), np.concatenate([p.top for p in part])
         )
-    return found
+    return list(found.values())
 
 
 def reorder(
@@ -195,7 +172,7 @@ def tuned_baselines(
         if len(models) > 1
         for i, model in enumerate(models)
     }
-    outcomes = run(
+    (outcomes,) = run(
         log,
         queries,
         open_choices,

@@ -113,7 +113,7 @@ def retrieval_standing(
     queries = retrieval.validation_queries(log, settings)
     if not len(queries):
         return None
-    outcomes = retrieval.run(
+    (outcomes,) = retrieval.run(
         log, queries, models, settings, max_history=max_history, title="all models on validation"
     )
     k = settings.cutoffs[0]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,7 +31,9 @@ from hpgr.runtime import UserError
 from hpgr.serving.request import Request, encode
 from hpgr.serving.shown import short, shown
 
-NEAREST, POPULAR = "history", "popular"  # where an answer's candidates came from
+Source = Literal["history", "popular"]  # where an answer's candidates came from
+NEAREST: Source = "history"
+POPULAR: Source = "popular"
 SHOWN_REASON = 200  # characters
 PROBED = 10  # items of an answer that is tried out
 UNHEARD_OF = "\0 no such name"  # as an item's or action's external id
@@ -82,7 +85,7 @@ class Answer:
 
     items: list[Recommended]
     anchors: list[Anchor]
-    source: str
+    source: Source
     unknown_items: int
 
 

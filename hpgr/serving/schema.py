@@ -8,7 +8,7 @@ mistakes must not cost a million messages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from hpgr.serving.recommender import Answer
 from hpgr.serving.request import Request
 from hpgr.serving.shown import short, shown
 
@@ -108,33 +109,6 @@ class Question(Sent):
     deny: Listed[Name] = Field(default=[], description="never recommended")
 
 
-class AnchorItem(BaseModel):
-    """A history item that the model picked; the weights of one list sum to 1."""
-
-    item_id: str
-    title: str
-    weight: float
-
-
-class RecommendedItem(BaseModel):
-    """One item: `similarity` retrieved it, `score` (a probability) placed it; null if unused."""
-
-    item_id: str
-    title: str
-    score: float | None
-    similarity: float | None
-    anchors: list[AnchorItem] = Field(description="history items that placed this one")
-
-
-class OneAnswer(BaseModel):
-    """Items, best first; `source` says where the candidates came from."""
-
-    items: list[RecommendedItem]
-    anchors: list[AnchorItem] = Field(description="history items by which all were found")
-    source: Literal["history", "popular"]
-    unknown_items: int = Field(description="events with an item that the model does not know")
-
-
 class ModelName(BaseModel):
     """The version that answered."""
 
@@ -146,7 +120,7 @@ class Answers(BaseModel):
     """One answer a request, in their order."""
 
     model: ModelName
-    answers: list[OneAnswer]
+    answers: list[Answer]
 
 
 class Refusal(BaseModel):

@@ -25,7 +25,6 @@ import re
 import socket
 import threading
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,7 +44,6 @@ from hpgr.serving.guard import Guard
 from hpgr.serving.schema import (
     Answers,
     ModelName,
-    OneAnswer,
     Question,
     Ready,
     Refusal,
@@ -187,7 +185,7 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
         )
         return Answers(
             model=ModelName(name=model.name, version=model.version),
-            answers=[OneAnswer.model_validate(asdict(answer)) for answer in answers],
+            answers=answers,
         )
 
     @app.get("/items", responses={422: REFUSALS[422], **NO_MODEL})
