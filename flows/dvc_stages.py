@@ -32,7 +32,7 @@ from host.processes import STOP_GRACE_S, end_with
 from hpgr.cache import clean_cache
 from hpgr.config import load_config
 from hpgr.folder import require_repository
-from hpgr.intake.sources import DATASETS, fetch
+from hpgr.intake.public_logs import DATASETS, fetch
 
 DVC = (sys.executable, "-m", "dvc")
 DATA = "data.dvc"

@@ -226,7 +226,7 @@ def fetch(
     ),
 ) -> None:
     """Download a public log, checksums checked, into data/NAME."""
-    from hpgr.intake.sources import DATASETS, fetch
+    from hpgr.intake.public_logs import DATASETS, fetch
 
     if name is None:
         path = load_config().data.path
@@ -244,9 +244,10 @@ def doctor(
     ] = None,
 ) -> None:
     """Say what is wrong with a log, line by line, before anything runs."""
-    from hpgr.intake.doctor import Problem, doctor
+    from hpgr.intake.doctor import doctor
+    from hpgr.intake.file_problems import FileProblem
 
-    cfg, outlook = load_config(), list[Problem]()
+    cfg, outlook = load_config(), list[FileProblem]()
     problems = doctor(path or cfg.data.path, cfg, outlook)
     for problem in problems:
         print(printable(problem))

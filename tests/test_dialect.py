@@ -18,8 +18,8 @@ from own_log import START, config, good_rows, write_csv
 from hpgr.intake import raw_file
 from hpgr.intake.dialect import dialect_of
 from hpgr.intake.doctor import doctor
-from hpgr.intake.records import Dialect
 from hpgr.intake.table_files import table_chunks, table_whole
+from hpgr.intake.text_records import Dialect
 from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
 from hpgr.workspace import HERE

@@ -1,4 +1,4 @@
-"""The doctor names line, column, finding and cure; the oracle is the file spelled out."""
+"""The doctor names line, column, finding and fix; the oracle is the file spelled out."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from own_log import START, config, good_rows, write_csv
 
-from hpgr.intake.doctor import LINES_PER_KIND, Problem, doctor
+from hpgr.intake.doctor import doctor
+from hpgr.intake.file_problems import LINES_PER_KIND, FileProblem
 
 
-def examine(path: Path, **data) -> list[Problem]:
+def examine(path: Path, **data) -> list[FileProblem]:
     return doctor(path, config(path.parent, **data))
 
 
-def kinds(problems: list[Problem]) -> list[tuple[int | None, str]]:
+def kinds(problems: list[FileProblem]) -> list[tuple[int | None, str]]:
     return [(p.line, p.kind) for p in problems]
 
 
@@ -69,7 +70,7 @@ def test_advice_on_dates_fits_all_dates_of_the_column(tmp_path):
     rows = [*(("u", f"i{n}", "03/04/2020") for n in range(20)), ("u", "j", "31/12/2020")]
     problems = examine(write_csv(tmp_path / "log.csv", rows))
     assert {p.kind for p in problems} == {"timestamp is a date"}
-    assert all("format='%d/%m/%Y'" in p.cure for p in problems)
+    assert all("format='%d/%m/%Y'" in p.fix for p in problems)
 
 
 def test_columns_are_called_by_their_name_in_the_file(tmp_path):
@@ -82,7 +83,7 @@ def test_columns_are_called_by_their_name_in_the_file(tmp_path):
 def test_missing_column_comes_with_a_suggestion(tmp_path):
     (problem,) = examine(write_csv(tmp_path / "log.csv", [(1, 2, 3)], "UserID,item_id,timestamp"))
     assert (problem.line, problem.column, problem.kind) == (1, "user_id", "missing column")
-    assert problem.cure.startswith("did you mean 'UserID'? Set data.columns.user_id")
+    assert problem.fix.startswith("did you mean 'UserID'? Set data.columns.user_id")
 
 
 def test_repeated_header_is_found(tmp_path):

@@ -10,8 +10,8 @@ from own_log import START, config, good_rows, write_csv
 
 from hpgr.intake import increments
 from hpgr.intake.doctor import doctor
-from hpgr.intake.formats import read_raw
 from hpgr.intake.increments import FOLDER
+from hpgr.intake.raw_log import read_raw
 from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
 from hpgr.workspace import HERE

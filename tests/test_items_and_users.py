@@ -13,8 +13,8 @@ from own_log import START, config, good_rows, write_csv
 
 from hpgr.intake.doctor import doctor
 from hpgr.intake.expectations import Expectations
-from hpgr.intake.formats import read_raw
-from hpgr.intake.notes import notes_on_spelling
+from hpgr.intake.log_notes import notes_on_spelling
+from hpgr.intake.raw_log import read_raw
 from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
 from hpgr.workspace import HERE
@@ -171,7 +171,7 @@ def test_items_in_another_spelling_name_the_file_to_change(log, items, to_change
     known = pd.Index([items.format(n) for n in range(9)])
     (note,) = notes_on_spelling([log.format(7)], known, Path("log.csv"), Path("items.csv"))
     assert note.file.name == to_change
-    assert f"export the ids of {to_change} again" in note.cure
+    assert f"export the ids of {to_change} again" in note.fix
 
 
 def test_items_in_another_spelling_are_noted_beside_the_refusal(folder, caplog):
@@ -230,4 +230,4 @@ def test_a_missing_item_names_the_file_that_lists_items(nested):
     write_csv(nested / "meta/items.csv", [("i0", "x")], "item_id,title")
     problems = doctor(nested / "log/events.csv", config(nested, **NESTED))
     assert {p.kind for p in problems} == {"item is not in the items table"}
-    assert all(f"add the item to {nested / 'meta/items.csv'}" in p.cure for p in problems)
+    assert all(f"add the item to {nested / 'meta/items.csv'}" in p.fix for p in problems)

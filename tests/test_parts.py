@@ -18,10 +18,10 @@ from own_log import START, config, good_rows, write_csv
 
 from hpgr.intake.doctor import doctor
 from hpgr.intake.expectations import Expectations
-from hpgr.intake.formats import read_raw
 from hpgr.intake.incoming import examine
 from hpgr.intake.increments import place
-from hpgr.intake.sources import fetch
+from hpgr.intake.public_logs import fetch
+from hpgr.intake.raw_log import read_raw
 from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
 from hpgr.workspace import HERE

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpgr.intake import cells, spelling
+from hpgr.intake import list_cells, spelling
 
 
 def spelled(column: pa.Array) -> list[str | None]:
@@ -133,7 +133,7 @@ def test_ids_lose_their_point_where_all_are_whole_numbers(ids, expected):
     ],
 )
 def test_cells_of_several_values(column, expected):
-    found, _ = cells.split(pd.Series(column, dtype=object), "|")
+    found, _ = list_cells.split(pd.Series(column, dtype=object), "|")
     assert found.tolist() == expected
 
 
@@ -147,7 +147,7 @@ def test_cells_of_several_values(column, expected):
     ],
 )
 def test_text_that_is_or_may_be_lists_is_noted(column, words):
-    _, note = cells.split(pd.Series(column, dtype=object), "|")
+    _, note = list_cells.split(pd.Series(column, dtype=object), "|")
     assert (words in note) if words else note is None
 
 
@@ -156,5 +156,5 @@ def test_lists_that_python_wrote_as_text_are_those_lists(rows):
     kept = [list(dict.fromkeys(one.strip() for one in row if one.strip())) for row in rows]
     kept = [[one for one in row if not one.replace(".", "").isdigit()] for row in kept]
     known = [[one for one in row if spelling.spell_value(one)] for row in kept]
-    found, _ = cells.split(pd.Series([repr(row) for row in known], dtype=object), "|")
+    found, _ = list_cells.split(pd.Series([repr(row) for row in known], dtype=object), "|")
     assert found.tolist() == known

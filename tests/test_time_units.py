@@ -22,7 +22,7 @@ DAY = seconds(2020, 12, 31)
 def advice_on(values: list[str]) -> str:
     present = pandas.Series(values, dtype="str")
     (shape,) = times.shapes(present).unique()
-    return times.CURES.get(shape) or times.advice(times.kinds_of_dates(present))
+    return times.FIXES.get(shape) or times.advice(times.kinds_of_dates(present))
 
 
 def followed(values: list[str]) -> list[int | None]:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from hpgr.config import Sessionize
+if TYPE_CHECKING:
+    from hpgr.config import Sessionize
+
 
 ZEROS_AT_THE_END = r"^([+-]?[0-9]+)(?:\.0+|(\.[0-9]*[1-9])0+)$"
 # Digits of any script, for which float() stands; it would also take 1_000, inf and nan.

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hpgr.config import Config, Sessionize
 from hpgr.data.base_folder import is_filled
 from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
 from hpgr.data.labels import can_rank, finding
@@ -37,6 +36,7 @@ from hpgr.workspace import HERE, Workspace
 if TYPE_CHECKING:
     from ibis.expr.types import Table
 
+    from hpgr.config import Config, Sessionize
     from hpgr.data.sessions import TimeCuts
 
 MAX_ACTIONS = 250  # each is a row of an embedding table: an action is a kind, not a measurement

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpgr.intake.layouts import format_of
+from hpgr.intake.formats import format_of
 from hpgr.intake.raw_file import PARQUET, holds_parts, parts_of, require_file, require_path
 from hpgr.runtime import UserError
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from hpgr.config import Validate
+if TYPE_CHECKING:
+    from hpgr.config import Validate
+
 
 USER, ITEM, TIMESTAMP, ACTION, SESSION = "user_id", "item_id", "timestamp", "action", "session_id"
 EVENT_COLUMNS = (USER, ITEM, TIMESTAMP, ACTION, SESSION)
@@ -46,7 +48,7 @@ class Rule:
     name: str
     column: str
     expected: str
-    cure: str
+    fix: str
     check: str
     arguments: dict[str, Any] = field(default_factory=dict)
     gate: bool = True
@@ -56,7 +58,7 @@ FIELDS_RULE = Rule(
     name="wrong number of fields",
     column=RAGGED,
     expected="as many fields as every line has",
-    cure="quote values that hold the separator, and remove stray line breaks",
+    fix="quote values that hold the separator, and remove stray line breaks",
     check="expect_column_values_to_be_null",
     arguments={"column": RAGGED},
 )
@@ -66,7 +68,7 @@ REPEATED_RULE = Rule(
     name="event of an earlier batch",
     column=ROW,
     expected="an event that no earlier batch brought",
-    cure="nothing needs to be done: the first one counts",
+    fix="nothing needs to be done: the first one counts",
     check="expect_column_values_to_be_in_set",
     arguments={"column": "is_repeated", "value_set": [False]},
     gate=False,
@@ -78,7 +80,7 @@ COPY_RULE = Rule(
     name="exact duplicate",
     column=ROW,
     expected="user, item, timestamp and action together only once",
-    cure="nothing needs to be done: one of them counts",
+    fix="nothing needs to be done: one of them counts",
     check="expect_column_values_to_be_in_set",
     arguments={"column": "is_copy", "value_set": [False]},
     gate=False,
@@ -98,7 +100,7 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
             name=f"{column} is missing",
             column=column,
             expected="a value" if column == TIMESTAMP else "an id, any text or number",
-            cure="fill it in, or drop the row",
+            fix="fill it in, or drop the row",
             check=not_null,
             arguments={"column": column},
         )
@@ -111,7 +113,7 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
             name="timestamp is not a whole number",
             column=TIMESTAMP,
             expected="whole seconds since 1970-01-01 UTC, such as 978300760",
-            cure="convert dates and fractions to whole epoch seconds",
+            fix="convert dates and fractions to whole epoch seconds",
             check="expect_column_values_to_match_regex",
             arguments={"column": TIMESTAMP, "regex": WHOLE_NUMBER},
         ),
@@ -119,7 +121,7 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
             name="timestamp is in milliseconds or finer",
             column=TIMESTAMP,
             expected=f"seconds, below {MILLISECONDS_FROM:,}",
-            cure="divide by 1000 (milliseconds), 1000000 (microseconds) or 1000000000 "
+            fix="divide by 1000 (milliseconds), 1000000 (microseconds) or 1000000000 "
             "(nanoseconds), rounding down: column // 1000",
             check=between,
             arguments={"column": "seconds", "max_value": MILLISECONDS_FROM - 1},
@@ -128,7 +130,7 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
             name="timestamp is too early",
             column=TIMESTAMP,
             expected=f"at least {limits.min_timestamp} (validate.min_timestamp)",
-            cure="correct the unit or the clock, or lower validate.min_timestamp",
+            fix="correct the unit or the clock, or lower validate.min_timestamp",
             check=between,
             arguments={"column": "seconds", "min_value": limits.min_timestamp},
         ),
@@ -136,7 +138,7 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
             name="timestamp is in the future",
             column=TIMESTAMP,
             expected=f"at most now + {limits.max_timestamp_ahead_s} s",
-            cure="correct the clock or the time zone, or raise validate.max_timestamp_ahead_s",
+            fix="correct the clock or the time zone, or raise validate.max_timestamp_ahead_s",
             check=between,
             arguments={"column": "ahead_s", "max_value": limits.max_timestamp_ahead_s},
         ),
@@ -146,7 +148,7 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
             name=UNKNOWN_ITEM,
             column=ITEM,
             expected=f"an id that {items} lists",
-            cure=f"add the item to {items}, or set data.items to null",
+            fix=f"add the item to {items}, or set data.items to null",
             check="expect_column_values_to_be_in_set",
             arguments={"column": "item_known", "value_set": [True]},
         ),
@@ -162,7 +164,7 @@ def batch_rules(limits: Validate) -> tuple[Rule, ...]:
             name="no row is accepted",
             column="rows_accepted",
             expected="at least 1 accepted row",
-            cure="see the reasons in the quarantine",
+            fix="see the reasons in the quarantine",
             check=between,
             arguments={"column": "rows_accepted", "min_value": 1},
         ),
@@ -170,7 +172,7 @@ def batch_rules(limits: Validate) -> tuple[Rule, ...]:
             name="share of quarantined rows",
             column="quarantined_share",
             expected=f"at most {limits.max_bad_share} (validate.max_bad_share)",
-            cure="mend the rows (hpgr doctor FILE lists them), or raise the limit",
+            fix="mend the rows (hpgr doctor FILE lists them), or raise the limit",
             check=between,
             arguments={"column": "quarantined_share", "max_value": limits.max_bad_share},
         ),
@@ -178,7 +180,7 @@ def batch_rules(limits: Validate) -> tuple[Rule, ...]:
             name="rows against the last accepted batch",
             column="volume_change",
             expected=f"a change of at most {change} either way (validate.max_volume_change)",
-            cure="look for a lost or doubled part of the log, or raise the limit",
+            fix="look for a lost or doubled part of the log, or raise the limit",
             check=between,
             arguments={"column": "volume_change", "min_value": -change, "max_value": change},
         ),
@@ -186,7 +188,7 @@ def batch_rules(limits: Validate) -> tuple[Rule, ...]:
             name="newest event against the last accepted batch",
             column="seconds_behind",
             expected="not older than the newest event accepted before",
-            cure="look for an old copy of the log",
+            fix="look for an old copy of the log",
             check=between,
             arguments={"column": "seconds_behind", "max_value": 0},
         ),
@@ -194,7 +196,7 @@ def batch_rules(limits: Validate) -> tuple[Rule, ...]:
             name="users without a row in the users table",
             column="users_without_features",
             expected="none",
-            cure="nothing needs to be done: their features are taken as unknown",
+            fix="nothing needs to be done: their features are taken as unknown",
             check=between,
             arguments={"column": "users_without_features", "max_value": 0},
             gate=False,
@@ -206,7 +208,7 @@ def batch_rules(limits: Validate) -> tuple[Rule, ...]:
                 name="age of the newest event",
                 column="days_old",
                 expected=f"at most {limits.max_age_days} days (validate.max_age_days)",
-                cure="fetch newer events, or set the limit to null for historic data",
+                fix="fetch newer events, or set the limit to null for historic data",
                 check=between,
                 arguments={"column": "days_old", "max_value": limits.max_age_days},
             )
@@ -221,7 +223,7 @@ def table_rules(key: str, file: str) -> tuple[Rule, ...]:
             name=f"{key} is missing",
             column=key,
             expected="an id in every row",
-            cure=f"fill it in, or drop the row of {file}",
+            fix=f"fill it in, or drop the row of {file}",
             check="expect_column_values_to_not_be_null",
             arguments={"column": key},
         ),
@@ -229,7 +231,7 @@ def table_rules(key: str, file: str) -> tuple[Rule, ...]:
             name=f"{key} occurs more than once",
             column=key,
             expected="one row for each id",
-            cure=f"merge or drop the repeated rows of {file}",
+            fix=f"merge or drop the repeated rows of {file}",
             check="expect_column_values_to_be_unique",
             arguments={"column": key},
         ),
@@ -247,7 +249,7 @@ def prepare(
     """`chunk` with the columns that the row rules look at.
 
     Args:
-        chunk: raw events as strings, with `row`; see `formats.py`.
+        chunk: raw events as strings, with `row`; see `raw_log.py`.
         now: seconds since 1970. Times enter as a distance from it, so that neither the rules nor
             their results depend on the day of the run unless a row does.
         copies: sorted row numbers that repeat an earlier row of their own file, int64.

@@ -1,8 +1,8 @@
 """Delimited text as Arrow tables of text columns, a record a row, with the line of each.
 
-Reads the file it is given. `records.py` cuts the text into whole records and counts their fields;
-Arrow's CSV reader cuts these into values. So a record with too few or too many fields is one bad
-row rather than the end, each row knows its line, and the two must agree on the number of rows.
+`text_records.py` cuts the text into whole records and counts their fields; Arrow's CSV reader cuts
+these into values. So a record with too few or too many fields is one bad row rather than the end,
+each row knows its line, and the two must agree on the number of rows. Reads the file it is given.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pc_csv
 
 from hpgr.intake.contract import RAGGED
-from hpgr.intake.records import Dialect, Malformed, Records, doubled, records
+from hpgr.intake.text_records import Dialect, Malformed, Records, doubled, records
 from hpgr.runtime import UserError
 
 LINE = "line"  # line of the text file, from 1; of Parquet the row, from 1

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from hpgr.intake.raw_file import line_blocks, line_ends
-from hpgr.intake.records import (
+from hpgr.intake.text_records import (
     QUOTE,
     Dialect,
     Malformed,

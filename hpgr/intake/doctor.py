@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from time import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from hpgr.config import Config, Data
 from hpgr.intake.contract import (
     ACTION,
     CATEGORIES,
@@ -32,15 +32,10 @@ from hpgr.intake.contract import (
     row_rules,
     table_rules,
 )
-from hpgr.intake.doctor_notes import notes as notes_on_training
 from hpgr.intake.expectations import Expectations
-from hpgr.intake.formats import read_raw, whole_ids
-from hpgr.intake.layouts import Format, column_names, format_of
-from hpgr.intake.listing import Listing, mixed
-from hpgr.intake.notes import notes_on_actions, notes_on_rows, notes_on_spelling
-from hpgr.intake.problems import (
+from hpgr.intake.file_problems import (
     LINES_PER_KIND,
-    Problem,
+    FileProblem,
     dialect_problems,
     no_rows,
     note,
@@ -48,6 +43,8 @@ from hpgr.intake.problems import (
     unreadable,
     whole_file,
 )
+from hpgr.intake.formats import Format, column_names, format_of
+from hpgr.intake.log_notes import notes_on_actions, notes_on_rows, notes_on_spelling
 from hpgr.intake.raw_file import (
     PARQUET,
     Absent,
@@ -57,16 +54,22 @@ from hpgr.intake.raw_file import (
     require_path,
     require_text,
 )
+from hpgr.intake.raw_log import read_raw, whole_ids
+from hpgr.intake.row_problems import Listing, mixed
 from hpgr.intake.staging import copies, mend_ids, stage
 from hpgr.intake.table_files import header, repeated, suggestion, table_chunks
 from hpgr.intake.time_units import shapes
+from hpgr.intake.training_outlook import notes as notes_on_training
 from hpgr.runtime import UserError
+
+if TYPE_CHECKING:
+    from hpgr.config import Config, Data
 
 CHUNK_ROWS = 1 << 18
 EVENTS = "events"  # the role of a table; those of items and users are their id columns
 
 
-def doctor(path: Path, cfg: Config, outlook: list[Problem] | None = None) -> list[Problem]:
+def doctor(path: Path, cfg: Config, outlook: list[FileProblem] | None = None) -> list[FileProblem]:
     """What is wrong with `path`, in order of files and lines; empty where nothing is.
 
     `path` is a raw folder in the format that `cfg.data` names, or one table with the columns of
@@ -119,7 +122,7 @@ def _role(path: Path, data: Data) -> tuple[str, Path]:
     return EVENTS, path.parent
 
 
-def _refused(path: Path) -> list[Problem]:
+def _refused(path: Path) -> list[FileProblem]:
     """What is wrong with a path that cannot be read at all."""
     try:
         require_path(path, "correct the path")
@@ -131,8 +134,8 @@ def _refused(path: Path) -> list[Problem]:
 
 
 def _examine_file(
-    path: Path, role: str, data: Data, cfg: Config, outlook: list[Problem]
-) -> list[Problem]:
+    path: Path, role: str, data: Data, cfg: Config, outlook: list[FileProblem]
+) -> list[FileProblem]:
     problems = _examine_shape(path, role, data)
     if any(p.serious for p in problems):
         return problems
@@ -156,11 +159,11 @@ def _faults_of_items(path: Path, data: Data) -> bool:
     return False
 
 
-def _examine_shape(path: Path, role: str, data: Data) -> list[Problem]:
+def _examine_shape(path: Path, role: str, data: Data) -> list[FileProblem]:
     """What can be said before a row is read: files, encodings, headers and dialects."""
     if refused := _refused(path):
         return refused
-    problems: list[Problem] = []
+    problems: list[FileProblem] = []
     try:
         for part in parts_of(path):
             problems += _examine_part(part, path, role, data)
@@ -169,7 +172,7 @@ def _examine_shape(path: Path, role: str, data: Data) -> list[Problem]:
     return problems
 
 
-def _examine_part(part: Path, table: Path, role: str, data: Data) -> list[Problem]:
+def _examine_part(part: Path, table: Path, role: str, data: Data) -> list[FileProblem]:
     """One file of a table: its text, its header and its dialect."""
     if part.suffix in PARQUET:
         return list(_examine_header(part, table, role, data))
@@ -192,7 +195,7 @@ def _columns_of(role: str, data: Data) -> dict[str, str]:
     return {name: getattr(mapped, name) for name in wanted if getattr(mapped, name) is not None}
 
 
-def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[Problem]:
+def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[FileProblem]:
     """The columns of one file of a table."""
     try:
         names = header(path)
@@ -201,7 +204,7 @@ def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[
         return
     for name in repeated(names):
         places = [str(n + 1) for n, other in enumerate(names) if other == name]
-        yield Problem(
+        yield FileProblem(
             path,
             "repeated column",
             1,
@@ -213,7 +216,7 @@ def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[
     names += [name for name in partition_of(path, table) if name not in names]
     for wanted, name in _columns_of(role, data).items():
         if name not in names:
-            yield Problem(
+            yield FileProblem(
                 path,
                 "missing column",
                 1,
@@ -224,7 +227,7 @@ def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[
             )
 
 
-def _examine_table(path: Path, key: str, data: Data) -> list[Problem]:
+def _examine_table(path: Path, key: str, data: Data) -> list[FileProblem]:
     """Ids of a file of items or users, and how its other columns are read."""
     columns = {key: _columns_of(key, data)[key]}
     try:
@@ -243,7 +246,7 @@ def _examine_table(path: Path, key: str, data: Data) -> list[Problem]:
 
 def _examine_ids(
     path: Path, columns: dict[str, str], frame: pd.DataFrame, key: str
-) -> list[Problem]:
+) -> list[FileProblem]:
     rules = (FIELDS_RULE, *table_rules(key, "this file"))
     expectations, listing = Expectations(), Listing(parts_of(path), columns)
     expectations.add("table", rules)
@@ -251,7 +254,7 @@ def _examine_ids(
     return listing.problems()
 
 
-def _examine_log(data: Data, cfg: Config, outlook: list[Problem]) -> list[Problem]:
+def _examine_log(data: Data, cfg: Config, outlook: list[FileProblem]) -> list[FileProblem]:
     """Every row of the events that `data` names, by the rules of the validate stage."""
     layout = format_of(data)
     items_file = data.path / layout.items if layout.items else None
@@ -291,7 +294,7 @@ def _examine_log(data: Data, cfg: Config, outlook: list[Problem]) -> list[Proble
         if data.format != "table" or data.columns.action is not None:
             notes += notes_on_actions(staged, path, columns[ACTION], cfg.sessionize)
         outlook += [
-            note(path, n.kind, columns[n.column], n.found, n.expected, n.cure)
+            note(path, n.kind, columns[n.column], n.found, n.expected, n.fix)
             for n in notes_on_training(staged, cfg)
         ]
     if known is not None and items_file is not None:

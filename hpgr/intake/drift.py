@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.spatial.distance import jensenshannon
 
-from hpgr.config import Refresh
 from hpgr.intake.contract import ACTION, ITEM, ROW, TIMESTAMP
 from hpgr.intake.staging import open_duckdb
+
+if TYPE_CHECKING:
+    from hpgr.config import Refresh
 
 SHORTEST_SPAN_S = 3600  # events a day are told from at least an hour
 SPLITS = 5  # random splits whose mean divergence is what chance gives

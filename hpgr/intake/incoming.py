@@ -27,10 +27,10 @@ from hpgr.intake.batch_records import last_accepted
 from hpgr.intake.contract import ITEM, Rule, batch_rules
 from hpgr.intake.drift import compare
 from hpgr.intake.expectations import Expectations, failures
-from hpgr.intake.formats import RawLog, read_parts
+from hpgr.intake.formats import Format, Part, column_names, format_of
 from hpgr.intake.increments import digest, find, increments
-from hpgr.intake.layouts import Format, Part, column_names, format_of
-from hpgr.intake.notes import notes_on_log
+from hpgr.intake.log_notes import notes_on_log
+from hpgr.intake.raw_log import RawLog, read_parts
 from hpgr.intake.screening import Counts, bad_rows, breach, check_rows, check_tables, publish
 from hpgr.intake.staging import copies, mend_ids, repeated_from, stage
 from hpgr.intake.validation_summary import facts_of, hashes, summary_of, write_reports
@@ -201,7 +201,7 @@ def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
             name="rows against the batch accepted last",
             column="rows_factor",
             expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
-            cure="look for a file that was cut off or written twice, or raise the limit",
+            fix="look for a file that was cut off or written twice, or raise the limit",
             check=between,
             arguments={"column": "rows_factor", "min_value": 1 / most, "max_value": most},
         ),
@@ -209,7 +209,7 @@ def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
             name="events a day against the newest of the log",
             column="volume_factor",
             expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
-            cure="look for a lost or doubled part of the batch, or raise the limit",
+            fix="look for a lost or doubled part of the batch, or raise the limit",
             check=between,
             arguments={"column": "volume_factor", "min_value": 1 / most, "max_value": most},
         ),
@@ -217,7 +217,7 @@ def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
             name="drift of the items",
             column="item_drift",
             expected=f"at most {limits.max_item_drift} (refresh.max_item_drift)",
-            cure="look for ids of another catalogue or in the wrong column, or raise the limit",
+            fix="look for ids of another catalogue or in the wrong column, or raise the limit",
             check=between,
             arguments={"column": "item_drift", "max_value": limits.max_item_drift},
         ),
@@ -225,7 +225,7 @@ def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
             name="drift of the actions",
             column="action_drift",
             expected=f"at most {limits.max_action_drift} (refresh.max_action_drift)",
-            cure="look for another scale of ratings or other words, or raise the limit",
+            fix="look for another scale of ratings or other words, or raise the limit",
             check=between,
             arguments={"column": "action_drift", "max_value": limits.max_action_drift},
         ),
@@ -233,7 +233,7 @@ def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
             name="share of events with items that the log does not have",
             column="unknown_items",
             expected=f"at most {limits.max_unknown_items} (refresh.max_unknown_items)",
-            cure="look for ids of another catalogue, or raise the limit",
+            fix="look for ids of another catalogue, or raise the limit",
             check=between,
             arguments={"column": "unknown_items", "max_value": limits.max_unknown_items},
         ),
@@ -241,7 +241,7 @@ def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
             name="seconds from the batch's newest event to the log's",
             column="seconds_behind",
             expected="at most 0: the batch ends no earlier than the log",
-            cure="look for an old batch; what the log lacks of it can only come with newer events",
+            fix="look for an old batch; what the log lacks of it can only come with newer events",
             check=between,
             arguments={"column": "seconds_behind", "max_value": 0},
         ),

@@ -138,9 +138,9 @@ def require_text(path: Path) -> None:
     require_file(path, "correct the path")
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    for mark, what, cure in FOREIGN:
+    for mark, what, fix in FOREIGN:
         if head.startswith(mark):
-            raise UserError(f"{path} is {what}, expected text: {cure}")
+            raise UserError(f"{path} is {what}, expected text: {fix}")
     if head.count(0) > len(head) // 3:
         if any(head):  # every other byte of Latin letters is 0
             raise UserError(f"{path} is UTF-16 text or binary: save it as UTF-8")

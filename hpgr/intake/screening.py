@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from hpgr.config import Validate
 from hpgr.intake.contract import (
     COPY_RULE,
     EVENT_COLUMNS,
@@ -35,9 +34,12 @@ from hpgr.intake.contract import (
     table_rules,
 )
 from hpgr.intake.expectations import Expectations, Tally
-from hpgr.intake.formats import RawLog
+from hpgr.intake.raw_log import RawLog
 from hpgr.intake.table_files import LINE, SOURCE
 from hpgr.runtime import UserError, atomic_folder
+
+if TYPE_CHECKING:
+    from hpgr.config import Validate
 
 FILE = "file"  # of a quarantined row, below the raw folder
 EVENTS_SCHEMA = pa.schema(
@@ -177,10 +179,10 @@ def publish(out: Path, target: Path, *, keep_tables: bool) -> None:
 
 
 def breach(tally: Tally) -> str:
-    """Why a batch is refused, in one line: found, expected, cure."""
+    """Why a batch is refused, in one line: found, expected, fix."""
     found = tally.examples[0] if tally.examples else f"{tally.broken:,} rows"
     short = f"{found:.4g}" if isinstance(found, float) else repr(found)
-    return f"{tally.rule.name}: found {short}, expected {tally.rule.expected}; {tally.rule.cure}"
+    return f"{tally.rule.name}: found {short}, expected {tally.rule.expected}; {tally.rule.fix}"
 
 
 def bad_rows(counts: Counts, tallies: Sequence[Tally]) -> list[str]:
@@ -191,5 +193,5 @@ def bad_rows(counts: Counts, tallies: Sequence[Tally]) -> list[str]:
     broken = [tally for tally in tallies if tally.broken and tally.rule.gate]
     return [
         f"{counts.quarantined:,} of {counts.rows:,} rows ({share:.1%}) are bad:",
-        *(f"  {tally.broken:,} x {tally.rule.name}; {tally.rule.cure}" for tally in broken),
+        *(f"  {tally.broken:,} x {tally.rule.name}; {tally.rule.fix}" for tally in broken),
     ]

@@ -33,9 +33,8 @@ from hpgr.intake.contract import (
 )
 from hpgr.intake.delimited_text import LINE, text_tables
 from hpgr.intake.dialect import Quoting, dialect_of, text_header
-from hpgr.intake.problems import Problem, note
+from hpgr.intake.file_problems import FileProblem, note
 from hpgr.intake.raw_file import PARQUET, partition_of, parts_of
-from hpgr.intake.records import Dialect
 from hpgr.intake.spelling import (
     DIGITS_LOST,
     lists_of,
@@ -45,6 +44,7 @@ from hpgr.intake.spelling import (
     spell_time,
     words,
 )
+from hpgr.intake.text_records import Dialect
 from hpgr.runtime import UserError
 
 SOURCE = "source"  # number of the file that a row is from
@@ -184,7 +184,7 @@ def _part_chunks(
 
 def table_whole(
     path: Path, columns: dict[str, str], quoting: Quoting = "auto"
-) -> tuple[pd.DataFrame, list[Problem]]:
+) -> tuple[pd.DataFrame, list[FileProblem]]:
     """A whole Parquet or CSV file of items or users, or a folder of such parts; and notes.
 
     `columns` and `quoting` are as in `table_chunks`.
@@ -280,7 +280,7 @@ def parquet_chunks(path: Path, columns: dict[str, str], chunk_rows: int) -> Iter
                 start += batch.num_rows
 
 
-def parquet_whole(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, list[Problem]]:
+def parquet_whole(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, list[FileProblem]]:
     """Columns as text, a column of lists in place of CATEGORIES as lists; and what to know of them.
 
     The id column must be plain. Of the others, nested values become JSON and bytes that are no text
@@ -306,13 +306,13 @@ def parquet_whole(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, li
             whole[ours] = words(text)
         except (ValueError, OverflowError, pa.ArrowException) as error:
             found = f"type {column.type} ({error})"
-            cure = "it is left out; export it as one of these to keep it"
-            notes.append(note(path, "strange column", theirs, found, expected, cure))
+            fix = "it is left out; export it as one of these to keep it"
+            notes.append(note(path, "strange column", theirs, found, expected, fix))
             continue
         if written:
             found = f"type {column.type}"
-            cure = f"it is kept as text, written as {written}"
-            notes.append(note(path, "strange column", theirs, found, expected, cure))
+            fix = f"it is kept as text, written as {written}"
+            notes.append(note(path, "strange column", theirs, found, expected, fix))
     return pd.DataFrame(whole), notes
 
 

@@ -29,7 +29,7 @@ SHAPES = (
     ),
 )
 NUMBER = "pandas.to_numeric(column)"
-CURES = {
+FIXES = {
     "epoch milliseconds or finer": "divide and cut the fraction off, for milliseconds: "
     f"numpy.floor({NUMBER} / 1000).astype('Int64')",
     "the day number of a spreadsheet": "convert it, where it counts days since 1899-12-30 UTC: "

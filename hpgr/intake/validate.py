@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 from hpgr.intake.accepted_logs import last_accepted, remember
 from hpgr.intake.contract import CATEGORIES, ITEM, ROW, TITLE, USER, batch_rules
 from hpgr.intake.expectations import Expectations, failures
-from hpgr.intake.formats import RawLog, read_raw
-from hpgr.intake.layouts import column_names
-from hpgr.intake.notes import notes_on_log
+from hpgr.intake.formats import column_names
+from hpgr.intake.log_notes import notes_on_log
+from hpgr.intake.raw_log import RawLog, read_raw
 from hpgr.intake.screening import (
     as_table,
     bad_rows,

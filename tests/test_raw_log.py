@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from own_log import config, write_csv
 
 from hpgr.intake import spelling
-from hpgr.intake.formats import read_raw
+from hpgr.intake.raw_log import read_raw
 from hpgr.runtime import UserError
 
 EVENTS = ["user_id", "item_id", "timestamp", "action", "session_id", "row", "line", "ragged"]

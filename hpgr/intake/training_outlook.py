@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hpgr.config import Config
 from hpgr.data import labels
 from hpgr.data.repeats import removes_history
 from hpgr.intake.contract import ACTION, ITEM, USER
 from hpgr.intake.staging import open_duckdb
+
+if TYPE_CHECKING:
+    from hpgr.config import Config
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Note:
     column: str
     found: str
     expected: str
-    cure: str
+    fix: str
 
 
 def notes(staged: Path, cfg: Config) -> Iterator[Note]:
@@ -56,6 +59,6 @@ def notes(staged: Path, cfg: Config) -> Iterator[Note]:
         )
     positives = labels.positives(counts, cfg.sessionize)
     if not labels.can_rank(positives, events, cfg.sessionize):
-        found, cure = labels.finding(positives, events, counts, cfg.sessionize)
+        found, fix = labels.finding(positives, events, counts, cfg.sessionize)
         expected = "enough events of both labels; the model retrieves and learns no ranking"
-        yield Note("one label", ACTION, found, expected, cure)
+        yield Note("one label", ACTION, found, expected, fix)

@@ -1,0 +1,157 @@
+"""Raw folders of every known format (`formats.py`), opened as canonical events, items and users.
+
+A log is a base and, beside it, increments: folders with files of the same format, of which only
+the events need be there. Reads: the folder `data.path`, through `table_files.py`. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from hpgr.intake.contract import (
+    ACTION,
+    ITEM,
+    PART,
+    ROW,
+    USER,
+)
+from hpgr.intake.file_problems import FileProblem
+from hpgr.intake.formats import Format, Part, format_of
+from hpgr.intake.increments import increments
+from hpgr.intake.raw_file import parts_of, require_file, require_path
+from hpgr.intake.spelling import DIGITS_LOST, plain_words, whole_numbers
+from hpgr.intake.table_files import (
+    SOURCE,
+)
+from hpgr.intake.text_records import Dialect
+from hpgr.runtime import UserError
+
+if TYPE_CHECKING:
+    from hpgr.config import Data
+
+
+@dataclass(frozen=True)
+class RawLog:
+    """An opened log: the base, then its increments.
+
+    `parts` are its files in order. `events` yields chunks of string columns EVENT_COLUMNS (missing
+    where the log has none), `row` int64 from 0 through all parts, `part` int64, `source` int64 the
+    place among `sources` of the row's file, `line` int64 from 1 in that file, and `ragged`. It can
+    be walked once. `tables` has each table of items or users that was read: path, id column, rows.
+    `items` has item_id, title and categories, `users` has user_id and whatever the source knows, a
+    later part's row in place of an earlier one's; None where the source has no such table.
+    `dialects` says how each of `files` is read, "Parquet" or the dialect of a text. `notes` say
+    what to know of how the tables were read.
+    """
+
+    parts: tuple[Part, ...]
+    events: Iterator[pd.DataFrame]
+    tables: tuple[tuple[Path, str, pd.DataFrame], ...]
+    items: pd.DataFrame | None
+    users: pd.DataFrame | None
+    dialects: tuple[Dialect | Literal["Parquet"], ...]
+    notes: tuple[FileProblem, ...]
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """All files of events, the base's first."""
+        return tuple(file for part in self.parts for file in parts_of(part.events))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files read, the base's events first."""
+        return tuple(path for part in self.parts for path in part.files)
+
+
+def read_raw(data: Data, chunk_rows: int) -> RawLog:
+    """Open the raw folder that `data` describes; events come `chunk_rows` rows at a time at most.
+
+    Raises:
+        UserError: a file is missing or empty, or lacks a column.
+    """
+    layout = format_of(data)
+    _require(data, layout.names)
+    parts = [layout.part(folder) for folder in (data.path, *increments(data.path))]
+    return read_parts(layout, parts, chunk_rows)
+
+
+def read_parts(layout: Format, parts: Sequence[Part], chunk_rows: int) -> RawLog:
+    """Open `parts` one after the other; see `read_raw`."""
+    for part in parts:
+        require_path(
+            part.events,
+            "an increment needs its events; bring it back with `dvc checkout data.dvc`",
+        )
+    chunks = [layout.open_events(part.events, chunk_rows) for part in parts]  # checks the headers
+    items = [(part.items, *layout.open_items(part.items)) for part in parts if part.items]
+    users = [(part.users, *layout.open_users(part.users)) for part in parts if part.users]
+    tables, notes = [], []
+    for key, opened in ((ITEM, items), (USER, users)):
+        for path, table, found in opened:
+            table[key] = whole_ids(path, key, table[key])
+            tables.append((path, key, table))
+            notes += found
+    return RawLog(
+        parts=tuple(parts),
+        events=_chain(chunks, [len(parts_of(part.events)) for part in parts]),
+        tables=tuple(tables),
+        items=_newest_rows([table for _, table, _ in items], ITEM),
+        users=_newest_rows([table for _, table, _ in users], USER),
+        dialects=tuple(layout.dialect(file) for part in parts for file in part.files),
+        notes=tuple(notes),
+    )
+
+
+def _chain(
+    parts: Sequence[Iterator[pd.DataFrame]], sources: Sequence[int]
+) -> Iterator[pd.DataFrame]:
+    """The chunks of all `parts`, which have so many `sources` each, numbered through."""
+    rows = 0
+    for number, chunks in enumerate(parts):
+        for chunk in chunks:
+            chunk[ROW] = np.arange(rows, rows + len(chunk))
+            chunk[PART] = number
+            chunk[SOURCE] = chunk.get(SOURCE, 0) + sum(sources[:number])
+            chunk[ACTION] = plain_words(chunk[ACTION])
+            rows += len(chunk)
+            yield chunk
+
+
+def _newest_rows(tables: Sequence[pd.DataFrame], key: str) -> pd.DataFrame | None:
+    """All rows, but of an id that several tables have only those of the last; None of nothing.
+
+    An id that one table repeats stays repeated, for the rules to find.
+    """
+    if not tables:
+        return None
+    kept, later = [], pd.Index([])
+    for table in reversed(tables):
+        kept.append(table[~table[key].isin(later)])
+        later = later.union(pd.Index(table[key].dropna()).unique())
+    return pd.concat(reversed(kept), ignore_index=True)
+
+
+def _require(data: Data, names: Sequence[str]) -> None:
+    for name in names:
+        if data.format == "table":
+            require_path(data.path / name, "correct data.path and the file names in params.yaml")
+        else:
+            require_file(data.path / name, f"run: hpgr fetch {data.path.name}")
+
+
+def whole_ids(path: Path, key: str, ids: pd.Series) -> pd.Series:
+    """`whole_numbers` of an id column of a file.
+
+    Raises:
+        UserError: the digits of one were lost in a float.
+    """
+    try:
+        return whole_numbers(ids)
+    except ValueError as error:
+        raise UserError(f"{path}: {key} holds {error}: {DIGITS_LOST}") from error
