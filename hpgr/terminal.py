@@ -1,4 +1,4 @@
-"""Text that comes from data, shown as it is: no markup, and no signs that steer a terminal.
+"""Text that comes from data, shown as it is: no markup and no control characters.
 
 Reads and writes nothing.
 """
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.text import Text
 
-# Control characters, line and paragraph separators, and marks that turn the direction of writing
-# or are not seen at all. A newline and a tab stay where several lines are printed.
+# Control characters, line and paragraph separators, and marks that change the direction of writing
+# or are invisible. A newline and a tab stay where several lines are printed.
 STEERING = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"
 LINES = re.compile(f"[{STEERING}]")
 ONE_LINE = re.compile(f"[\t\n{STEERING}]")

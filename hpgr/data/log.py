@@ -120,7 +120,7 @@ class EventLog:
 
 
 def opening(user: np.ndarray, session: np.ndarray, newest: int = -1) -> tuple[np.ndarray, int]:
-    """Which of neighbouring rows open a session, bool [R], and the `newest` of the next call.
+    """Rows that open a session, bool [R], and the `newest` of the next call.
 
     Args:
         user: index of the user of each row, ascending, [R].

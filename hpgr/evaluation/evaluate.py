@@ -174,7 +174,7 @@ def judge_retrieval(
     models: Mapping[str, Retriever],
     notes: list[str],
 ) -> tuple[list[Tables], dict[str, retrieval.Retrieved]]:
-    """R1 or R2 for all models, where the log repeats by the other rule for seen items too.
+    """R1 or R2 for all models; where the log repeats, also by the other rule for seen items.
 
     Returns:
         A table for each rule, the log's own first, and the answers by that one; `notes` get a

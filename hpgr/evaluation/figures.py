@@ -1,4 +1,4 @@
-"""The report's figures, drawn with matplotlib's Agg backend from the long tables of `tables`.
+"""The report's figures, drawn with matplotlib's Agg from the long tables of `metric_tables`.
 
 Every function returns a figure; `save` writes it as PNG. The judged model is drawn in one strong
 colour, baselines in quiet ones.

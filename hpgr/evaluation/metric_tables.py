@@ -50,7 +50,7 @@ def retrieval_tables(
     *,
     main: str,
 ) -> Tables:
-    """Everything the report says about R1 or R2."""
+    """The results of R1 or R2, for the report."""
     k = settings.cutoffs[0]
     per_query = {
         n: metrics.retrieval_metrics(o.ranks, settings.cutoffs) for n, o in outcomes.items()
@@ -100,7 +100,7 @@ def ranking_tables(
     *,
     main: str,
 ) -> Tables:
-    """Everything the report says about K1."""
+    """The results of K1, for the report."""
     user, label = candidates.candidate_user(), candidates.label
     values = {n: ranking_metrics(candidates, p, settings) for n, p in probabilities.items()}
     draw = compare.draw(settings)

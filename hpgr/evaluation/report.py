@@ -1,7 +1,7 @@
 """One self-contained HTML page about an evaluation: no script, no font, no image from elsewhere.
 
-Reads what `tables` and `examples` computed and the training curves. Writes `report.html` and, below
-`figures/`, the same figures as PNG files.
+Takes the results of `metric_tables` and `examples`, and the training curves. Writes `report.html`
+and, below `figures/`, the same figures as PNG files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROTOCOLS = {
     "holds the events strictly before its second; candidates of one user and second are scored "
     "together.",
 }
-OTHER_WAY = {  # by what stands behind the protocol's name, see `tables.WAYS`
+OTHER_WAY = {  # by what stands behind the protocol's name, see `metric_tables.WAYS`
     "seen_kept": (
         "Seen items kept",
         "The same queries, with what the user had before left among the answers, as "

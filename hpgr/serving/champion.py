@@ -1,7 +1,7 @@
 """The model that is served: the registry's champion, and a watch that follows the alias.
 
 Only a version's bundle is fetched, data without code, and it is answered with this installation's
-code: nothing that lies in the registry is ever executed here. Reads the MLflow registry.
+code: nothing from the registry is executed here. Reads the MLflow registry.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def load(version: ModelVersion) -> Served:
 
 
 class Champion:
-    """The champion, looked up again and again; whoever reads `served` gets one whole model.
+    """The champion, looked up regularly; a reader of `served` gets one whole model.
 
     A failed look leaves the model that is there: `problem` then says what is wrong. Attributes are
     replaced, never changed in place, so that readers in other threads need no lock.
@@ -134,7 +134,7 @@ class Champion:
                 logger.info("serving %s version %s", served.name, served.version)
                 self.served = served
             problem = None
-        except Exception as error:  # the watch must outlive whatever the registry does
+        except Exception as error:  # the watch must outlive every failure of the registry
             problem = (
                 str(error) if isinstance(error, UserError) else masked(told(error) or repr(error))
             )

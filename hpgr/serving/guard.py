@@ -2,7 +2,7 @@
 
 A page of any site can send requests to 127.0.0.1, and by a name of its own that resolves to it
 (DNS rebinding) even read the answers. So a request must name the server by a host that it is known
-by, and where a browser says from which page it comes, that must be a page of the same address.
+by, and where a browser says its page, that must be a page of the same address.
 Reads and writes nothing.
 """
 
@@ -24,7 +24,7 @@ HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s\[\]:/?#@]+)(:\d*)?", re.ASCII)
 class Guard:
     """ASGI middleware: 400 for a foreign Host, 403 for another Origin; websockets are closed.
 
-    The address on which the connection came in counts as known: no name has led there.
+    The address on which the connection came in counts as known: it was reached without a name.
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str] = ()) -> None:
@@ -33,7 +33,7 @@ class Guard:
         self.hosts = {*KNOWN, *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may come in; answer the rest without a word about what lies here."""
+        """Pass on what may come in; refuse the rest without showing anything of the server."""
         refusal = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
         if refusal is None:
             await self.app(scope, receive, send)

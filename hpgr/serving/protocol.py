@@ -1,6 +1,6 @@
 """HTTP/1.1 as uvicorn speaks it, with limits on what a caller may keep waiting or leave unclear.
 
-uvicorn closes an idle connection after an answer, but waits for ever for a request that never
+uvicorn closes an idle connection after an answer, but waits without limit for a request that never
 comes, comes byte by byte, or whose answer is never taken. Reads and writes nothing.
 """
 
@@ -22,7 +22,7 @@ FRAMING = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]*:", re.MULTIL
 
 
 class OneFraming(h11.Connection):
-    """Refuses a request that says more than once where its body ends.
+    """Refuse a request that says more than once where its body ends.
 
     Two servers that believe different lines disagree on where the next request begins (request
     smuggling); h11 lets Transfer-Encoding win and drops a repeated length.
@@ -43,10 +43,10 @@ class OneFraming(h11.Connection):
 
 
 class PunctualHTTP(H11Protocol):
-    """Gives a caller `timeout_s` for a whole request, and as long to take the answer.
+    """Give a caller `timeout_s` for a whole request, and as long to take the answer.
 
     Beyond `max_connections` the one that has kept the server waiting longest is cut, so that
-    callers are served however many hold a connection and say nothing.
+    silent connections keep no caller out.
     """
 
     timeout_s = 20.0
@@ -60,7 +60,7 @@ class PunctualHTTP(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The time for the first request begins."""
+        """Start the time limit of the first request."""
         super().connection_made(transport)
         self._begin_to_wait()
         if len(self.connections) > self.max_connections:
@@ -69,13 +69,13 @@ class PunctualHTTP(H11Protocol):
             min(waiting, key=lambda peer: peer.waited_since, default=self).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """No time counts any more."""
+        """Stop the time limit."""
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """The time for taking the answer, and for the next request, begins."""
+        """Start the time limit for taking the answer and for the next request."""
         self._begin_to_wait()
         super().on_response_complete()
 
@@ -92,7 +92,7 @@ class PunctualHTTP(H11Protocol):
         self._deadline = self.loop.call_later(self.timeout_s, self._cut)
 
     def _cut(self) -> None:
-        """Say why where nothing was said yet, and close without waiting for this caller again."""
+        """Close; a caller who got no answer yet gets a 408 first."""
         if not self.keeps_waiting:
             return
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):

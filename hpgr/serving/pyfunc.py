@@ -39,7 +39,7 @@ class RecommenderModel(PythonModel):
         """Load the bundle onto the best device that is there.
 
         Raises:
-            UserError: it cannot be read, whatever the reason.
+            UserError: it cannot be read.
         """
         bundle = Path(context.artifacts["bundle"])
         self.recommender = load_bundle(bundle, "the model", "register it again")

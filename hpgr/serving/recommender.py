@@ -207,7 +207,7 @@ class Recommender:
         Args:
             allow: external ids; nothing else is recommended. None allows every item.
             deny: external ids that are never recommended. Ids that the model does not know are
-                passed over in both: it cannot recommend them.
+                ignored in both: it cannot recommend them.
 
         Raises:
             UserError: the model knows no item of `allow`.
@@ -242,7 +242,7 @@ class Recommender:
                 reads: all of it is left out of the answer.
             k: places, at least 1.
             eligible: see `eligible`.
-            drop_seen: whether it is left out; None: as the model was judged.
+            drop_seen: leave it out; None: as the model was judged.
         """
         drop = self.serving.remove_history if drop_seen is None else drop_seen
         size = max(1, CELLS // len(self.popularity))
@@ -320,7 +320,7 @@ def load_bundle(bundle: Path, what: str, fix: str) -> Recommender:
         fix: what to do where it cannot be read.
 
     Raises:
-        UserError: it cannot be read, whatever the reason.
+        UserError: it cannot be read.
     """
     try:
         return Recommender.load(bundle, device="auto")

@@ -196,7 +196,7 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
         found = [(i, t) for i, t in names if wanted in t.casefold() or wanted == i.casefold()]
 
         def place(item: tuple[str, str]) -> tuple[bool, bool, int]:
-            """The id first, then titles that begin so; a short one is nearer to what was typed."""
+            """The exact id first, then titles that begin with the text, then short titles."""
             item_id, title = item
             return item_id != q.strip(), not title.casefold().startswith(wanted), len(title)
 
@@ -273,7 +273,7 @@ class BodyLimit:
         self.app, self.max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count what arrives; a body without a length header is counted all the same."""
+        """Count what arrives; also where no header gives its length."""
         arrived = 0
 
         async def counted() -> Message:

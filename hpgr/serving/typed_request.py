@@ -72,10 +72,10 @@ def typed(text: str, at: str | None, recommender: Recommender) -> Request:
 
 
 def find_items(text: str, titles: dict[str, str]) -> list[str]:
-    """Item ids of the entries of `text`, which commas part; ids and titles may hold commas too.
+    """Item ids of the comma-separated entries of `text`; ids and titles may hold commas too.
 
     An entry is an id, a title, or a title without its year where that is unambiguous; letter case
-    and the amount of white space do not matter. The longest run of comma-parted pieces that is one
+    and the amount of white space do not matter. The longest run of comma-separated pieces that is one
     of these is taken first.
 
     Args:
