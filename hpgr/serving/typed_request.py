@@ -75,8 +75,8 @@ def find_items(text: str, titles: dict[str, str]) -> list[str]:
     """Item ids of the comma-separated entries of `text`; ids and titles may hold commas too.
 
     An entry is an id, a title, or a title without its year where that is unambiguous; letter case
-    and the amount of white space do not matter. The longest run of comma-separated pieces that is one
-    of these is taken first.
+    and the amount of white space do not matter. The longest run of comma-separated pieces that is
+    one of these is taken first.
 
     Args:
         text: the entries.
