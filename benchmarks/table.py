@@ -90,10 +90,7 @@ def table(protocol: str, columns: dict[str, str], results: list[dict[str, Any]])
             rows.setdefault(other, [metrics])
     key = next(iter(columns))
     order = sorted(rows, key=lambda name: rows[name][0].get(key, 0.0))
-    best = {
-        c: best_value(c, (m[0][c] for m in rows.values() if c in m[0]))
-        for c in columns
-    }
+    best = {c: best_value(c, (m[0][c] for m in rows.values() if c in m[0])) for c in columns}
     lines = [
         f"{TITLES[protocol]}:\n",
         f"| model | {' | '.join(columns.values())} | parameters | best / trained |",
