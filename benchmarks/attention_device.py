@@ -39,7 +39,7 @@ from hpgr.data.batches import TrainingWindows  # noqa: E402
 from hpgr.data.log import DTYPES, EventLog, Meta  # noqa: E402
 from hpgr.model import attention, hpgr, hstu, preference, session_encoder  # noqa: E402
 from hpgr.model.catalogue import Catalogue  # noqa: E402
-from hpgr.model.scoring import build  # noqa: E402
+from hpgr.model.interface import build  # noqa: E402
 from hpgr.model.tiles import NUM_TIME_BUCKETS, build_tiles  # noqa: E402
 from hpgr.training import finetune, losses  # noqa: E402
 from hpgr.training.device import Device  # noqa: E402
@@ -199,8 +199,8 @@ def training_figures(timer: Timer, *, small: bool) -> Iterator[dict[str, Any]]:
     steps = 3 if small else 10
     sizes = [(10, 64), (50, 128)] if small else [(200, 4096), (2048, 32768)]
     for max_history, batch_tokens in sizes:
-        for encoder in ("hstu", "hpgr"):
-            cfg = parameters(encoder, max_history, batch_tokens, dim=16 if small else 64)
+        for name in ("hstu", "hpgr"):
+            cfg = parameters(name, max_history, batch_tokens, dim=16 if small else 64)
             seen: dict[str, list[float]] = {}
             for precision, dtype in PRECISIONS.items():
                 for way in ("before", "now"):
@@ -210,13 +210,13 @@ def training_figures(timer: Timer, *, small: bool) -> Iterator[dict[str, Any]]:
                             seen[precision] = [run.step() for _ in range(steps)]
                         seconds = timer.median(run.step)
                     figure = {
-                        "encoder": encoder, "max_history": max_history,
+                        "model": name, "max_history": max_history,
                         "batch_tokens": batch_tokens, "precision": precision, "way": way,
                         "targets_per_second": round(run.targets_per_step / seconds),
                         "ms_per_step": round(1000 * seconds, 1), "peak_gib": timer.peak_gib(),
                     }  # fmt: skip
                     print(
-                        f"training {encoder}, {max_history} events, {batch_tokens} tokens, "
+                        f"training {name}, {max_history} events, {batch_tokens} tokens, "
                         f"{precision}, {way}: {figure['targets_per_second']} targets/s, "
                         f"{figure['peak_gib']} GiB",
                         flush=True,
@@ -224,9 +224,9 @@ def training_figures(timer: Timer, *, small: bool) -> Iterator[dict[str, Any]]:
                     yield figure
             exact, rounded = (np.array(seen[p]) for p in ("float32", "bfloat16"))
             apart = float(np.max(np.abs(rounded - exact) / exact))
-            print(f"training {encoder}, {max_history} events: losses differ by {apart:.2e} at most")
+            print(f"training {name}, {max_history} events: losses differ by {apart:.2e} at most")
             yield {
-                "encoder": encoder, "max_history": max_history, "batch_tokens": batch_tokens,
+                "model": name, "max_history": max_history, "batch_tokens": batch_tokens,
                 "steps": steps, "largest_relative_loss_difference": apart,
             }  # fmt: skip
 
@@ -244,7 +244,7 @@ class Run:
         self.plan, self.index, self.device = self.windows.plan(0), 0, device
         self.targets_per_step = self.windows.tokens_per_epoch / len(self.plan)
         catalogue = Catalogue.of(log)
-        self.model = build(settings.encoder, cfg.model, catalogue, ranking=True).to(device.device)
+        self.model = build(cfg.model, catalogue, ranking=True).to(device.device)
         self.model.train()
         self.optimizer = finetune._optimizer(self.model, cfg)
         self.objective = finetune._Objective(cfg, catalogue, device)
@@ -263,11 +263,17 @@ class Run:
         return loss.item()
 
 
-def parameters(encoder: str, max_history: int, batch_tokens: int, *, dim: int) -> SimpleNamespace:
-    """params.yaml with another encoder, history, batch and width; no dropout."""
+def parameters(name: str, max_history: int, batch_tokens: int, *, dim: int) -> SimpleNamespace:
+    """params.yaml with another network, history, batch and width; no dropout."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    raw["model"] |= {"dim": dim, "max_history": max_history, "dropout": 0.0, "num_blocks": 2}
-    raw["finetune"] |= {"encoder": encoder, "batch_tokens": batch_tokens, "inherit": False}
+    raw["model"] |= {
+        "name": name,
+        "dim": dim,
+        "max_history": max_history,
+        "dropout": 0.0,
+        "num_blocks": 2,
+    }
+    raw["finetune"] |= {"batch_tokens": batch_tokens, "inherit": False}
     raw["finetune"]["num_candidates"] = min(32, max_history // 4)
     return SimpleNamespace(
         **{name: SimpleNamespace(**raw[name]) for name in ("model", "finetune", "pretrain")}

@@ -40,14 +40,14 @@ def main() -> None:
     parser.add_argument("--profile", required=True, help="of params.yaml")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--beside", help="profile of a finished HSTU run with the same seed")
-    parser.add_argument("--name", help="of the model in the results; default: its encoder")
+    parser.add_argument("--name", help="of the model in the results; default: model.name")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args()
     folder = prepare(arguments)
     os.chdir(folder)
     cfg = load_config()
     stages = ["sessionize", "pretrain", "finetune", "evaluate"]
-    if cfg.finetune.encoder != "hpgr":
+    if cfg.model.name != "hpgr":
         stages.remove("pretrain")
     for stage in stages:
         if (folder / f"{stage}.done").exists():
@@ -56,9 +56,9 @@ def main() -> None:
         (folder / f"{stage}.done").touch()
     metrics = read_json(Path("artifacts/evaluation/metrics.json"))
     trained = read_json(Path("artifacts/finetune/metrics.json"))
-    name = arguments.name or cfg.finetune.encoder
+    name = arguments.name or cfg.model.name
     for protocol, rows in metrics.items():
-        others = [model for model in rows if model not in (cfg.finetune.encoder, "counts")]
+        others = [model for model in rows if model not in (cfg.model.name, "counts")]
         target = RESULTS / f"{protocol}-{DATASET}-{name}-{arguments.seed}.json"
         write_json(
             target,
@@ -67,7 +67,7 @@ def main() -> None:
                 "dataset": DATASET,
                 "model": name,
                 "seed": arguments.seed,
-                "metrics": rows[cfg.finetune.encoder],
+                "metrics": rows[cfg.model.name],
                 "num_params": trained["num_params"],
                 "train_seconds": trained["train_seconds"],
                 "events_per_second": trained["events_per_second"],

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from hpgr.config_messages import described, fields_of
+from hpgr.config_model import with_model
 from hpgr.config_rules import impossible
 from hpgr.params_file import PARAMS_FILE, ConfigError, Switch, meant, read_params
 from hpgr.paths import inside_folder, inside_project
@@ -114,26 +115,10 @@ class Sessionize(Section):
 
 
 class Model(Section):
-    """Shape of the network; every switch is an ablation row."""
+    """The network that `name` picks; its other keys are those of its section in the zoo."""
 
-    dim: int = Field(ge=4, le=8192)
-    max_history: int = Field(ge=2, le=65536)
-    num_blocks: int = Field(ge=1, le=128)
-    num_heads: int = Field(ge=1, le=128)
-    dropout: float = Field(ge=0, lt=1)
-    position_bias: bool
-    time_bias: bool
-    side_features: bool
-    sessions: bool
-    intra_blocks: int = Field(ge=1, le=128)
-    inter_blocks: int = Field(ge=1, le=128)
-    preference: bool
-    history_rows: Literal["causal", "preference"]
-    # A query's mask takes memory as num_anchors * sigma; these limits are a served model's too.
-    num_anchors: int = Field(ge=1, le=32)
-    sigma: float = Field(gt=0, le=32)
-    recent_window: int = Field(ge=1)
-    tile: int = Field(ge=8, le=512)
+    name: str
+    max_history: int
 
 
 class Pretrain(Section):
@@ -160,7 +145,6 @@ class Pretrain(Section):
 class Finetune(Section):
     """Stage 2: retrieval and ranking."""
 
-    encoder: Literal["hpgr", "hstu"]
     steps: int = Field(ge=1)
     warm_steps: int = Field(ge=1)
     validate_steps: int = Field(ge=1)
@@ -324,22 +308,26 @@ def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
             f"{source}: " + "; ".join(f"{u}: unknown section{meant(u, known)}" for u in unknown)
         )
     sections = {k: v for k, v in raw.items() if k != "profiles"}
-    profiles = _checked_profiles(raw.get("profiles"), source)
+    whole = with_model(Config, sections.get("model"))
+    profiles = _checked_profiles(raw.get("profiles"), whole, source)
     name = sections.get("profile")
     if not isinstance(name, str) or name not in profiles:
         expected = ", ".join(sorted(profiles))
         raise ConfigError(
             f"{source}: profile is {name!r}, expected one of {expected}{meant(name, profiles)}"
         )
+    if "model" in profiles[name]:  # another network: the whole section
+        sections["model"] = profiles[name]["model"]
+        whole = with_model(Config, sections["model"])
     for dotted, value in profiles[name].items():
         section, _, key = dotted.partition(".")
-        if isinstance(target := sections.get(section), dict):
+        if key and isinstance(target := sections.get(section), dict):
             sections[section] = {**target, key: value}
     try:
-        cfg = Config.model_validate(sections)
+        cfg = whole.model_validate(sections)
         lines = list(impossible(cfg))
     except ValidationError as error:
-        lines = list(described(error, Config))
+        lines = list(described(error, whole))
     if lines:
         places = "1 place" if len(lines) == 1 else f"{len(lines)} places"
         raise ConfigError(f"{source} is wrong in {places}:\n" + "\n".join(lines))
@@ -352,17 +340,19 @@ def overridden(raw: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     found = {}
     for dotted, value in changes.items():
         section, _, key = dotted.partition(".")
-        if isinstance(written := raw.get(section), dict) and written.get(key) != value:
+        if not key and raw.get(section) != value:
+            found[dotted] = (raw.get(section), value)
+        elif isinstance(written := raw.get(section), dict) and key and written.get(key) != value:
             found[dotted] = (written.get(key), value)
     return found
 
 
-def _checked_profiles(profiles: Any, source: str) -> dict[str, dict[str, Any]]:
+def _checked_profiles(profiles: Any, whole: type[Config], source: str) -> dict[str, dict[str, Any]]:
     """Profiles by name; those not in force are checked too, before someone switches to them."""
     if not isinstance(profiles, dict):
         raise ConfigError(f"{source}: profiles is {profiles!r}, expected names with their keys")
-    every = [
-        f"{name}.{key}" for name, section in fields_of(Config).items() for key in fields_of(section)
+    every = ["model"] + [
+        f"{name}.{key}" for name, section in fields_of(whole).items() for key in fields_of(section)
     ]
     for name, changes in profiles.items():
         if not isinstance(changes, dict | None):

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hpgr.model.zoo import section_of
 from hpgr.params_file import meant
 
 if TYPE_CHECKING:
-    from hpgr.config import Config, Evaluate, Model
+    from hpgr.config import Config, Evaluate
 
 
 def impossible(cfg: Config) -> Iterator[str]:
     """One line for each combination of values that nothing could work with."""
-    yield from _model(cfg.model)
+    yield from (f"  model.{problem}" for problem in section_of(cfg.model).problems())
     yield from _training(cfg)
     yield from _evaluation(cfg)
     yield from _gate(cfg)
@@ -31,15 +32,6 @@ def gate_metrics(evaluate: Evaluate, split: str) -> list[str]:
     found = [*(f"{name}@{k}" for name in ("hr", "ndcg") for k in cutoffs), "mrr"]
     ranking = ["auc", "log_loss"] if split == "global-time" else []
     return [*found, *(f"served.{n}" for n in found), f"coverage@{evaluate.cutoffs[0]}", *ranking]
-
-
-def _model(model: Model) -> Iterator[str]:
-    if model.dim % model.num_heads:
-        possible = [n for n in range(1, model.dim + 1) if model.dim % n == 0]
-        yield (
-            f"  model.num_heads: {model.num_heads} heads do not divide model.dim: {model.dim}; "
-            f"possible: {', '.join(map(str, possible))}"
-        )
 
 
 def _training(cfg: Config) -> Iterator[str]:

@@ -17,7 +17,7 @@ from hpgr.config import load_config
 from hpgr.data.log import FIRST_ITEM, TRAIN
 from hpgr.data.trained_events import remember
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.scoring import build
+from hpgr.model.interface import build
 from hpgr.registry.resources import COLUMNS
 from hpgr.runtime import write_json
 from hpgr.workspace import HERE
@@ -31,7 +31,7 @@ def write_network(folder, log, cfg, *, seed=0):
     """What the finetune stage leaves, untrained."""
     torch.manual_seed(seed)
     catalogue = Catalogue.of(log)
-    model = build("hpgr", cfg.model, catalogue, ranking=True)
+    model = build(cfg.model, catalogue, ranking=True)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors"
@@ -42,7 +42,6 @@ def write_network(folder, log, cfg, *, seed=0):
     write_json(
         folder / "config.json",
         {
-            "encoder": "hpgr",
             "ranking": True,
             "model": cfg.model.model_dump(),
             "catalogue": {**sizes, "num_categories": log.meta.num_categories},

@@ -46,7 +46,7 @@ def outputs(reference):
         tile=8,
     )
     catalogue = Catalogue(num_items, 1, 1, torch.zeros(num_items + 1), torch.zeros(0), 1800)
-    model = HSTU(settings, catalogue, actions=False).eval()
+    model = HSTU(settings, catalogue, ranking=False).eval()
     weights = {
         "item.weight": tensors["item_embedding"],
         "position.weight": tensors["position_embedding"],

@@ -17,8 +17,8 @@ from hpgr.data.histories import Histories
 from hpgr.data.log import TEST, TRAIN, VALIDATION, EventLog, Meta
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import HPGR, MaskedItemModel
+from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
-from hpgr.model.scoring import build
 from hpgr.model.session_encoder import SessionEncoder
 
 NUM_ITEMS = 50
@@ -28,8 +28,9 @@ CPU = torch.device("cpu")
 
 def settings(**changes):
     base = {
-        "dim": 16, "max_history": 40, "num_blocks": 2, "num_heads": 2, "dropout": 0.1,
-        "position_bias": True, "time_bias": True, "side_features": True, "sessions": True,
+        "name": "hpgr", "dim": 16, "max_history": 40, "num_blocks": 2, "num_heads": 2,
+        "dropout": 0.1, "position_bias": True, "time_bias": True, "side_features": True,
+        "sessions": True,
         "intra_blocks": 1, "inter_blocks": 1, "preference": True, "history_rows": "causal",
         "num_anchors": 3, "sigma": 1.0, "recent_window": 4, "tile": 8,
     }  # fmt: skip
@@ -100,10 +101,10 @@ def trained_looking(model, seed=0):
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("history_rows", ["causal", "preference"])
-@pytest.mark.parametrize("encoder", ["hpgr", "hstu"])
-def test_states_up_to_t_do_not_move_when_later_events_change(encoder, history_rows, interleaved):
+@pytest.mark.parametrize("name", ["hpgr", "hstu"])
+def test_states_up_to_t_do_not_move_when_later_events_change(name, history_rows, interleaved):
     model = trained_looking(
-        build(encoder, settings(history_rows=history_rows), catalogue(), ranking=True)
+        build(settings(name=name, history_rows=history_rows), catalogue(), ranking=True)
     )
     histories = random_histories([30, 17, 9], seed=1, interleaved=interleaved)
     slack = ROUNDING if interleaved else 1e-6
@@ -124,10 +125,10 @@ def test_states_up_to_t_do_not_move_when_later_events_change(encoder, history_ro
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("encoder", ["hpgr", "hstu"])
-def test_candidates_see_only_events_before_their_request(encoder, interleaved):
+@pytest.mark.parametrize("name", ["hpgr", "hstu"])
+def test_candidates_see_only_events_before_their_request(name, interleaved):
     known = catalogue(own_sessions=interleaved)
-    model = trained_looking(build(encoder, settings(), known, ranking=True))
+    model = trained_looking(build(settings(name=name), known, ranking=True))
     histories = random_histories([30, 17], seed=2, interleaved=interleaved)
     offsets, visible = np.array([0, 3, 5]), np.array([0, 4, 13, 2, 9])
     user = np.repeat([0, 1], [3, 2])
@@ -151,11 +152,11 @@ def test_candidates_see_only_events_before_their_request(encoder, interleaved):
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("encoder", ["hpgr", "hstu"])
-def test_a_candidate_scores_alone_as_in_company(encoder, interleaved):
+@pytest.mark.parametrize("name", ["hpgr", "hstu"])
+def test_a_candidate_scores_alone_as_in_company(name, interleaved):
     """Candidates of one pass do not see each other, and a cut history equals a visible prefix."""
     known = catalogue(own_sessions=interleaved)
-    model = trained_looking(build(encoder, settings(), known, ranking=True))
+    model = trained_looking(build(settings(name=name), known, ranking=True))
     histories = random_histories([30], seed=4, interleaved=interleaved)
     row = np.array([3, 11, 29])
     time = histories.timestamp[row]

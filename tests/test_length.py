@@ -59,8 +59,8 @@ def run(folder, schedule=SCHEDULE, *, scores=None, step_s=0.0, validation_s=0.0,
             loop.signal.raise_signal(loop.signal.SIGTERM)
         return {"loss": network(torch.from_numpy(batch.target)).square().mean()}
 
-    def validate(network):
-        assert not network.training
+    def validate():
+        assert not model.training
         if clock:
             clock.now += validation_s
         return {"validation_score": float(next(given))}

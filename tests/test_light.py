@@ -76,7 +76,7 @@ def test_both_stages_train_where_nothing_else_is_installed(bare, tmp_path):
         assert last_row(stage, tmp_path)["step"] > 0
         assert (tmp_path / "artifacts" / stage / "model.safetensors").is_file()
     config = json.loads((tmp_path / "artifacts" / "finetune" / "config.json").read_text())
-    assert config["encoder"] == "hpgr" and config["model"]["tile"] == 16
+    assert config["model"]["name"] == "hpgr" and config["model"]["tile"] == 16
 
 
 def test_the_benchmark_of_a_device_runs_there(bare, tmp_path):

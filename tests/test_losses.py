@@ -25,7 +25,7 @@ def losses(network, folder):
     os.chdir(folder)
     torch.set_num_threads(1)
     every_step = both(STEPS, "steps") | both(1, "validate_steps") | both(None, "max_minutes")
-    train_both(parameters(finetune__encoder=network, finetune__patience=STEPS, **every_step))
+    train_both(parameters(model__name=network, finetune__patience=STEPS, **every_step))
     found = {}
     for stage in NETWORKS[network]:
         with (folder / f"artifacts/{stage}/curves.csv").open() as stream:

@@ -11,13 +11,13 @@ import hpgr.training.pretrain
 from hpgr.data.histories import histories
 from hpgr.model.scoring import Scorer
 from hpgr.training.device import Device
-from hpgr.training.finetune import OUTPUT
+from hpgr.workspace import HERE
 
 NETWORKS = {
     "hpgr": {},
     "hpgr, history rows through the mask": {"model__history_rows": "preference"},
     "hpgr with sampled loss": {"finetune__loss": "sampled"},
-    "hstu": {"finetune__encoder": "hstu"},
+    "hstu": {"model__name": "hstu"},
 }
 
 
@@ -68,7 +68,7 @@ def test_both_stages_train_and_score_there_as_on_the_cpu(name, tmp_path, monkeyp
     users = np.arange(log.meta.num_users)
     asked = histories(log, users, log.user_offsets[1:], np.full(len(users), 2 * 10**9), 20)
     offsets, items = np.arange(len(users) + 1) * 3, np.arange(3 * len(users)) % 20 + 2
-    scorer = Scorer.load(OUTPUT)
+    scorer = Scorer.load(HERE.finetuned)
     plain = [scorer.retrieve(asked), scorer.rank(asked, offsets, items)]
     with PretendDevice():
         there = Scorer(scorer.model.to(ELSEWHERE), ELSEWHERE, scorer.max_history)

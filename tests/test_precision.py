@@ -18,9 +18,9 @@ NETWORKS = {
     "hpgr without ranking": {"finetune__ranking_weight": 0.0},
     "hpgr with sampled loss": {"finetune__loss": "sampled"},
     "hpgr, history rows through the mask": {"model__history_rows": "preference"},
-    "hstu": {"finetune__encoder": "hstu"},
-    "hstu without ranking": {"finetune__encoder": "hstu", "finetune__ranking_weight": 0.0},
-    "hstu with sampled loss": {"finetune__encoder": "hstu", "finetune__loss": "sampled"},
+    "hstu": {"model__name": "hstu"},
+    "hstu without ranking": {"model__name": "hstu", "finetune__ranking_weight": 0.0},
+    "hstu with sampled loss": {"model__name": "hstu", "finetune__loss": "sampled"},
 }
 
 
@@ -32,8 +32,11 @@ def test_both_stages_train_in_bfloat16_as_in_float32(name, tmp_path, monkeypatch
         write_project(folder)
         monkeypatch.chdir(folder)
         rows[precision] = train_both(parameters(**NETWORKS[name], **both(precision, "precision")))
+    assert rows["float32"]["finetune"]
     for stage, expected in rows["float32"].items():
         found = rows["bfloat16"][stage]
+        if not expected and not found:  # hstu has no stage 1
+            continue
         losses = [key for key in expected if key.endswith("loss")]
         assert "loss" in losses and found.keys() == expected.keys()
         for key in losses:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -12,9 +13,11 @@ from test_leaks import catalogue, random_histories, settings, trained_looking
 
 import hpgr.model.scoring
 from hpgr.data.histories import Histories
+from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.placement import found_device
-from hpgr.model.scoring import Scorer, build
+from hpgr.model.scoring import Scorer
+from hpgr.model.zoo import section_of
 from hpgr.runtime import UserError
 
 CPU = torch.device("cpu")
@@ -35,7 +38,7 @@ def one(histories, query):
 @pytest.fixture(params=["hpgr", "hstu"])
 def scorer(request, monkeypatch):
     monkeypatch.setattr(hpgr.model.scoring, "TOKENS_AT_A_TIME", 25)
-    model = build(request.param, settings(), catalogue(), ranking=True)
+    model = build(settings(name=request.param), catalogue(), ranking=True)
     return Scorer(trained_looking(model), CPU, 40)
 
 
@@ -77,7 +80,7 @@ def test_empty_histories_are_ranked_and_retrieve_nothing_in_particular(scorer):
 
 
 def test_anchors_are_positions_of_the_own_history():
-    model = build("hpgr", settings(num_anchors=3), catalogue(), ranking=True)
+    model = build(settings(num_anchors=3), catalogue(), ranking=True)
     scorer = Scorer(trained_looking(model), CPU, 40)
     histories = random_histories([12, 2, 20], seed=4)
     position, weight = scorer.explain(histories)
@@ -93,7 +96,7 @@ def test_anchors_are_positions_of_the_own_history():
 def test_anchors_of_candidates_are_those_that_ranking_read_through(history_rows, monkeypatch):
     """The masks that `rank` computes on its way are caught where the signals give them."""
     monkeypatch.setattr(hpgr.model.scoring, "TOKENS_AT_A_TIME", 25)
-    model = build("hpgr", settings(history_rows=history_rows), catalogue(), ranking=True)
+    model = build(settings(history_rows=history_rows), catalogue(), ranking=True)
     scorer = Scorer(trained_looking(model), CPU, 40)
     histories = random_histories([12, 1, 20, 5], seed=7)
     offsets, items = np.array([0, 3, 5, 9, 10]), np.arange(10) + 2
@@ -110,7 +113,7 @@ def test_anchors_of_candidates_are_those_that_ranking_read_through(history_rows,
 
 
 def test_anchors_of_candidates_are_the_most_similar_events_by_brute_force():
-    model = trained_looking(build("hpgr", settings(), catalogue(), ranking=True))
+    model = trained_looking(build(settings(), catalogue(), ranking=True))
     histories, items = random_histories([12, 20], seed=8), np.array([7, 8, 9])
     position, weight = Scorer(model, CPU, 40).explain(histories, np.array([0, 1, 3]), items)
     for candidate, query in enumerate([0, 1, 1]):
@@ -134,22 +137,21 @@ def test_anchors_of_candidates_are_the_most_similar_events_by_brute_force():
 
 
 @pytest.mark.parametrize("asked", [(), (np.array([0, 2]), np.array([4, 5]))])
-@pytest.mark.parametrize(("encoder", "preference"), [("hstu", True), ("hpgr", False)])
-def test_a_network_without_signals_explains_nothing(encoder, preference, asked):
-    model = build(encoder, settings(preference=preference), catalogue(), ranking=True)
+@pytest.mark.parametrize(("name", "preference"), [("hstu", True), ("hpgr", False)])
+def test_a_network_without_signals_explains_nothing(name, preference, asked):
+    model = build(settings(name=name, preference=preference), catalogue(), ranking=True)
     position, weight = Scorer(model, CPU, 40).explain(random_histories([3], seed=5), *asked)
     assert position.shape == weight.shape == (2 if asked else 1, 0)
 
 
-@pytest.mark.parametrize("encoder", ["hpgr", "hstu"])
-def test_loading_brings_back_the_same_scores(tmp_path, encoder):
+@pytest.mark.parametrize("name", ["hpgr", "hstu"])
+def test_loading_brings_back_the_same_scores(tmp_path, name):
     sizes = catalogue()
-    model = trained_looking(build(encoder, settings(), sizes, ranking=True))
+    model = trained_looking(build(settings(name=name), sizes, ranking=True))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     config = {
-        "encoder": encoder,
         "ranking": True,
-        "model": vars(settings()),
+        "model": asdict(section_of(settings(name=name))),
         "catalogue": {
             k: getattr(sizes, k) for k in ("num_items", "num_actions", "num_categories", "gap_s")
         },

@@ -16,9 +16,9 @@ from hpgr.data.batches import TrainingWindows
 from hpgr.model.attention import tile_attention
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import MaskedItemModel
+from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.placement import at_a_time
-from hpgr.model.scoring import build
 from hpgr.model.tiles import HIDDEN, NUM_TIME_BUCKETS, build_tiles
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -87,16 +87,17 @@ def test_a_long_segment_among_short_ones_keeps_square_tiles():
     assert build_tiles(even, ends, num_keys, size=16, segments=True).rows is not None
 
 
-@pytest.mark.parametrize("encoder", ["hpgr", "hstu", "pretraining"])
-def test_a_network_gives_the_same_over_segments(encoder, monkeypatch, any_waste):
+@pytest.mark.parametrize("name", ["hpgr", "hstu", "pretraining"])
+def test_a_network_gives_the_same_over_segments(name, monkeypatch, any_waste):
     log = log_with_categories()
     cfg = parameters(model__dropout=0.0, model__num_blocks=2)
     torch.manual_seed(0)
     catalogue = Catalogue.of(log)
-    if encoder == "pretraining":
+    if name == "pretraining":
         network = MaskedItemModel(cfg.model, catalogue, mim_blocks=1)
     else:
-        network = build(encoder, cfg.model, catalogue, ranking=True)
+        cfg.model.name = name
+        network = build(cfg.model, catalogue, ranking=True)
     windows = TrainingWindows(
         log, max_history=20, batch_tokens=300, num_candidates=4, random_windows=False, seed=0
     )
@@ -107,7 +108,7 @@ def test_a_network_gives_the_same_over_segments(encoder, monkeypatch, any_waste)
         batch.histories, rows.offsets, rows.item, rows.visible, rows.time, torch.device("cpu")
     )
     second = torch.from_numpy(np.arange(len(packed.item)) % 3 == 0)
-    arguments = (packed, second) if encoder == "pretraining" else (packed, placed)
+    arguments = (packed, second) if name == "pretraining" else (packed, placed)
     results, built = [], []
 
     def counted(*args, **kwargs):

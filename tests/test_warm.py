@@ -1,8 +1,9 @@
 """Warm start: what the base knows stays, what is new is fresh, what does not fit is told."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,9 @@ from hpgr.data.histories import Histories
 from hpgr.data.log import FIRST_ITEM
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import HPGR
-from hpgr.model.scoring import Scorer, build
+from hpgr.model.interface import build
+from hpgr.model.scoring import Scorer
+from hpgr.model.zoo import section_class
 from hpgr.runtime import UserError, write_json
 from hpgr.training import finetune as finetune_stage
 from hpgr.training import pretrain as pretrain_stage
@@ -60,22 +63,28 @@ def catalogue(num_items, num_actions, num_categories, seed=0):
     )
 
 
-def network(encoder, sizes, seed):
+def named(name):
+    """The section `model` of a network, from HPGR's."""
+    own = [field.name for field in fields(section_class(name))]
+    return SimpleNamespace(**{key: getattr(CFG.model, key) for key in own} | {"name": name})
+
+
+def network(name, sizes, seed):
     """A network whose weights are all random, also those that start at zero."""
     torch.manual_seed(seed)
-    model = build(encoder, CFG.model, sizes, ranking=True)
+    model = build(named(name), sizes, ranking=True)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
     return model.eval()
 
 
-def base_of(model, encoder, sizes):
+def base_of(model, name, sizes):
     """What base/ would hold of this network."""
     names = ("num_items", "num_actions", "num_categories", "gap_s")
     written = {
-        "encoder": encoder, "ranking": True, "model": CFG.model.model_dump(),
-        "catalogue": {name: getattr(sizes, name) for name in names},
+        "ranking": True, "model": vars(named(name)),
+        "catalogue": {key: getattr(sizes, key) for key in names},
     }  # fmt: skip
     return Base({k: v.clone() for k, v in model.state_dict().items()}, written, ORIGIN)
 
@@ -93,36 +102,36 @@ def sizes_before_and_after(draw):
 
 @given(
     sizes=sizes_before_and_after(),
-    encoder=st.sampled_from(["hpgr", "hstu"]),
+    name=st.sampled_from(["hpgr", "hstu"]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=30, deadline=None)
-def test_growing_keeps_old_rows_and_adds_fresh_ones(sizes, encoder, seed):
+def test_growing_keeps_old_rows_and_adds_fresh_ones(sizes, name, seed):
     before, after = (catalogue(*counts) for counts in sizes)
-    old, new = network(encoder, before, seed), network(encoder, after, seed + 1)
+    old, new = network(name, before, seed), network(name, after, seed + 1)
     fresh = {k: v.clone() for k, v in new.state_dict().items()}
-    start(base_of(old, encoder, before), new, after)
+    start(base_of(old, name, before), new, after)
     got, was = new.state_dict(), old.state_dict()
-    for name, value in got.items():
-        if "items.category" in name and "table" not in name:
-            assert torch.equal(value, fresh[name]), name  # the new catalogue's, not a weight
+    for key, value in got.items():
+        if "items.category" in key and "table" not in key:
+            assert torch.equal(value, fresh[key]), name  # the new catalogue's, not a weight
             continue
-        if value.shape == was[name].shape:
-            assert torch.equal(value, was[name]), name
+        if value.shape == was[key].shape:
+            assert torch.equal(value, was[key]), key
             continue
         # Tables of the trunk but the categories' end in one row of their own (the mask token).
-        known = len(was[name]) - (name in ("trunk.items.item.weight", "trunk.action.weight"))
-        added = len(value) - len(was[name])
-        assert torch.equal(value[:known], was[name][:known]), name
-        assert torch.equal(value[known : known + added], fresh[name][known : known + added]), name
-        assert torch.equal(value[known + added :], was[name][known:]), name
+        known = len(was[key]) - (key in ("trunk.items.item.weight", "trunk.action.weight"))
+        added = len(value) - len(was[key])
+        assert torch.equal(value[:known], was[key][:known]), key
+        assert torch.equal(value[known : known + added], fresh[key][known : known + added]), key
+        assert torch.equal(value[known + added :], was[key][known:]), key
 
 
-@pytest.mark.parametrize("encoder", ["hpgr", "hstu"])
-def test_right_after_growing_old_histories_score_old_items_as_before(encoder):
+@pytest.mark.parametrize("name", ["hpgr", "hstu"])
+def test_right_after_growing_old_histories_score_old_items_as_before(name):
     before, after = catalogue(20, 3, 4), catalogue(29, 5, 6)
-    old, new = network(encoder, before, 1), network(encoder, after, 2)
-    start(base_of(old, encoder, before), new, after)
+    old, new = network(name, before, 1), network(name, after, 2)
+    start(base_of(old, name, before), new, after)
     rng = np.random.default_rng(3)
     lengths = rng.integers(1, 12, 30)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -178,22 +187,22 @@ def test_what_the_log_s_labels_decide_is_not_put_on_params():
     sizes = catalogue(20, 3, 4)
     base = base_of(network("hpgr", sizes, 1), "hpgr", sizes)
     with pytest.raises(UserError, match=r"with a ranking; the log has too few training events"):
-        base.check_kind(encoder="hpgr", ranking=False, enough_labels=False)
+        base.check_kind("hpgr", ranking=False, enough_labels=False)
     base = replace(base, config={**base.config, "ranking": False})
     with pytest.raises(UserError, match=r"without a ranking.*both labels have events enough"):
-        base.check_kind(encoder="hpgr", ranking=True)
-    base.check_kind(encoder="hpgr", ranking=False, enough_labels=False)
+        base.check_kind("hpgr", ranking=True)
+    base.check_kind("hpgr", ranking=False, enough_labels=False)
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
-    [({"encoder": "hstu"}, r"finetune\.encoder: hpgr"), ({"ranking": False}, "ranking_weight")],
+    [({"name": "hstu"}, r"model\.name: hpgr"), ({"ranking": False}, "ranking_weight")],
 )
-def test_another_encoder_or_set_of_heads_is_told(changes, told):
+def test_another_network_or_set_of_heads_is_told(changes, told):
     sizes = catalogue(20, 3, 4)
     base = base_of(network("hpgr", sizes, 1), "hpgr", sizes)
     with pytest.raises(UserError, match=told):
-        base.check_kind(**({"encoder": "hpgr", "ranking": True} | changes))
+        base.check_kind(**({"name": "hpgr", "ranking": True} | changes))
 
 
 # The stages, on a log of forty users; the base knows 25 of its 32 item ids.

@@ -1,13 +1,15 @@
 """Both training stages on a small generated log, for tests; needs no more than training itself."""
 
 import csv
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import yaml
 from evaluation_log import random_log, write_arrays
+
+from hpgr.model.zoo import section_class
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("pretrain", "finetune")
@@ -43,6 +45,8 @@ def parameters(**changes):
     for name, value in dotted.items():
         section, key = name.split(".")
         raw[section][key] = value
+    own = fields(section_class(raw["model"]["name"]))  # of the keys, those that its network has
+    raw["model"] = {field.name: raw["model"][field.name] for field in own}
     sections = {k: SimpleNamespace(**v) for k, v in raw.items() if isinstance(v, dict)}
     return SimpleNamespace(**sections)
 
@@ -63,6 +67,7 @@ def train_both(cfg):
 
 
 def last_row(stage, folder=Path()):
-    """The last row of a stage's curves."""
+    """The last row of a stage's curves; empty where the stage had nothing to train."""
     with (folder / "artifacts" / stage / "curves.csv").open() as stream:
-        return {k: float(v) for k, v in list(csv.DictReader(stream))[-1].items()}
+        rows = list(csv.DictReader(stream))
+    return {k: float(v) for k, v in rows[-1].items()} if rows else {}

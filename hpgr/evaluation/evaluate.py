@@ -152,7 +152,7 @@ def load_judged(cfg: Config, workspace: Workspace) -> Judged:
         raise UserError(f"{path} not found: run `hpgr finetune` first")
     config = read_json(path)
     return Judged(
-        name=config.get("encoder") or config["model"]["name"],
+        name=config["model"]["name"],
         network=load_network(workspace.finetuned, cfg.finetune.device),
         ranks=config["ranking"],
         monitor=config.get("training", {}).get("monitor", "validation_ndcg@10"),

@@ -18,7 +18,7 @@ Shape legend: B users, T history rows, P sessions, C candidates, V items, D widt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,13 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, scaled
 from hpgr.model.hstu import HSTUBlock
+from hpgr.model.interface import Growth, Network, Output
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.preference import PreferenceMask, PreferenceSignals
 from hpgr.model.ranking_head import RankingHead
+from hpgr.model.sections import HPGRSection
 from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
 from hpgr.model.tiles import Tiles, build_tiles
-
-if TYPE_CHECKING:
-    from hpgr.config import Model
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Trunk:
 class HPGRTrunk(nn.Module):
     """The part that stage 1 trains and stage 2 inherits."""
 
-    def __init__(self, settings: Model, catalogue: Catalogue) -> None:
+    def __init__(self, settings: HPGRSection, catalogue: Catalogue) -> None:
         super().__init__()
         self.tile, self.gap_s = settings.tile, catalogue.gap_s
         self.own_sessions = catalogue.own_sessions
@@ -127,7 +126,7 @@ class HPGRTrunk(nn.Module):
 class MaskedItemModel(nn.Module):
     """Stage 1: the trunk, a plain bidirectional Transformer and the masked-item state."""
 
-    def __init__(self, settings: Model, catalogue: Catalogue, *, mim_blocks: int) -> None:
+    def __init__(self, settings: HPGRSection, catalogue: Catalogue, *, mim_blocks: int) -> None:
         super().__init__()
         self.trunk = HPGRTrunk(settings, catalogue)
         self.blocks = nn.ModuleList(
@@ -150,11 +149,22 @@ class MaskedItemModel(nn.Module):
         return x, trunk.table[: self.trunk.items.num_items]
 
 
-class HPGR(nn.Module):
+class HPGR(Network):
     """Stage 2: preference-aware retrieval and ranking on the inherited trunk."""
 
-    def __init__(self, settings: Model, catalogue: Catalogue) -> None:
-        super().__init__()
+    grows: ClassVar = {
+        "trunk.items.item.weight": Growth("num_items", behind=1),  # the mask token
+        "trunk.items.category_table.weight": Growth("num_categories"),
+        "trunk.action.weight": Growth("num_actions", behind=1),
+        "click.item_bias": Growth("num_items"),
+        "click.action_value": Growth("num_actions"),
+    }
+    inherits = "trunk"
+
+    def __init__(
+        self, settings: HPGRSection, catalogue: Catalogue, *, ranking: bool = True
+    ) -> None:
+        super().__init__(settings, catalogue, ranking=ranking)
         self.trunk = HPGRTrunk(settings, catalogue)
         self.tile = settings.tile
         self.history_rows = settings.history_rows
@@ -181,20 +191,21 @@ class HPGR(nn.Module):
             )
         self.click = RankingHead(settings.dim, catalogue.num_items, catalogue.num_actions)
 
+    @classmethod
+    def stage_one(
+        cls, settings: HPGRSection, catalogue: Catalogue, *, blocks: int
+    ) -> MaskedItemModel:
+        """Make the masked-item model."""
+        return MaskedItemModel(settings, catalogue, mim_blocks=blocks)
+
+    def start_ranking(self, events: Tensor, positive: Tensor) -> None:
+        """Start each item's bias at its rate."""
+        self.click.start_from(events, positive)
+
     def forward(
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """States and scores of one batch.
-
-        Args:
-            packed: the histories.
-            candidates: of the ranking task, or None.
-            newest_only: give the retrieval state of each history's newest row alone, for the
-                histories that have one; the last block then computes nothing else.
-
-        Returns:
-            retrieval states [T, D]; catalogue vectors [V, D]; pCTR logits [C] or None.
-        """
+    ) -> Output:
+        """States and scores; with `newest_only` the last block computes nothing else."""
         trunk = self.trunk(packed, causal=True)
         below = self._history_tiles(trunk, packed)
         asking = packed.newest if newest_only else None
@@ -220,13 +231,12 @@ class HPGR(nn.Module):
         logits = None
         if c is not None and c_input is not None and candidates is not None:
             logits = self.click(c, c_input, packed, candidates)
-        return x, trunk.table[: self.trunk.items.num_items], logits
+        return Output(x, trunk.table[: self.trunk.items.num_items], logits)
 
-    def preferences(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
-        """The mask through which `forward` has the candidates read, without them the newest rows.
+    def explain(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
+        """The mask of the candidates or newest rows; None without signals or history.
 
-        Every block reads through the same mask, so the trunk is all that this takes. None where
-        there are no signals or no history.
+        Every block reads through the same mask, so the trunk is all that this takes.
         """
         if self.signals is None or not len(packed.item):
             return None

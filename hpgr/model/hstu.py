@@ -10,7 +10,7 @@ Shape legend: T rows, D width, H heads, d width of a head.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,11 @@ from torch.nn import functional
 from hpgr.model.attention import tile_attention
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
+from hpgr.model.interface import Growth, Network, Output
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.ranking_head import RankingHead
+from hpgr.model.sections import HSTUSection
 from hpgr.model.tiles import NUM_TIME_BUCKETS, Tiles, build_tiles
-
-if TYPE_CHECKING:
-    from hpgr.config import Model
 
 EPSILON = 1e-6
 
@@ -99,25 +98,34 @@ class HSTUBlock(nn.Module):
         return x + self.output(dropout(u * read, self.dropout, self.training))
 
 
-class HSTU(nn.Module):
-    """The HSTU baseline as its authors run it on MovieLens, with HPGR's interface.
+class HSTU(Network):
+    """The HSTU baseline as its authors run it on MovieLens; it has no stage 1.
 
     Input: item vector * sqrt(D) + learned position, dropout; blocks; the caller normalises states
     and items (L2). Scores are divided by the padded length, max_history + 11 (200 + 10 + 1 in the
     official code). Candidates of the ranking task are appended behind their visible history and
-    see all of it; only then (`actions`) does the history carry what the user did, since without it
+    see all of it; only with that task does the history carry what the user did, since without it
     no model could know how a user rates.
     """
 
-    def __init__(self, settings: Model, catalogue: Catalogue, *, actions: bool) -> None:
-        super().__init__()
+    grows: ClassVar = {
+        "item.weight": Growth("num_items"),
+        "action.weight": Growth("num_actions"),
+        "click.item_bias": Growth("num_items"),
+        "click.action_value": Growth("num_actions"),
+    }
+
+    def __init__(
+        self, settings: HSTUSection, catalogue: Catalogue, *, ranking: bool = True
+    ) -> None:
+        super().__init__(settings, catalogue, ranking=ranking)
         self.tile, self.dropout = settings.tile, settings.dropout
         self.num_items = catalogue.num_items
         self.padded_length = float(settings.max_history + 11)
         num_positions = settings.max_history + 11
         self.item = nn.Embedding(catalogue.num_items, settings.dim)
         self.position = nn.Embedding(num_positions, settings.dim)
-        self.action = nn.Embedding(catalogue.num_actions, settings.dim) if actions else None
+        self.action = nn.Embedding(catalogue.num_actions, settings.dim) if ranking else None
         for table in (self.item, self.position, self.action):
             if table is not None:
                 nn.init.trunc_normal_(table.weight, std=0.02)
@@ -137,11 +145,8 @@ class HSTU(nn.Module):
 
     def forward(
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """States [T, D], catalogue vectors [V, D] and pCTR logits [C] or None.
-
-        `newest_only` keeps the states of each history's newest row.
-        """
+    ) -> Output:
+        """States and scores of one batch."""
         x = self._embed(packed.item, packed.position)
         if self.action is not None:
             x = x + self.action(packed.action)
@@ -178,10 +183,11 @@ class HSTU(nn.Module):
         logits = None
         if c is not None and candidates is not None:
             logits = self.click(c, c_input, packed, candidates)
-        return x[packed.newest] if newest_only else x, self.item.weight, logits
+        return Output(x[packed.newest] if newest_only else x, self.item.weight, logits)
 
-    def preferences(self, packed: Packed, candidates: Candidates | None) -> None:
-        """No mask: attention here reads everything alike."""
+    def start_ranking(self, events: Tensor, positive: Tensor) -> None:
+        """Start each item's bias at its rate."""
+        self.click.start_from(events, positive)
 
     def _embed(self, item: Tensor, position: Tensor) -> Tensor:
         place = position.clamp_max(self.position.num_embeddings - 1)

@@ -7,23 +7,20 @@ The one code path for evaluation, batch scoring and serving. Reads a folder with
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from hpgr.data.histories import Histories
 from hpgr.data.log import FIRST_ITEM
-from hpgr.model.hpgr import HPGR
-from hpgr.model.hstu import HSTU
+from hpgr.model.interface import Network, build
 from hpgr.model.packed import Candidates, pack, place_candidates
 from hpgr.model.placement import found_device
-from hpgr.model.preference import PreferenceMask
-from hpgr.model.stored import WEIGHTS, build, catalogue_of, check_network, check_weights
+from hpgr.model.stored import WEIGHTS, catalogue_of, check_network, check_weights
+from hpgr.model.stored_config import settings_of
 
 TOKENS_AT_A_TIME = 16384
 
@@ -31,7 +28,7 @@ TOKENS_AT_A_TIME = 16384
 class Scorer:
     """Scores jagged histories with a trained network, in batches of bounded size."""
 
-    def __init__(self, model: nn.Module, device: torch.device, max_history: int) -> None:
+    def __init__(self, model: Network, device: torch.device, max_history: int) -> None:
         self.model, self.device, self.max_history = model.eval(), device, max_history
 
     @classmethod
@@ -46,9 +43,8 @@ class Scorer:
         config = check_network(folder)
         weights = load_file(folder / WEIGHTS)
         check_weights(folder / WEIGHTS, weights, config["catalogue"]["num_categories"])
-        settings = SimpleNamespace(**config["model"])
-        catalogue = catalogue_of(config, weights)
-        model = build(config["encoder"], settings, catalogue, ranking=config["ranking"])
+        settings, catalogue = settings_of(config), catalogue_of(config, weights)
+        model = build(settings, catalogue, ranking=config["ranking"])
         model.load_state_dict(weights)
         place = torch.device(found_device(device))
         return cls(model.to(place), place, settings.max_history)
@@ -84,6 +80,7 @@ class Scorer:
         for chunk, queries in _chunks(histories, keep_empty=True, extra=np.diff(offsets)):
             placed = self._placed(chunk, queries, offsets, candidates)
             _, _, logits = self.model(pack(chunk, self.device), placed, newest_only=True)
+            assert logits is not None
             parts.append(torch.sigmoid(logits.float()).cpu().numpy())
         return np.concatenate(parts)
 
@@ -107,8 +104,7 @@ class Scorer:
             if offsets is not None and candidates is not None:
                 placed = self._placed(chunk, queries, offsets, candidates)
                 query = np.repeat(query, np.diff(offsets[queries.start : queries.stop + 1]))
-            network = cast(HPGR | HSTU, self.model)
-            mask: PreferenceMask | None = network.preferences(pack(chunk, self.device), placed)
+            mask = self.model.explain(pack(chunk, self.device), placed)
             anchor, peak = (
                 np.zeros((len(query), 0), np.int64),
                 np.zeros((len(query), 0), np.float32),

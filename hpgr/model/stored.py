@@ -1,14 +1,13 @@
-"""A trained network's files, checked before anything of their size is built or read.
+"""A trained network's weights, checked before anything of their size is built or read.
 
-Reads `config.json` and the header of `model.safetensors` in a folder. A value of another type, out
-of range, or at odds with the shapes of the weights is one message; the weights themselves are
-compared on torch's meta device, which holds no numbers, so that a claim costs no memory.
+Reads `config.json` (`hpgr.model.stored_config`) and the header of `model.safetensors` in a folder.
+Weights are compared with the network on torch's meta device, which holds no numbers, so that a
+claim costs no memory.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,75 +15,28 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hpgr.data.log import FIRST_ITEM
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.hpgr import HPGR
-from hpgr.model.hstu import HSTU
-from hpgr.runtime import DamagedFile, check_value, read_json
+from hpgr.model.interface import build
+from hpgr.model.stored_config import CONFIG, read_config, settings_of
+from hpgr.runtime import DamagedFile
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-LARGEST_CONFIG = 1 << 20  # bytes
+WEIGHTS = "model.safetensors"
 OFFSETS, CATEGORY = "trunk.items.category_offsets", "trunk.items.category"
-# By key: a type with the smallest and the largest value, or the words that are allowed. Of what the
-# shapes of the weights say as well (dim, blocks) these are the outermost limits.
-MODEL: dict[str, tuple[Any, ...]] = {
-    "dim": (int, 4, 1 << 16),
-    "max_history": (int, 2, 1 << 24),
-    "num_blocks": (int, 1, 1 << 10),
-    "num_heads": (int, 1, 1 << 10),
-    "dropout": (float, 0, 1),
-    "position_bias": (bool,),
-    "time_bias": (bool,),
-    "side_features": (bool,),
-    "sessions": (bool,),
-    "intra_blocks": (int, 1, 1 << 10),
-    "inter_blocks": (int, 1, 1 << 10),
-    "preference": (bool,),
-    "history_rows": ("causal", "preference"),
-    "num_anchors": (int, 1, 32),  # the memory of a request grows as these two
-    "sigma": (float, 1e-6, 32),
-    "recent_window": (int, 1, 1 << 24),
-    "tile": (int, 8, 512),
-}
-CATALOGUE: dict[str, tuple[Any, ...]] = {
-    "num_items": (int, FIRST_ITEM + 1, 1 << 30),
-    "num_actions": (int, 1, (1 << 15) - 1),  # int16 in histories
-    "num_categories": (int, 0, 1 << 30),
-    "gap_s": (int, 0, 1 << 40),
-    "own_sessions": (bool,),
-}
-ADDED = {"own_sessions": False}  # what networks trained before lack, and what they mean by it
-REPEATED = ("num_blocks", "intra_blocks", "inter_blocks")
-
-
-def build(encoder: str, settings: Any, catalogue: Catalogue, *, ranking: bool) -> HPGR | HSTU:
-    """The network named `encoder` (hpgr or hstu), with fresh weights."""
-    if encoder == "hpgr":
-        return HPGR(settings, catalogue)
-    return HSTU(settings, catalogue, actions=ranking)
 
 
 def check_network(folder: Path) -> dict[str, Any]:
-    """What config.json of a trained network holds, found to fit the weights beside it.
+    """Return config.json of a trained network, once it was found to fit the weights beside it.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
         DamagedFile: a value or a weight is not what it has to be; the message names it.
     """
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     outline = _outline(folder / WEIGHTS)
-    for name in REPEATED:  # each block has weights of its own
-        if config["model"][name] > len(outline):
-            found = f"model.{name} is {config['model'][name]}"
-            raise DamagedFile(folder / CONFIG, f"{found}, but there are {len(outline)} weights")
     try:
         with torch.device("meta"), _Unfilled():
-            network = build(
-                config["encoder"],
-                SimpleNamespace(**config["model"]),
-                catalogue_of(config, outline),
-                ranking=config["ranking"],
-            )
+            settings, catalogue = settings_of(config), catalogue_of(config, outline)
+            network = build(settings, catalogue, ranking=config["ranking"])
         network.load_state_dict(outline)
     except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise DamagedFile(folder / WEIGHTS, error) from error
@@ -132,27 +84,6 @@ def catalogue_of(config: dict[str, Any], weights: dict[str, Tensor]) -> Catalogu
         category_offsets=weights.get(OFFSETS, none),
         category=weights.get(CATEGORY, torch.zeros(0, dtype=torch.int64)),
     )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise DamagedFile(path, f"larger than {LARGEST_CONFIG >> 20} MiB")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise DamagedFile(path, "expected an object")
-    check_value(path, "encoder", config.get("encoder"), ("hpgr", "hstu"))
-    check_value(path, "ranking", config.get("ranking"), (bool,))
-    for section, rules in (("model", MODEL), ("catalogue", CATALOGUE)):
-        values = config.get(section)
-        if section == "catalogue" and isinstance(values, dict):
-            values = config[section] = ADDED | values
-        if not isinstance(values, dict) or values.keys() != rules.keys():
-            names = set(values) if isinstance(values, dict) else set()
-            differing = ", ".join(sorted(map(str, names ^ rules.keys())))
-            raise DamagedFile(path, f"{section} lacks or has beyond what is known: {differing}")
-        for name, rule in rules.items():
-            check_value(path, f"{section}.{name}", values[name], rule)
-    return config
 
 
 def _outline(path: Path) -> dict[str, Tensor]:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from hpgr.runtime import DamagedFile, scratch_prefix
 
-SCRATCH = Path("checkpoints")
 NEWEST, PREVIOUS = "checkpoint.safetensors", "previous.safetensors"
 BEST = "best.safetensors"
 

@@ -1,15 +1,13 @@
-"""Stage 2: retrieval and ranking with HPGR on the inherited trunk, or with the HSTU baseline.
+"""Stage 2: retrieval and ranking with the network that `model.name` picks.
 
-The trunk of stage 1 is inherited and slowed, not frozen. The loss is next-item softmax over the
+What stage 1 trained is inherited and slowed, not frozen. The loss is next-item softmax over the
 catalogue plus a weighted pCTR cross-entropy of sampled candidates; early stopping on validation.
-With a model below base/ every weight but the trunk starts as that model's; `warm_steps` count.
+With a model below base/ every other weight starts as that model's; `warm_steps` count.
 Reads: artifacts/sessions/arrays, artifacts/pretrain, base/. Writes: artifacts/finetune.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,27 +18,21 @@ from torch.nn import functional
 from hpgr.data.batches import Batch, TrainingWindows
 from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.hpgr import HPGR
-from hpgr.model.hstu import HSTU
+from hpgr.model.interface import Network, build
 from hpgr.model.packed import pack, place_candidates
-from hpgr.model.scoring import build
 from hpgr.runtime import UserError
-from hpgr.training.checkpoint import SCRATCH, load_tensors, run_key
+from hpgr.training.checkpoint import run_key
 from hpgr.training.device import Device, choose_device
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised, sampled_softmax
 from hpgr.training.outputs import finish, write_outputs
-from hpgr.training.pretrain import ARRAYS
-from hpgr.training.pretrain import OUTPUT as PRETRAINED
 from hpgr.training.validation import Validation
-from hpgr.training.warm import Base, check_same_base
+from hpgr.training.warm import Base, inherit
 from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from hpgr.config import Config
-
-OUTPUT = Path("artifacts/finetune")
 
 
 def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
@@ -54,8 +46,8 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         UserError: the model below base/ does not fit the log or the parameters, or stage 1 did not
             start from it; early stopping shall watch a ranking that nothing trains.
     """
-    settings, base = cfg.finetune, Base.open()
-    log = EventLog.open(ARRAYS)
+    settings, base = cfg.finetune, Base.open(workspace)
+    log = EventLog.open(workspace.arrays)
     device = choose_device(settings.device, settings.precision)
     torch.manual_seed(settings.seed)
     ranking = settings.ranking_weight > 0 and log.meta.can_rank
@@ -69,21 +61,18 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         seed=settings.seed,
     )
     catalogue = Catalogue.of(log)
-    model = build(settings.encoder, cfg.model, catalogue, ranking=ranking)
-    inputs = [*ARRAYS.iterdir(), *(base.files if base else ())]
+    model = build(cfg.model, catalogue, ranking=ranking)
+    inputs = [*workspace.arrays.iterdir(), *(base.files if base else ())]
     if ranking:
         _start_from_item_rates(model, log)
     if base:
-        base.check_kind(encoder=settings.encoder, ranking=ranking, enough_labels=log.meta.can_rank)
+        base.check_kind(cfg.model.name, ranking=ranking, enough_labels=log.meta.can_rank)
         base.start(model, catalogue, vars(cfg.model))
-    if isinstance(model, HPGR) and settings.inherit:
-        check_same_base(base, PRETRAINED)
-        inherited, _ = load_tensors(PRETRAINED / "model.safetensors")
-        model.trunk.load_state_dict(inherited)
-        inputs.append(PRETRAINED / "model.safetensors")
+    if settings.inherit and model.inherited is not None:
+        inputs.append(inherit(model, cfg.model.name, base, workspace.pretrained))
     model.to(device.device)
     key = run_key({"stage": "finetune", "model": vars(cfg.model), "own": vars(settings)}, inputs)
-    scratch = SCRATCH / f"finetune-{key}"
+    scratch = workspace.checkpoints / f"finetune-{key}"
     validation = Validation(
         log,
         max_history=cfg.model.max_history,
@@ -96,7 +85,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         _optimizer(model, cfg),
         windows,
         loss=_Objective(cfg, catalogue, device).loss,
-        validate=lambda trained: validation(trained, device.device),
+        validate=lambda: validation(model, device.device),
         device=device,
         schedule=Schedule(
             steps=settings.warm_steps if base else settings.steps,
@@ -114,7 +103,6 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     )
     if device.rank == 0:
         config = {
-            "encoder": settings.encoder,
             "ranking": ranking,
             "model": vars(cfg.model),
             "finetune": vars(settings),
@@ -127,7 +115,13 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
             },
         }
         config |= {"base": base.origin} if base else {}
-        write_outputs(OUTPUT, outcome.best_weights, json.loads(json.dumps(config)), outcome, device)
+        write_outputs(
+            workspace.finetuned,
+            outcome.best_weights,
+            config,
+            outcome,
+            device,
+        )
     finish(scratch, device)
 
 
@@ -147,30 +141,26 @@ def _check_ranking(cfg: Config, log: EventLog, *, ranking: bool) -> None:
         print(f"retrieval only, no ranking is trained: {why}", flush=True)
 
 
-def _start_from_item_rates(model: HPGR | HSTU, log: EventLog) -> None:
+def _start_from_item_rates(model: Network, log: EventLog) -> None:
     """Start the ranking head where counting ends: at how each item is liked in training."""
     rows = np.asarray(log.split) == TRAIN
     label = np.asarray(log.label[rows], dtype=np.float32)
     num_items = log.meta.num_items
     events = np.bincount(log.item[rows], minlength=num_items)
     positive = np.bincount(log.item[rows], weights=label, minlength=num_items)
-    model.click.start_from(torch.from_numpy(events).float(), torch.from_numpy(positive).float())
+    model.start_ranking(torch.from_numpy(events).float(), torch.from_numpy(positive).float())
 
 
-def _optimizer(model: nn.Module, cfg: Config) -> torch.optim.Optimizer:
+def _optimizer(model: Network, cfg: Config) -> torch.optim.Optimizer:
     """AdamW as HSTU uses it; what stage 1 trained learns `inherited_scale` times as fast."""
-    settings = cfg.finetune
-    inherited = (
-        set(model.trunk.parameters()) if isinstance(model, HPGR) and settings.inherit else set()
-    )
+    settings, part = cfg.finetune, model.inherited
+    inherited = list(part.parameters()) if part is not None and settings.inherit else []
+    others = [p for p in model.parameters() if p not in set(inherited)]
     rate = settings.learning_rate
     groups = [
-        {"params": [p for p in model.parameters() if p not in inherited], "lr": rate},
-        {"params": list(inherited), "lr": rate * settings.inherited_scale},
+        {"params": others, "lr": rate},
+        {"params": inherited, "lr": rate * settings.inherited_scale},
     ]
-    # Sets have no order; parameters do, and the optimizer's state is stored by number.
-    if isinstance(model, HPGR):
-        groups[1]["params"] = [p for p in model.trunk.parameters() if p in inherited]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]],
         betas=(0.9, 0.98),

@@ -72,7 +72,7 @@ def train(
     windows: TrainingWindows,
     *,
     loss: Callable[[nn.Module, Batch, int, int], dict[str, Tensor]],
-    validate: Callable[[nn.Module], dict[str, float]],
+    validate: Callable[[], dict[str, float]],
     device: Device,
     schedule: Schedule,
     scratch: Path,
@@ -85,8 +85,8 @@ def train(
         optimizer: over its parameters; each group's `lr` is the peak rate.
         windows: the training data.
         loss: (model, batch, epoch, index) -> named losses; `loss` is the one to minimise.
-        validate: model -> named scores; every process computes the same, so all agree on when to
-            stop. It draws no random number: a run does not depend on how often it is validated.
+        validate: named scores of the model; every process computes the same, so all agree on when
+            to stop. It draws no random number: a run does not depend on how often it is validated.
         device: where and in which precision.
         schedule: length, patience, rates.
         scratch: folder of checkpoint and best weights; emptied by the caller when all is written.
@@ -126,7 +126,7 @@ def train(
 
     def validated() -> dict[str, float]:
         wrapped.eval()
-        scores = validate(model)
+        scores = validate()
         wrapped.train()
         return scores
 

@@ -42,19 +42,40 @@ def write_outputs(
         "precision": str(device.precision).removeprefix("torch."),
         **{k: round(v, 6) for k, v in best.items() if k not in ("epoch", "step")},
     }
-    config = {**config, "training": asdict(ending)}
-    with atomic_folder(folder) as out:
-        save_file({k: v.cpu().contiguous() for k, v in weights.items()}, out / "model.safetensors")
-        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        with (out / "curves.csv").open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(
-                stream, fieldnames=list(outcome.curves[0]) if best else ["step", "loss"]
-            )
-            writer.writeheader()
-            writer.writerows(outcome.curves)
+    _write(folder, weights, {**config, "training": asdict(ending)}, metrics, outcome.curves)
     for sentence in ending.sentences(folder.name):
         print(sentence, flush=True)
+
+
+def write_empty(folder: Path, name: str, settings: dict[str, Any]) -> None:
+    """Write the same files for a stage that the model has no use for: no weights, no curves.
+
+    Args:
+        folder: of the stage.
+        name: of the model.
+        settings: its section.
+    """
+    skipped = f"{name} has no stage 1: nothing to train"
+    _write(folder, {}, {"model": settings, "skipped": skipped}, {"steps": 0, "num_params": 0}, [])
+    print(f"{folder.name}: {skipped}", flush=True)
+
+
+def _write(
+    folder: Path,
+    weights: dict[str, Tensor],
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    curves: list[dict[str, float]],
+) -> None:
+    with atomic_folder(folder) as out:
+        save_file({k: v.cpu().contiguous() for k, v in weights.items()}, out / "model.safetensors")
+        for file, values in (("config.json", config), ("metrics.json", metrics)):
+            (out / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        with (out / "curves.csv").open("w", newline="", encoding="utf-8") as stream:
+            names = list(curves[0]) if curves else ["step", "loss"]
+            writer = csv.DictWriter(stream, fieldnames=names)
+            writer.writeheader()
+            writer.writerows(curves)
 
 
 def finish(scratch: Path, device: Device) -> None:

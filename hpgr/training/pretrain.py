@@ -3,13 +3,12 @@
 Single items, and for some users one whole session, are replaced by [M] before the session module
 sees them; a bidirectional Transformer names them. Training events only. With a model below base/
 its trunk is where training starts; `warm_steps` then count, and 0 hands the trunk on as it is.
-Reads: artifacts/sessions, base/. Writes: artifacts/pretrain (the trunk's weights).
+A model without stage 1 leaves empty outputs.
+Reads: artifacts/sessions, base/. Writes: artifacts/pretrain (the weights that stage 2 inherits).
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,23 +19,20 @@ from hpgr.data.batches import Batch, TrainingWindows
 from hpgr.data.histories import Histories
 from hpgr.data.log import FIRST_ITEM, EventLog
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.hpgr import MaskedItemModel
+from hpgr.model.interface import network_class
 from hpgr.model.packed import pack
-from hpgr.training.checkpoint import SCRATCH, run_key
+from hpgr.torchrun import launched
+from hpgr.training.checkpoint import run_key
 from hpgr.training.device import Device, choose_device
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised
-from hpgr.training.outputs import finish, write_outputs
-from hpgr.training.warm import TRUNK, Base
+from hpgr.training.outputs import finish, write_empty, write_outputs
+from hpgr.training.warm import Base
 from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from hpgr.config import Config
-
-SESSIONS = Path("artifacts/sessions")
-ARRAYS = SESSIONS / "arrays"
-OUTPUT = Path("artifacts/pretrain")
 
 
 def mask_events(
@@ -76,13 +72,19 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     Raises:
         UserError: the model below base/ does not fit the log or the parameters.
     """
-    settings, base = cfg.pretrain, Base.open()
+    settings, base = cfg.pretrain, Base.open(workspace)
     if base:
+        base.check_name(cfg.model.name)
         # Here, because it needs pyarrow, which a machine that trains from nothing may not have.
         from hpgr.data.vocabulary import check_kept_ids
 
         check_kept_ids(workspace)
-    log = EventLog.open(ARRAYS)
+    log = EventLog.open(workspace.arrays)
+    kind, catalogue = network_class(cfg.model.name), Catalogue.of(log)
+    if kind.inherits is None:
+        if launched().rank == 0:
+            write_empty(workspace.pretrained, cfg.model.name, vars(cfg.model))
+        return
     device = choose_device(settings.device, settings.precision)
     torch.manual_seed(settings.seed)
     windows = TrainingWindows(
@@ -93,16 +95,17 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
         random_windows=True,
         seed=settings.seed,
     )
-    catalogue = Catalogue.of(log)
-    model = MaskedItemModel(cfg.model, catalogue, mim_blocks=settings.mim_blocks)
-    if base and base.has_trunk:
-        base.start(model.trunk, catalogue, vars(cfg.model), part=TRUNK)
+    model = kind.stage_one(cfg.model, catalogue, blocks=settings.mim_blocks)
+    assert model is not None
+    prefix = f"{kind.inherits}."
+    if base:
+        base.start(model.get_submodule(kind.inherits), catalogue, vars(cfg.model), prefix=prefix)
     model.to(device.device)
     key = run_key(
         {"stage": "pretrain", "model": vars(cfg.model), "own": vars(settings)},
-        [*ARRAYS.iterdir(), *(base.files if base else ())],
+        [*workspace.arrays.iterdir(), *(base.files if base else ())],
     )
-    scratch = SCRATCH / f"pretrain-{key}"
+    scratch = workspace.checkpoints / f"pretrain-{key}"
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.learning_rate,
@@ -115,7 +118,7 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
         optimizer,
         windows,
         loss=task.loss,
-        validate=lambda _: {},
+        validate=lambda: {},
         device=device,
         schedule=Schedule(
             steps=settings.warm_steps if base else settings.steps,
@@ -133,11 +136,13 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     )
     if device.rank == 0:
         weights = {
-            k.removeprefix(TRUNK): v for k, v in outcome.best_weights.items() if k.startswith(TRUNK)
+            name.removeprefix(prefix): weight
+            for name, weight in outcome.best_weights.items()
+            if name.startswith(prefix)
         }
         config = {"model": vars(cfg.model), "pretrain": vars(settings)}
         config |= {"base": base.origin} if base else {}
-        write_outputs(OUTPUT, weights, json.loads(json.dumps(config)), outcome, device)
+        write_outputs(workspace.pretrained, weights, config, outcome, device)
     finish(scratch, device)
 
 

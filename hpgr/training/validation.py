@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
 
 from hpgr.data.batches import events_before
 from hpgr.data.histories import bounded, histories
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.metrics import MISS, auc, hit_rate, ndcg, ranks_of
+from hpgr.model.interface import Network
 from hpgr.model.scoring import Scorer
 
 CUTOFF = 10
@@ -39,7 +39,7 @@ class Validation:
         self.rows, self.user = rows, user[rows]
         self.start = np.asarray(log.user_offsets[self.user])
 
-    def __call__(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+    def __call__(self, model: Network, device: torch.device) -> dict[str, float]:
         """Named scores of `model`; an empty validation split gives none."""
         if not len(self.rows):
             return {}

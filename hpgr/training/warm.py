@@ -13,116 +13,115 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpgr.data.base_folder import is_filled
+from hpgr.data.base_folder import MODEL, RECORD, is_filled
 from hpgr.model.catalogue import Catalogue
+from hpgr.model.interface import Network, network_class
+from hpgr.model.stored_config import CONFIG, read_config
 from hpgr.runtime import UserError, read_json
 from hpgr.training.checkpoint import load_tensors
-from hpgr.workspace import HERE
+from hpgr.workspace import HERE, Workspace
 
-# Weights whose rows are numbered by a vocabulary, and how many rows lie behind it (the mask token).
-ROWS = {
-    "trunk.items.item.weight": ("num_items", 1),
-    "trunk.items.category_table.weight": ("num_categories", 0),
-    "trunk.action.weight": ("num_actions", 1),
-    "click.item_bias": ("num_items", 0),
-    "click.action_value": ("num_actions", 0),
-    "item.weight": ("num_items", 0),  # HSTU's
-    "action.weight": ("num_actions", 0),
-}
+WEIGHTS = "model.safetensors"
 VOCABULARIES = ("num_items", "num_actions", "num_categories")
-TRUNK = "trunk."
-BASE = HERE.base
-MODEL = BASE / "model"
 FROM_NOTHING = "train from nothing with `hpgr base --clear` (the flow `train` does that)"
 
 
 @dataclass(frozen=True)
 class Base:
-    """The model below base/: its weights, its config.json and which version it is."""
+    """The model below base/: its weights, its config.json, which version it is and its files."""
 
     weights: dict[str, Tensor]
     config: dict[str, Any]
     origin: dict[str, Any]
+    files: tuple[Path, ...] = ()
 
     @classmethod
-    def open(cls) -> Base | None:
+    def open(cls, workspace: Workspace = HERE) -> Base | None:
         """The model to start from, or None where base/ is empty.
 
         Raises:
             UserError: the weights are damaged.
         """
-        if not is_filled(BASE):
+        note, model = workspace.base / RECORD, workspace.base / MODEL
+        if not is_filled(workspace.base):
             return None
-        filled = read_json(BASE / "base.json")
+        filled = read_json(note)
         origin = {name: filled[name] for name in ("name", "version", "run_id", "key")}
         try:
-            weights, _ = load_tensors(MODEL / "model.safetensors")
+            weights, _ = load_tensors(model / WEIGHTS)
         except ValueError as error:
             raise UserError(
-                f"{MODEL / 'model.safetensors'} is damaged: `hpgr base {origin['version']}` "
-                "fetches it again"
+                f"{model / WEIGHTS} is damaged: `hpgr base {origin['version']}` fetches it again"
             ) from error
-        return cls(weights, read_json(MODEL / "config.json"), origin)
+        return cls(weights, read_config(model / CONFIG), origin, (note, *model.iterdir()))
 
     @property
     def title(self) -> str:
         """Name and version, for messages."""
         return _version(self.origin)
 
-    @property
-    def has_trunk(self) -> bool:
-        """Whether stage 1 has something to start from; HSTU has no trunk."""
-        return any(name.startswith(TRUNK) for name in self.weights)
-
-    @property
-    def files(self) -> list[Path]:
-        """What a run that starts here depends on."""
-        return [BASE / "base.json", *MODEL.iterdir()]
-
     def start(
-        self, network: nn.Module, catalogue: Catalogue, settings: dict[str, Any], *, part: str = ""
+        self,
+        network: nn.Module,
+        catalogue: Catalogue,
+        settings: dict[str, Any],
+        *,
+        prefix: str = "",
     ) -> None:
         """Give `network` the base's weights, grown to `catalogue`; new rows stay as they are.
 
         Args:
-            network: the whole network or, with `part`, the one below that prefix.
+            network: the whole network or, with `prefix`, the part that has it.
             catalogue: of the log that is trained on.
             settings: the section `model` in force, to name what was changed.
-            part: prefix of the network's weights within the base's.
+            prefix: of the network's weights within the base's.
 
         Raises:
             UserError: the base does not fit the network or knows more than the catalogue.
         """
-        fresh = {part + name: value for name, value in network.state_dict().items()}
-        buffers = {part + name for name, _ in network.named_buffers()}
-        old = {k: v for k, v in self.weights.items() if k.startswith(part) and k not in buffers}
+        grows = network_class(self.config["model"]["name"]).grows
+        fresh = {prefix + name: value for name, value in network.state_dict().items()}
+        buffers = {prefix + name for name, _ in network.named_buffers()}
+        old = {k: v for k, v in self.weights.items() if k.startswith(prefix) and k not in buffers}
         new = {k: v for k, v in fresh.items() if k not in buffers}
         before = {name: int(self.config["catalogue"][name]) for name in VOCABULARIES}
         now = {name: int(getattr(catalogue, name)) for name in VOCABULARIES}
         self._check_sizes(before, now)
-        self._check_shapes(old, new, before, now, settings)
-        grown = {k: grow(v, new[k], ROWS[k][1]) if k in ROWS else v for k, v in old.items()}
+        expected = {k: list(v.shape) for k, v in new.items()}
+        for name in grows.keys() & expected.keys():
+            vocabulary = grows[name].vocabulary
+            expected[name][0] += before[vocabulary] - now[vocabulary]
+        self._check_shapes(old, expected, settings)
+        grown = {k: grow(v, new[k], grows[k].behind) if k in grows else v for k, v in old.items()}
         kept = {k: fresh[k] for k in buffers & fresh.keys()}
-        network.load_state_dict({k.removeprefix(part): v for k, v in (grown | kept).items()})
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in (grown | kept).items()})
         added = ", ".join(f"{now[n] - before[n]} {n.removeprefix('num_')}" for n in VOCABULARIES)
         print(f"starts from {self.title}; new: {added}", flush=True)
 
-    def check_kind(self, *, encoder: str, ranking: bool, enough_labels: bool = True) -> None:
-        """Refuse a base of another encoder, or with another set of heads.
+    def check_name(self, name: str) -> None:
+        """Refuse a base of another model than `name`.
+
+        Raises:
+            UserError: the message names the parameter.
+        """
+        if (was := self.config["model"]["name"]) != name:
+            raise UserError(
+                f"base/ holds {self.title} with model.name: {was}, params.yaml asks for {name}. "
+                f"Set it back, or {FROM_NOTHING}."
+            )
+
+    def check_kind(self, name: str, *, ranking: bool, enough_labels: bool = True) -> None:
+        """Refuse a base of another model, or with another set of heads.
 
         Args:
-            encoder: that is asked for.
+            name: of the model that is asked for.
             ranking: whether a ranking head is trained.
             enough_labels: whether the log's labels allow one.
 
         Raises:
             UserError: the message names the parameter.
         """
-        if self.config["encoder"] != encoder:
-            raise UserError(
-                f"base/ holds {self.title} with finetune.encoder: {self.config['encoder']}, "
-                f"params.yaml asks for {encoder}. Set it back, or {FROM_NOTHING}."
-            )
+        self.check_name(name)
         if self.config["ranking"] == ranking:
             return
         if not enough_labels:
@@ -152,20 +151,14 @@ class Base:
     def _check_shapes(
         self,
         old: dict[str, Tensor],
-        new: dict[str, Tensor],
-        before: dict[str, int],
-        now: dict[str, int],
+        expected: dict[str, list[int]],
         settings: dict[str, Any],
     ) -> None:
-        problems = [f"{name} is new" for name in sorted(new.keys() - old.keys())]
-        problems += [f"{name} has no place" for name in sorted(old.keys() - new.keys())]
-        for name in sorted(old.keys() & new.keys()):
-            expected = list(new[name].shape)
-            if name in ROWS:
-                vocabulary, _ = ROWS[name]
-                expected[0] += before[vocabulary] - now[vocabulary]
-            if list(old[name].shape) != expected:
-                problems.append(f"{name} is {list(old[name].shape)}, expected {expected}")
+        problems = [f"{name} is new" for name in sorted(expected.keys() - old.keys())]
+        problems += [f"{name} has no place" for name in sorted(old.keys() - expected.keys())]
+        for name in sorted(old.keys() & expected.keys()):
+            if list(old[name].shape) != expected[name]:
+                problems.append(f"{name} is {list(old[name].shape)}, expected {expected[name]}")
         if problems:
             was = self.config["model"]
             changed = [
@@ -193,18 +186,34 @@ def grow(old: Tensor, fresh: Tensor, behind: int) -> Tensor:
     return torch.cat([old[:known], fresh[known : len(fresh) - behind], old[known:]])
 
 
-def check_same_base(base: Base | None, pretrained: Path) -> None:
-    """Refuse a stage 1 that started from another model than stage 2 is about to.
+def inherit(network: Network, name: str, base: Base | None, pretrained: Path) -> Path:
+    """Give `network` what stage 1 trained and return the file that it came from.
+
+    Args:
+        network: with a part to inherit.
+        name: of the model.
+        base: that stage 2 is about to start from.
+        pretrained: folder of stage 1.
 
     Raises:
-        UserError: the pretrain stage has to run again.
+        UserError: stage 1 trained another model, or started from another base: it has to run again.
     """
-    before = read_json(pretrained / "config.json").get("base")
+    config = read_json(pretrained / CONFIG)
+    if (trained := config["model"].get("name", name)) != name:
+        raise UserError(
+            f"{pretrained} was trained for model.name: {trained}, params.yaml asks for {name}: run "
+            "`dvc repro pretrain` first"
+        )
+    before = config.get("base")
     if before != (base.origin if base else None):
         raise UserError(
             f"{pretrained} started from {_version(before)}, base/ holds "
             f"{_version(base.origin if base else None)}: run `dvc repro pretrain` first"
         )
+    weights, _ = load_tensors(pretrained / WEIGHTS)
+    assert network.inherited is not None
+    network.inherited.load_state_dict(weights)
+    return pretrained / WEIGHTS
 
 
 def _version(origin: dict[str, Any] | None) -> str:

@@ -14,9 +14,10 @@ from hpgr.data.batches import TrainingWindows
 from hpgr.data.histories import histories
 from hpgr.model.scoring import Scorer
 from hpgr.training.device import choose_device
-from hpgr.training.finetune import OUTPUT, finetune
+from hpgr.training.finetune import finetune
 from hpgr.training.loop import Stopped
 from hpgr.training.pretrain import pretrain
+from hpgr.workspace import HERE
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,7 +28,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.01}
 NETWORKS = {
     "hpgr": {},
     "hpgr, history rows through the mask": {"model__history_rows": "preference"},
-    "hstu": {"finetune__encoder": "hstu"},
+    "hstu": {"model__name": "hstu"},
 }
 
 
@@ -101,7 +102,7 @@ def test_a_scorer_on_the_device_answers_as_on_the_cpu(name, project):
     asked = histories(log, users, log.user_offsets[1:], np.full(len(users), 2 * 10**9), 20)
     offsets = np.arange(len(users) + 1) * 5
     items = np.random.default_rng(0).integers(2, log.meta.num_items, offsets[-1])
-    scorers = [Scorer.load(OUTPUT, device) for device in ("cpu", "cuda")]
+    scorers = [Scorer.load(HERE.finetuned, device) for device in ("cpu", "cuda")]
     plain, device = ([s.retrieve(asked), s.rank(asked, offsets, items)] for s in scorers)
     for want, got in zip(plain, device, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-4)

@@ -1,0 +1,114 @@
+"""What every network of the zoo offers to training, evaluation, serving and a warm start.
+
+Shape legend: T history rows, V items, C candidates, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from hpgr.model.catalogue import Catalogue
+from hpgr.model.packed import Candidates, Packed
+from hpgr.model.zoo import ZOO, resolve_class
+
+if TYPE_CHECKING:
+    from hpgr.model.preference import PreferenceMask
+
+
+class Output(NamedTuple):
+    """States [T, D] of history rows, catalogue vectors [V, D], pCTR logits [C] or None.
+
+    A state and an item's vector are compared by cosine, whatever their lengths.
+    """
+
+    states: Tensor
+    items: Tensor
+    logits: Tensor | None
+
+
+class Growth(NamedTuple):
+    """Rows of a weight are numbered by a vocabulary of the catalogue.
+
+    `vocabulary` is its size's name (num_items, num_actions or num_categories); `behind` counts the
+    rows behind it, which stay the last ones.
+    """
+
+    vocabulary: str
+    behind: int = 0
+
+
+class Network(nn.Module):
+    """A model behind the zoo: one network, trained by stage 2 and served.
+
+    `grows`: its weights with rows for a vocabulary, by name; a warm start adds rows to them.
+    `inherits`: name of the submodule that stage 1 trains and stage 2 starts from, the same in both
+    networks; None where the model has no stage 1.
+    """
+
+    grows: ClassVar[Mapping[str, Growth]] = {}
+    inherits: ClassVar[str | None] = None
+
+    def __init__(self, settings: Any, catalogue: Catalogue, *, ranking: bool = True) -> None:
+        """Make fresh weights.
+
+        Args:
+            settings: the section `model`, with its keys as attributes.
+            catalogue: of the log that is trained on.
+            ranking: pCTR is trained too.
+        """
+        super().__init__()
+
+    @classmethod
+    def stage_one(cls, settings: Any, catalogue: Catalogue, *, blocks: int) -> nn.Module | None:
+        """Make the network of stage 1, or return None for a model without one.
+
+        It is called with packed histories and the masked rows, bool [T], and returns states [T, D]
+        and the catalogue's vectors [V, D]. `blocks` are put on what is inherited, and dropped.
+        """
+        return None
+
+    def forward(
+        self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
+    ) -> Output:
+        """Compute states and scores of one batch.
+
+        Args:
+            packed: the histories.
+            candidates: of the ranking task, or None.
+            newest_only: give the state of each history's newest row alone, for the histories that
+                have one.
+        """
+        raise NotImplementedError
+
+    def explain(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
+        """Return the mask through which candidates read the history; None without one.
+
+        Without candidates it is that of the newest rows.
+        """
+        return None
+
+    def start_ranking(self, events: Tensor, positive: Tensor) -> None:
+        """Start the ranking head from how each item was liked in training, where it can.
+
+        Args:
+            events: number of training events of each item, [V].
+            positive: how many of them were positive, [V].
+        """
+
+    @property
+    def inherited(self) -> nn.Module | None:
+        """The submodule that `inherits` names."""
+        return self.get_submodule(self.inherits) if self.inherits else None
+
+
+def network_class(name: str) -> type[Network]:
+    """Return the network of the model `name`."""
+    return resolve_class(ZOO[name].network)
+
+
+def build(settings: Any, catalogue: Catalogue, *, ranking: bool) -> Network:
+    """Make the network that `settings.name` names, with fresh weights."""
+    return network_class(settings.name)(settings, catalogue, ranking=ranking)
