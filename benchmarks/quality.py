@@ -18,13 +18,13 @@ import argparse
 import datetime
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from hpgr.config import load_config
+from hpgr.profiles import read_overrides, set_params
 from hpgr.runtime import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--profile", required=True, help="of params.yaml")
+    parser.add_argument("--profile", required=True, help="name of a file in profiles/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--beside", help="profile of a finished HSTU run with the same seed")
     parser.add_argument("--name", help="of the model in the results; default: model.name")
@@ -96,16 +96,10 @@ def prepare(arguments: argparse.Namespace) -> Path:
         link = folder / "artifacts" / "finetune_hstu"
         link.unlink(missing_ok=True)
         link.symlink_to(other.resolve(strict=True))
-    yaml = YAML()
-    params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["profile"] = arguments.profile
-    chosen = params["profiles"][arguments.profile]
-    changes = {entry.partition("=")[0]: entry.partition("=")[2] for entry in arguments.set}
-    changes |= {"pretrain.seed": str(arguments.seed), "finetune.seed": str(arguments.seed)}
-    for key, value in changes.items():
-        chosen[key] = YAML(typ="safe").load(value)
-    with (folder / "params.yaml").open("w", encoding="utf-8") as stream:
-        yaml.dump(params, stream)
+    changes = {"pretrain.seed": arguments.seed, "finetune.seed": arguments.seed}
+    changes |= read_overrides(arguments.set)
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_params(changes, arguments.profile, folder / "params.yaml", ROOT / "profiles")
     return folder
 
 

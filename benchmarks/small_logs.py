@@ -7,7 +7,7 @@
                                     the folders come back, and the first command goes on with them
 
 FOLDER holds `online-retail/` and `trivago/`, each with `interactions.parquet`; their columns are
-named below. `steps` is profile quick as params.yaml has it; `epochs` is what it was when it counted
+named below. `steps` is the profile quick; `epochs` is what it was when it counted
 them: 3 of stage 1 and 6 of stage 2. A run lives in a folder of its own below build/small-logs/
 and resumes from its checkpoint. Writes benchmarks/results/small-LOG-LENGTH-SEED.json: where HPGR
 stands on validation, the metrics on test, how the training ended, and the command.
@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from quality import machine
-from ruamel.yaml import YAML
 
 from hpgr.config import load_config
 from hpgr.data.batches import TrainingWindows
 from hpgr.data.log import EventLog
+from hpgr.profiles import read_overrides, set_params
 from hpgr.runtime import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -67,9 +67,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args()
     source = arguments.folder.resolve(strict=True)
-    changes = {
-        e.partition("=")[0]: YAML(typ="safe").load(e.partition("=")[2]) for e in arguments.set
-    }
+    changes = read_overrides(arguments.set)
     for log in [arguments.log] if arguments.log else LOGS:
         for length in [arguments.length] if arguments.length else ("epochs", "steps"):
             measure(source / log, log, length, arguments.seed, changes, arguments.prepare)
@@ -137,16 +135,8 @@ def run(*stages: str) -> None:
 
 def write_params(settings: dict[str, Any]) -> None:
     """This run's params.yaml: the project's, profile quick, with `settings` on top."""
-    yaml = YAML()
-    params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["profile"] = "quick"
-    for name, value in settings.items():
-        place, *path = params, *name.split(".")
-        for key in path[:-1]:
-            place = place[key]
-        place[path[-1]] = value
-    with Path("params.yaml").open("w", encoding="utf-8") as stream:
-        yaml.dump(params, stream)
+    shutil.copy(ROOT / "params.yaml", ".")
+    set_params(settings, "quick", profiles=ROOT / "profiles")
 
 
 def batches_per_epoch() -> int:

@@ -26,13 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 
 def settings() -> SimpleNamespace:
-    """params.yaml of the working folder with its profile applied, as plain objects."""
+    """params.yaml of the working folder as plain objects."""
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    for dotted, value in (raw["profiles"][raw["profile"]] or {}).items():
-        section, key = dotted.split(".")
-        raw[section][key] = value
-    sections = (k for k, v in raw.items() if isinstance(v, dict) and k != "profiles")
-    return SimpleNamespace(**{name: SimpleNamespace(**raw[name]) for name in sections})
+    return SimpleNamespace(**{name: SimpleNamespace(**values) for name, values in raw.items()})
 
 
 def train(folder: str) -> None:

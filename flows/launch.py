@@ -24,7 +24,6 @@ from prefect.settings import (
     PREFECT_HOME,
     temporary_settings,
 )
-from ruamel.yaml import YAML
 
 from flows.faults import StageFailed, TransientFault
 from host.access import for_server, new_string
@@ -122,14 +121,3 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE"
     )
-
-
-def read_overrides(parser: argparse.ArgumentParser, entries: list[str]) -> dict[str, Any]:
-    """`section.key` to value, each value read as YAML."""
-    found = {}
-    for entry in entries:
-        dotted, separator, value = entry.partition("=")
-        if not separator:
-            parser.error(f"--set {entry!r}: expected SECTION.KEY=VALUE")
-        found[dotted] = YAML(typ="safe").load(value)
-    return found

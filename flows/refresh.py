@@ -5,7 +5,7 @@
 PATH is a file or folder in the format of the log (docs/refresh.md). A batch that breaks a limit is
 refused: the run fails with every reason, and the log stays as it is. One that is in the log already
 changes nothing; what an interruption left undone after it is done. Reads PATH and the registry.
-Writes data/, data.dvc, base/, artifacts/, params.yaml (flows/overrides.py) and the MLflow store.
+Writes data/, data.dvc, base/, artifacts/, params.yaml (hpgr/profiles.py) and the MLflow store.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from prefect.cache_policies import NO_CACHE
 from flows.cancellation import recallable
 from flows.dvc_stages import check_data, pin_data, reproduce
 from flows.faults import StageFailed, retry_options
-from flows.launch import add_overrides, launch, read_overrides
+from flows.given_path import given_path
+from flows.launch import add_overrides, launch
 from flows.monitor import watch
-from flows.overrides import given_path, set_params, with_params
-from flows.train import pipeline
+from flows.train import pipeline, write_params
 from hpgr.config import Config, load_config
 from hpgr.intake import acceptance, batch_records
 from hpgr.intake.incoming import BatchFinding, examine
+from hpgr.profiles import read_overrides, with_params
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION, aliases
 from hpgr.runtime import UserError, sole_run
@@ -56,15 +57,15 @@ def refresh(
 
     Args:
         incoming: file or folder of new events; by a deployment, inside the project's folder.
-        profile: a name below `profiles` in params.yaml; None leaves the file's own.
-        overrides: `section.key` to value, on top of params.yaml; those of the section refresh are
-            limits for this batch and are not written there.
+        profile: name of a file in profiles/, written into params.yaml; None leaves what is there.
+        overrides: `section.key` to value, written there on top; those of the section refresh are
+            limits for this batch alone and are not written.
     """
-    given = {**(overrides or {}), **({"profile": profile} if profile else {})}
+    given = overrides or {}
     limits = {key: value for key, value in given.items() if key.startswith("refresh.")}
     source = given_path("incoming", incoming)
     with recallable(), sole_run(HERE.run_lock):
-        set_params({key: value for key, value in given.items() if key not in limits})
+        write_params(profile, {k: value for k, value in given.items() if k not in limits})
         options = retry_options(load_config().orchestrate)
         require_champion.with_options(**options)()
         settle()
@@ -215,14 +216,14 @@ def main() -> None:
         prog="python -m flows.refresh", description="Take new events in and train on"
     )
     parser.add_argument("incoming", metavar="PATH", help="file or folder of new events")
-    parser.add_argument("--profile", help="name below `profiles` in params.yaml")
+    parser.add_argument("--profile", help="name of a file in profiles/")
     add_overrides(parser)
     arguments = parser.parse_args()
     launch(
         refresh,
         incoming=arguments.incoming,
         profile=arguments.profile,
-        overrides=read_overrides(parser, arguments.overrides),
+        overrides=read_overrides(arguments.overrides),
     )
 
 

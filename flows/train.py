@@ -3,7 +3,7 @@
     python -m flows.train [--profile full] [--set section.key=value ...]    without a server
     prefect deployment run 'train/local' --param profile=full               with server and worker
 
-Reads params.yaml and data/. Writes params.yaml (flows/overrides.py), artifacts/ and MLflow's store.
+Reads params.yaml and data/. Writes params.yaml (hpgr/profiles.py), artifacts/ and MLflow's store.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from prefect.cache_policies import NO_CACHE
 from flows.cancellation import recallable
 from flows.dvc_stages import bring_log, check_data, reproduce, stage_order
 from flows.faults import TransientFault, is_transient, retry_options
-from flows.launch import add_overrides, launch, read_overrides
+from flows.launch import add_overrides, launch
 from flows.monitor import watch
-from flows.overrides import set_params
 from flows.pages import publish
 from flows.promote import judge_and_promote
-from hpgr.config import PARAMS_FILE, load_config
+from hpgr.config import load_config
+from hpgr.profiles import read_overrides, set_params
 from hpgr.registry.fill_base import clear_base
 from hpgr.registry.register import register
 from hpgr.registry.tracking import public_uri
@@ -35,20 +35,23 @@ def train(profile: str | None = None, overrides: dict[str, Any] | None = None) -
     """Run every stage, register the model and let the gate judge it.
 
     Args:
-        profile: a name below `profiles` in params.yaml; None leaves the file's own.
-        overrides: `section.key` to value, on top of params.yaml.
+        profile: name of a file in profiles/, written into params.yaml; None leaves what is there.
+        overrides: `section.key` to value, written there on top.
 
     Returns:
         What registered.json holds, and the gate's `verdict`.
     """
     with recallable(), sole_run(HERE.run_lock):
-        changed = set_params({**(overrides or {}), **({"profile": profile} if profile else {})})
-        get_run_logger().info(
-            "profile %s; changed in %s: %s", load_config().profile, PARAMS_FILE, changed
-        )
+        write_params(profile, overrides)
         start_from_nothing()
         bring_log.with_options(**retry_options(load_config().orchestrate))()
         return pipeline()
+
+
+def write_params(profile: str | None, overrides: dict[str, Any] | None) -> None:
+    """Write what a run was given into params.yaml, and say what changed."""
+    for change in set_params(overrides, profile):
+        get_run_logger().info("params.yaml: %s", change)
 
 
 @task(name="base", task_run_name="base", cache_policy=NO_CACHE)
@@ -90,10 +93,10 @@ def register_model() -> dict[str, Any]:
 def main() -> None:
     """Entry point of `python -m flows.train`."""
     parser = argparse.ArgumentParser(prog="python -m flows.train", description="Run the flow train")
-    parser.add_argument("--profile", help="name below `profiles` in params.yaml")
+    parser.add_argument("--profile", help="name of a file in profiles/")
     add_overrides(parser)
     arguments = parser.parse_args()
-    launch(train, profile=arguments.profile, overrides=read_overrides(parser, arguments.overrides))
+    launch(train, profile=arguments.profile, overrides=read_overrides(arguments.overrides))
 
 
 if __name__ == "__main__":

@@ -25,12 +25,14 @@ from typing import Annotated, NoReturn
 import typer
 import yaml
 
-from hpgr.config import ConfigError, load_config, overridden
+from hpgr.config import ConfigError, load_config
 from hpgr.failure import explained
 from hpgr.folder import require_folder
 from hpgr.loopback import spare_loopback
 from hpgr.masking import install as mask_output
-from hpgr.params_file import read_params
+from hpgr.options import Overrides, Profile
+from hpgr.params_file import PARAMS_FILE
+from hpgr.profiles import read_overrides, set_params
 from hpgr.registry.resources import recorded
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
 from hpgr.terminal import printable
@@ -74,8 +76,6 @@ def run_stage(name: str, workspace: Workspace = HERE) -> None:
     _enter_stage()
     stage, cfg = STAGES[name], load_config(workspace.params)
     output = workspace.output(name)
-    for line in _profile_lines(cfg.profile, {p.partition(".")[0] for p in stage.params}):
-        print(printable(line), flush=True)
     # Under torchrun the first process writes the outputs, and what they cost.
     first = launched().rank == 0
     with (
@@ -84,18 +84,6 @@ def run_stage(name: str, workspace: Workspace = HERE) -> None:
         recorded(output) if first else nullcontext(),
     ):
         getattr(import_module(stage.module), name)(cfg, workspace)
-
-
-def _profile_lines(profile: str, sections: set[str] | None = None) -> list[str]:
-    """One line for each value that the profile in force puts in the place of the section's own.
-
-    Without it an edited section without effect would look as if it had one.
-    """
-    return [
-        f"profile {profile}: {dotted} is {value!r}, not {written!r} as its section says"
-        for dotted, (written, value) in overridden(read_params()).items()
-        if sections is None or dotted.partition(".")[0] in sections
-    ]
 
 
 def _enter_stage() -> None:
@@ -289,12 +277,17 @@ def cache() -> None:
 
 
 @app.command()
-def params() -> None:
-    """Print the parameters in force: params.yaml with its profile applied."""
-    cfg = load_config()
-    for line in _profile_lines(cfg.profile):
-        print(f"# {printable(line)}")
-    print(yaml.safe_dump(cfg.model_dump(mode="json", by_alias=True), sort_keys=False), end="")
+def params(profile: Profile = None, overrides: Overrides = None) -> None:
+    """Print the parameters in force, or write a profile or single values into params.yaml."""
+    if profile is None and not overrides:
+        values = load_config().model_dump(mode="json", by_alias=True)
+        print(yaml.safe_dump(values, sort_keys=False), end="")
+        return
+    with sole_run(HERE.run_lock):
+        changes = set_params(read_overrides(overrides), profile)
+    for change in changes:
+        print(printable(change))
+    print(f"{PARAMS_FILE}: {len(changes) or 'no'} value{'s' * (len(changes) != 1)} changed")
 
 
 @app.command()

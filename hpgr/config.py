@@ -6,6 +6,7 @@ is one clear error that names the key. Reads: params.yaml, through `params.py`. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -23,7 +24,7 @@ from pydantic import (
 from hpgr.config_messages import described, fields_of
 from hpgr.config_model import with_model
 from hpgr.config_rules import impossible
-from hpgr.params_file import PARAMS_FILE, ConfigError, Switch, meant, read_params
+from hpgr.params_file import FORMER, PARAMS_FILE, ConfigError, Switch, meant, read_params
 from hpgr.paths import inside_folder, inside_project
 
 ProjectPath = Annotated[Path, AfterValidator(inside_project)]
@@ -272,9 +273,8 @@ class Monitor(Section):
 
 
 class Config(Section):
-    """The whole of params.yaml with its profile applied."""
+    """The whole of params.yaml."""
 
-    profile: str
     data: Data
     validate_: Validate = Field(alias="validate")
     sessionize: Sessionize
@@ -292,7 +292,7 @@ class Config(Section):
 
 
 def load_config(path: Path = PARAMS_FILE) -> Config:
-    """Read `path`, apply the profile it names and validate.
+    """Read and validate `path`.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
@@ -300,67 +300,46 @@ def load_config(path: Path = PARAMS_FILE) -> Config:
     return resolve(read_params(path), source=str(path))
 
 
-def resolve(raw: dict[str, Any], *, source: str = "params") -> Config:
-    """Apply `raw`'s profile to its sections and validate the result; see `load_config`."""
-    known = [*fields_of(Config), "profiles"]
+def resolve(
+    raw: dict[str, Any], *, source: str = "params", origins: Mapping[str, str] | None = None
+) -> Config:
+    """Validate the sections of a params.yaml.
+
+    Args:
+        raw: the sections by name.
+        source: where they come from, for the message.
+        origins: `section.key` of values that come from elsewhere, and from where.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or values are not allowed; one line for each.
+    """
+    if former := [key for key in FORMER if key in raw]:
+        name = raw.get("profile")
+        raise ConfigError(
+            f"{source}: {' and '.join(former)} cannot stand here: a profile is a file in profiles/ "
+            f"whose values are written into {PARAMS_FILE}. To have that done and the key removed: "
+            f"hpgr params --profile {name if isinstance(name, str) else 'NAME'}"
+        )
+    known = fields_of(Config)
     if unknown := [str(name) for name in raw if name not in known]:
         raise ConfigError(
             f"{source}: " + "; ".join(f"{u}: unknown section{meant(u, known)}" for u in unknown)
         )
-    sections = {k: v for k, v in raw.items() if k != "profiles"}
-    whole = with_model(Config, sections.get("model"))
-    profiles = _checked_profiles(raw.get("profiles"), whole, source)
-    name = sections.get("profile")
-    if not isinstance(name, str) or name not in profiles:
-        expected = ", ".join(sorted(profiles))
-        raise ConfigError(
-            f"{source}: profile is {name!r}, expected one of {expected}{meant(name, profiles)}"
-        )
-    if "model" in profiles[name]:  # another network: the whole section
-        sections["model"] = profiles[name]["model"]
-        whole = with_model(Config, sections["model"])
-    for dotted, value in profiles[name].items():
-        section, _, key = dotted.partition(".")
-        if key and isinstance(target := sections.get(section), dict):
-            sections[section] = {**target, key: value}
+    whole = with_model(Config, raw.get("model"))
     try:
-        cfg = whole.model_validate(sections)
+        cfg = whole.model_validate(raw)
         lines = list(impossible(cfg))
     except ValidationError as error:
         lines = list(described(error, whole))
     if lines:
         places = "1 place" if len(lines) == 1 else f"{len(lines)} places"
+        lines = [line + _origin(line, origins or {}) for line in lines]
         raise ConfigError(f"{source} is wrong in {places}:\n" + "\n".join(lines))
     return cfg
 
 
-def overridden(raw: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """`section.key` to its value in the section and the other one that the profile sets."""
-    changes = (raw.get("profiles") or {}).get(raw.get("profile")) or {}
-    found = {}
-    for dotted, value in changes.items():
-        section, _, key = dotted.partition(".")
-        if not key and raw.get(section) != value:
-            found[dotted] = (raw.get(section), value)
-        elif isinstance(written := raw.get(section), dict) and key and written.get(key) != value:
-            found[dotted] = (written.get(key), value)
-    return found
-
-
-def _checked_profiles(profiles: Any, whole: type[Config], source: str) -> dict[str, dict[str, Any]]:
-    """Profiles by name; those not in force are checked too, before someone switches to them."""
-    if not isinstance(profiles, dict):
-        raise ConfigError(f"{source}: profiles is {profiles!r}, expected names with their keys")
-    every = ["model"] + [
-        f"{name}.{key}" for name, section in fields_of(whole).items() for key in fields_of(section)
-    ]
-    for name, changes in profiles.items():
-        if not isinstance(changes, dict | None):
-            raise ConfigError(f"{source}: profiles.{name} is {changes!r}, expected a mapping")
-        for dotted in changes or {}:
-            if dotted not in every:
-                raise ConfigError(
-                    f"{source}: profiles.{name} sets {dotted!r}, which is no parameter"
-                    + meant(dotted, every)
-                )
-    return {name: changes or {} for name, changes in profiles.items()}
+def _origin(line: str, origins: Mapping[str, str]) -> str:
+    """Name where the value of a message's key was set, if not in params.yaml itself."""
+    place = line.strip().partition(":")[0]
+    found = [at for key, at in origins.items() if f"{place}.".startswith(f"{key}.")]
+    return f" [set by {found[-1]}]" if found else ""  # the last one counts

@@ -189,7 +189,7 @@ class MaskedStream:
 
     def write(self, text: str) -> int:
         """Write `text` masked; returns the length of `text`."""
-        self._stream.write(masked(text))
+        self._stream.write(masked(text) if isinstance(text, str) else text)  # bytes: its error
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ import yaml
 from hpgr.masking import masked
 
 PARAMS_FILE = Path("params.yaml")
+FORMER = ("profile", "profiles")  # keys of earlier versions of the file; see hpgr.profiles
 
 
 class ConfigError(ValueError):
@@ -28,30 +29,45 @@ class ConfigError(ValueError):
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
-    """The sections of `path` as they stand.
+    """Return the sections of `path` as they stand.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or sets a key twice.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Params)  # a SafeLoader
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"{path} not found: run hpgr in the project's root folder") from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path} is a folder, expected the file of parameters") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except RecursionError:
-        raise ConfigError(
-            f"{path}: brackets are nested too deep to be parameters; look for an unclosed [ or {{"
-        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+    return parse_params(text, str(path))
+
+
+def parse_params(text: str, source: str) -> dict[str, Any]:
+    """Return the sections that a text holds.
+
+    Args:
+        text: that of a params.yaml or a profile.
+        source: where it comes from, for the message.
+
+    Raises:
+        ConfigError: it is not YAML, or sets a key twice.
+    """
+    try:
+        raw = yaml.load(text, _Params)  # a SafeLoader
+    except RecursionError:
+        raise ConfigError(
+            f"{source}: brackets are nested too deep to be parameters; look for an unclosed [ or {{"
+        ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         found = {type(None): "nothing", list: "a list"}.get(type(raw), repr(raw))
-        raise ConfigError(f"{path}: expected sections, found {found}")
+        raise ConfigError(f"{source}: expected sections, found {found}")
     return raw
 
 

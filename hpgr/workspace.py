@@ -113,7 +113,7 @@ class Workspace:
 
     @property
     def params(self) -> Path:
-        """Every tunable value, the profile applied."""
+        """Every tunable value, as it is in force."""
         return self.root / "params.yaml"
 
     @property

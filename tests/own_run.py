@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from sample_log import PARAMS, write_validated
+from params_text import params_of
+from sample_log import write_validated
 
 from hpgr.config import Config, resolve
 from hpgr.data.sessionize import sessionize
@@ -22,8 +23,7 @@ START = 1_600_000_000
 
 def config(**changes) -> Config:
     """Profile smoke of params.yaml with `section__key=value` changes."""
-    raw = {name: dict(s) if isinstance(s, dict) else s for name, s in PARAMS.items()}
-    raw["profile"] = "smoke"
+    raw = params_of("smoke")
     for name, value in changes.items():
         section, key = name.split("__")
         raw[section][key] = value

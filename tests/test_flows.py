@@ -28,7 +28,6 @@ from flows.dvc_stages import (
     stage_order,
 )
 from flows.launch import launch
-from flows.overrides import set_params, with_params
 from flows.refresh import refresh
 from flows.remote import stage_flow
 from flows.train import train
@@ -214,61 +213,6 @@ def test_a_log_that_is_there_is_left_alone(without_log, monkeypatch):
     monkeypatch.setattr(stages, "fetch", None)
     bring_log.fn()
     assert not (without_log / "data/log.txt").exists()
-
-
-@pytest.fixture
-def params(tmp_path):
-    path = tmp_path / "params.yaml"
-    path.write_text(params_text("quick"))
-    return path
-
-
-def test_overrides_change_their_lines_and_no_other(params):
-    before = params.read_text().splitlines()
-    changed = set_params({"profile": "smoke", "sessionize.gap_s": 900}, params)
-    assert changed == {"profile": "smoke", "sessionize.gap_s": 900}
-    after = params.read_text().splitlines()
-    different = [new for old, new in zip(before, after, strict=True) if old != new]
-    assert [line.split("#")[0].strip() for line in different] == ["profile: smoke", "gap_s: 900"]
-    assert all("#" in line for line in different)  # comments survive
-    assert load_config(params).sessionize.gap_s == 900
-
-
-def test_an_override_wins_over_the_profile_it_comes_with(params):
-    set_params({"pretrain.steps": 7, "profile": "smoke"}, params)
-    assert load_config(params).pretrain.steps == 7
-    set_params({"profile": "full"}, params)
-    assert load_config(params).pretrain.steps != 7
-
-
-def test_an_override_that_changes_nothing_leaves_the_file_alone(params):
-    before = params.stat().st_mtime_ns
-    assert set_params({"profile": load_config(params).profile}, params) == {}
-    assert params.stat().st_mtime_ns == before
-
-
-def test_values_for_the_moment_are_checked_alike_and_not_written(params):
-    before = params.read_text()
-    assert with_params({"refresh.max_item_drift": 0.9}, params).refresh.max_item_drift == 0.9
-    with pytest.raises(ConfigError, match=r"no parameter 'refresh\.max_drift'"):
-        with_params({"refresh.max_drift": 0.9}, params)
-    assert params.read_text() == before
-
-
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        ({"sessionize.gap": 1}, "no parameter 'sessionize.gap'"),
-        ({"model": 3}, "model"),
-        ({"sessionize.gap_s": -1}, "expected more than 0"),
-        ({"profile": "huge"}, "expected one of"),
-    ],
-)
-def test_a_wrong_override_is_refused_and_nothing_written(params, values, told):
-    before = params.read_text()
-    with pytest.raises(ConfigError, match=told):
-        set_params(values, params)
-    assert params.read_text() == before
 
 
 @pytest.fixture

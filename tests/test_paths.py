@@ -7,9 +7,10 @@ import pytest
 import yaml
 from params_text import params_text
 
-import flows.overrides
-from flows.overrides import given_path, set_params
+import flows.given_path
+from flows.given_path import given_path
 from hpgr.config import ConfigError, resolve
+from hpgr.profiles import set_params
 from hpgr.runtime import UserError
 
 KEYS = ("data.path", "recommend.allow", "recommend.deny")
@@ -90,7 +91,7 @@ def test_an_override_that_leads_out_is_not_kept(folder):
 def deployed(request, monkeypatch):
     """Whether the run is one that Prefect's API started."""
     place = SimpleNamespace(id="1" if request.param else None)
-    monkeypatch.setattr(flows.overrides, "deployment", place)
+    monkeypatch.setattr(flows.given_path, "deployment", place)
     return request.param
 
 

@@ -191,7 +191,6 @@ def test_result_ends_in_one_json_line(trained, clone):
     line = json.loads(last)
     assert line["version"] == 1
     assert line["alias"] == "champion"
-    assert line["profile"] == "smoke"
     assert 0 <= line["metrics"]["R1"]["hr@10"] <= 1
 
 

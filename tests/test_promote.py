@@ -318,7 +318,7 @@ def test_lineage_tells_where_a_version_comes_from(client, start):
     ).stdout.strip()
     assert f"git checkout {commit}" in told
     assert "dvc.data          abc.dir" in told
-    assert "profile smoke: model.dim=16" in told
+    assert "  model.dim: 16" in told
     assert "dvc pull" in told
 
 

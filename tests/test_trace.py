@@ -97,22 +97,20 @@ def recipe(told):
 def test_the_parameters_in_force_are_told_and_marked_where_the_commit_has_others(here, version):
     params = yaml.safe_load((here / "params.yaml").read_text())
     own = params["model"]["num_blocks"], params["finetune"]["steps"]
-    params["profile"] = "smoke"
+    params["model"]["num_blocks"], params["finetune"]["steps"] = 1, 20
     params["orchestrate"]["remote"] = {"pretrain": "gpu"}
     (here / "params.yaml").write_text(yaml.safe_dump(params))
     told = trace(load_config(), version()).splitlines()
-    assert '  profile: "smoke"    # commit: "quick"' in told
     assert f"  model.num_blocks: 1    # commit: {own[0]}" in told
     assert f"  finetune.steps: 20    # commit: {own[1]}" in told
     assert '  orchestrate.remote.pretrain: "gpu"    # commit: not set' in told
     assert f"  sessionize.gap_s: {params['sessionize']['gap_s']}" in told
-    assert not [line for line in told if line.startswith("  profiles")]
 
 
 def test_where_the_commit_is_not_at_hand_the_parameters_are_told_unmarked(version):
     told = trace(load_config(), version(git__commit="0" * 40))
     assert "the commit is not at hand to compare with" in told
-    assert '  profile: "quick"\n' in told
+    assert "  sessionize.gap_s: 1800\n" in told
     assert "# commit" not in told
 
 
@@ -186,8 +184,7 @@ def test_without_its_pins_a_version_has_no_recipe(here, version):
 @pytest.fixture
 def clone(here, version, tmp_path, monkeypatch):
     """A fresh clone that asks the project's registry, and the version to restore there."""
-    params = (here / "params.yaml").read_text()
-    (here / "params.yaml").write_text(params.replace("profile: quick", "profile: smoke"))
+    (here / "params.yaml").write_text(params_text("smoke"))
     number = version()
     git("clone", "-q", str(here), str(tmp_path / "clone"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.own_uri())

@@ -125,17 +125,14 @@ RUN = textwrap.dedent(
 def workspace(tmp_path_factory, arrays_writer):
     """A folder with a small log and parameters, as the stages expect them."""
     import yaml
+    from params_text import params_of
 
     folder = tmp_path_factory.mktemp("workspace")
     arrays_writer(folder / "artifacts" / "sessions" / "arrays", num_users=60, seed=0)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["profile"] = "smoke"
-    params["profiles"]["smoke"] |= {
-        "pretrain.steps": 20, "finetune.steps": 30, "pretrain.validate_steps": 10,
-        "finetune.validate_steps": 10, "pretrain.batch_tokens": 128,
-        "finetune.batch_tokens": 128, "pretrain.checkpoint_steps": 1,
-        "finetune.checkpoint_steps": 1, "finetune.validation_queries": 20,
-    }  # fmt: skip
+    params = params_of("smoke")
+    small = {"validate_steps": 10, "batch_tokens": 128, "checkpoint_steps": 1}
+    params["pretrain"] |= {**small, "steps": 20}
+    params["finetune"] |= {**small, "steps": 30, "validation_queries": 20}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     return folder
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from evaluation_log import random_log, write_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from params_text import params_of
 from safetensors.torch import load_file, save_file
 
 from hpgr.config import resolve
@@ -32,18 +32,20 @@ from hpgr.training.pretrain import pretrain
 from hpgr.training.warm import Base
 
 ROOT = Path(__file__).parents[1]
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 ORIGIN = {"name": "hpgr", "version": 7, "run_id": "r", "key": "k"}
 
 
 def config(**changes):
     """Profile smoke with `section__key` entries on top."""
-    smoke = PARAMS["profiles"]["smoke"] | {
-        "pretrain.batch_tokens": 128, "finetune.batch_tokens": 128,
-        "finetune.validation_queries": 20, "finetune.warm_steps": 3,
+    small = {
+        "pretrain__batch_tokens": 128, "finetune__batch_tokens": 128,
+        "finetune__validation_queries": 20, "finetune__warm_steps": 3,
     }  # fmt: skip
-    smoke |= {name.replace("__", "."): value for name, value in changes.items()}
-    return resolve({**PARAMS, "profile": "smoke", "profiles": {"smoke": smoke}})
+    params = params_of("smoke")
+    for name, value in {**small, **changes}.items():
+        section, key = name.split("__")
+        params[section][key] = value
+    return resolve(params)
 
 
 CFG = config()

@@ -72,8 +72,6 @@ def toy():
 def raw(model=TOY, **changes):
     """Parameters of a short training of `model`, with `section__key=value` changes."""
     values = own_run.config(**changes).model_dump(by_alias=True)
-    if "profile" in values:
-        values["profiles"] = {values["profile"]: {}}
     return values | {"model": model}
 
 

@@ -36,7 +36,10 @@ def write_project(folder, log=None):
 def parameters(**changes):
     """params.yaml with the profile smoke as plain objects; `changes` by `section__key`."""
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    dotted = raw["profiles"]["smoke"] | {
+    for name in ("quick", "smoke"):
+        for section, values in yaml.safe_load((ROOT / f"profiles/{name}.yaml").read_text()).items():
+            raw[section] |= values
+    dotted = {
         "model.tile": 16, "model.max_history": 20, "pretrain.batch_tokens": 128,
         "finetune.batch_tokens": 128, "finetune.validation_queries": 20,
         "finetune.device": "cpu", "pretrain.device": "cpu",

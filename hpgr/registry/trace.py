@@ -219,31 +219,17 @@ def _commands(version: int, origin: Origin, workspace: Workspace) -> list[str]:
 def _parameters(origin: Origin, path: Path) -> list[str]:
     """Every parameter in force then; marked are those that the commit's params.yaml sets not so."""
     raw = origin.kept[path.name].read_bytes()
-    params = yaml.safe_load(raw)
-    overrides = params["profiles"].get(params["profile"]) or {}
-    told = ", ".join(f"{k}={v}" for k, v in overrides.items()) or "as params.yaml says"
-    lines = [f"profile {params['profile']}: {told}"]
-    now, before = _in_force(raw), committed(path, origin.commit)
-    then = now if before is None else _in_force(before)
+    now, before = flatten(yaml.safe_load(raw)), committed(path, origin.commit)
+    then = now if before is None else flatten(yaml.safe_load(before))
     if before is None:
-        lines.append("parameters (the commit is not at hand to compare with)")
+        lines = ["parameters (the commit is not at hand to compare with)"]
     else:
-        lines.append("parameters (marked where the commit has another value)")
+        lines = ["parameters (marked where the commit has another value)"]
     for key in {**now, **then}:
         mine, its = now.get(key, NOT_SET), then.get(key, NOT_SET)
         mark = "" if mine == its else f"    # commit: {_told(its)}"
         lines.append(f"  {key}: {_told(mine)}{mark}")
     return lines
-
-
-def _in_force(text: bytes) -> dict[str, Any]:
-    """section.key to value, the profile applied; as they stand, for today's keys may be others."""
-    params = yaml.safe_load(text)
-    sections = {name: value for name, value in params.items() if name != "profiles"}
-    for dotted, value in (params["profiles"].get(params["profile"]) or {}).items():
-        section, _, key = dotted.partition(".")
-        sections[section] = {**sections[section], key: value}
-    return flatten(sections)
 
 
 def _told(value: Any) -> str:

@@ -266,10 +266,10 @@ def log_pipeline(
     """
     tags = run_tags(workspace)
     kind = "train" if tags["base.version"] == ABSENT else "refresh"
-    parent = client.create_run(experiment, run_name=f"{kind}-{cfg.profile}", tags=tags)
+    parent = client.create_run(experiment, run_name=f"{kind}-{cfg.data.path.name}", tags=tags)
     run_id: str = parent.info.run_id
     with failing_run(client, run_id):
-        _log_params(client, run_id, {"profile": cfg.profile, "data": _section(cfg, "data")})
+        _log_params(client, run_id, {"data": _section(cfg, "data")})
         now = int(time.time() * 1000)
         _log_metrics(client, run_id, _metrics(headline(workspace), now))
         report = workspace.evaluation / "report.html"

@@ -91,7 +91,6 @@ def result(cfg: Config, workspace: Workspace = HERE) -> None:
         show(recommender, of_user(user, None, workspace), k=SHOWN_ITEMS, title=f"user {user}")
     name, version = registered["name"], registered["version"]
     line = {
-        "profile": cfg.profile,
         "dataset": cfg.data.path.name,
         "metrics": headline(workspace),
         "beaten_by": beaten_by,

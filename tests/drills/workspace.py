@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from params_text import params_of
 
 from hpgr.runtime import TELEMETRY_OFF
 
@@ -144,13 +145,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def write_params(folder: Path, **sections: dict[str, Any]) -> None:
     """The project's params.yaml, profile smoke, with some keys of `sections` changed."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["profile"] = "smoke"
+    params = params_of("smoke")
     for section, values in sections.items():
         columns = values.pop("columns", {})
         params[section] |= values
-        for key in values:
-            params["profiles"]["smoke"].pop(f"{section}.{key}", None)
         if columns:
             params[section]["columns"] |= columns
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
