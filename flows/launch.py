@@ -64,7 +64,7 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
             if PREFECT_API_URL.value():
                 wait_for_server(SERVER_DEADLINE_S)
             else:
-                from host.temporary_server import use_own_server  # takes Prefect's server along
+                from host.prefect_app import use_own_server  # takes Prefect's server along
 
                 end_orphans()
                 use_own_server()

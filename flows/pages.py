@@ -23,8 +23,6 @@ from hpgr.registry.summary import verdict as on_validation
 from hpgr.registry.tracking import CLASSIC, connect, mlflow_address
 from hpgr.workspace import HERE
 
-EVALUATION = HERE.output("evaluate")
-
 
 @answered()
 def artifact_address(run: str, path: str) -> str:
@@ -53,9 +51,9 @@ def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[
         key="report",
         link=report,
         link_text="evaluation report in MLflow",
-        description=f"the same file: {(EVALUATION / 'report.html').resolve()}",
+        description=f"the same file: {(HERE.evaluation / 'report.html').resolve()}",
     )
-    for figure in sorted((EVALUATION / "figures").glob("*.png"))[:1]:
+    for figure in sorted((HERE.evaluation / "figures").glob("*.png"))[:1]:
         create_image_artifact(
             key="figure",
             image_url=f"{mlflow_address()}/get-artifact?path=figures/{figure.name}&run_uuid={run}",

@@ -21,10 +21,10 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from flows.cancellation import recallable
 from flows.faults import retry_options
 from flows.given_path import given_path
 from flows.launch import launch
+from host.cancellation import recallable
 from hpgr.config import Config
 from hpgr.profiles import with_params
 from hpgr.serving.batch import Done, recommend_all

@@ -19,13 +19,14 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.cancellation import recallable
-from flows.dvc_stages import check_data, pin_data, reproduce
+from flows.dvc_graph import dvc_output
+from flows.dvc_stages import check_data, reproduce
 from flows.faults import StageFailed, retry_options
 from flows.given_path import given_path
 from flows.launch import add_overrides, launch
 from flows.monitor import watch
 from flows.train import pipeline, write_params
+from host.cancellation import recallable
 from hpgr.config import Config, load_config
 from hpgr.intake import acceptance, batch_records
 from hpgr.intake.incoming import BatchFinding, examine
@@ -197,7 +198,7 @@ def take_in(verdict: BatchFinding) -> None:
 def place(verdict: BatchFinding) -> None:
     """Put the batch beside the log and have data.dvc pin both."""
     folder = acceptance.begin(load_config().data, verdict)
-    pin_data()
+    dvc_output("add", "data")
     get_run_logger().info("%s is now %s", verdict.record["source"], folder)
 
 

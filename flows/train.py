@@ -14,13 +14,14 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.cancellation import recallable
-from flows.dvc_stages import bring_log, check_data, reproduce, stage_order
+from flows.dvc_graph import stage_order
+from flows.dvc_stages import bring_log, check_data, reproduce
 from flows.faults import TransientFault, is_transient, retry_options
 from flows.launch import add_overrides, launch
 from flows.monitor import watch
 from flows.pages import publish
 from flows.promote import judge_and_promote
+from host.cancellation import recallable
 from hpgr.config import load_config
 from hpgr.profiles import read_overrides, set_params
 from hpgr.registry.fill_base import clear_base

@@ -25,16 +25,16 @@ FILE = "api-auth-string"
 
 
 def new_string() -> str:
-    """A string that nobody guesses; `user:password`, as Prefect and proxies expect it."""
+    """Make up a string that cannot be guessed: `user:password`, as Prefect and proxies expect."""
     return f"hpgr:{secrets.token_urlsafe(32)}"
 
 
 def for_server(string: str, origin: str) -> dict[Any, str]:
-    """Prefect's settings for a server that takes this string alone, and for its clients.
+    """Prefect's settings for a server that takes only this string, and for its clients.
 
     Args:
         string: see `new_string`.
-        origin: whose pages alone may read the server's answers; empty for none.
+        origin: the only one whose pages may read the server's answers; empty for none.
     """
     return {
         PREFECT_API_AUTH_STRING: string,
@@ -44,7 +44,7 @@ def for_server(string: str, origin: str) -> dict[Any, str]:
 
 
 def string_file(home: Path) -> Path:
-    """The file in Prefect's folder that holds the string; made where it is missing.
+    """The file in Prefect's folder that holds the string; it is made if it is missing.
 
     Raises:
         UserError: others may read the file, or it is empty.
@@ -68,5 +68,5 @@ def string_file(home: Path) -> Path:
 
 
 def read_string(home: Path) -> str:
-    """The string; raises as `string_file`."""
+    """Read the string; raises as `string_file`."""
     return string_file(home).read_text().strip()

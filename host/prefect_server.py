@@ -1,4 +1,4 @@
-"""What the flows need on a Prefect server: pools, deployments, an automation; all idempotent.
+"""What the flows need of a Prefect server: an address that answers, pools, deployments, automation.
 
     python -m host.prefect_server      against PREFECT_API_URL
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import httpx
 import psutil
+from dotenv import dotenv_values
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
@@ -37,11 +37,11 @@ from prefect.settings import (
 )
 
 from host.processes import end, processes_with
+from host.settings import HOME
 from hpgr.folder import sqlite_uri
 from hpgr.masking import install as mask_output
 from hpgr.runtime import UserError
 
-HOME = "HPGR_HOME"  # prefect.yaml: the folder in which a worker's runs happen
 POOLS = ("local", "gpu")
 # A worker starts the flow, in its own environment: a run can set neither command, nor folder, nor
 # variables. Prefect's default template lets it set all of them.
@@ -92,7 +92,7 @@ def wait_for_server(deadline_s: float) -> None:
 
 
 def _check_string(url: str) -> None:
-    """Raise a UserError where the server asks for another authentication string than ours."""
+    """Raise a UserError if the server asks for another authentication string than ours."""
     string = PREFECT_API_AUTH_STRING.value() or ""
     encoded = base64.b64encode(string.encode()).decode()
     headers = {"Authorization": f"Basic {encoded}"} if string else {}
@@ -118,37 +118,32 @@ def own_database(home: Path) -> dict[Any, str]:
 
 
 def named_by() -> str:
-    """Where PREFECT_API_URL comes from and what to do about it; Prefect asks in this order."""
+    """Say where PREFECT_API_URL comes from and what to do about it, in the order of Prefect."""
     name, here = PREFECT_API_URL.name, Path.cwd()
     if os.environ.get(name):
-        place, cure = f"the environment variable {name}", f"`unset {name}`"
-    elif _in_dotenv(here / ".env", name):
-        place, cure = f"{name} in {here / '.env'}", "remove it there"
-    elif _in_toml(here / "prefect.toml"):
-        place, cure = f"[api] url in {here / 'prefect.toml'}", "remove it there"
-    elif _in_toml(here / "pyproject.toml", "tool", "prefect"):
-        place, cure = f"[tool.prefect.api] url in {here / 'pyproject.toml'}", "remove it there"
+        place, fix = f"the environment variable {name}", f"`unset {name}`"
+    elif dotenv_values(here / ".env").get(name):
+        place, fix = f"{name} in {here / '.env'}", "remove it there"
+    elif "url" in _toml(here / "prefect.toml", "api"):
+        place, fix = f"[api] url in {here / 'prefect.toml'}", "remove it there"
+    elif "url" in _toml(here / "pyproject.toml", "tool", "prefect", "api"):
+        place, fix = f"[tool.prefect.api] url in {here / 'pyproject.toml'}", "remove it there"
     else:
         profile = get_settings_context().profile
         place = f"the profile {profile.name!r} in {profile.source}"
-        cure = f"`prefect config unset {name}`"
-    return f"The address comes from {place}: start that server, or run without one: {cure}"
+        fix = f"`prefect config unset {name}`"
+    return f"The address comes from {place}: start that server, or run without one: {fix}"
 
 
-def _in_dotenv(path: Path, name: str) -> bool:
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return re.search(rf"^\s*(export\s+)?{name}\s*=\s*\S", text, re.MULTILINE) is not None
-
-
-def _in_toml(path: Path, *tables: str) -> bool:
-    table: Any = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for key in (*tables, "api"):
+def _toml(path: Path, *tables: str) -> dict[str, Any]:
+    table = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for key in tables:
         table = table.get(key, {})
-    return "url" in table
+    return table
 
 
 def ensure_pool(client: SyncPrefectClient, pool: str) -> None:
-    """A process pool of that name that runs one flow at a time, and lets a run set nothing."""
+    """Make a process pool that runs one flow at a time and lets a run set nothing."""
     wanted = WorkPoolCreate(
         name=pool, type="process", concurrency_limit=PER_POOL, base_job_template=TEMPLATE
     )
@@ -161,7 +156,7 @@ def ensure_pool(client: SyncPrefectClient, pool: str) -> None:
 
 
 def ensure_automation(client: SyncPrefectClient, silent_s: float = SILENT_S) -> None:
-    """The server itself marks a run Crashed that sent heartbeats and then fell silent."""
+    """Have the server mark a run Crashed that sent heartbeats and then fell silent."""
     wanted = AutomationCore(
         name=AUTOMATION,
         description="A run whose machine died stays Running otherwise, and holds its pool's slot.",
@@ -203,7 +198,7 @@ def end_orphans() -> None:
 
 
 def _is_orphan(server: psutil.Process) -> bool:
-    """Whether it works in this folder, but what started it here is gone."""
+    """Return True if it works in this folder, and what started it here is gone."""
     try:
         if Path(server.cwd()) != Path.cwd():
             return False
@@ -216,7 +211,7 @@ def _is_orphan(server: psutil.Process) -> bool:
 
 
 def set_up() -> None:
-    """Pools, the deployments of prefect.yaml and the automation; no orphaned server beside it.
+    """Make pools, automation and the deployments of prefect.yaml; end orphaned servers.
 
     Raises:
         UserError: `prefect deploy` refuses a deployment; the message is its own.

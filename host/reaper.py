@@ -1,8 +1,9 @@
 """After a power cut or a killed worker: end what is left of its runs and free their slot.
 
 A run whose worker died stays Running for Prefect and holds the pool's only slot. Its processes may
-even live on. `reap` is called while no worker of the pool runs in this clone (see worker_lock.py),
-ends what is left, with time for a checkpoint, and tells Prefect. Reads and writes Prefect's server.
+even live on. `reap` is called while no worker of the pool runs in this clone (host/worker.py holds
+its lock), ends what is left, with time for a checkpoint, and sets the run's state. Reads and writes
+Prefect's server.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ PAGE = 200
 
 
 def reap(client: SyncPrefectClient, pool: str, worker: str) -> list[FlowRun]:
-    """Mark the pool's runs that no worker looks after; returns them as they were.
-
-    `worker` is the one that is about to start; those of other clones keep their runs.
+    """Mark the pool's runs that no worker looks after; return them as they were.
 
     Running and Pending become Crashed, Cancelling becomes Cancelled: that was asked for. Runs that
-    wait for a slot stay, and the worker that starts now takes them.
+    wait for a slot stay; the worker that starts now takes them.
+
+    Args:
+        client: of Prefect's server.
+        pool: whose runs.
+        worker: the one that is about to start here; those of other clones keep their runs.
     """
     found = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(

@@ -24,11 +24,19 @@ import httpx
 import psutil
 
 from host import access
-from host.guarded import allowed_hosts
-from host.port import MARK, listeners
 from host.prefect_server import own_database
-from host.processes import end, processes_with
-from host.worker_lock import STATE, tidy_up
+from host.processes import end, listeners, processes_with
+from host.settings import (
+    HOME,
+    MARK,
+    SERVICES,
+    SUPERVISOR_CONF,
+    SUPERVISOR_LOG,
+    SUPERVISOR_PID,
+    allowed_hosts,
+    prefect_home,
+)
+from host.worker import tidy_up
 from hpgr.config import ConfigError, load_config
 from hpgr.folder import require_folder
 from hpgr.masking import install as mask_output
@@ -45,8 +53,6 @@ from hpgr.registry.tracking import (
 from hpgr.runtime import UserError
 from hpgr.serving.guard import KNOWN
 
-CONF = Path(__file__).with_name("services.conf")
-PIDFILE = STATE / "supervisord.pid"
 HOST = "127.0.0.1"
 UP_DEADLINE_S = 240
 DOWN_GRACE_S = 90  # the worker alone may take 60: its run writes a checkpoint
@@ -55,13 +61,21 @@ TAIL_LINES = 25
 
 @dataclass(frozen=True)
 class Service:
-    """A server of `make up`: its section in services.conf, where it listens, who sets the port."""
+    """A server of `make up`.
+
+    Attributes:
+        name: its section in services.conf, and its log.
+        port: on HOST.
+        setting: what sets the port.
+        health: path that answers once the server is there.
+        page: path of the page to open.
+    """
 
     name: str
     port: int
     setting: str
     health: str
-    page: str
+    page: str = ""
 
     @property
     def url(self) -> str:
@@ -70,27 +84,26 @@ class Service:
 
 
 def services() -> list[Service]:
-    """The servers that belong up; MLflow not where MLFLOW_TRACKING_URI names another one.
+    """The servers that belong up; not MLflow where MLFLOW_TRACKING_URI names another one.
 
     Raises:
         UserError: a port is no number, or MLflow's address is none.
         ConfigError: params.yaml is wrong.
     """
-    prefect = Service(
-        "prefect", _port("HPGR_PREFECT_PORT", 4200), "HPGR_PREFECT_PORT", "/api/health", ""
-    )
-    mlflow = Service(
-        "mlflow",
-        _port("HPGR_MLFLOW_PORT", 5000),
-        "HPGR_MLFLOW_PORT",
-        "/health",
-        f"/{EXPERIMENTS}",
-    )
-    port = load_config().serve.port
-    recommender = Service("recommender", port, "serve.port in params.yaml", "/health", "")
+    own_mlflow = tracking_uri() == own_uri()
     named_addresses()
-    own = tracking_uri() == own_uri()
-    return [prefect, *([mlflow] if own else []), recommender]
+    found = [
+        Service("prefect", _port("HPGR_PREFECT_PORT", 4200), "HPGR_PREFECT_PORT", "/api/health"),
+        Service(
+            "mlflow",
+            _port("HPGR_MLFLOW_PORT", 5000),
+            "HPGR_MLFLOW_PORT",
+            "/health",
+            f"/{EXPERIMENTS}",
+        ),
+        Service("recommender", load_config().serve.port, "serve.port in params.yaml", "/health"),
+    ]
+    return [service for service in found if own_mlflow or service.name != "mlflow"]
 
 
 def _port(variable: str, default: int) -> int:
@@ -101,7 +114,7 @@ def _port(variable: str, default: int) -> int:
 
 
 def up() -> None:
-    """Start everything and wait until it answers; says so at once if it is up already.
+    """Start everything and wait until it answers; only wait if it is up already.
 
     Raises:
         UserError: a port is taken, or a service did not come up; the message ends in its log.
@@ -115,40 +128,40 @@ def up() -> None:
             print("a killed supervisor left services behind", flush=True)
             down()
         _check_ports(wanted)
-        STATE.mkdir(exist_ok=True)
+        SERVICES.mkdir(exist_ok=True)
         if "mlflow" in (service.name for service in wanted):
             make_store()  # before two services want it at the same time
         environment = _environment(wanted)
-        print("starting; the logs are in .services/", flush=True)
-        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(CONF)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        print(f"starting; the logs are in {SERVICES}/", flush=True)
+        done = _call(environment, "supervisor.supervisord", "-c", str(SUPERVISOR_CONF))
         if done.returncode != 0:
             raise UserError(f"supervisord did not start: {done.stdout}{done.stderr}".rstrip())
         try:
             _wait(wanted[:1])
-            set_up = [sys.executable, "-m", "host.prefect_server"]
-            done = subprocess.run(
-                set_up, env=environment, capture_output=True, text=True, check=False
-            )
+            done = _call(environment, "host.prefect_server")
             if done.returncode != 0:
                 raise UserError(done.stderr.strip().removeprefix("error: "))
             _wait(wanted)
         except BaseException:
             down()
             raise
-    _tell(wanted)
+    _print_addresses(wanted)
+
+
+def _call(environment: dict[str, str], *module: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *module]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def down() -> None:
     """Stop everything and what it started, running flows with a checkpoint; nothing is left."""
     running = supervisor()
-    family = [running, *running.children(recursive=True)] if running is not None else []
     if running is not None:
-        running.terminate()
-        psutil.wait_procs(family, timeout=DOWN_GRACE_S)
+        running.terminate()  # it stops its programs in their order, then itself
+        psutil.wait_procs([running], timeout=DOWN_GRACE_S)
     left = _left_behind()
-    killed = end({*left, *(p for p in family if p.is_running())}, DOWN_GRACE_S)
-    PIDFILE.unlink(missing_ok=True)
+    killed = end(left, DOWN_GRACE_S)
+    SUPERVISOR_PID.unlink(missing_ok=True)
     tidy_up()
     if running is None and not left:
         print("nothing is up")
@@ -159,8 +172,8 @@ def down() -> None:
 def supervisor() -> psutil.Process | None:
     """The supervisor of this folder's services, if it runs."""
     try:
-        process = psutil.Process(int(PIDFILE.read_text()))
-        if str(CONF) in process.cmdline() and process.cwd() == str(Path.cwd()):
+        process = psutil.Process(int(SUPERVISOR_PID.read_text()))
+        if str(SUPERVISOR_CONF) in process.cmdline() and process.cwd() == str(Path.cwd()):
             return process
     except (OSError, ValueError, psutil.Error):
         pass
@@ -168,7 +181,7 @@ def supervisor() -> psutil.Process | None:
 
 
 def _left_behind() -> set[psutil.Process]:
-    """What a killed supervisor or worker started: it carries the mark that children inherit.
+    """All that carries the mark, which children inherit, also from a killed supervisor or worker.
 
     Not this process and those that wait for it, which may run in an environment of ours.
     """
@@ -177,31 +190,26 @@ def _left_behind() -> set[psutil.Process]:
 
 def _environment(wanted: list[Service]) -> dict[str, str]:
     """What services.conf expands, and what every service and flow inherits."""
-    home, ports = str(Path.cwd()), {service.name: str(service.port) for service in wanted}
-    string = access.read_string(_prefect_home())
+    folder, home = str(Path.cwd()), prefect_home()
+    ports = {service.name: str(service.port) for service in wanted}
     origin = f"http://{HOST}:{ports['prefect']}"
+    prefect = {**own_database(home), **access.for_server(access.read_string(home), origin)}
     return {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "PREFECT_HOME": str(_prefect_home()),
-        **{setting.name: uri for setting, uri in own_database(_prefect_home()).items()},
+        "PREFECT_HOME": str(home),
+        **{setting.name: value for setting, value in prefect.items()},
         "PREFECT_API_URL": f"{origin}/api",
         "PREFECT_UI_API_URL": "/api",  # of the address that the page was opened at
-        **{setting.name: value for setting, value in access.for_server(string, origin).items()},
-        "HPGR_HOME": home,
-        MARK: home,
+        HOME: folder,
+        MARK: folder,
         "HPGR_PREFECT_PORT": ports["prefect"],
         "HPGR_MLFLOW_PORT": ports.get("mlflow", "0"),
         "HPGR_OWN_MLFLOW": str("mlflow" in ports).lower(),
         "HPGR_MLFLOW_STORE": own_uri(),
         "HPGR_MLFLOW_ARTIFACTS": artifacts_uri(),
         "HPGR_MLFLOW_HOSTS": ",".join(_with_any_port([*KNOWN, *allowed_hosts()])),
-        "HPGR_SERVE_PORT": ports["recommender"],
     }
-
-
-def _prefect_home() -> Path:
-    return Path(os.environ.get("PREFECT_HOME") or ".prefect").resolve()
 
 
 def _with_any_port(hosts: list[str]) -> list[str]:
@@ -239,38 +247,35 @@ def _wait(wanted: list[Service]) -> None:
     until = time.monotonic() + UP_DEADLINE_S
     for service in wanted:
         while not _answers(service.url + service.health):
-            fatal = service.name in gave_up()
-            if fatal or time.monotonic() > until:
-                why = "stops again and again" if fatal else f"no answer in {UP_DEADLINE_S} s"
-                log = STATE / f"{service.name}.log"
-                raise UserError(
-                    f"{service.name} did not come up ({why}). {log} ends in:\n{_tail(log)}"
-                )
+            if service.name in gave_up():
+                raise UserError(_failed(service.name, "stops again and again"))
+            if time.monotonic() > until:
+                raise UserError(_failed(service.name, f"no answer in {UP_DEADLINE_S} s"))
             time.sleep(0.5)
     if "worker" in gave_up():
-        log = STATE / "worker.log"
-        raise UserError(f"the worker stops again and again. {log} ends in:\n{_tail(log)}")
+        raise UserError(_failed("worker", "stops again and again"))
 
 
 def gave_up() -> set[str]:
     """Programs that the supervisor stopped restarting since it was started last."""
-    log = STATE / "supervisord.log"
-    text = log.read_text(errors="replace") if log.is_file() else ""
+    text = SUPERVISOR_LOG.read_text(errors="replace") if SUPERVISOR_LOG.is_file() else ""
     *_, latest = text.split("supervisord started with pid")
     return set(re.findall(r"gave up: (\w+) entered FATAL state", latest))
 
 
-def _tail(log: Path) -> str:
+def _failed(program: str, why: str) -> str:
+    log = SERVICES / f"{program}.log"
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else ["(no log)"]
-    return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:])
+    tail = "\n".join(f"  {line}" for line in lines[-TAIL_LINES:])
+    return f"{program} did not come up ({why}). {log} ends in:\n{tail}"
 
 
-def _tell(wanted: list[Service]) -> None:
+def _print_addresses(wanted: list[Service]) -> None:
     urls = {service.name: service.url + service.page for service in wanted}
     if "mlflow" not in urls:
         web = tracking_uri().startswith("http")
         urls["mlflow"] = f"{mlflow_address()}/{EXPERIMENTS}" if web else public_uri()
-    home = _prefect_home()
+    home = prefect_home()
     string = access.string_file(home)
     print(
         f"""

@@ -1,15 +1,13 @@
-"""DVC's cache, read back: a file whose bytes are no longer those of its name.
+"""Corrupted files of DVC's cache: their bytes are no longer those of their names.
 
-DVC write-protects what it stores and trusts it from then on: what a disk has changed comes back
-into the workspace without a word, and dvc.lock then records it. Reads the cache that
-`dvc cache dir` names. Removes only files that are not what their names say, which nobody can use.
+DVC write-protects what it stores and trusts it from then on: it restores what a disk has changed
+without a warning, and dvc.lock then records it. Reads the cache that `dvc cache dir` names. Removes
+only files that are not what their names say, which nobody can use.
 """
 
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,13 +24,15 @@ def clean_cache(stage: str | None = None, workspace: Workspace = HERE) -> list[P
     Raises:
         UserError: this folder is no DVC repository.
     """
-    command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    root = workspace.root
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
-    if done.returncode != 0:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(workspace.root)) as repo:
+            store = Path(repo.cache.local.path)
+    except DvcException as error:
         require_repository()
-        raise UserError(f"dvc cache dir: {done.stderr.strip()}")
-    store = Path(done.stdout.strip()) / "files" / "md5"
+        raise UserError(f"DVC's cache cannot be found: {error}") from error
     files: Iterator[Path]
     if stage is None:
         files = store.glob("[0-9a-f][0-9a-f]/*")
@@ -56,7 +56,7 @@ def outputs(store: Path, stage: str, lock: Path) -> Iterator[Path]:
 
 
 def is_corrupted(path: Path) -> bool:
-    """Whether a file's md5 is not its name (two digits of folder, the rest, `.dir`)."""
+    """Return True if a file's md5 is not its name (two digits of folder, the rest, `.dir`)."""
     name = path.parent.name + path.name.removesuffix(".dir")
     if len(name) != 32 or not path.is_file():  # a file that is being written
         return False

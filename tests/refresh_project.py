@@ -26,6 +26,7 @@ import json, shutil, sys
 from pathlib import Path
 from flows import refresh
 from flows import dvc_stages as stages
+from flows.dvc_graph import stage_order
 from hpgr.intake import acceptance
 from hpgr.runtime import write_json
 from hpgr.workspace import HERE
@@ -38,7 +39,7 @@ def fill_base():
 
 def pipeline():
     stages.check_data()
-    return {s: stages.reproduce(s) for s in stages.stage_order()}
+    return {s: stages.reproduce(s) for s in stage_order()}
 
 refresh.start_from_champion.fn, refresh.pipeline = fill_base, pipeline
 refresh.require_champion.fn = lambda: None

@@ -16,6 +16,7 @@ from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import dvc_stages as stages
+from flows.dvc_graph import dvc_output, stage_order
 from flows.dvc_stages import (
     RAN,
     RESTORED,
@@ -25,12 +26,12 @@ from flows.dvc_stages import (
     check_data,
     failure_message,
     run_stage,
-    stage_order,
 )
 from flows.launch import launch
 from flows.refresh import refresh
-from flows.remote import stage_flow
+from flows.stage import stage_flow
 from flows.train import train
+from host import dvc_process
 from hpgr.config import ConfigError, load_config
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run
 from hpgr.workspace import HERE
@@ -129,7 +130,7 @@ def test_where_dvc_could_not_start_the_stage_its_reason_speaks(project):
 
 
 def test_a_dvc_that_says_nothing_is_no_empty_message(project, monkeypatch):
-    monkeypatch.setattr("flows.dvc_stages.DVC", (sys.executable, "-c", "import sys; sys.exit(7)"))
+    monkeypatch.setattr("host.dvc_process.DVC", (sys.executable, "-c", "import sys; sys.exit(7)"))
     with pytest.raises(StageFailed, match=r"^stage a-first failed: dvc ended with code 7$"):
         run_stage.fn("a-first")
 
@@ -146,14 +147,14 @@ print(signal.value, len(os.environ["HPGR_DVC_RUN"]))
 
 @linux
 def test_a_dvc_that_runs_no_stage_ends_with_the_flow_too(monkeypatch):
-    monkeypatch.setattr(stages, "DVC", (sys.executable, "-c", ENDS))
-    assert stages.dvc_output("push") == f"{signal.SIGTERM} 32"
+    monkeypatch.setattr(dvc_process, "DVC", (sys.executable, "-c", ENDS))
+    assert dvc_output("push") == f"{signal.SIGTERM} 32"
 
 
 @linux
 @pytest.mark.parametrize(("parent", "code"), [(os.getpid, 0), (os.getppid, 143)])
 def test_a_dvc_whose_flow_was_killed_before_it_began_does_not_begin(parent, code):
-    begun_by = partial(stages._die_with, parent())
+    begun_by = partial(dvc_process._die_with, parent())
     assert subprocess.run(["true"], preexec_fn=begun_by, check=False).returncode == code
 
 
@@ -244,7 +245,7 @@ def test_a_run_beside_another_in_one_folder_is_refused_before_it_writes_paramete
 def test_parameters_that_another_clone_brings_are_checked_before_they_are_kept(
     own_folder, monkeypatch
 ):
-    monkeypatch.setattr("flows.remote.clean_commit", lambda: "abc")
+    monkeypatch.setattr("flows.stage.clean_commit", lambda: "abc")
     before = (own_folder / "params.yaml").read_text()
     wrong = before.replace("path: data/ml-1m", "path: /etc")
     assert wrong != before

@@ -8,8 +8,8 @@ import pytest
 from dvc.fs import LocalFileSystem
 from safetensors.numpy import save_file
 
-from flows import remote_checkpoints as checkpoints
-from flows.remote_checkpoints import BEST, FOLDER, NEWEST, Store, kept_in_remote
+from host import remote_checkpoints as checkpoints
+from host.remote_checkpoints import BEST, FOLDER, NEWEST, Store, kept_in_remote
 from hpgr.runtime import write_text
 
 

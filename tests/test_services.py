@@ -21,12 +21,11 @@ import yaml
 from prefect.client.schemas.objects import StateType, WorkerStatus
 
 from host import services
-from host.port import MARK, is_leftover, listeners
-from host.prefect_server import HOME, POOLS
-from host.processes import end, processes_with
+from host.prefect_server import POOLS
+from host.processes import end, listeners, processes_with
 from host.reaper import WORKER, reap
-from host.worker import worker_name
-from host.worker_lock import hold_lock, temporary_folder, tidy_up
+from host.settings import HOME, MARK
+from host.worker import hold_lock, temporary_folder, tidy_up, worker_name
 from hpgr.runtime import TELEMETRY_OFF, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -38,10 +37,9 @@ OURS = ("prefect", "mlflow", "recommender", "worker")
 
 
 def command(service: str) -> list[str]:
-    """The command of services.conf, without what guards the port."""
+    """The command of services.conf, without its Python."""
     words = shlex.split(CONF[f"program:{service}"]["command"])
-    words = words[words.index("-m") + 1 :]
-    return words[2:] if words[0] == "host.port" else words
+    return words[words.index("-m") + 1 :]
 
 
 @pytest.fixture
@@ -132,26 +130,6 @@ def test_only_this_starts_programs_that_gave_up_count(tmp_path, monkeypatch):
 
 def test_listeners_are_found(listener):
     assert [process.pid for process in listeners(listener)] == [os.getpid()]
-
-
-def test_an_orphan_of_these_services_alone_is_a_leftover(child, tmp_path):
-    assert is_leftover(child, str(tmp_path))
-    assert not is_leftover(child, str(tmp_path / "another"))
-    assert not is_leftover(psutil.Process(), str(tmp_path))
-
-
-def test_a_process_whose_parent_lives_is_no_leftover(tmp_path):
-    code = "import subprocess as s, sys; s.run([sys.executable, '-c', 'print(1); input()'])"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, MARK: str(tmp_path), "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert parent.stdout.readline()
-    (child,) = psutil.Process(parent.pid).children()
-    assert not is_leftover(child, str(tmp_path))
-    parent.communicate(b"\n")
 
 
 def test_processes_are_found_by_what_they_inherit(child, tmp_path):

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from servers import ROOT, free_port, make_project
 from waiting import until
 
-from flows.remote_checkpoints import Store
+from host.remote_checkpoints import Store
 from hpgr.config import load_config
 
 PLACES = [

@@ -1,9 +1,13 @@
-"""The temporary server of a flow that is started without one: Prefect's, with whole transactions.
+"""Prefect's server as it runs here: guarded, with whole transactions.
 
+    uvicorn --factory host.prefect_app:create_app
+
+`make up` and compose.yaml start it so, and so does a flow without a server (`use_own_server`).
 Prefect's own transactions on SQLite begin as readers. Where another connection writes between such
 a transaction's first read and its first write, SQLite refuses the write at once ("database is
 locked", whatever the timeout), and the server prints the traceback. Here a transaction asks for
-the right to write when it begins, and waits for it. Reads and writes Prefect's database.
+the right to write when it begins, and waits for it. Reads HPGR_ALLOWED_HOSTS. Reads and writes
+Prefect's database.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from prefect.server.utilities.database import get_dialect
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, get_current_settings
 
 from host.prefect_server import TEMPORARY
+from host.settings import allowed_hosts
 from hpgr.serving.guard import Guard
 
 if TYPE_CHECKING:
@@ -46,17 +51,12 @@ class WholeTransactions(AioSqliteConfiguration):
                 SQLITE_BEGIN_MODE.reset(outer)
 
 
-def use_whole_transactions() -> None:
-    """Give this process's server `WholeTransactions`, if its database is SQLite."""
+def create_app() -> ASGIApp:
+    """Build the server's application, websockets included, for uvicorn."""
     url = PREFECT_API_DATABASE_CONNECTION_URL.value()
     if get_dialect(url).name == "sqlite":
         set_database_config(WholeTransactions(connection_url=url))
-
-
-def create_app() -> ASGIApp:
-    """The server's application, for uvicorn; only callers of this machine's names get in."""
-    use_whole_transactions()
-    return Guard(server.create_app())
+    return Guard(server.create_app(final=True), allowed_hosts())
 
 
 def use_own_server() -> None:
@@ -66,7 +66,7 @@ def use_own_server() -> None:
 
 def _start(temporary: server.SubprocessASGIServer) -> subprocess.Popen[Any]:
     """Prefect's call, with another application."""
-    command = [sys.executable, "-m", "uvicorn", "--factory", "host.temporary_server:create_app"]
+    command = [sys.executable, "-m", "uvicorn", "--factory", "host.prefect_app:create_app"]
     options = ["--host", "127.0.0.1", "--port", str(temporary.port), "--log-level", "error"]
     marks = {"PREFECT_UI_ENABLED": "0", TEMPORARY: "1", "PREFECT__SERVER_FINAL": "1"}
     settings = get_current_settings().to_environment_variables(exclude_unset=True)

@@ -1,9 +1,9 @@
-"""DVC's read-write lock after a kill: entries of processes that are gone are taken out.
+"""DVC's read-write lock after a kill: remove the entries of processes that are gone.
 
-DVC does so itself, unless another process has got the dead one's number since - likely after a
+DVC does so itself, unless another process has the dead one's number by now - likely after a
 reboot, certain in a restarted container - and then calls the workspace busy for good. The command
-line that DVC notes beside the number tells them apart. A file that is cut off, since DVC rewrites
-it in place, blocks every command of DVC's: it counts as empty. Reads and writes .dvc/tmp/rwlock.
+line that DVC notes beside the number tells them apart. DVC rewrites the file in place; one that is
+cut off blocks every DVC command and counts as empty here. Reads and writes .dvc/tmp/rwlock.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import Any
 
 import psutil
 
+from host.settings import DVC_RWLOCK
 from hpgr.runtime import write_json
 
-RWLOCK = Path(".dvc/tmp/rwlock")
 
+def drop_stale_locks(path: Path = DVC_RWLOCK) -> int:
+    """Remove the entries whose process has ended; return how many there were.
 
-def drop_stale_locks(path: Path = RWLOCK) -> int:
-    """Remove the entries whose process does not live any more; returns how many there were.
-
-    Nothing happens while a DVC command is busy with the file: the next call comes again.
+    Nothing happens while a DVC command is busy with the file: the next call removes them.
     """
     if not path.exists():
         return 0
@@ -54,7 +53,7 @@ def _drop(path: Path) -> int:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bool]:
-    """The lock's entries, and whether DVC could not read the file: then there are none."""
+    """The lock's entries, none of a file that DVC cannot read; and whether it is such a file."""
     from dvc.rwlock import SCHEMA
     from voluptuous import Invalid
 

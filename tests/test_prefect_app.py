@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
 
-from host.temporary_server import WholeTransactions
+from host.prefect_app import WholeTransactions
 
 COUNT, ADD = sa.text("select count(*) from event"), sa.text("insert into event values (1)")
 
@@ -47,6 +47,6 @@ def test_a_transaction_that_reads_first_may_write(tmp_path):
 
 
 def test_prefects_own_may_not(tmp_path):
-    """Where this fails, Prefect has mended it, and host/temporary_server.py can go."""
+    """Where this fails, Prefect has mended it, and host/prefect_app.py can lose it."""
     with pytest.raises(sa.exc.OperationalError, match="database is locked"):
         interleaved(AioSqliteConfiguration, tmp_path)

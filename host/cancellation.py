@@ -1,6 +1,6 @@
-"""A run stops itself where its server wants that: it was cancelled there, or given up for dead.
+"""A run stops itself when its server says so: it was cancelled there, or given up for dead.
 
-Prefect's worker tells a run that it is cancelled, but gives up listening half a minute after the
+Prefect's worker passes a cancel on to the run, but gives up listening half a minute after the
 server went away; and a run that was silent for the length of an outage is Crashed when the server
 is back, while it works on. Reads and writes the run's state on Prefect's server.
 """
@@ -27,12 +27,12 @@ STOPPED = "Stopped on request; training left a checkpoint."
 
 @contextmanager
 def recallable(every_s: float = LOOK_EVERY_S) -> Iterator[None]:
-    """Around the body of a flow: it ends as on SIGTERM once its run is Cancelling or final.
+    """End the body of a flow as on SIGTERM once its run is Cancelling or final.
 
-    Without a server of its own a run is on a temporary one, which nobody else speaks to.
+    A run without a server is on a temporary one, which nobody else speaks to: nothing to watch.
 
     Raises:
-        Abort: that happened; Prefect then leaves the run's state as it is.
+        Abort: the body was ended; Prefect then leaves the run's state as it is.
     """
     if not PREFECT_API_URL.value():
         yield
@@ -55,12 +55,12 @@ class _Recall:
 
     def __init__(self, run: UUID) -> None:
         self.run = run
-        self.state: State | None = None  # for which this process was told to stop
+        self.state: State | None = None  # for which this process was stopped
         self._over = threading.Event()
         self._lock = threading.Lock()
 
     def watch(self, every_s: float) -> None:
-        """Look until the body is over; a server that is away is asked again."""
+        """Look until the body is over; ask again if the server is away."""
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
             get_client(sync_client=True) as client,
@@ -75,12 +75,12 @@ class _Recall:
         with self._lock:  # never after the body: what comes then must not be cut off
             if not self._over.is_set():
                 self.state = state
-                # To the thread that handles it, which may hold it back (flows/dvc_stages.py).
+                # To the thread that handles it, which may hold it back (host/dvc_process.py).
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 self._over.set()
 
     def end(self) -> None:
-        """The body is over: no signal any more."""
+        """Send no signal any more: the body is over."""
         with self._lock:
             self._over.set()
 

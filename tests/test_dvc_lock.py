@@ -11,7 +11,7 @@ from dvc.fs import localfs
 from dvc.lock import make_lock
 from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError, rwlock
 
-from host.locks import drop_stale_locks
+from host.dvc_lock import drop_stale_locks
 
 PATHS = ("artifacts/a", "artifacts/b")
 

@@ -1,10 +1,10 @@
 """Checkpoints in DVC's remote: a training goes on elsewhere if its machine does not come back.
 
 A checkpoint's folder, STAGE-KEY, is named by a hash of settings and inputs
-(hpgr/training/checkpoint.py), so one that is brought along is never resumed by another training.
-While a stage runs, each new checkpoint is sent, the best weights before it: if a machine dies in
-between they are ahead of the checkpoint, and training makes them again from there. Reads and writes
-checkpoints/ here and in DVC's default remote.
+(hpgr/training/checkpoint.py), so another training never resumes it. While a stage runs, each new
+checkpoint is sent, the best weights before it: if a machine dies in between they are ahead of the
+checkpoint, and training makes them again from there. Reads and writes checkpoints/ here and in
+DVC's default remote.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any, BinaryIO
 
 from prefect import get_run_logger
 
-FOLDER = Path("checkpoints")
+from hpgr.workspace import HERE
+
+FOLDER = HERE.checkpoints
 # As in hpgr/training/checkpoint.py, whose import takes torch along.
 NEWEST, BEST = "checkpoint.safetensors", "best.safetensors"
 HEADER_LIMIT = 1 << 26
@@ -52,7 +54,7 @@ def kept_in_remote(stage: str) -> Iterator[None]:
 
 
 def _send_until(store: Store, done: threading.Event, logger: Any) -> None:
-    """Once more after the end: a stage that is stopped writes a last checkpoint."""
+    """Send until the stage is done, and once more: a stopped one writes a last checkpoint."""
     while not done.wait(POLL_S):
         _try(store.send, logger)
     _try(store.send, logger)
@@ -75,7 +77,7 @@ class Store:
         self._sent: dict[Path, tuple[int, int]] = {}
 
     def bring(self) -> list[str]:
-        """Fetch the folders whose checkpoint there is further than the one here; returns them."""
+        """Fetch the folders whose checkpoint there is further than the one here; return them."""
         from dvc.fs import LocalFileSystem
 
         brought = []
@@ -91,7 +93,7 @@ class Store:
         return brought
 
     def send(self) -> None:
-        """Send what was written since the last time."""
+        """Send what was written since the last call."""
         for folder in sorted(FOLDER.glob(f"{self._stage}-*")):
             newest, best = _files(folder.name)
             with ExitStack() as opened, suppress(FileNotFoundError):
@@ -117,7 +119,7 @@ class Store:
         return sorted(name for name in names if name.startswith(f"{self._stage}-"))
 
     def _fetch(self, name: str) -> None:
-        """The checkpoint is read first, and takes its name last."""
+        """Bring one folder; the checkpoint is read first, and takes its name last."""
         coming = {}
         (FOLDER / name).mkdir(parents=True, exist_ok=True)
         for path in _files(name):
@@ -152,7 +154,7 @@ def _stamp(status: os.stat_result) -> tuple[int, int]:
 
 
 def _progress(fs: Any, path: str) -> tuple[int, ...]:
-    """How far a training had come at a checkpoint; nowhere if it is not there, or damaged.
+    """Step and epoch of a checkpoint; empty if it is not there, or damaged.
 
     A safetensors file begins with the length of its header, which is JSON.
     """
