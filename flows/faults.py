@@ -1,4 +1,4 @@
-"""What goes wrong in a flow, and which of it is tried again: what passes by itself, no more.
+"""Faults of a flow, and which of them are tried again: those that pass by themselves.
 
 A lock that another process holds, a remote or a server that does not answer: the same task succeeds
 a minute later. A wrong input, a failed stage, a stage that was killed for its memory: it fails
@@ -58,10 +58,10 @@ class TransientFault(Exception):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same task may succeed later without anybody doing anything.
+    """Return True if the same task may succeed later without anybody doing anything.
 
-    A mistake of the user and a stage's own failure never are, whatever words they use; but what
-    hpgr tells as a mistake may come from a registry that did not answer, its cause.
+    A user's mistake and a stage's own failure are never transient, whatever words they use; but a
+    UserError may be caused by a registry that did not answer.
     """
     if isinstance(error, TransientFault | ConnectionError):
         return True
@@ -73,12 +73,12 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retry_condition(_task: Any, _run: Any, state: Any) -> bool:
-    """Prefect's `retry_condition_fn`: retry a transient fault only."""
+    """Retry a transient fault only; for Prefect's `retry_condition_fn`."""
     return isinstance(state.data, Exception) and is_transient(state.data)
 
 
 def retry_options(settings: Orchestrate) -> dict[str, Any]:
-    """Options of a Prefect task: how often, after how long, and when it is tried again."""
+    """Options of a Prefect task for retries: number, delays, condition."""
     delays = [settings.retry_delay_s * 2**number for number in range(settings.retries)]
     return {
         "retries": settings.retries,

@@ -1,4 +1,4 @@
-"""The flow that looks after what serves: thresholds as a table, a page, an event for each breach.
+"""Watch over the champion: thresholds as a table, a page, an event for each breach.
 
     python -m flows.monitor                       without a server
     prefect deployment run 'monitor/local'        with server and worker
@@ -27,7 +27,7 @@ BREACHED = "hpgr.threshold.breached"
 
 @flow(name="monitor", persist_result=False)
 def monitor() -> list[str]:
-    """Judge every threshold; returns the names of the breached ones, which are no failure."""
+    """Judge every threshold; return the names of the breached ones, which are no failure."""
     return watch()
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves on its Prefect page: tables, links to MLflow, a figure.
+"""A run's page in Prefect: tables, links to MLflow, a figure.
 
 Reads the artifacts and the registry's addresses. Writes Prefect artifacts.
 """
@@ -26,14 +26,14 @@ from hpgr.workspace import HERE
 
 @answered()
 def artifact_address(run: str, path: str) -> str:
-    """MLflow's page of one artifact of a run."""
+    """Address of MLflow's page of one artifact of a run."""
     experiment = connect().get_run(run).info.experiment_id
     return f"{mlflow_address()}/#/experiments/{experiment}/runs/{run}/artifacts/{path}{CLASSIC}"
 
 
 @task(name="page", task_run_name="page", cache_policy=NO_CACHE)
 def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[str, Any]) -> None:
-    """The result of train and refresh: metrics, verdict, stages, report, the first figure."""
+    """Show the result of train and refresh: metrics, verdict, stages, report, the first figure."""
     name, version, run = registered["name"], registered["version"], registered["run_id"]
     report = artifact_address(run, "report.html")
     card = f"{mlflow_address()}/#/models/{name}/versions/{version}{CLASSIC}"
@@ -62,7 +62,7 @@ def publish(outcomes: dict[str, str], registered: dict[str, Any], verdict: dict[
 
 
 def publish_verdict(verdict: dict[str, Any]) -> None:
-    """The gate's checks as a table."""
+    """Show the gate's checks as a table."""
     rows = [{**check, "passed": "yes" if check["passed"] else "NO"} for check in verdict["checks"]]
     create_table_artifact(
         key="gate",

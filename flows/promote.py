@@ -34,14 +34,14 @@ def promote(
     force: bool = False,
     who: str | None = None,
 ) -> dict[str, Any]:
-    """Make a version the champion, or the previous champion again; returns the move.
+    """Make a version the champion, or the previous champion again; return the move.
 
     Args:
         version: registered version; None is the challenger.
         why: the reason, kept with the move.
         roll_back: go back to the previous champion instead.
         force: promote what the gate has not accepted.
-        who: whose decision it is; None is the account of the process, under a worker the worker's.
+        who: who decides; None is the account of the process, under a worker the worker's.
     """
     options = retry_options(load_config().orchestrate)
     return move_champion.with_options(**options)(version, why, roll_back, force, who)
@@ -80,9 +80,9 @@ def move_champion(
 
 
 def judge_and_promote(version: int) -> dict[str, Any]:
-    """The gate after a registration; promotes what it accepts where `gate.promotes` says so.
+    """Judge a registered version; promote what the gate accepts if `gate.promotes` says so.
 
-    Where somebody moves the champion in between, it is judged once more, against the new one.
+    If somebody moves the champion in between, judge once more, against the new one.
     """
     options = retry_options(load_config().orchestrate)
     try:

@@ -40,15 +40,15 @@ def recommend(
     allow: str | None = None,
     deny: str | None = None,
 ) -> dict[str, Any]:
-    """Recommend to every user of the log; returns what the manifest holds and where it lies.
+    """Recommend to every user of the log; return what the manifest holds and where it lies.
 
     Args:
         k: items for each user; None takes params.yaml's value, here and below.
         at: time of the request, ISO 8601 (UTC) or seconds since 1970.
         seen: keep or drop items that the user had before.
-        allow: file of item ids, one a line: nothing else is recommended. By a deployment, inside
-            the project's folder.
-        deny: the same of items that are never recommended.
+        allow: file of item ids, one a line: nothing else is recommended. From a deployment it must
+            lie inside the project's folder.
+        deny: the same for items that are never recommended.
     """
     asked = {"k": k, "at": at, "seen": seen}
     given = {f"recommend.{name}": value for name, value in asked.items() if value is not None}
@@ -64,7 +64,7 @@ def recommend(
 
 @task(name="score", task_run_name="score", cache_policy=NO_CACHE)
 def score(cfg: Config) -> Done:
-    """Score what no earlier run has scored, a part at a time."""
+    """Score the parts that no earlier run has scored."""
     artifact = create_progress_artifact(0.0, key="recommend", description="users answered")
     assert isinstance(artifact, UUID)  # a coroutine only where one is running
 

@@ -1,4 +1,4 @@
-"""New events into the log, then training that goes on from the champion.
+"""Take new events into the log, then train on from the champion.
 
     python -m flows.refresh PATH [--profile quick] [--set section.key=value ...]
 
@@ -54,7 +54,7 @@ FIGURES = {  # of batches.json: label and format
 def refresh(
     incoming: str, profile: str | None = None, overrides: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Take a batch into the log, train from the champion; returns what registered.json holds.
+    """Take a batch into the log, train from the champion; return what registered.json holds.
 
     Args:
         incoming: file or folder of new events; by a deployment, inside the project's folder.
@@ -87,7 +87,7 @@ def refresh(
 
 @task(name="champion", task_run_name="champion", cache_policy=NO_CACHE)
 def require_champion() -> None:
-    """Fail before anything is touched where there is no model to go on from.
+    """Fail before anything is touched if there is no model to go on from.
 
     Raises:
         UserError: the registry has no champion.
@@ -131,7 +131,7 @@ def judge(incoming: Path, cfg: Config) -> BatchFinding:
 
 
 def show_refusal() -> None:
-    """Bring the monitoring page up to date and send its events; the refusal itself comes after."""
+    """Bring the monitoring page up to date and send its events, before the refusal is raised."""
     try:
         watch.with_options(**retry_options(load_config().orchestrate))()
     except Exception as error:  # must not take the place of why the batch was refused
@@ -139,7 +139,7 @@ def show_refusal() -> None:
 
 
 def page(verdict: BatchFinding, last: dict[str, Any] | None) -> str:
-    """Figures of the batch beside those of the last accepted one, and why it is refused."""
+    """Show the batch's figures beside those of the last accepted one, and why it is refused."""
 
     def cell(entry: dict[str, Any] | None, key: str, form: str) -> str:
         value = entry.get(key) if entry else None
@@ -166,8 +166,8 @@ def take_in(verdict: BatchFinding) -> None:
     """Make an accepted batch part of the log, or leave the log as it was.
 
     Raises:
-        StageFailed: the validate stage refuses the log with this batch, or DVC failed; only the
-            first is noted as a refusal.
+        StageFailed: the validate stage refuses the log with this batch, which is noted as a
+            refusal, or DVC failed.
         TransientFault: DVC was busy.
     """
     data = load_config().data
@@ -185,7 +185,7 @@ def take_in(verdict: BatchFinding) -> None:
         refused = HERE.rejected.is_dir()
         acceptance.undo(data, reason=str(error) if refused else None)
         get_run_logger().warning("%s is taken out again", verdict.record["source"])
-        if not refused:  # killed, out of time, DVC busy: nothing is said of the batch
+        if not refused:  # killed, out of time, DVC busy: no judgement of the batch
             raise
         reproduce("validate")  # brings back what DVC deleted before the stage ran
         raise StageFailed(
@@ -204,7 +204,7 @@ def place(verdict: BatchFinding) -> None:
 
 @task(name="base", task_run_name="base", cache_policy=NO_CACHE)
 def start_from_champion() -> None:
-    """Put the champion where training starts from: its vectors are kept."""
+    """Put the champion below base/, from where training starts: its vectors are kept."""
     from hpgr.registry.fill_base import fill_base
 
     base = fill_base(load_config())

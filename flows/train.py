@@ -62,7 +62,7 @@ def start_from_nothing() -> None:
 
 
 def pipeline() -> dict[str, Any]:
-    """What train and refresh share: stages, registration, gate, the run's page, thresholds."""
+    """Run stages, registration, gate, the run's page and thresholds, for train and refresh."""
     options = retry_options(load_config().orchestrate)
     check_data.with_options(**options)()
     outcomes = {stage: reproduce(stage) for stage in stage_order()}
@@ -75,7 +75,7 @@ def pipeline() -> dict[str, Any]:
 
 @task(name="register", task_run_name="register", cache_policy=NO_CACHE)
 def register_model() -> dict[str, Any]:
-    """Register the artifacts' model in MLflow; a model that is there already is left as it is.
+    """Register the artifacts' model in MLflow; leave one that is registered already as it is.
 
     Raises:
         TransientFault: MLflow does not answer.

@@ -1,7 +1,7 @@
-"""What a person is told when a stage ends in an error that is not of the project's own making.
+"""Messages for errors that are not of the project's own making.
 
-A full disk, a damaged file, missing rights: libraries report each in words of their own and from
-deep inside. Reads what lies below artifacts/ and base/, after the fact only. Writes nothing, but
+A full disk, a damaged file, missing rights: libraries report each in their own words and from deep
+inside. Reads what lies below artifacts/ and base/, only after the error. Writes nothing, but
 removes compiled modules that a full disk may have cut off.
 """
 
@@ -53,7 +53,12 @@ def explained(name: str, output: Path, workspace: Workspace = HERE) -> Iterator[
 def describe(error: Exception, output: Path, workspace: Workspace = HERE) -> str | None:
     """Return cause and fix of the error of a stage that writes to `output`; None if unknown.
 
-    An error that has its own message is never looked at twice.
+    An error that has its own message keeps it.
+
+    Args:
+        error: the error.
+        output: what the stage writes; it is not looked at.
+        workspace: whose files are looked at.
     """
     if isinstance(error, UserError | ConfigError):
         return None
@@ -79,8 +84,8 @@ def describe(error: Exception, output: Path, workspace: Workspace = HERE) -> str
 def _drop_compiled() -> None:
     """Remove what Python has compiled of this package; it compiles again.
 
-    On a full disk Python 3.11 and 3.12 may write half a module and not see it (their loader looks
-    away from how many bytes were written); every later import of it would fail.
+    On a full disk Python 3.11 and 3.12 may write half a module unnoticed (their loader ignores how
+    many bytes were written); every later import of it would fail.
     """
     for folder in CODE.rglob("__pycache__"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -94,7 +99,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write found no room; libraries that are not Python's say so in words only."""
+    """Return True if a write found no room; libraries outside Python say so in words only."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
     return any(words in str(error) for words in (*map(os.strerror, FULL), SQLITE_FULL))
@@ -121,12 +126,12 @@ def _damaged(output: Path, workspace: Workspace) -> Iterator[tuple[Path, str]]:
         if path.is_file() and output not in path.parents and not path.name.startswith("."):
             try:
                 _open(path)
-            except Exception as error:  # whatever a reader raises, the file is the matter
+            except Exception as error:  # whatever a reader raises, the file is at fault
                 yield path, str(error).split("\n")[0]
 
 
 def _open(path: Path) -> None:
-    """Read so much of a file as shows whether it was cut off."""
+    """Read enough of a file to see whether it was cut off."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 

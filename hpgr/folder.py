@@ -1,9 +1,9 @@
-"""Whether the project's folder is one that its tools can work in, and how a file in it is named.
+"""Names of the project's folder that its tools can work with, and addresses of databases in it.
 
     python -m hpgr.folder       for make, before there is an environment: the standard library alone
 
-Databases are named by URLs and programs by a line of shell: some signs of a folder's name mean
-something to one of those. What can be escaped is escaped; the rest is refused, as a command would
+Databases are named by URLs and programs by a line of shell, where some characters of a folder's
+name mean something else. What can be escaped is escaped; the rest is refused, as a command would
 not be found, or something would be written outside the folder. Reads the current folder; writes
 nothing.
 """
@@ -28,10 +28,10 @@ _URL_SIGNS = str.maketrans({sign: f"%{ord(sign):02X}" for sign in '%?#"\\'})
 
 
 def require_folder() -> None:
-    """Refuse a current folder whose path has signs that a tool would read as its own.
+    """Refuse a current folder whose path has characters that a tool would misread.
 
     Raises:
-        UserError: the message names the signs.
+        UserError: with those characters.
     """
     text = str(Path.cwd())
     python = os.fsencode(f"{text}/.venv/bin/python")
@@ -68,8 +68,8 @@ def sqlite_uri(file: Path, driver: str | None = None) -> str:
 
     Args:
         file: the database.
-        driver: SQLAlchemy's name of it; None for MLflow, which takes what follows `sqlite:///` for
-            a folder to make, escapes and all, and knows the other name of the same driver as well.
+        driver: SQLAlchemy's name of it; None for MLflow, which makes a folder of what follows
+            `sqlite:///`, escapes and all, and knows the other name of the same driver as well.
     """
     path = str(file.resolve())
     escaped = path.translate(_URL_SIGNS)

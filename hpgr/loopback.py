@@ -1,9 +1,9 @@
-"""Servers on this machine are reached directly, whatever proxy the environment names.
+"""Reach servers on this machine directly, whatever proxy the environment names.
 
 A proxy (`http_proxy`, usual in companies) cannot reach this machine's 127.0.0.1, yet the clients of
-Prefect, MLflow and S3 would ask it. And a client makes ready for every proxy that is named, so that
-one which it cannot use (SOCKS, such as GNOME's `socks://`) stops it before it asks anybody. Reads
-and writes the environment's *_proxy and NO_PROXY.
+Prefect, MLflow and S3 would ask it. And a client prepares every proxy that is named: one that it
+cannot use (SOCKS, such as GNOME's `socks://`) stops it before its first request. Reads and writes
+the environment's *_proxy and NO_PROXY.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PLAIN_HOST = re.compile(r"[\w.*/-]+(:\d+)?", re.ASCII)
 
 
 def spare_loopback() -> None:
-    """Add this machine to the hosts that are asked without a proxy; drop what no client can use."""
+    """Add this machine to the hosts without a proxy; drop proxies that no client can use."""
     said = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""  # the order of clients
     hosts = [host for entry in said.split(",") if (host := _host(entry.strip()))]
     if hosts != ["*"]:
@@ -31,7 +31,7 @@ def spare_loopback() -> None:
 
 
 def _host(entry: str) -> str | None:
-    """The entry as all clients read it; None where it would stop one of them."""
+    """The entry as all clients read it; None if it would stop one of them."""
     if PLAIN_HOST.fullmatch(entry):
         return entry
     try:
@@ -41,7 +41,7 @@ def _host(entry: str) -> str | None:
 
 
 def _usable(proxy: str) -> bool:
-    """Whether the clients speak to such a proxy; SOCKS takes httpx's extra `socks`."""
+    """Return True if the clients speak to such a proxy; SOCKS takes httpx's extra `socks`."""
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -1,11 +1,11 @@
-"""Secrets taken out of text before anybody sees it: the one place that knows what they look like.
+"""Mask secrets in text: the one place that knows what they look like.
 
     masked(text)    *** in place of credentials in URIs, of secret parameters, of known tokens, and
                     of every secret value that the environment or DVC's configuration holds
     install()       the same for all that this process prints and logs from now on
 
-Errors of `hpgr` and of the flows are masked as they are made (`hpgr.runtime.UserError`), so that no
-place that shows one has to think of it. Reads the environment and `.dvc/config*`. Writes nothing.
+Errors of `hpgr` and of the flows are masked as they are made (`hpgr.runtime.UserError`): what shows
+them need not. Reads the environment and `.dvc/config*`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def credentials(text: str) -> Iterator[str]:
 
 
 def _in_uris(text: str) -> Iterator[str]:
-    """The same in every form in which it may be found: decoded, encoded, cut by a parser."""
+    """Secrets in URIs, in every form they may take: decoded, encoded, cut by a parser."""
     for secret in credentials(text):
         yield secret
         yield unquote(secret)
@@ -182,7 +182,7 @@ def _pattern(values: tuple[str, ...]) -> re.Pattern[str] | None:
 
 
 class MaskedStream:
-    """A text stream that masks what is written to it; in all else the stream itself."""
+    """A text stream that masks what is written to it and is otherwise the stream itself."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -225,7 +225,7 @@ def mask_logs() -> None:
 
 
 def install() -> None:
-    """Mask what this process logs and prints from now on, tracebacks too; for its entry point."""
+    """Mask what this process logs and prints from now on, tracebacks too; call at its start."""
     mask_logs()
     if not isinstance(sys.stdout, MaskedStream):
         sys.stdout = MaskedStream(sys.stdout)  # type: ignore[assignment]

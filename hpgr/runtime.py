@@ -1,4 +1,4 @@
-"""What every stage shares: atomic writes, the error a user sees, file hashes, environment.
+"""Atomic writes, locks, the error that a user sees, file hashes: shared by every stage.
 
 Reads and writes only the paths it is given.
 """
@@ -30,10 +30,10 @@ TELEMETRY_OFF = {
 
 
 class UserError(Exception):
-    """A mistake in the user's input or set-up, told in one message: found, expected, where, cure.
+    """A mistake in the user's input or set-up, in one message: found, expected, where, how to fix.
 
-    The command line prints the message alone and exits with code 2. It holds no secret, wherever it
-    goes: a page, a log, a flow's state.
+    The command line prints the message alone and exits with code 2. Secrets in it are masked, as it
+    also goes to pages, logs and a flow's state.
     """
 
     def __init__(self, message: object) -> None:
@@ -41,17 +41,17 @@ class UserError(Exception):
 
 
 class DamagedFile(UserError, ValueError):
-    """A file of the project's own that is not whole: cut off, overwritten or edited by hand."""
+    """One of the project's own files is not whole: cut off, overwritten or edited by hand."""
 
-    def __init__(self, path: Path, why: object, cure: str | None = None) -> None:
-        """`cure` is by default DVC's for a stage's output, else to delete the file."""
+    def __init__(self, path: Path, why: object, fix: str | None = None) -> None:
+        """`fix` is by default DVC's for a stage's output, else to delete the file."""
         self.why = why
         if cure is None and "artifacts" in path.parts:
             cure = (
                 "`dvc repro` brings it back from DVC's cache or makes it anew; where that changes "
                 "nothing the cache is corrupted too: `hpgr cache`, then `dvc repro`"
             )
-        super().__init__(f"{path} is damaged ({why}): {cure or 'bring it back or delete it'}")
+        super().__init__(f"{path} is damaged ({why}): {fix or 'bring it back or delete it'}")
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def sole_run(lock: Path) -> Iterator[None]:
 def _held(lock: Path, busy: str) -> Iterator[None]:
     """Hold a lock that goes with the process, however that ends.
 
-    A process that was told to stop may need a moment for its checkpoint: it is waited for.
+    Waits a while: a process that was asked to stop may need a moment for its checkpoint.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
@@ -142,9 +142,9 @@ def _held(lock: Path, busy: str) -> Iterator[None]:
 
 
 def scratch_prefix(target: Path) -> str:
-    """Prefix of this process's temporary names beside `target`; what killed ones left there goes.
+    """Prefix of this process's temporary names beside `target`: `.TARGET.PID.RANDOM`.
 
-    A name is `.TARGET.PID.RANDOM`.
+    Removes what killed processes left there.
     """
     for path in target.parent.glob(f".{target.name}.*.*"):
         pid = path.name.split(".")[-2]
@@ -158,7 +158,7 @@ def scratch_prefix(target: Path) -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process has this number."""
+    """Return True if a process has this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -192,16 +192,16 @@ def read_json(source: Path, fix: str | None = None) -> Any:
 
 
 def check_value(source: Path, name: str, value: Any, rule: tuple[Any, ...]) -> None:
-    """Refuse a value of `source`, JSON, that is not what `rule` says.
+    """Refuse a value of the JSON file `source` that breaks `rule`.
 
     Args:
-        source: where it stands.
-        name: what it is called there.
+        source: the file.
+        name: the value's name there.
         value: as read.
         rule: a type and, for numbers, the smallest and the largest value; or the words allowed.
 
     Raises:
-        DamagedFile: the message says what was found and what was expected.
+        DamagedFile: with what was found and what was expected.
     """
     kind, *limits = rule
     if isinstance(kind, str):
