@@ -46,8 +46,8 @@ class DamagedFile(UserError, ValueError):
     def __init__(self, path: Path, why: object, fix: str | None = None) -> None:
         """`fix` is by default DVC's for a stage's output, else to delete the file."""
         self.why = why
-        if cure is None and "artifacts" in path.parts:
-            cure = (
+        if fix is None and "artifacts" in path.parts:
+            fix = (
                 "`dvc repro` brings it back from DVC's cache or makes it anew; where that changes "
                 "nothing the cache is corrupted too: `hpgr cache`, then `dvc repro`"
             )
