@@ -37,10 +37,11 @@ sys.path.insert(0, str(ROOT))
 
 from hpgr.data.batches import TrainingWindows  # noqa: E402
 from hpgr.data.log import DTYPES, EventLog, Meta  # noqa: E402
-from hpgr.model import attention, hpgr, hstu, preference, session_encoder  # noqa: E402
+from hpgr.model import hpgr, hstu, preference, session_encoder  # noqa: E402
+from hpgr.model.attention import tiles as attention  # noqa: E402
+from hpgr.model.attention.cover import NUM_TIME_BUCKETS, build_tiles  # noqa: E402
 from hpgr.model.catalogue import Catalogue  # noqa: E402
 from hpgr.model.interface import build  # noqa: E402
-from hpgr.model.tiles import NUM_TIME_BUCKETS, build_tiles  # noqa: E402
 from hpgr.training import finetune, losses  # noqa: E402
 from hpgr.training.device import Device  # noqa: E402
 

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpgr.model.attention import dense_attention, softmax_attention, tile_attention
-from hpgr.model.tiles import NUM_TIME_BUCKETS, build_tiles, time_bucket
+from hpgr.model.attention.cover import NUM_TIME_BUCKETS, build_tiles, time_bucket
+from hpgr.model.attention.entry import additive_attention, softmax_attention
+from hpgr.model.attention.reference import dense_attention
 
 torch.set_num_threads(1)
 
@@ -54,7 +55,7 @@ def test_causal_tiles_equal_dense(lengths, seed, exponential, segments):
     tiles = build_tiles(
         first, last, len(k), size=8, query_time=stamps + 60, key_time=stamps, segments=segments
     )
-    out = tile_attention(
+    out = additive_attention(
         q, k, v, tiles, position_bias=position, time_bias=time, exponential=exponential
     )
     row = torch.arange(len(q))
@@ -93,7 +94,7 @@ def test_candidates_with_weights_equal_dense(lengths, seed):
     )
     shape = (len(tiles.query_block), 8, 8)
     weight = torch.rand(shape, dtype=torch.float64, generator=generator).requires_grad_()
-    out = tile_attention(q, k, v, tiles, position_bias=position, time_bias=time, weight=weight)
+    out = additive_attention(q, k, v, tiles, position_bias=position, time_bias=time, weight=weight)
 
     full = torch.zeros(len(first) + 8, len(k) + 8, dtype=torch.float64)
     for tile, (a, b) in enumerate(zip(tiles.query_block, tiles.key_block, strict=True)):

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 from training_runs import both, parameters, train_both, write_project
 
-from hpgr.model.attention import softmax_attention, tile_attention
-from hpgr.model.tiles import build_tiles
+from hpgr.model.attention.cover import build_tiles
+from hpgr.model.attention.entry import additive_attention, softmax_attention
 from hpgr.training.losses import full_softmax, normalised, sampled_softmax
 
 # bfloat16 keeps 8 bits of every factor of a product: 0.4 % each, less in a mean over many rows.
@@ -79,7 +79,7 @@ def test_attention_takes_factors_of_two_types_both_ways(types):
         ]
         with torch.autocast("cpu", torch.bfloat16, enabled=name == "mixed"):
             out = softmax_attention(*factors, tiles, bias)
-            out = out + tile_attention(
+            out = out + additive_attention(
                 *factors, tiles, position_bias=bias, time_bias=torch.zeros(129)
             )
         gradients[name] = torch.autograd.grad((out.float() * upstream).sum(), factors)

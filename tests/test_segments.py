@@ -7,19 +7,19 @@ import pytest
 import torch
 from training_runs import log_with_categories, parameters
 
+import hpgr.model.attention.cover
 import hpgr.model.hpgr
 import hpgr.model.hstu
 import hpgr.model.placement
 import hpgr.model.session_encoder
-import hpgr.model.tiles
 from hpgr.data.batches import TrainingWindows
-from hpgr.model.attention import tile_attention
+from hpgr.model.attention.cover import HIDDEN, NUM_TIME_BUCKETS, build_tiles
+from hpgr.model.attention.entry import additive_attention
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import MaskedItemModel
 from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.placement import at_a_time
-from hpgr.model.tiles import HIDDEN, NUM_TIME_BUCKETS, build_tiles
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -39,7 +39,7 @@ def ranges(lengths, per_segment=None):
 
 @pytest.fixture
 def any_waste(monkeypatch):
-    monkeypatch.setattr(hpgr.model.tiles, "SEGMENT_WASTE", 10**6)
+    monkeypatch.setattr(hpgr.model.attention.cover, "SEGMENT_WASTE", 10**6)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_segments_equal_square_tiles(lengths, candidates, any_waste):
         assert (tiles.rows is not None) == segments
         # Each visible pair once, in either cover.
         assert int((tiles.bucket != HIDDEN).sum()) == int((last - first).sum())
-        out = tile_attention(q, k, v, tiles, position_bias=position, time_bias=bucket)
+        out = additive_attention(q, k, v, tiles, position_bias=position, time_bias=bucket)
         inputs = (q, k, v, position, bucket)
         results.append((out, *torch.autograd.grad(out, inputs, upstream)))
     for square, whole in zip(*results, strict=True):

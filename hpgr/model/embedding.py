@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpgr.model.tiles import NUM_TIME_BUCKETS, time_bucket
+from hpgr.model.attention.cover import NUM_TIME_BUCKETS, time_bucket
 
 INITIAL_STD = 0.02
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpgr.model.attention.cover import Tiles, build_tiles
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, scaled
@@ -34,7 +35,6 @@ from hpgr.model.preference import PreferenceMask, PreferenceSignals
 from hpgr.model.ranking_head import RankingHead
 from hpgr.model.sections import HPGRSection
 from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
-from hpgr.model.tiles import Tiles, build_tiles
 
 
 @dataclass(frozen=True)

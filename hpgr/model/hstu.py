@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpgr.model.attention import tile_attention
+from hpgr.model.attention.cover import NUM_TIME_BUCKETS, Tiles, build_tiles
+from hpgr.model.attention.entry import additive_attention
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.interface import Growth, Network, Output
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.ranking_head import RankingHead
 from hpgr.model.sections import HSTUSection
-from hpgr.model.tiles import NUM_TIME_BUCKETS, Tiles, build_tiles
 
 EPSILON = 1e-6
 
@@ -85,7 +85,7 @@ class HSTUBlock(nn.Module):
 
         `length` divides the sum: one number (HSTU's padded length) or [Q, 1].
         """
-        summed = tile_attention(
+        summed = additive_attention(
             q,
             k,
             v,

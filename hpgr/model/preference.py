@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpgr.model.attention.cover import Tiles, blocks, build_tiles, cover
 from hpgr.model.precision import autocast_off, wide
-from hpgr.model.tiles import Tiles, blocks, build_tiles, cover
 
 QUERIES_AT_A_TIME = 256  # on a CPU
 ACCELERATOR_QUERIES = 2048  # elsewhere, as few steps as the keys that they span together allow

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpgr.model.attention import softmax_attention
+from hpgr.model.attention.cover import Tiles, build_tiles
+from hpgr.model.attention.entry import softmax_attention
 from hpgr.model.dropout import dropout
 from hpgr.model.packed import Packed
 from hpgr.model.precision import wide
-from hpgr.model.tiles import Tiles, build_tiles
 
 FEED_FORWARD = 2  # width of the hidden layer, in multiples of D
 MAX_SCORE = 20.0  # of the pooling attention, so that exp needs no maximum

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-import hpgr.model.attention
+import hpgr.model.attention.cover
 import hpgr.model.placement
-import hpgr.model.tiles
-from hpgr.model.attention import softmax_attention, tile_attention
-from hpgr.model.tiles import NUM_TIME_BUCKETS, build_tiles
+from hpgr.model.attention.cover import NUM_TIME_BUCKETS, build_tiles
+from hpgr.model.attention.entry import additive_attention, softmax_attention
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,7 +49,7 @@ def attended(device, dtype, *, segments, candidates):
     q, k, v = rand(len(first), 4, 32), rand(total, 4, 32), rand(total, 4, 32)
     factors = [x.to(dtype).requires_grad_() for x in (q, k, v)]
     biases = [rand(250).requires_grad_(), rand(NUM_TIME_BUCKETS).requires_grad_()]
-    out = tile_attention(*factors, tiles, position_bias=biases[0], time_bias=biases[1])
+    out = additive_attention(*factors, tiles, position_bias=biases[0], time_bias=biases[1])
     out = out + softmax_attention(*factors, tiles, biases[0])
     upstream = rand(*out.shape)
     gradients = torch.autograd.grad((out.float() * upstream).sum(), [*factors, *biases])
@@ -63,7 +62,7 @@ def attended(device, dtype, *, segments, candidates):
     ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.02)], ids=str
 )
 def test_equals_the_cpu(dtype, tolerance, segments, candidates, chunks, monkeypatch):
-    monkeypatch.setattr(hpgr.model.tiles, "SEGMENT_WASTE", 10**6)
+    monkeypatch.setattr(hpgr.model.attention.cover, "SEGMENT_WASTE", 10**6)
     expected = attended("cpu", torch.float32, segments=False, candidates=candidates)
     found = attended("cuda", dtype, segments=segments, candidates=candidates)
     for got, want in zip(found, expected, strict=True):

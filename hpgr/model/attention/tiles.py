@@ -1,12 +1,8 @@
-"""Pointwise attention as one additive primitive over a list of tiles.
+"""The additive attention over a list of tiles, with torch's own operations, on any device.
 
-    out_i = sum_j w_ij * f(q_i . k_j + position_bias[i - j] + time_bias[bucket_ij]) v_j
-
-with f = SiLU (HSTU, arXiv 2402.17152) or exp. No softmax statistics are needed: contributions of
-key tiles simply add, so dense causal, windowed, per-session and sparse attention are the same
-code over another tile list, of small square tiles or of one large tile a segment. A softmax is two
-such sums (`softmax_attention`). The backward pass recomputes the scores, so memory is linear in the
-number of tiles' buckets, not in heads x scores.
+Contributions of key tiles add, so the same code serves small square tiles and one large tile a
+segment (`hpgr.model.attention.cover`). The backward pass recomputes the scores, so memory is linear
+in the number of tiles' buckets, not in heads x scores.
 
 Shape legend: Q queries, K keys, H heads, D width of a head, N tiles, S tile side.
 """
@@ -17,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpgr.model.attention.cover import HIDDEN, Tiles, blocks
 from hpgr.model.placement import at_a_time
 from hpgr.model.precision import autocast_off, product_type
-from hpgr.model.tiles import HIDDEN, Tiles, blocks
 
 TILES_AT_A_TIME = 32  # on a CPU: scores of one chunk stay in the processor's cache
 HIDDEN_BIAS = -1e4  # SiLU, exp and both their derivatives are exactly 0 here in float32
@@ -215,76 +211,8 @@ def tile_attention(
     weight: Tensor | None = None,
     exponential: bool = False,
 ) -> Tensor:
-    """The additive attention sum over a tile list, not normalised.
-
-    Products are of autocast's type where it is on (else of the widest of q, k and v), the sum over
-    keys of float32 at least; biases and their gradients keep their own type.
-
-    Args:
-        q: [Q, H, D].
-        k: [K, H, D].
-        v: [K, H, Dv].
-        tiles: what each query sees.
-        position_bias: [P], by distance from query to key; greater distances share the last entry.
-        time_bias: [129], by time bucket.
-        weight: [N, S, S], multiplies f(score); receives a gradient.
-        exponential: f is exp instead of SiLU.
-
-    Returns:
-        [Q, H, Dv].
-    """
+    """Compute the additive attention sum; see `hpgr.model.attention.entry.additive_attention`."""
     dtype = product_type(q, k, v)
     with autocast_off(q):
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         return _TileAttention.apply(q, k, v, position_bias, time_bias, weight, tiles, exponential)
-
-
-def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, position_bias: Tensor
-) -> Tensor:
-    """Softmax attention as two additive sums: weighted values and, in a column of ones, weights.
-
-    Safe without subtracting a maximum because callers bound the scores (normalised q and k).
-    A query that sees nothing gets zeros. Shapes as in `tile_attention`.
-    """
-    ones = v.new_ones((*v.shape[:2], 1))
-    no_time_bias = position_bias.new_zeros(1)
-    summed = tile_attention(
-        q,
-        k,
-        torch.cat([v, ones], dim=-1),
-        tiles,
-        position_bias=position_bias,
-        time_bias=no_time_bias,
-        exponential=True,
-    )
-    return summed[..., :-1] / summed[..., -1:].clamp_min(torch.finfo(summed.dtype).tiny)
-
-
-def dense_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    visible: Tensor,
-    bias: Tensor,
-    weight: Tensor | None = None,
-    exponential: bool = False,
-) -> Tensor:
-    """The same sum, eager over the whole Q x K matrix: the oracle that tests compare with.
-
-    Args:
-        q: [Q, H, D].
-        k: [K, H, D].
-        v: [K, H, Dv].
-        visible: bool [Q, K].
-        bias: [Q, K], added to every head's scores.
-        weight: [Q, K], multiplies f(score).
-        exponential: f is exp instead of SiLU.
-    """
-    scores = torch.einsum("qhd,khd->hqk", q, k) + bias
-    active = scores.exp() if exponential else functional.silu(scores)
-    active = active * visible
-    if weight is not None:
-        active = active * weight
-    return torch.einsum("hqk,khd->qhd", active, v)

@@ -1,0 +1,1 @@
+"""The additive attention: which pairs are computed, how, and the one entry that networks call."""

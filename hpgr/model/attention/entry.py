@@ -1,0 +1,97 @@
+"""Pointwise attention as one additive primitive, and the choice of what computes it.
+
+    out_i = sum_j w_ij * f(q_i . k_j + position_bias[i - j] + time_bias[bucket_ij]) v_j
+
+with f = SiLU (HSTU, arXiv 2402.17152) or exp. No softmax statistics are needed, so dense causal,
+windowed, per-session and sparse attention are the same sum over another list of tiles. A softmax is
+two such sums (`softmax_attention`).
+
+Shape legend: Q queries, K keys, H heads, D width of a head, N tiles, S tile side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hpgr.model.attention.cover import Tiles
+from hpgr.model.attention.tiles import tile_attention
+
+BackEnd = Callable[..., Tensor]
+BACK_ENDS: dict[str, BackEnd] = {"tiles": tile_attention}
+
+
+def back_end(device: torch.device, name: str = "auto") -> BackEnd:
+    """Return what computes the sum on `device`.
+
+    Args:
+        device: of the queries.
+        name: one of BACK_ENDS, or auto for the fastest that works there.
+    """
+    # Tiles alone so far, on every device.
+    return BACK_ENDS["tiles" if name == "auto" else name]
+
+
+def additive_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiles: Tiles,
+    *,
+    position_bias: Tensor,
+    time_bias: Tensor,
+    weight: Tensor | None = None,
+    exponential: bool = False,
+) -> Tensor:
+    """Compute the additive attention sum over a tile list, not normalised.
+
+    Products are of autocast's type where it is on (else of the widest of q, k and v), the sum over
+    keys of float32 at least; biases and their gradients keep their own type.
+
+    Args:
+        q: [Q, H, D].
+        k: [K, H, D].
+        v: [K, H, Dv].
+        tiles: what each query sees.
+        position_bias: [P], by distance from query to key; greater distances share the last entry.
+        time_bias: [129], by time bucket.
+        weight: [N, S, S], multiplies f(score); receives a gradient.
+        exponential: f is exp instead of SiLU.
+
+    Returns:
+        [Q, H, Dv].
+    """
+    return back_end(q.device)(
+        q,
+        k,
+        v,
+        tiles,
+        position_bias=position_bias,
+        time_bias=time_bias,
+        weight=weight,
+        exponential=exponential,
+    )
+
+
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, position_bias: Tensor
+) -> Tensor:
+    """Compute softmax attention as two additive sums: weighted values, and weights alone.
+
+    Safe without subtracting a maximum because callers bound the scores (normalised q and k).
+    A query that sees nothing gets zeros. Shapes as in `additive_attention`.
+    """
+    ones = v.new_ones((*v.shape[:2], 1))
+    no_time_bias = position_bias.new_zeros(1)
+    summed = additive_attention(
+        q,
+        k,
+        torch.cat([v, ones], dim=-1),
+        tiles,
+        position_bias=position_bias,
+        time_bias=no_time_bias,
+        exponential=True,
+    )
+    return summed[..., :-1] / summed[..., -1:].clamp_min(torch.finfo(summed.dtype).tiny)

@@ -1,0 +1,38 @@
+"""The additive attention over the whole matrix: the oracle that the tests compare with.
+
+Shape legend: Q queries, K keys, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, einsum
+from torch.nn import functional
+
+
+def dense_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    visible: Tensor,
+    bias: Tensor,
+    weight: Tensor | None = None,
+    exponential: bool = False,
+) -> Tensor:
+    """Compute the sum eagerly over the whole Q x K matrix.
+
+    Args:
+        q: [Q, H, D].
+        k: [K, H, D].
+        v: [K, H, Dv].
+        visible: bool [Q, K].
+        bias: [Q, K], added to every head's scores.
+        weight: [Q, K], multiplies f(score).
+        exponential: f is exp instead of SiLU.
+    """
+    scores = einsum("qhd,khd->hqk", q, k) + bias
+    active = scores.exp() if exponential else functional.silu(scores)
+    active = active * visible
+    if weight is not None:
+        active = active * weight
+    return einsum("hqk,khd->qhd", active, v)
