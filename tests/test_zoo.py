@@ -71,8 +71,7 @@ def toy():
 
 def raw(model=TOY, **changes):
     """Parameters of a short training of `model`, with `section__key=value` changes."""
-    values = own_run.config(**changes).model_dump(by_alias=True)
-    return values | {"model": model}
+    return own_run.config(**changes).model_dump(by_alias=True) | {"model": model}
 
 
 def weights():
