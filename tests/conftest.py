@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -92,3 +93,30 @@ def own_registry(registered_project, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     yield folder
     mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture(scope="session")
+def prefect_database(tmp_path_factory):
+    """A database as Prefect's server makes it, in seconds, in a new PREFECT_HOME; copy it."""
+    code = "from prefect.server.database import provide_database_interface as database\n"
+    code += "import asyncio; asyncio.run(database().create_db())"
+
+    def make(folder):
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")}
+        environment = {**kept, "PREFECT_HOME": str(folder)}
+        subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
+
+    return made_once("prefect", make, tmp_path_factory) / "prefect.db"
+
+
+@pytest.fixture(scope="module")
+def prefect_server(prefect_database, tmp_path_factory):
+    """A Prefect server with a database of its own, for flows of this process."""
+    from prefect.testing import utilities
+
+    folder = tmp_path_factory.mktemp("prefect")
+    shutil.copy(prefect_database, folder / "prefect-test.db")  # where the harness has it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "mkdtemp", lambda: str(folder))
+        with utilities.prefect_test_harness(server_startup_timeout=120):
+            yield

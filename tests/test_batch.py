@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect import get_client
-from prefect.testing.utilities import prefect_test_harness
 from serving_project import PYTHON, environment, promote, register_another
 
 import hpgr.serving.batch
@@ -322,12 +321,6 @@ def test_without_a_champion_nothing_is_written(project):
     with pytest.raises(UserError, match="the registry has no hpgr@champion"):
         recommend_all(asked())
     assert not Path("artifacts/recommendations").exists()
-
-
-@pytest.fixture(scope="module")
-def prefect_server():
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 def test_the_flow_shows_progress_first_answers_and_the_folder(project, prefect_server):

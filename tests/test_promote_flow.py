@@ -8,23 +8,17 @@ from bare_registry import make_versions
 from params_text import params_text
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import promote as flow_module
 from hpgr.config import load_config
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import aliases
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
 CHECKS = [
     {"rule": "ndcg@10 gains", "passed": True, "found": "0.1 to 0.2", "expected": "more"},
     {"rule": "hr@50 holds", "passed": False, "found": "0.5 to 0.4", "expected": "at most 2.0%"},
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server():
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.fixture(scope="module")

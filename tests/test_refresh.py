@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def write(path: Path, lines: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
+def project(tmp_path_factory, prefect_database) -> Path:
     """This working tree's code with the first part of the log, validated and sessionized."""
     folder = tmp_path_factory.mktemp("project")
     columns = yaml.safe_load((ROOT / "params.yaml").read_text())["data"]["columns"]
@@ -51,6 +52,8 @@ def project(tmp_path_factory) -> Path:
         },
     )
     lines = events()
+    (folder / ".prefect").mkdir()
+    shutil.copy(prefect_database, folder / ".prefect")
     (folder / "data/shop").mkdir(parents=True)
     write(folder / "data/shop/log.csv", lines[:BASE])
     write(folder / "one.csv", lines[BASE : BASE + FIRST])

@@ -6,6 +6,7 @@ Every fourth user and item of the log and the profile smoke, so that it takes mi
 import itertools
 import json
 import re
+import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,10 +50,12 @@ def flow(folder, name, *arguments):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, prefect_database):
     """A clone with the log before both dates; one.dat and two.dat beside it are what follows."""
     folder = tmp_path_factory.mktemp("clone")
     make_clone(folder, "ml-1m")
+    (folder / ".prefect").mkdir()
+    shutil.copy(prefect_database, folder / ".prefect")
     log = folder / "data/ml-1m/ratings.dat"
     rows = [
         row

@@ -12,7 +12,6 @@ from evaluation_log import random_log
 from prefect.client.orchestration import get_client
 from prefect.events import AutomationCore, Resource
 from prefect.events.filters import EventFilter, EventNameFilter
-from prefect.testing.utilities import prefect_test_harness
 from registry_project import ROOT, make_project, write_network
 from typer.testing import CliRunner
 
@@ -203,13 +202,6 @@ def test_the_command_tells_breach_and_cure_and_ends_well(cfg):
     assert "0.250, limit 0.050" in done.output
 
 
-@pytest.fixture(scope="module")
-def server():
-    """A Prefect server with a database of its own."""
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
 def received(name):
     """Events of this name that the server holds; asked until one is there or a minute is over."""
     deadline = time.monotonic() + 60
@@ -222,7 +214,7 @@ def received(name):
     return []
 
 
-def test_a_breach_reaches_the_server_as_an_event(cfg, server):
+def test_a_breach_reaches_the_server_as_an_event(cfg, prefect_server):
     assert flow_module.monitor() == ["max_metric_fall"]
     (event,) = received(flow_module.BREACHED)
     assert event.resource.id == "hpgr.model.hpgr"
