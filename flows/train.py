@@ -24,9 +24,9 @@ from flows.promote import judge_and_promote
 from host.cancellation import recallable
 from hpgr.config import load_config
 from hpgr.profiles import read_overrides, set_params
+from hpgr.registry.addresses import public, tracking_uri
 from hpgr.registry.fill_base import clear_base
 from hpgr.registry.register import register
-from hpgr.registry.tracking import public_uri
 from hpgr.runtime import sole_run
 from hpgr.workspace import HERE
 
@@ -86,7 +86,8 @@ def register_model() -> dict[str, Any]:
         if not is_transient(error):
             raise
         raise TransientFault(
-            f"MLflow at {public_uri()} does not answer, so the model is not registered: {error}. "
+            f"MLflow at {public(tracking_uri())} does not answer, so the model is not registered: "
+            f"{error}. "
             "Start it and run the flow again: every stage is done, only the registration is left."
         ) from error
 

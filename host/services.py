@@ -40,15 +40,12 @@ from host.worker import tidy_up
 from hpgr.config import ConfigError, load_config
 from hpgr.folder import require_folder
 from hpgr.masking import install as mask_output
-from hpgr.registry.addresses import named_addresses
+from hpgr.registry.addresses import named_addresses, own_uri, public, tracking_uri
 from hpgr.registry.tracking import (
     EXPERIMENTS,
     artifacts_uri,
     make_store,
     mlflow_address,
-    own_uri,
-    public_uri,
-    tracking_uri,
 )
 from hpgr.runtime import UserError
 from hpgr.serving.guard import KNOWN
@@ -274,7 +271,7 @@ def _print_addresses(wanted: list[Service]) -> None:
     urls = {service.name: service.url + service.page for service in wanted}
     if "mlflow" not in urls:
         web = tracking_uri().startswith("http")
-        urls["mlflow"] = f"{mlflow_address()}/{EXPERIMENTS}" if web else public_uri()
+        urls["mlflow"] = f"{mlflow_address()}/{EXPERIMENTS}" if web else public(tracking_uri())
     home = prefect_home()
     string = access.string_file(home)
     print(

@@ -18,9 +18,10 @@ from params_text import params_text
 from serving_project import call, vary_weights
 
 from hpgr.config import load_config
+from hpgr.registry.addresses import database, public, tracking_uri
 from hpgr.registry.moves import promote
 from hpgr.registry.register import register
-from hpgr.registry.tracking import connect, database, public_uri
+from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion
 from hpgr.serving.server import create_app
@@ -224,4 +225,4 @@ def test_a_command_is_one_line_on_stderr_and_code_2(command):
 
 def test_the_address_is_shown_whole_but_for_its_secret(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://me:{PLANTED}@host:443/mlflow?token=abcd1")
-    assert public_uri() == "https://***@host:443/mlflow?token=***"
+    assert public(tracking_uri()) == "https://***@host:443/mlflow?token=***"

@@ -16,7 +16,7 @@ from registry_project import make_project
 
 from hpgr.config import load_config
 from hpgr.monitoring.champions import history
-from hpgr.registry import lineage, tracking
+from hpgr.registry import addresses, lineage, pipeline_runs, tracking
 from hpgr.registry import register as registration
 from hpgr.registry.bundle import content_hashes, write_bundle
 from hpgr.registry.moves import promote
@@ -339,7 +339,7 @@ def test_without_an_evaluation_nothing_is_registered(tmp_path, monkeypatch):
 
 def test_a_configured_tracking_server_is_honoured(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    assert tracking.tracking_uri() == "http://127.0.0.1:1"
+    assert addresses.tracking_uri() == "http://127.0.0.1:1"
 
 
 def test_lineage_says_absent_where_nothing_is(tmp_path, monkeypatch):
@@ -350,11 +350,11 @@ def test_lineage_says_absent_where_nothing_is(tmp_path, monkeypatch):
 
 def test_nested_values_are_flattened_by_dots():
     nested = {"a": {"b": 1, "c": {"d": [1]}}, "e": None}
-    assert tracking.flatten(nested) == {"a.b": 1, "a.c.d": [1], "e": None}
+    assert pipeline_runs.flatten(nested) == {"a.b": 1, "a.c.d": [1], "e": None}
 
 
 @pytest.mark.parametrize(
     ("name", "expected"), [("hr@10", "hr_at_10"), ("a b/c.d-e", "a b/c.d-e"), ("α%", "α_")]
 )
 def test_metric_names_are_made_acceptable(name, expected):
-    assert tracking.metric_name(name) == expected
+    assert pipeline_runs.metric_name(name) == expected

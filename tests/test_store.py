@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hpgr.registry.tracking import connect, database
+from hpgr.registry.addresses import database
+from hpgr.registry.tracking import connect
 
 ROOT = Path(__file__).parents[1]
 ASK = f"""

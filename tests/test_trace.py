@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -12,6 +13,7 @@ from params_text import params_text
 
 from hpgr.config import load_config
 from hpgr.registry import tracking, worktree
+from hpgr.registry.addresses import own_uri, public, tracking_uri
 from hpgr.registry.trace import keep, restore, trace
 from hpgr.runtime import UserError
 
@@ -34,13 +36,13 @@ def git(*arguments, cwd=None):
 )
 def test_a_store_is_named_without_its_password(monkeypatch, uri, told):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert tracking.public_uri() == told
+    assert public(tracking_uri()) == told
 
 
 def test_a_relative_store_is_named_as_other_folders_find_it(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    assert tracking.public_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert public(tracking_uri()) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 LOCK = {"schema": "2.0", "stages": {"validate": {"outs": [{"path": "artifacts/x", "md5": "d1"}]}}}
@@ -89,6 +91,15 @@ def version(here):
     return make
 
 
+@contextmanager
+def other_params(folder, text):
+    """The folder's params.yaml with another text during the block."""
+    before = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text)
+    yield
+    (folder / "params.yaml").write_text(before)
+
+
 def recipe(told):
     """The commands that `hpgr lineage` prints."""
     return [line.strip() for line in told.split("in a clone:\n")[1].splitlines()]
@@ -105,6 +116,20 @@ def test_the_parameters_in_force_are_told_and_marked_where_the_commit_has_others
     assert f"  finetune.steps: 20    # commit: {own[1]}" in told
     assert '  orchestrate.remote.pretrain: "gpu"    # commit: not set' in told
     assert f"  sessionize.gap_s: {params['sessionize']['gap_s']}" in told
+
+
+def test_a_version_of_before_profiles_were_files_shows_what_its_profile_set(here, version):
+    old = {
+        "profile": "quick",
+        "model": {"width": 64, "layers": 2},
+        "profiles": {"quick": {"model.layers": 1}, "full": {"model.layers": 4}},
+    }
+    with other_params(here, yaml.safe_dump(old)):
+        number = version()
+    told = trace(load_config(), number).splitlines()
+    assert "  model.layers: 1    # commit: not set" in told
+    assert "  model.width: 64    # commit: not set" in told
+    assert not [line for line in told if "profiles" in line]
 
 
 def test_where_the_commit_is_not_at_hand_the_parameters_are_told_unmarked(version):
@@ -187,7 +212,7 @@ def clone(here, version, tmp_path, monkeypatch):
     (here / "params.yaml").write_text(params_text("smoke"))
     number = version()
     git("clone", "-q", str(here), str(tmp_path / "clone"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.own_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_uri())
     monkeypatch.chdir(tmp_path / "clone")
     return number
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from hpgr.config import Config
 from hpgr.registry.judge import ROLLED_BACK_TAG
 from hpgr.registry.mlflow_faults import answered
-from hpgr.registry.tracking import connect, metric_name
+from hpgr.registry.pipeline_runs import metric_name
+from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION, aliases
 from hpgr.workspace import HERE, Workspace
 

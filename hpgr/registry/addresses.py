@@ -1,31 +1,61 @@
-"""Addresses that the environment gives for MLflow, looked at before MLflow does.
+"""Addresses of MLflow's store and registry: what the environment names, checked before MLflow asks.
 
-MLflow tries an address that does not answer again for minutes, and ends in a traceback that does
-not say where it had the address from. Reads the network; writes nothing.
+MLflow retries an address that does not answer for minutes, and ends in a traceback that does not
+say where the address comes from. Reads the environment and the network; writes nothing.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
+from hpgr.folder import sqlite_file, sqlite_uri
+from hpgr.masking import masked
 from hpgr.runtime import UserError
+from hpgr.workspace import HERE, Workspace
 
-PATIENCE_S = 10.0
+PATIENCE_S = 10.0  # for the first answer of a server
 VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 FILES = ("", "file")
 DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # default ports
 EXPECTED = "http://HOST:PORT, sqlite:///PATH or a database server"
 
 
+def database(workspace: Workspace = HERE) -> Path:
+    """SQLite file of the project's own store."""
+    return workspace.store / "mlflow.db"
+
+
+def own_uri(workspace: Workspace = HERE) -> str:
+    """Address of the project's own SQLite store."""
+    return sqlite_uri(database(workspace))
+
+
+def tracking_uri(workspace: Workspace = HERE) -> str:
+    """MLFLOW_TRACKING_URI if set, else the own store."""
+    return os.environ.get(VARIABLES[0]) or own_uri(workspace)
+
+
+def registry_uri(workspace: Workspace = HERE) -> str:
+    """MLFLOW_REGISTRY_URI if set, else `tracking_uri`."""
+    return os.environ.get(VARIABLES[1]) or tracking_uri(workspace)
+
+
+def public(uri: str) -> str:
+    """`uri` for other folders and other readers: absolute, and without credentials."""
+    file = sqlite_file(uri)
+    return masked(sqlite_uri(file) if file else uri)
+
+
 def named_addresses() -> dict[str, str]:
-    """What the environment names, by variable.
+    """Addresses that the environment names, by variable.
 
     Raises:
-        UserError: one of them is none; see `split_address`.
+        UserError: one of them is not valid; see `split_address`.
     """
     named = {name: uri for name in VARIABLES if (uri := os.environ.get(name))}
     for name, uri in named.items():
@@ -34,10 +64,10 @@ def named_addresses() -> dict[str, str]:
 
 
 def split_address(variable: str, uri: str) -> SplitResult:
-    """The parts of what the environment's `variable` says, without asking the network.
+    """Parts of the address in the environment's `variable`, without asking the network.
 
     Raises:
-        UserError: it is no address, or MLflow keeps no versions at one of its kind.
+        UserError: it is no address, or MLflow keeps no versions at an address of this kind.
     """
     try:
         parts = urlsplit(uri)
@@ -55,7 +85,7 @@ def split_address(variable: str, uri: str) -> SplitResult:
 
 
 def check_address(variable: str, uri: str) -> None:
-    """Refuse what the environment's `variable` says if it is no store for versions, or is dead.
+    """Refuse the address in the environment's `variable` if it is not valid or nothing answers.
 
     Raises:
         UserError: as `split_address`, or nothing answers there; its cause is the network's error.
@@ -71,11 +101,23 @@ def check_address(variable: str, uri: str) -> None:
     except (httpx.TransportError, OSError) as error:
         if "certificate" in str(error).lower():
             return  # it answers; whom MLflow trusts is set elsewhere
-        user = "***@" if parts.username else ""
-        place = f"{parts.scheme}://{user}{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
-        raise UserError(
-            f"MLflow at {place} does not answer ({error}). The address comes from the environment "
-            f"variable {variable}: start the server, or name another one"
-        ) from error
+        raise UserError(no_answer(public(uri), error, variable)) from error
     except httpx.InvalidURL as error:
         raise UserError(f"{variable} is no address ({error}), expected {EXPECTED}") from error
+
+
+def no_answer(place: str, why: object, *variables: str) -> str:
+    """Message for a store or registry that does not answer, before MLflow asked it or after.
+
+    Args:
+        place: the address or addresses, without secrets.
+        why: the error in short.
+        variables: of the environment, which may have named it.
+    """
+    message = f"MLflow at {place} does not answer ({why})"
+    if not variables:
+        return f"{message}: name another store with {VARIABLES[0]}"
+    return (
+        f"{message}. The address comes from the environment variable {' or '.join(variables)}: "
+        "start the server, or name another one"
+    )

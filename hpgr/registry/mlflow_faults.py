@@ -1,22 +1,23 @@
-"""What is said when MLflow's store or server fails: one line with the cause and the way out.
+"""Failures of MLflow's store or server as one line: cause and fix.
 
 MLflow reports a wrong address, a missing driver, a locked or foreign database and a server that is
-down each in other words, from deep inside, and with a stack of calls. Reads the environment for the
-addresses. Writes nothing.
+down each in other words, from deep inside, and with a stack of calls. Reads MLflow's settings for
+the addresses. Writes nothing.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from hpgr.failure import chain, is_full
-from hpgr.failure import describe as describe_no_room
+from hpgr import failure
 from hpgr.folder import sqlite_file
 from hpgr.params_file import ConfigError
+from hpgr.registry.addresses import VARIABLES, no_answer, public
 from hpgr.runtime import UserError
 from hpgr.workspace import HERE
 
@@ -28,7 +29,7 @@ LIBRARIES = (
 )  # fmt: skip
 DRIVERS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]", "MySQLdb": "mysqlclient"}
 INSTEAD = "or name another store with MLFLOW_TRACKING_URI"
-# What the libraries say, and what follows "MLflow at ADDRESS"; the first that is found counts.
+# Patterns in the libraries' words, and what follows "MLflow at ADDRESS"; the first match counts.
 CAUSES = {
     r"database (?:table )?is locked": (
         ": the database is locked by another process; wait until that has ended, then run the same "
@@ -70,13 +71,14 @@ CAUSES = {
     r"error code (?:429|5\d\d)|too many (?:429|5\d\d)": (
         " fails itself: read the server's log, then run the same command again"
     ),
+}
+NO_ANSWER = re.compile(
     r"timed? ?out|Connection (?:refused|reset|aborted)|Max retries exceeded|could not connect"
     r"|could not translate host name|Name or service not known|name resolution|No route to host"
     r"|Network is unreachable|server closed the connection|Can't connect to|Connection to .* failed"
-    r"|Remote end closed|connection failed|Connection broken|IncompleteRead|API request to": (
-        f" does not answer: start it, {INSTEAD}"
-    ),
-}
+    r"|Remote end closed|connection failed|Connection broken|IncompleteRead|API request to",
+    re.IGNORECASE,
+)
 
 
 @contextmanager
@@ -91,16 +93,16 @@ def answered() -> Iterator[None]:
     except (UserError, ConfigError):
         raise
     except Exception as error:
-        if message := told(error):
+        if message := describe(error):
             raise UserError(message) from error
         raise
 
 
-def told(error: Exception) -> str | None:
-    """Cause and way out of `error` in one line; None where MLflow has no part in it."""
-    errors = list(chain(error))
-    if any(is_full(one) for one in errors):
-        return describe_no_room(error, _store())
+def describe(error: Exception) -> str | None:
+    """Return cause and fix of `error` in one line; None where MLflow has no part in it."""
+    errors = list(failure.chain(error))
+    if any(failure.is_full(one) for one in errors):
+        return failure.describe(error, _store())
     if not any(_is_stores(one) for one in errors):
         return None
     for one in errors:
@@ -110,6 +112,10 @@ def told(error: Exception) -> str | None:
     for pattern, meaning in CAUSES.items():
         if any(re.search(pattern, text, re.IGNORECASE) for text in said):
             return f"MLflow at {where()}{meaning} ({reason(error)})"
+    if any(NO_ANSWER.search(text) for text in said):
+        return no_answer(
+            where(), reason(error), *(name for name in VARIABLES if name in os.environ)
+        )
     return f"MLflow at {where()} failed: {reason(error)}"
 
 
@@ -125,7 +131,7 @@ def _no_driver(module: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What a library says of the matter, in one line and no longer than a person reads."""
+    """Return a library's message in one line, short enough to read."""
     text = str(error) or repr(error)
     # SQLAlchemy goes on with its statement and a link, urllib3 repeats itself.
     text = re.split(r"\n\[SQL:|\n\(Background on|\. Response body:", text)[0]
@@ -136,22 +142,22 @@ def reason(error: BaseException) -> str:
 
 
 def where() -> str:
-    """The addresses that were asked, without secrets."""
-    from hpgr.registry.tracking import public_registry, public_uri
+    """Return the addresses that MLflow asks, without secrets."""
+    import mlflow
 
-    tracking, registry = public_uri(), public_registry()
+    tracking, registry = public(mlflow.get_tracking_uri()), public(mlflow.get_registry_uri())
     return tracking if tracking == registry else f"{tracking}, registry {registry}"
 
 
 def _store() -> Path:
-    """The file or folder on this machine to which MLflow writes, as far as its address says."""
-    from hpgr.registry.tracking import tracking_uri
+    """Return the file or folder of this machine to which MLflow writes."""
+    import mlflow
 
-    return sqlite_file(tracking_uri()) or HERE.store
+    return sqlite_file(mlflow.get_tracking_uri()) or HERE.store
 
 
 def _is_stores(error: BaseException) -> bool:
-    """Whether a library of MLflow's raised it, or it left one of them."""
+    """Return True if a library of MLflow's raised it, or it passed through one."""
     if type(error).__module__.partition(".")[0] in LIBRARIES:
         return True
     frames, frame = set(), error.__traceback__

@@ -31,9 +31,10 @@ from hpgr.registry.held_back import in_file
 from hpgr.registry.lineage import ENVIRONMENT
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.moves import finish_interrupted, record_registered
+from hpgr.registry.pipeline_runs import log_pipeline
 from hpgr.registry.summary import headline, markdown_tables, verdict
 from hpgr.registry.trace import check_pins, keep
-from hpgr.registry.tracking import connect, experiment_id, failing_run, log_pipeline
+from hpgr.registry.tracking import connect, experiment_id, failing_run
 from hpgr.registry.versions import CHALLENGER, CHAMPION, alias_of, aliases
 from hpgr.runtime import UserError, read_json, sha256_file, sole_writer, write_json
 from hpgr.templates import rendered

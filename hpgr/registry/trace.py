@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from hpgr.config import Config
+from hpgr.registry.addresses import public, registry_uri, tracking_uri
 from hpgr.registry.held_back import in_file
 from hpgr.registry.lineage import ABSENT, ENVIRONMENT, pins
 from hpgr.registry.mlflow_faults import answered
-from hpgr.registry.tracking import existing_store, flatten, public_registry, public_uri
+from hpgr.registry.pipeline_runs import flatten
+from hpgr.registry.tracking import existing_store
 from hpgr.registry.versions import get_version
 from hpgr.registry.worktree import apply, changes, committed, head
 from hpgr.runtime import UserError, atomic_path, sha256_file
@@ -201,7 +203,7 @@ def _commands(version: int, origin: Origin, workspace: Workspace) -> list[str]:
     if missing := _missing(origin):
         return [f"it cannot be had again: {', '.join(missing)} was not kept with it"]
     patched = " and what differed from the commit" if PATCH in origin.kept else ""
-    tracking, registry = public_uri(workspace), public_registry(workspace)
+    tracking, registry = public(tracking_uri(workspace)), public(registry_uri(workspace))
     commands = [f"export MLFLOW_TRACKING_URI={shlex.quote(tracking)}"]
     if registry != tracking:
         commands.append(f"export MLFLOW_REGISTRY_URI={shlex.quote(registry)}")
@@ -217,22 +219,35 @@ def _commands(version: int, origin: Origin, workspace: Workspace) -> list[str]:
 
 
 def _parameters(origin: Origin, path: Path) -> list[str]:
-    """Every parameter in force then; marked are those that the commit's params.yaml sets not so."""
-    raw = origin.kept[path.name].read_bytes()
-    now, before = flatten(yaml.safe_load(raw)), committed(path, origin.commit)
-    then = now if before is None else flatten(yaml.safe_load(before))
+    """List every parameter in force then, marked where the commit's params.yaml differs."""
+    kept, before = origin.kept[path.name].read_bytes(), committed(path, origin.commit)
+    now = _in_force(kept)
     if before is None:
-        lines = ["parameters (the commit is not at hand to compare with)"]
+        then, title = now, "parameters (the commit is not at hand to compare with)"
     else:
-        lines = ["parameters (marked where the commit has another value)"]
+        then, title = _in_force(before), "parameters (marked where the commit has another value)"
+    lines = [title]
     for key in {**now, **then}:
         mine, its = now.get(key, NOT_SET), then.get(key, NOT_SET)
-        mark = "" if mine == its else f"    # commit: {_told(its)}"
-        lines.append(f"  {key}: {_told(mine)}{mark}")
+        mark = "" if mine == its else f"    # commit: {_shown(its)}"
+        lines.append(f"  {key}: {_shown(mine)}{mark}")
     return lines
 
 
-def _told(value: Any) -> str:
+def _in_force(text: bytes) -> dict[str, Any]:
+    """Return section.key to value as `text`, a params.yaml, says; today's keys may be others.
+
+    One of a time when the file held all profiles names one of them: its values count.
+    """
+    params = yaml.safe_load(text)
+    profiles = params.pop("profiles", {})
+    for dotted, value in (profiles.get(params.get("profile")) or {}).items():
+        section, _, key = dotted.partition(".")
+        params[section][key] = value
+    return flatten(params)
+
+
+def _shown(value: Any) -> str:
     return "not set" if value is NOT_SET else json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpgr.registry.tracking import public_registry
+from hpgr.registry.addresses import public, registry_uri
 from hpgr.runtime import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def get_version(client: MlflowClient, name: str, version: int) -> ModelVersion:
             else "it is empty: run `make run`, or name another with MLFLOW_TRACKING_URI"
         )
         raise UserError(
-            f"the registry has no version {version} of {name}; {there} ({public_registry()})"
+            f"the registry has no version {version} of {name}; {there} ({public(registry_uri())})"
         ) from None
 
 

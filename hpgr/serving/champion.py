@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hpgr.config import Config
 from hpgr.masking import masked
-from hpgr.registry.mlflow_faults import answered, reason, told
+from hpgr.registry.mlflow_faults import answered, describe, reason
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION
 from hpgr.runtime import UserError
@@ -136,7 +136,9 @@ class Champion:
             problem = None
         except Exception as error:  # the watch must outlive every failure of the registry
             problem = (
-                str(error) if isinstance(error, UserError) else masked(told(error) or repr(error))
+                str(error)
+                if isinstance(error, UserError)
+                else masked(describe(error) or repr(error))
             )
         if problem not in (None, self.problem):
             kept = f"; version {self.served.version} stays" if self.served else ""
