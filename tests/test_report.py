@@ -104,7 +104,11 @@ def test_page_shows_the_headline_values(tmp_path):
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.01, 0.1, "beats"), (-0.1, -0.01, "does not reach"), (-0.1, 0.1, "is level with")],
+    [
+        (0.01, 0.1, "beats"),
+        (-0.1, -0.01, "does not reach"),
+        (-0.1, 0.1, "cannot be distinguished from"),
+    ],
 )
 def test_verdict_follows_the_interval_against_the_best_baseline(low, high, words):
     difference = pd.DataFrame(

@@ -113,17 +113,16 @@ def contest(
     pair = {"champion": champion, "challenger": challenger}
     queries = protocols.next_item(log, TEST)
     outcomes = {name: _retrieval(log, queries, own, settings, name) for name, own in pair.items()}
-    orders = {
-        name: {"": outcome.ranks, SERVED: _served(log, queries, pair[name], outcome, name)}
-        for name, outcome in outcomes.items()
-    }
     per_query = {
         name: {
             f"{order}{metric}": value
-            for order, ranks in ordered.items()
+            for order, ranks in (
+                ("", outcome.ranks),
+                (SERVED, _served(log, queries, pair[name], outcome, name)),
+            )
             for metric, value in metrics.retrieval_metrics(ranks, settings.cutoffs).items()
         }
-        for name, ordered in orders.items()
+        for name, outcome in outcomes.items()
     }
     masks = compare.slices(log, queries.user, queries.row)
     found = _means(queries.user, per_query, settings)
@@ -137,8 +136,9 @@ def contest(
         if deciding in per_query["champion"] and mask.any()
     }
     k = settings.cutoffs[0]
-    shown = {n: metrics.coverage(o.top[:, :k], log.meta.num_items) for n, o in outcomes.items()}
-    found[f"coverage@{k}"] = _alone(shown, len(queries))
+    before, after = (metrics.coverage(o.top[:, :k], log.meta.num_items) for o in outcomes.values())
+    gain = after - before  # of the whole answer, which has no queries to resample
+    found[f"coverage@{k}"] = Change(before, after, gain, gain, float("nan"), len(queries))
     named: tuple[str, ...] = ("R1" if log.meta.split == "leave-one-out" else "R2",)
     if named == ("R2",) and champion.ranks and challenger.ranks:
         candidates = protocols.labelled(log, TEST)
@@ -245,11 +245,3 @@ def _change(values: list[float], differences: np.ndarray, queries: int) -> Chang
     champion, challenger = values
     found = compare.estimate(challenger - champion, differences)
     return Change(champion, challenger, found.low, found.high, found.p, queries)
-
-
-def _alone(values: Mapping[str, float], queries: int) -> Change:
-    """A figure of the whole answer, which has no queries to resample."""
-    difference = values["challenger"] - values["champion"]
-    return Change(
-        values["champion"], values["challenger"], difference, difference, float("nan"), queries
-    )

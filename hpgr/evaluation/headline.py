@@ -28,6 +28,16 @@ def protocol_label(protocol: str) -> str:
     return f"{PROTOCOLS.get(short, short)} ({short})" + (f", {label(rule)}" if rule else "")
 
 
+def number(value: float | None) -> str:
+    """A metric's value as every table shows it."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def signed(value: float) -> str:
+    """A difference of two values."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
 def metric_names(rows: Rows) -> list[str]:
     """Every metric that a model has, in their order."""
     return list(dict.fromkeys(metric for row in rows.values() for metric in row))
@@ -46,8 +56,8 @@ def terminal_table(title: str, rows: Rows) -> Table:
     table.add_column("model", no_wrap=True)
     for name in names:
         table.add_column(metric_label(name), justify="right")
-    for number, (model, row) in enumerate(rows.items()):
-        style = None if number else "bold"
+    for place, (model, row) in enumerate(rows.items()):
+        style = None if place else "bold"
         table.add_row(label(model), *_cells(row, names), style=style)
     return table
 
@@ -64,4 +74,4 @@ def markdown_table(rows: Rows) -> str:
 
 
 def _cells(row: Mapping[str, float], names: Sequence[str]) -> list[str]:
-    return [f"{row[name]:.4f}" if name in row else "–" for name in names]
+    return [number(row.get(name)) for name in names]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from hpgr.evaluation import figures
 from hpgr.evaluation.examples import Example
-from hpgr.evaluation.headline import label, metric_names, protocol_label
+from hpgr.evaluation.headline import label, metric_names, number, protocol_label, signed
 from hpgr.evaluation.metric_tables import Tables
 from hpgr.evaluation.rivals import Standing
 from hpgr.metrics import best_value, metric_label
@@ -96,7 +96,7 @@ def write(
             stages.append((stage, endings.get(stage, []), image))
     html = rendered(
         PAGE,
-        {"label": label, "metric": metric_label, "number": _number},
+        {"label": label, "metric": metric_label, "number": number},
         dataset=dataset,
         main=tables[0].main,
         sections=sections,
@@ -112,7 +112,9 @@ def _section(folder: Path, table: Tables) -> dict[str, Any]:
     results = _results(table)
     names = results["metrics"]
     palette = figures.colours(results["models"], table.main)
-    headline = ["auc", "gauc"] if table.protocol == "K1" else [names[0], _first(names, "ndcg")]
+    headline = (
+        ["auc", "gauc"] if table.protocol == "K1" else [names[0], names[0].replace("hr@", "ndcg@")]
+    )
     headline = [m for m in headline if m in names]
     differences = table.plots["differences"]
     images: dict[str, str] = {}
@@ -168,7 +170,11 @@ def _results(table: Tables) -> dict[str, Any]:
             (row.model, row.metric): (row.low, row.high)
             for row in table.plots["intervals"].itertuples()
         },
-        "best": {m: _best(table, m) for m in names if m.split("@")[0] not in DESCRIPTIVE},
+        "best": {
+            m: best_value(m, (row[m] for row in table.metrics.values() if m in row))
+            for m in names
+            if m.split("@")[0] not in DESCRIPTIVE
+        },
     }
 
 
@@ -183,29 +189,17 @@ def verdict(table: Tables, metric: str) -> str:
     elif row["high"] < 0:
         outcome = "does not reach"
     else:
-        outcome = "is level with"
+        outcome = "cannot be distinguished from"
     return (
         f"{label(table.main)} {outcome} the best baseline, {label(rival)}: "
         f"{metric_label(metric)} {table.metrics[table.main][metric]:.4f} against "
-        f"{table.metrics[rival][metric]:.4f}, difference {_signed(row['difference'])} "
-        f"(95 % interval {_signed(row['low'])} to {_signed(row['high'])}, p {_p(row['p'])})."
+        f"{table.metrics[rival][metric]:.4f}, difference {signed(row['difference'])} "
+        f"(95 % interval {signed(row['low'])} to {signed(row['high'])}, p {_p(row['p'])})."
     )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
 
 
 def _p(p: float) -> str:
     return "below 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _first(names: Sequence[str], prefix: str) -> str:
-    return next((n for n in names if n.startswith(prefix)), names[0])
-
-
-def _best(table: Tables, metric: str) -> float:
-    return best_value(metric, (row[metric] for row in table.metrics.values() if metric in row))
 
 
 def _difference_rows(differences: pd.DataFrame, headline: list[str]) -> dict[str, dict[str, Any]]:
@@ -213,8 +207,8 @@ def _difference_rows(differences: pd.DataFrame, headline: list[str]) -> dict[str
     rows: dict[str, dict[str, Any]] = {}
     for row in differences[differences["metric"].isin(headline)].itertuples():
         rows.setdefault(str(row.against), {})[str(row.metric)] = {
-            "difference": _signed(row.difference),
-            "interval": f"{_signed(row.low)} to {_signed(row.high)}",
+            "difference": signed(row.difference),
+            "interval": f"{signed(row.low)} to {signed(row.high)}",
             "p": _p(row.p),
         }
     return rows
@@ -246,7 +240,3 @@ def _embed(folder: Path, name: str, figure: Any) -> str:
     target = folder / "figures" / f"{name}.png"
     figures.save(figure, target)
     return "data:image/png;base64," + base64.b64encode(target.read_bytes()).decode("ascii")
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

@@ -8,7 +8,7 @@ split plays no part. Reads the arrays of `hpgr.data.log`. Writes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from hpgr.config import Evaluate
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.compare import Estimate
-from hpgr.evaluation.headline import label
+from hpgr.evaluation.headline import label, signed
 from hpgr.evaluation.model_protocols import RankingModel, Retriever
 from hpgr.metrics import metric_label
 
@@ -55,9 +55,9 @@ class Standing:
         """The result in one sentence."""
         rival, found = self.best_rival, self.differences[self.best_rival]
         interval = (
-            f"{label(self.main)} minus {label(rival)} {found.value:+.4f}, "
-            f"95 % interval {found.low:+.4f} to {found.high:+.4f}"
-        ).replace("-0.", "−0.")
+            f"{label(self.main)} minus {label(rival)} {signed(found.value)}, "
+            f"95 % interval {signed(found.low)} to {signed(found.high)}"
+        )
         asked = f"{self.queries:,} validation queries"
         if self.serve_instead:
             return (
@@ -84,13 +84,10 @@ class Standing:
                 for model, row in self.values.items()
             },
             "differences": {
-                model: {
-                    "value": round(d.value, 6), "low": round(d.low, 6), "high": round(d.high, 6),
-                    "p": round(d.p, 6),
-                }
-                for model, d in self.differences.items()
+                model: {name: round(value, 6) for name, value in asdict(found).items()}
+                for model, found in self.differences.items()
             },
-        }  # fmt: skip
+        }
 
     def _figures(self, model: str) -> str:
         row = self.values[model]
