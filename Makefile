@@ -26,7 +26,7 @@ help:  ## what there is to call
 .PHONY: run
 run: .venv/ready  ## set up, fetch the log, train, register, recommend; PROFILE=full trains to the end
 	hpgr fetch
-	python -m flows.train $(if $(PROFILE),--profile $(PROFILE))
+	hpgr train $(if $(PROFILE),--profile $(PROFILE))
 	hpgr result
 
 .PHONY: up

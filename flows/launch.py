@@ -1,11 +1,10 @@
-"""A flow started as a command: `python -m flows.NAME`, with or without a Prefect server.
+"""A flow started as a command (flows/commands.py), with or without a Prefect server.
 
 Reads and writes nothing of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 from collections.abc import Iterator
@@ -114,10 +113,3 @@ def _kept_from_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Give the command `--set SECTION.KEY=VALUE`, any number of times; see `read_overrides`."""
-    parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE"
-    )

@@ -9,7 +9,6 @@ registry and artifacts/. Writes artifacts/monitoring/.
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -17,7 +16,7 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
-from flows.launch import launch
+from flows.commands import run_as_module
 from flows.pages import artifact_address
 from hpgr.config import load_config
 from hpgr.monitoring import thresholds as monitoring
@@ -74,12 +73,5 @@ def _payload(found: monitoring.Monitoring, threshold: monitoring.Threshold) -> d
     }
 
 
-def main() -> None:
-    """Entry point of `python -m flows.monitor`."""
-    parser = argparse.ArgumentParser(prog="python -m flows.monitor", description="Run the flow")
-    parser.parse_args()
-    launch(monitor)
-
-
 if __name__ == "__main__":
-    main()
+    run_as_module("monitor")

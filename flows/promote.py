@@ -8,7 +8,6 @@ Reads and writes the registry; the verdict also goes to `artifacts/gate/`.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from typing import Any
 
@@ -17,8 +16,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows.commands import run_as_module
 from flows.faults import retry_options
-from flows.launch import launch
 from flows.pages import publish_verdict
 from hpgr.config import load_config
 from hpgr.registry import moves
@@ -100,19 +99,5 @@ def _judge_and_promote(version: int, options: dict[str, Any]) -> dict[str, Any]:
     return verdict
 
 
-def main() -> None:
-    """Entry point of `python -m flows.promote`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.promote", description="Move the champion"
-    )
-    parser.add_argument("version", type=int, nargs="?", help="default: the challenger")
-    parser.add_argument("--why", default="", help="the reason, kept with the move")
-    parser.add_argument("--force", action="store_true", help="whatever the gate said")
-    parser.add_argument("--who", help="whose decision it is; default: the account")
-    parser.add_argument("--roll-back", action="store_true", help="the previous champion again")
-    arguments = parser.parse_args()
-    launch(promote, **vars(arguments))
-
-
 if __name__ == "__main__":
-    main()
+    run_as_module("promote")

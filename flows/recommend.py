@@ -8,7 +8,6 @@ Reads params.yaml, artifacts/sessions/ and the registry. Writes artifacts/recomm
 
 from __future__ import annotations
 
-import argparse
 from typing import Any, Literal
 from uuid import UUID
 
@@ -21,12 +20,12 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
+from flows.commands import run_as_module
 from flows.faults import retry_options
 from flows.given_path import given_path
-from flows.launch import launch
 from host.cancellation import recallable
 from hpgr.config import Config
-from hpgr.profiles import with_params
+from hpgr.profiles import for_request
 from hpgr.serving.batch import Done, recommend_all
 
 SHOWN_USERS = 5
@@ -50,12 +49,9 @@ def recommend(
             lie inside the project's folder.
         deny: the same for items that are never recommended.
     """
-    asked = {"k": k, "at": at, "seen": seen}
-    given = {f"recommend.{name}": value for name, value in asked.items() if value is not None}
     lists = {"allow": allow, "deny": deny}
     files = {name: given_path(name, text) for name, text in lists.items() if text is not None}
-    cfg = with_params(given)
-    cfg = cfg.model_copy(update={"recommend": cfg.recommend.model_copy(update=files)})
+    cfg = for_request(k=k, at=at, seen=seen, **files)
     with recallable():
         done = score.with_options(**retry_options(cfg.orchestrate))(cfg)
     publish(done)
@@ -91,18 +87,5 @@ def publish(done: Done) -> None:
     )
 
 
-def main() -> None:
-    """Entry point of `python -m flows.recommend`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.recommend", description="Run the flow recommend"
-    )
-    parser.add_argument("--k", type=int, help="items for each user")
-    parser.add_argument("--at", help="time of the request, ISO 8601 (UTC) or seconds since 1970")
-    parser.add_argument("--seen", choices=("keep", "drop"), help="items that the user had before")
-    parser.add_argument("--allow", help="file of item ids: nothing else is recommended")
-    parser.add_argument("--deny", help="file of item ids: never recommended")
-    launch(recommend, **vars(parser.parse_args()))
-
-
 if __name__ == "__main__":
-    main()
+    run_as_module("recommend")

@@ -1,6 +1,6 @@
 """Take new events into the log, then train on from the champion.
 
-    python -m flows.refresh PATH [--profile quick] [--set section.key=value ...]
+    hpgr refresh PATH [--profile quick] [--set section.key=value ...]
 
 PATH is a file or folder in the format of the log (docs/refresh.md). A batch that breaks a limit is
 refused: the run fails with every reason, and the log stays as it is. One that is in the log already
@@ -10,7 +10,6 @@ Writes data/, data.dvc, base/, artifacts/, params.yaml (hpgr/profiles.py) and th
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,18 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.commands import run_as_module
 from flows.dvc_graph import dvc_output
 from flows.dvc_stages import check_data, reproduce
 from flows.faults import StageFailed, retry_options
 from flows.given_path import given_path
-from flows.launch import add_overrides, launch
 from flows.monitor import watch
 from flows.train import pipeline, write_params
 from host.cancellation import recallable
 from hpgr.config import Config, load_config
 from hpgr.intake import acceptance, batch_records
 from hpgr.intake.incoming import BatchFinding, examine
-from hpgr.profiles import read_overrides, with_params
+from hpgr.profiles import with_params
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import CHAMPION, aliases
 from hpgr.runtime import UserError, sole_run
@@ -211,22 +210,5 @@ def start_from_champion() -> None:
     get_run_logger().info("training starts from %s version %s", base["name"], base["version"])
 
 
-def main() -> None:
-    """Entry point of `python -m flows.refresh`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.refresh", description="Take new events in and train on"
-    )
-    parser.add_argument("incoming", metavar="PATH", help="file or folder of new events")
-    parser.add_argument("--profile", help="name of a file in profiles/")
-    add_overrides(parser)
-    arguments = parser.parse_args()
-    launch(
-        refresh,
-        incoming=arguments.incoming,
-        profile=arguments.profile,
-        overrides=read_overrides(arguments.overrides),
-    )
-
-
 if __name__ == "__main__":
-    main()
+    run_as_module("refresh")

@@ -1,6 +1,6 @@
 """The main flow: every stage in DVC's order, then registration and the gate.
 
-    python -m flows.train [--profile full] [--set section.key=value ...]    without a server
+    hpgr train [--profile full] [--set section.key=value ...]               without a server
     prefect deployment run 'train/local' --param profile=full               with server and worker
 
 Reads params.yaml and data/. Writes params.yaml (hpgr/profiles.py), artifacts/ and MLflow's store.
@@ -8,22 +8,21 @@ Reads params.yaml and data/. Writes params.yaml (hpgr/profiles.py), artifacts/ a
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.commands import run_as_module
 from flows.dvc_graph import stage_order
 from flows.dvc_stages import bring_log, check_data, reproduce
 from flows.faults import TransientFault, is_transient, retry_options
-from flows.launch import add_overrides, launch
 from flows.monitor import watch
 from flows.pages import publish
 from flows.promote import judge_and_promote
 from host.cancellation import recallable
 from hpgr.config import load_config
-from hpgr.profiles import read_overrides, set_params
+from hpgr.profiles import set_params
 from hpgr.registry.addresses import public, tracking_uri
 from hpgr.registry.fill_base import clear_base
 from hpgr.registry.register import register
@@ -92,14 +91,5 @@ def register_model() -> dict[str, Any]:
         ) from error
 
 
-def main() -> None:
-    """Entry point of `python -m flows.train`."""
-    parser = argparse.ArgumentParser(prog="python -m flows.train", description="Run the flow train")
-    parser.add_argument("--profile", help="name of a file in profiles/")
-    add_overrides(parser)
-    arguments = parser.parse_args()
-    launch(train, profile=arguments.profile, overrides=read_overrides(arguments.overrides))
-
-
 if __name__ == "__main__":
-    main()
+    run_as_module("train")

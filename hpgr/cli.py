@@ -1,6 +1,7 @@
 """The command line: `hpgr STAGE` for DVC, and what a person asks between runs.
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
+    hpgr train | refresh PATH        a flow each, as a Prefect run (flows/commands.py)
     hpgr gate | promote | lineage VERSION | base | monitor
     hpgr fetch NAME | doctor | incoming PATH | cache | params
     hpgr recommend | recommend-all | serve | result
@@ -20,11 +21,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 import yaml
 
+from hpgr.added_commands import Commands
 from hpgr.config import ConfigError, load_config
 from hpgr.failure import explained
 from hpgr.folder import require_folder
@@ -32,7 +34,7 @@ from hpgr.loopback import spare_loopback
 from hpgr.masking import install as mask_output
 from hpgr.options import Overrides, Profile
 from hpgr.params_file import PARAMS_FILE
-from hpgr.profiles import read_overrides, set_params
+from hpgr.profiles import for_request, read_overrides, set_params
 from hpgr.registry.resources import recorded
 from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
 from hpgr.terminal import printable
@@ -42,6 +44,7 @@ from hpgr.workspace import HERE, STAGES, Workspace
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 app = typer.Typer(
+    cls=Commands,
     help="HPGR: train, judge and ship a session-aware generative recommender.",
     no_args_is_help=True,
     add_completion=False,
@@ -149,12 +152,15 @@ def promote(
     force: Annotated[
         bool, typer.Option("--force", help="promote what the gate has not accepted")
     ] = False,
+    who: Annotated[
+        str | None, typer.Option(help="whose decision it is; default: this account")
+    ] = None,
 ) -> None:
     """Make a version the champion, or go back to the one before."""
     from hpgr.registry import moves
 
-    cfg = load_config()
-    print(printable(moves.told(moves.move(cfg, version, why=why, back=roll_back, force=force))))
+    moved = moves.move(load_config(), version, why=why, back=roll_back, force=force, who=who)
+    print(printable(moves.told(moved)))
 
 
 @app.command(rich_help_panel="Registry")
@@ -259,7 +265,7 @@ def incoming(path: Annotated[Path, typer.Argument(help="file or folder of new ev
     print(printable(verdict.figures()))
     if verdict.reasons:
         raise UserError(verdict.refusal())
-    print(f"it would be taken in: python -m flows.refresh {path}")
+    print(f"it would be taken in: hpgr refresh {path}")
 
 
 @app.command()
@@ -316,15 +322,30 @@ def recommend(
 
 
 @app.command("recommend-all")
-def recommend_all() -> None:
+def recommend_all(
+    k: Annotated[int | None, typer.Option(help="items for each user")] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="time of the request, ISO 8601 (UTC) or seconds since 1970"),
+    ] = None,
+    seen: Annotated[
+        Literal["keep", "drop"] | None, typer.Option(help="items that the user had before")
+    ] = None,
+    allow: Annotated[
+        Path | None, typer.Option(help="file of item ids: nothing else is recommended")
+    ] = None,
+    deny: Annotated[Path | None, typer.Option(help="file of item ids: never recommended")] = None,
+) -> None:
     """Answer every user of the log with the champion, into Parquet; continues after a stop.
 
-    The users are those that sessionize kept (min_user_events).
+    The users are those that sessionize kept (min_user_events). What is not given here is as in
+    the section recommend of params.yaml.
     """
     from hpgr.serving.batch import recommend_all
 
+    cfg = for_request(k=k, at=at, seen=seen, allow=allow, deny=deny)
     _enter_stage()
-    recommend_all(load_config())
+    recommend_all(cfg)
 
 
 @app.command()

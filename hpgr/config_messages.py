@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -72,7 +73,7 @@ def described(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
             yield f"  {place}: unknown key{hint or '; remove it or correct its name'}"
         elif e["type"] == "missing":
             if place not in explained:
-                yield f"  {place}: is missing; add it"
+                yield f"  {place}: is missing; add it{_misspelt(e)}"
         elif e["type"] == "value_error":
             yield f"  {place}: {e['ctx']['error']} (found {found!r})"
         elif e["type"] == "literal_error":
@@ -82,6 +83,15 @@ def described(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
             )
         else:
             yield f"  {place}: found {_shown(found)}, expected {_expected(e, found)}"
+
+
+def _misspelt(error: Any) -> str:
+    """Return a hint where the missing key is there under a name close to its own."""
+    section = ".".join(map(str, error["loc"][:-1]))
+    close = get_close_matches(str(error["loc"][-1]), map(str, error["input"]), n=1)
+    if not section or not close:
+        return ""
+    return f" ({section}.{close[0]}: unknown key; did you mean {error['loc'][-1]!r}?)"
 
 
 def _expected(error: Any, found: Any) -> str:

@@ -80,6 +80,30 @@ def with_params(
     return _changed(values or {}, profile, path, profiles)[2]
 
 
+def for_request(
+    *,
+    k: int | None = None,
+    at: str | int | None = None,
+    seen: str | None = None,
+    allow: Path | None = None,
+    deny: Path | None = None,
+) -> Config:
+    """Return the configuration of the current folder with a request's own section `recommend`.
+
+    None leaves the file's value. `allow` and `deny` may name any file: who takes them from others
+    checks them.
+
+    Raises:
+        ConfigError: as `set_params`.
+    """
+    asked = {"k": k, "at": at, "seen": seen}
+    cfg = with_params(
+        {f"recommend.{key}": value for key, value in asked.items() if value is not None}
+    )
+    files = {key: path for key, path in (("allow", allow), ("deny", deny)) if path is not None}
+    return cfg.model_copy(update={"recommend": cfg.recommend.model_copy(update=files)})
+
+
 def read_overrides(entries: list[str] | None) -> dict[str, Any]:
     """Turn `section.key=value` entries of a command line into values, each read as YAML.
 

@@ -244,3 +244,27 @@ def test_the_command_says_what_it_changes(params):
     wrong = hpgr("--profile", "smok")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: profile is 'smok'")
+
+
+def signature(command):
+    """Options and arguments of a command: name, default and type, in words."""
+    from hpgr.added_commands import as_command
+
+    return [(p.name, p.opts, str(p.default), str(p.type)) for p in as_command(command, "x").params]
+
+
+@pytest.mark.parametrize(
+    ("plain", "flow"),
+    [("promote", "promote"), ("recommend_all", "recommend"), ("monitor", "monitor")],
+)
+def test_a_command_and_its_prefect_run_take_the_same_options(plain, flow):
+    import inspect
+    from importlib import import_module
+
+    from flows.commands import _as_run
+    from hpgr import cli
+
+    declared = getattr(cli, plain)
+    assert signature(_as_run(declared, flow)) == signature(declared)
+    run = getattr(import_module(f"flows.{flow}"), flow)
+    assert [name for name, *_ in signature(declared)] == [*inspect.signature(run.fn).parameters]

@@ -33,7 +33,7 @@ def increments(log: Path) -> list[Path]:
         if not (path.is_dir() and NAME.fullmatch(path.name)):
             raise UserError(
                 f"{path}: expected only folders named NNNN-DIGEST in {log / FOLDER}; move it away "
-                "and bring new events with `python -m flows.refresh PATH`"
+                "and bring new events with `hpgr refresh PATH`"
             )
     return sorted(found, key=lambda path: int(path.name.partition("-")[0]))
 
