@@ -247,10 +247,10 @@ def test_the_command_says_what_it_changes(params):
 
 
 def signature(command):
-    """Options and arguments of a command: name, default and type, in words."""
+    """Options and arguments of a command: name, spelling and default."""
     from hpgr.added_commands import as_command
 
-    return [(p.name, p.opts, str(p.default), str(p.type)) for p in as_command(command, "x").params]
+    return [(p.name, p.opts, str(p.default)) for p in as_command(command, "x").params]
 
 
 @pytest.mark.parametrize(
