@@ -67,7 +67,8 @@ def clones(tmp_path_factory):
     there = Project(root / "there", here.prefect_port, here.mlflow_port)
     (there.folder / "artifacts").mkdir()
     here.string = there.string = new_string()
-    server = start(here, "prefect", "server", "start", "--port", str(here.prefect_port))
+    app = ("--factory", "host.prefect_app:create_app", "--log-level", "warning")
+    server = start(here, "uvicorn", *app, "--port", str(here.prefect_port))
     workers = []
     try:
         until(here.answers, "the server answers")
