@@ -35,7 +35,7 @@ def watch() -> list[str]:
     """Judge every threshold, put the table on the run's page and send an event for each breach."""
     found = monitoring.monitor(load_config())
     logger = get_run_logger()
-    for line in monitoring.told(found).splitlines():
+    for line in monitoring.as_text(found).splitlines():
         logger.warning(line) if "is breached" in line else logger.info(line)
     create_table_artifact(
         key="monitoring",

@@ -68,11 +68,11 @@ def move_champion(
     moved = moves.move(
         load_config(), version, why=why, back=roll_back, force=force, who=who, via=via
     )
-    get_run_logger().info(moves.told(moved))
+    get_run_logger().info(moves.describe(moved))
     rows = "".join(f"| {key} | {value} |\n" for key, value in asdict(moved).items())
     create_markdown_artifact(
         key="champion",
-        markdown=f"{moves.told(moved)}\n\n| | |\n|---|---|\n{rows}",
+        markdown=f"{moves.describe(moved)}\n\n| | |\n|---|---|\n{rows}",
         description="who serves now, and why",
     )
     return asdict(moved)

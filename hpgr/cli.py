@@ -160,7 +160,7 @@ def promote(
     from hpgr.registry import moves
 
     moved = moves.move(load_config(), version, why=why, back=roll_back, force=force, who=who)
-    print(printable(moves.told(moved)))
+    print(printable(moves.describe(moved)))
 
 
 @app.command(rich_help_panel="Registry")
@@ -206,7 +206,7 @@ def monitor() -> None:
     """Judge data and champion by the thresholds; a breach is told and no failure."""
     from hpgr.monitoring import thresholds as monitor
 
-    print(printable(monitor.told(monitor.monitor(load_config()))))
+    print(printable(monitor.as_text(monitor.monitor(load_config()))))
 
 
 @app.command()

@@ -18,8 +18,9 @@ from hpgr.config import load_config
 from hpgr.registry.bundle import write_bundle
 from hpgr.registry.judge import contestant
 from hpgr.registry.tracking import connect
+from hpgr.registry.versions import BUNDLE
 from hpgr.runtime import UserError, read_json
-from hpgr.serving.champion import BUNDLE, Champion
+from hpgr.serving.champion import Champion
 from hpgr.serving.recommender import load_bundle
 from hpgr.serving.server import create_app
 

@@ -23,8 +23,9 @@ from waiting import until
 from hpgr.config import load_config
 from hpgr.registry.bundle import write_bundle
 from hpgr.registry.tracking import connect
+from hpgr.registry.versions import BUNDLE
 from hpgr.runtime import UserError, read_json, write_json
-from hpgr.serving.champion import BUNDLE, Champion, load
+from hpgr.serving.champion import Champion, load
 from hpgr.serving.server import create_app
 
 

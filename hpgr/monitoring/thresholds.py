@@ -237,8 +237,8 @@ def as_rows(found: Monitoring) -> list[dict[str, str]]:
     ]
 
 
-def told(found: Monitoring) -> str:
-    """The outcome in lines, breaches with their cure."""
+def as_text(found: Monitoring) -> str:
+    """Return the outcome in lines, breaches with their cure."""
     lines = [
         f"monitor.{t.name} is breached: {t.meaning} is {t.shown(t.value)}, limit "
         f"{t.shown(t.limit)}; {t.cure}"

@@ -20,10 +20,10 @@ from hpgr.data.base_folder import is_filled
 from hpgr.data.trained_events import SKETCH
 from hpgr.registry.bundle import content_hashes
 from hpgr.registry.bundle_check import check_bundle
-from hpgr.registry.mlflow_faults import answered, reason
+from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.register import KEY_TAG
 from hpgr.registry.tracking import connect
-from hpgr.registry.versions import CHAMPION, aliases, get_version
+from hpgr.registry.versions import fetch_bundle, find_champion, get_version
 from hpgr.runtime import UserError, read_json, write_json
 from hpgr.workspace import HERE, Workspace
 
@@ -87,27 +87,13 @@ def clear_base(workspace: Workspace = HERE) -> None:
 def _find(cfg: Config, version: int | None, workspace: Workspace) -> ModelVersion:
     client, name = connect(workspace), cfg.register_.model_name
     if version is None:
-        version = aliases(client, name).get(CHAMPION)
-    if version is None:
-        raise UserError(
-            f"the registry has no {name}@{CHAMPION} to start from: the flow `train` makes one"
-        )
+        return find_champion(client, name)
     return get_version(client, name, version)
 
 
 def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:
     """The version's bundle below `scratch`, checked to be whole."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    uri = f"models:/{wanted['name']}/{wanted['version']}"
-    try:
-        folder = Path(download_artifacts(uri, dst_path=str(scratch)))
-    except (MlflowException, OSError) as error:
-        raise UserError(
-            f"{_title(wanted)} cannot be fetched from MLflow: {reason(error)}"
-        ) from error
-    bundle = folder / "artifacts" / "bundle"
+    bundle = fetch_bundle(wanted["name"], wanted["version"], scratch)
     missing = [name for name in CONTENTS if not (bundle / name).exists()]
     if missing:
         raise UserError(

@@ -76,7 +76,7 @@ def decide(contest: Contest, rules: Gate, past: Past) -> Verdict:
         Check(
             f"{rules.metric} gains",
             gain > rules.margin,
-            _told(deciding),
+            _shown(deciding),
             f"more than {rules.margin:+.1%}",
         )
     ]
@@ -92,7 +92,7 @@ def decide(contest: Contest, rules: Gate, past: Past) -> Verdict:
     for name, limit in rules.guards.items():
         change = _metric(contest, name, f"gate.guards.{name}")
         checks.append(
-            Check(f"{name} holds", _fall(name, change) <= limit, _told(change), _most(name, limit))
+            Check(f"{name} holds", _fall(name, change) <= limit, _shown(change), _most(name, limit))
         )
     for name, change in contest.slices.items():
         if change.queries >= rules.min_slice_queries:
@@ -100,7 +100,7 @@ def decide(contest: Contest, rules: Gate, past: Past) -> Verdict:
                 Check(
                     f"{rules.metric} holds for {name}",
                     _fall(rules.metric, change) <= rules.max_slice_fall,
-                    f"{_told(change)}, {change.queries:,} queries",
+                    f"{_shown(change)}, {change.queries:,} queries",
                     _most(rules.metric, rules.max_slice_fall),
                 )
             )
@@ -148,7 +148,7 @@ def _fall(name: str, change: Change) -> float:
     return change.relative if name in LOWER_IS_BETTER else -change.relative
 
 
-def _told(change: Change) -> str:
+def _shown(change: Change) -> str:
     return f"{change.champion:.4f} to {change.challenger:.4f} ({change.relative:+.1%})"
 
 

@@ -76,8 +76,8 @@ def move(
     return roll_back(cfg, why=why, who=who, via=via, workspace=workspace)
 
 
-def told(move: Move) -> str:
-    """One sentence about a move."""
+def describe(move: Move) -> str:
+    """Return one sentence about a move."""
     if move.kind == "none":
         return f"{move.why} already; nothing was changed"
     before = "none" if move.before is None else f"version {move.before}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpgr.registry.addresses import public, registry_uri
+from hpgr.registry.mlflow_faults import reason
 from hpgr.runtime import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+BUNDLE = "artifacts/bundle"  # where pyfunc keeps it inside a version
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model; no such alias
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, int]:
@@ -63,11 +66,45 @@ def get_version(client: MlflowClient, name: str, version: int) -> ModelVersion:
         ) from None
 
 
+def find_champion(client: MlflowClient, name: str) -> ModelVersion:
+    """Return the version that the alias champion names.
+
+    Raises:
+        UserError: there is none, or the registry cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            raise UserError(
+                f"the registry has no {name}@{CHAMPION} ({error.message}): `make run`, the flow "
+                "`train` or `hpgr register` makes one; `hpgr recommend --source artifacts` asks "
+                "the last run's model"
+            ) from error
+        raise UserError(f"the registry cannot be reached: {reason(error)}") from error
+
+
+def fetch_bundle(name: str, version: int, folder: Path) -> Path:
+    """Download the version's bundle (`hpgr.registry.bundle`) below `folder` and return its path.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(download_artifacts(f"models:/{name}/{version}/{BUNDLE}", dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"{name} version {version} cannot be fetched from the registry: {reason(error)}"
+        ) from error
+
+
 @contextmanager
 def bundle_of(name: str, version: int) -> Iterator[Path]:
-    """The version's bundle (`hpgr.registry.bundle`) in a folder that lasts as long as the block."""
-    import mlflow
-
+    """Yield the version's bundle in a folder that lasts as long as the block."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=scratch)
-        yield Path(folder) / "artifacts" / "bundle"
+        yield fetch_bundle(name, version, Path(scratch))

@@ -144,7 +144,7 @@ def apply(patch: Path, root: Path = HERE.root) -> bool:
     if done.returncode != 0:
         raise UserError(
             "what differed from the commit does not fit this working tree: "
-            f"{_told(done)}. Nothing was changed; restore in a fresh clone"
+            f"{_errors(done)}. Nothing was changed; restore in a fresh clone"
         )
     return True
 
@@ -187,7 +187,7 @@ def _names(listed: bytes) -> set[str]:
 def _checked(root: Path, *arguments: str, **options: Any) -> bytes:
     done = _git(root, *arguments, **options)
     if done.returncode != 0:
-        raise UserError(f"git {arguments[0]} cannot read this working tree: {_told(done)}")
+        raise UserError(f"git {arguments[0]} cannot read this working tree: {_errors(done)}")
     return done.stdout
 
 
@@ -206,5 +206,5 @@ def _git(
         return subprocess.CompletedProcess(command, 127, b"", b"git is not installed")
 
 
-def _told(done: subprocess.CompletedProcess[bytes]) -> str:
+def _errors(done: subprocess.CompletedProcess[bytes]) -> str:
     return "; ".join(done.stderr.decode(errors="replace").splitlines())

@@ -7,19 +7,17 @@ code: nothing from the registry is executed here. Reads the MLflow registry.
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpgr.config import Config
 from hpgr.masking import masked
-from hpgr.registry.mlflow_faults import answered, describe, reason
+from hpgr.registry.mlflow_faults import answered, describe
 from hpgr.registry.tracking import connect
-from hpgr.registry.versions import CHAMPION
+from hpgr.registry.versions import CHAMPION, bundle_of, find_champion
 from hpgr.runtime import UserError
 from hpgr.serving.recommender import Recommender, load_bundle
 from hpgr.workspace import HERE, Workspace
@@ -27,9 +25,6 @@ from hpgr.workspace import HERE, Workspace
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
-BUNDLE = "artifacts/bundle"  # where pyfunc keeps it inside a version
-ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model; no such alias
 
 logger = logging.getLogger(__name__)
 
@@ -54,26 +49,7 @@ def load_champion(cfg: Config, workspace: Workspace = HERE) -> Served:
         UserError: the registry has none, cannot be reached, or the version cannot be read.
     """
     client, name = connect(workspace), cfg.register_.model_name
-    return load(find(client, name))
-
-
-def find(client: MlflowClient, name: str) -> ModelVersion:
-    """The version that the alias champion names.
-
-    Raises:
-        UserError: there is none, or the registry cannot be reached.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code in ABSENT:
-            raise UserError(
-                f"the registry has no {name}@{CHAMPION} ({error.message}): run `make run` or "
-                "`hpgr register`; `hpgr recommend --source artifacts` asks the last run's model"
-            ) from error
-        raise UserError(f"the registry cannot be reached: {reason(error)}") from error
+    return load(find_champion(client, name))
 
 
 def load(version: ModelVersion) -> Served:
@@ -82,18 +58,7 @@ def load(version: ModelVersion) -> Served:
     Raises:
         UserError: the version's files cannot be fetched, or not be read.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    uri = f"models:/{version.name}/{version.version}/{BUNDLE}"
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch))
-        except (MlflowException, OSError) as error:
-            raise UserError(
-                f"{version.name} version {version.version} cannot be fetched from the registry: "
-                f"{reason(error)}"
-            ) from error
+    with bundle_of(version.name, int(version.version)) as folder:
         recommender = load_bundle(
             folder,
             f"{version.name} version {version.version}",
@@ -128,7 +93,7 @@ class Champion:
         """Ask the registry once, and take its champion if it is another version."""
         try:
             self._client = self._client or self._connect()
-            version = find(self._client, self.name)
+            version = find_champion(self._client, self.name)
             if self.served is None or self._is_other(version, self.served):
                 served = load(version)
                 logger.info("serving %s version %s", served.name, served.version)
