@@ -11,6 +11,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' processes fill the cores already
 
 import pytest
+
+with suppress(ModuleNotFoundError):  # before anything imports the networks
+    import beartype  # noqa: F401
+    from jaxtyping import install_import_hook
+
+    # Every call of these modules has its arguments' shapes checked; see hpgr/model/shapes.py.
+    SHAPED = (
+        "attention", "dropout", "embedding", "hpgr", "hstu", "interface", "preference",
+        "ranking_head", "session_encoder",
+    )  # fmt: skip
+    install_import_hook([f"hpgr.model.{name}" for name in SHAPED], "beartype.beartype")
+
 from evaluation_log import random_log, write_arrays
 from once import made_once
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpgr.model.shapes import Float
 
-def dropout(x: Tensor, share: float, training: bool) -> Tensor:
+
+def dropout(x: Float[Tensor, "*any"], share: float, training: bool) -> Float[Tensor, "*any"]:
     """Zero a `share` of the elements of `x` and scale up the rest, when `training`.
 
     On a CPU the share is rounded to a 256th and the scale follows the rounded share.

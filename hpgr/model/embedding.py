@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.model.attention.cover import NUM_TIME_BUCKETS, time_bucket
+from hpgr.model.shapes import Float, Int
 
 INITIAL_STD = 0.02
 
@@ -60,7 +61,7 @@ class ItemEmbedding(nn.Module):
         """Item id of [M]."""
         return self.num_items
 
-    def table(self) -> Tensor:
+    def table(self) -> Float[Tensor, "V_and_mask D"]:
         """Vectors of the whole catalogue and the mask token, [V + 1, D]."""
         if self.category_table is None:
             return self.item.weight
@@ -83,8 +84,12 @@ class TimeAwarePosition(nn.Module):
         self.until_next = _table(NUM_TIME_BUCKETS, dim) if request_time else None
 
     def forward(
-        self, position: Tensor, time: Tensor, previous_time: Tensor, next_time: Tensor
-    ) -> Tensor:
+        self,
+        position: Int[Tensor, "T"],
+        time: Int[Tensor, "T"],
+        previous_time: Int[Tensor, "T"],
+        next_time: Int[Tensor, "T"],
+    ) -> Float[Tensor, "T D"]:
         """Vectors [T, D] of places int64 [T] and times in seconds, int64 [T]."""
         place = self.position(position.clamp_max(self.position.num_embeddings - 1))
         place = place + self.since_previous(time_bucket(time - previous_time))
@@ -93,6 +98,6 @@ class TimeAwarePosition(nn.Module):
         return place
 
 
-def scaled(vectors: Tensor) -> Tensor:
+def scaled(vectors: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
     """Item vectors as network input: times sqrt(D), as in HSTU."""
     return vectors * math.sqrt(vectors.shape[-1])

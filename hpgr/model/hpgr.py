@@ -18,7 +18,7 @@ Shape legend: B users, T history rows, P sessions, C candidates, V items, D widt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,23 +33,23 @@ from hpgr.model.interface import Growth, Network, Output
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.preference import PreferenceMask, PreferenceSignals
 from hpgr.model.ranking_head import RankingHead
-from hpgr.model.sections import HPGRSection
 from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
+from hpgr.model.shapes import Bool, Float
 
 
 @dataclass(frozen=True)
 class Trunk:
     """What the trunk computed for one batch: fused rows [T, D], SEM outputs, catalogue vectors."""
 
-    fused: Tensor
-    sessions: Tensor | None
-    table: Tensor
+    fused: Float[Tensor, "T D"]
+    sessions: Float[Tensor, "T_and_P D"] | None
+    table: Float[Tensor, "V_and_mask D"]
 
 
 class HPGRTrunk(nn.Module):
     """The part that stage 1 trains and stage 2 inherits."""
 
-    def __init__(self, settings: HPGRSection, catalogue: Catalogue) -> None:
+    def __init__(self, settings: Any, catalogue: Catalogue) -> None:
         super().__init__()
         self.tile, self.gap_s = settings.tile, catalogue.gap_s
         self.own_sessions = catalogue.own_sessions
@@ -79,7 +79,9 @@ class HPGRTrunk(nn.Module):
                 dropout=settings.dropout,
             )
 
-    def forward(self, packed: Packed, *, causal: bool, masked: Tensor | None = None) -> Trunk:
+    def forward(
+        self, packed: Packed, *, causal: bool, masked: Bool[Tensor, "T"] | None = None
+    ) -> Trunk:
         """Fused representation of every history row.
 
         Args:
@@ -102,7 +104,9 @@ class HPGRTrunk(nn.Module):
         fused, outputs = self.sessions(x, packed, tile=self.tile, causal=causal)
         return Trunk(fused, outputs, table)
 
-    def candidates(self, trunk: Trunk, packed: Packed, candidates: Candidates) -> Tensor:
+    def candidates(
+        self, trunk: Trunk, packed: Packed, candidates: Candidates
+    ) -> Float[Tensor, "C D"]:
         """Fused representation [C, D] of candidates, placed by their time among the history."""
         x = scaled(functional.embedding(candidates.item, trunk.table))
         visible = candidates.last - candidates.first
@@ -126,7 +130,7 @@ class HPGRTrunk(nn.Module):
 class MaskedItemModel(nn.Module):
     """Stage 1: the trunk, a plain bidirectional Transformer and the masked-item state."""
 
-    def __init__(self, settings: HPGRSection, catalogue: Catalogue, *, mim_blocks: int) -> None:
+    def __init__(self, settings: Any, catalogue: Catalogue, *, mim_blocks: int) -> None:
         super().__init__()
         self.trunk = HPGRTrunk(settings, catalogue)
         self.blocks = nn.ModuleList(
@@ -139,7 +143,9 @@ class MaskedItemModel(nn.Module):
             for _ in range(mim_blocks)
         )
 
-    def forward(self, packed: Packed, masked: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, packed: Packed, masked: Bool[Tensor, "T"]
+    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "V D"]]:
         """States [T, D] of all rows and the catalogue's vectors [V, D]; masked bool [T]."""
         trunk = self.trunk(packed, causal=False, masked=masked)
         tiles = build_tiles(packed.first, packed.user_end, len(packed.item), size=self.trunk.tile)
@@ -161,9 +167,7 @@ class HPGR(Network):
     }
     inherits = "trunk"
 
-    def __init__(
-        self, settings: HPGRSection, catalogue: Catalogue, *, ranking: bool = True
-    ) -> None:
+    def __init__(self, settings: Any, catalogue: Catalogue, *, ranking: bool = True) -> None:
         super().__init__(settings, catalogue, ranking=ranking)
         self.trunk = HPGRTrunk(settings, catalogue)
         self.tile = settings.tile
@@ -192,9 +196,7 @@ class HPGR(Network):
         self.click = RankingHead(settings.dim, catalogue.num_items, catalogue.num_actions)
 
     @classmethod
-    def stage_one(
-        cls, settings: HPGRSection, catalogue: Catalogue, *, blocks: int
-    ) -> MaskedItemModel:
+    def stage_one(cls, settings: Any, catalogue: Catalogue, *, blocks: int) -> MaskedItemModel:
         """Make the masked-item model."""
         return MaskedItemModel(settings, catalogue, mim_blocks=blocks)
 

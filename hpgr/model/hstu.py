@@ -10,7 +10,7 @@ Shape legend: T rows, D width, H heads, d width of a head.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from hpgr.model.dropout import dropout
 from hpgr.model.interface import Growth, Network, Output
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.ranking_head import RankingHead
-from hpgr.model.sections import HSTUSection
+from hpgr.model.shapes import Float, Int
 
 EPSILON = 1e-6
 
@@ -63,7 +63,14 @@ class HSTUBlock(nn.Module):
         if not time_bias:
             nn.init.zeros_(self.time_bias)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Float[Tensor, "T D"]
+    ) -> tuple[
+        Float[Tensor, "T Hd"],
+        Float[Tensor, "T H d"],
+        Float[Tensor, "T H d"],
+        Float[Tensor, "T H d"],
+    ]:
         """U [T, H * d], V, Q and K [T, H, d] of rows x [T, D]."""
         normed = functional.layer_norm(x, x.shape[-1:], eps=EPSILON)
         u, v, q, k = functional.silu(normed @ self.uvqk).chunk(4, dim=-1)
@@ -72,15 +79,15 @@ class HSTUBlock(nn.Module):
 
     def attend(
         self,
-        x: Tensor,
-        u: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        x: Float[Tensor, "Q D"],
+        u: Float[Tensor, "Q Hd"],
+        q: Float[Tensor, "Q H d"],
+        k: Float[Tensor, "K H d"],
+        v: Float[Tensor, "K H d"],
         tiles: Tiles,
-        length: Tensor | float,
-        weight: Tensor | None = None,
-    ) -> Tensor:
+        length: Int[Tensor, "Q 1"] | float,
+        weight: Float[Tensor, "N S S"] | None = None,
+    ) -> Float[Tensor, "Q D"]:
         """Output of query rows x [Q, D], with their u and q, over keys k and values v.
 
         `length` divides the sum: one number (HSTU's padded length) or [Q, 1].
@@ -115,9 +122,7 @@ class HSTU(Network):
         "click.action_value": Growth("num_actions"),
     }
 
-    def __init__(
-        self, settings: HSTUSection, catalogue: Catalogue, *, ranking: bool = True
-    ) -> None:
+    def __init__(self, settings: Any, catalogue: Catalogue, *, ranking: bool = True) -> None:
         super().__init__(settings, catalogue, ranking=ranking)
         self.tile, self.dropout = settings.tile, settings.dropout
         self.num_items = catalogue.num_items

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.packed import Candidates, Packed
+from hpgr.model.shapes import Float
 from hpgr.model.zoo import ZOO, resolve_class
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ class Output(NamedTuple):
     A state and an item's vector are compared by cosine, whatever their lengths.
     """
 
-    states: Tensor
-    items: Tensor
-    logits: Tensor | None
+    states: Float[Tensor, "T D"]
+    items: Float[Tensor, "V D"]
+    logits: Float[Tensor, "C"] | None
 
 
 class Growth(NamedTuple):
@@ -90,7 +91,7 @@ class Network(nn.Module):
         """
         return None
 
-    def start_ranking(self, events: Tensor, positive: Tensor) -> None:
+    def start_ranking(self, events: Float[Tensor, "V"], positive: Float[Tensor, "V"]) -> None:
         """Start the ranking head from how each item was liked in training, where it can.
 
         Args:

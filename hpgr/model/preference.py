@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from hpgr.model.attention.cover import Tiles, blocks, build_tiles, cover
 from hpgr.model.precision import autocast_off, wide
+from hpgr.model.shapes import Float, Int
 
 QUERIES_AT_A_TIME = 256  # on a CPU
 ACCELERATOR_QUERIES = 2048  # elsewhere, as few steps as the keys that they span together allow
@@ -45,7 +46,13 @@ class PreferenceMask:
 
 
 @torch.no_grad()
-def select_anchors(query: Tensor, key: Tensor, first: Tensor, last: Tensor, num: int) -> Tensor:
+def select_anchors(
+    query: Float[Tensor, "Q R"],
+    key: Float[Tensor, "K R"],
+    first: Int[Tensor, "Q"],
+    last: Int[Tensor, "Q"],
+    num: int,
+) -> Int[Tensor, "Q A"]:
     """Key rows of the `num` visible keys most similar to each query, best first, -1 for none.
 
     Args:
@@ -94,15 +101,15 @@ class PreferenceSignals(nn.Module):
 
     def forward(
         self,
-        query: Tensor,
-        key: Tensor,
-        first: Tensor,
-        last: Tensor,
+        query: Float[Tensor, "Q D"],
+        key: Float[Tensor, "K D"],
+        first: Int[Tensor, "Q"],
+        last: Int[Tensor, "Q"],
         *,
         size: int,
-        query_time: Tensor | None,
-        key_time: Tensor | None,
-        query_position: Tensor | None,
+        query_time: Int[Tensor, "Q"] | None,
+        key_time: Int[Tensor, "K"] | None,
+        query_position: Int[Tensor, "Q"] | None,
     ) -> PreferenceMask:
         """Mask of each query over its visible keys.
 

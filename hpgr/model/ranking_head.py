@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.model.packed import Candidates, Packed
+from hpgr.model.shapes import Float
 
 PRIOR_EVENTS = 5.0  # of an item's mean; start of the learned prior of a user's
 
@@ -35,7 +36,7 @@ class RankingHead(nn.Module):
         self.scale = math.sqrt(dim)  # so that the user's scalars move as fast as vectors do
 
     @torch.no_grad()
-    def start_from(self, events: Tensor, positive: Tensor) -> None:
+    def start_from(self, events: Float[Tensor, "V"], positive: Float[Tensor, "V"]) -> None:
         """Set each item's bias to the smoothed log odds of its training events.
 
         Args:
@@ -47,8 +48,12 @@ class RankingHead(nn.Module):
         self.item_bias.copy_(torch.logit(rate.clamp(1e-6, 1 - 1e-6)))
 
     def forward(
-        self, state: Tensor, entered: Tensor, packed: Packed, candidates: Candidates
-    ) -> Tensor:
+        self,
+        state: Float[Tensor, "C D"],
+        entered: Float[Tensor, "C D"],
+        packed: Packed,
+        candidates: Candidates,
+    ) -> Float[Tensor, "C"]:
         """Logits [C].
 
         Args:

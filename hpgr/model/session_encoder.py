@@ -25,6 +25,7 @@ from hpgr.model.attention.entry import softmax_attention
 from hpgr.model.dropout import dropout
 from hpgr.model.packed import Packed
 from hpgr.model.precision import wide
+from hpgr.model.shapes import Bool, Float, Int
 
 FEED_FORWARD = 2  # width of the hidden layer, in multiples of D
 MAX_SCORE = 20.0  # of the pooling attention, so that exp needs no maximum
@@ -49,7 +50,7 @@ class TransformerBlock(nn.Module):
             nn.Linear(FEED_FORWARD * dim, dim),
         )
 
-    def forward(self, x: Tensor, tiles: Tiles) -> Tensor:
+    def forward(self, x: Float[Tensor, "T D"], tiles: Tiles) -> Float[Tensor, "T D"]:
         """[T, D] -> [T, D]; each row attends to what `tiles` shows it."""
         q, k, v = self.qkv(self.norm(x)).view(len(x), 3, self.num_heads, -1).unbind(1)
         q = functional.normalize(q, dim=-1) * self.scale.clamp(0.0, MAX_SCORE)
@@ -89,8 +90,8 @@ class SessionEncoder(nn.Module):
         self.gate = nn.Linear(2 * dim, dim)
 
     def forward(
-        self, x: Tensor, packed: Packed, *, tile: int, causal: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Float[Tensor, "T D"], packed: Packed, *, tile: int, causal: bool
+    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T_and_P D"]]:
         """Fuse every event with what it may know of the sessions.
 
         Args:
@@ -121,8 +122,14 @@ class SessionEncoder(nn.Module):
         return self._fuse(x, self.from_intra(intra) + from_sessions), torch.cat([intra, inter])
 
     def fuse_candidates(
-        self, x: Tensor, outputs: Tensor, packed: Packed, first: Tensor, last: Tensor, same: Tensor
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "C D"],
+        outputs: Float[Tensor, "T_and_P D"],
+        packed: Packed,
+        first: Int[Tensor, "C"],
+        last: Int[Tensor, "C"],
+        same: Bool[Tensor, "C"],
+    ) -> Float[Tensor, "C D"]:
         """Fuse candidates with the sessions before their request time.
 
         Args:

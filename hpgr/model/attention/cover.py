@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpgr.model.shapes import Int
+
 NUM_TIME_BUCKETS = 129
 HIDDEN = 255  # bucket of a pair that is not visible; its bias drives SiLU and exp to zero
 TIME_BUCKET_WIDTH = 0.301
@@ -59,7 +61,7 @@ class Tiles:
         return self.last - self.first
 
 
-def time_bucket(seconds: Tensor) -> Tensor:
+def time_bucket(seconds: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
     """HSTU's logarithmic bucket of a time difference, 0..128.
 
     floor(ln(max(1, |d|)) / 0.301), clamped: the official research code's formula.
@@ -78,15 +80,15 @@ def blocks(rows: Tensor, size: int, fill: int = 0) -> Tensor:
 
 
 def build_tiles(
-    first: Tensor,
-    last: Tensor,
+    first: Int[Tensor, "Q"],
+    last: Int[Tensor, "Q"],
     num_keys: int,
     *,
     size: int,
-    query_time: Tensor | None = None,
-    key_time: Tensor | None = None,
-    query_position: Tensor | None = None,
-    pairs: tuple[Tensor, Tensor] | None = None,
+    query_time: Int[Tensor, "Q"] | None = None,
+    key_time: Int[Tensor, "K"] | None = None,
+    query_position: Int[Tensor, "Q"] | None = None,
+    pairs: tuple[Int[Tensor, "N"], Int[Tensor, "N"]] | None = None,
     segments: bool | None = None,
 ) -> Tiles:
     """Cover the visible ranges with tiles.
@@ -146,7 +148,9 @@ def build_tiles(
     )
 
 
-def cover(first: Tensor, last: Tensor, num_keys: int, size: int) -> tuple[Tensor, Tensor]:
+def cover(
+    first: Int[Tensor, "Q"], last: Int[Tensor, "Q"], num_keys: int, size: int
+) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
     """Query and key block of every tile that holds a visible pair, sorted by query block."""
     empty = first >= last
     low = blocks(torch.where(empty, num_keys, first), size, fill=num_keys).amin(1) // size

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hpgr.model.attention.cover import Tiles
 from hpgr.model.attention.tiles import tile_attention
+from hpgr.model.shapes import Float
 
 BackEnd = Callable[..., Tensor]
 BACK_ENDS: dict[str, BackEnd] = {"tiles": tile_attention}
@@ -35,16 +36,16 @@ def back_end(device: torch.device, name: str = "auto") -> BackEnd:
 
 
 def additive_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Float[Tensor, "Q H D"],
+    k: Float[Tensor, "K H D"],
+    v: Float[Tensor, "K H Dv"],
     tiles: Tiles,
     *,
-    position_bias: Tensor,
-    time_bias: Tensor,
-    weight: Tensor | None = None,
+    position_bias: Float[Tensor, "P"],
+    time_bias: Float[Tensor, "buckets"],
+    weight: Float[Tensor, "N S S"] | None = None,
     exponential: bool = False,
-) -> Tensor:
+) -> Float[Tensor, "Q H Dv"]:
     """Compute the additive attention sum over a tile list, not normalised.
 
     Products are of autocast's type where it is on (else of the widest of q, k and v), the sum over
@@ -76,8 +77,12 @@ def additive_attention(
 
 
 def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, position_bias: Tensor
-) -> Tensor:
+    q: Float[Tensor, "Q H D"],
+    k: Float[Tensor, "K H D"],
+    v: Float[Tensor, "K H Dv"],
+    tiles: Tiles,
+    position_bias: Float[Tensor, "P"],
+) -> Float[Tensor, "Q H Dv"]:
     """Compute softmax attention as two additive sums: weighted values, and weights alone.
 
     Safe without subtracting a maximum because callers bound the scores (normalised q and k).

@@ -8,17 +8,19 @@ from __future__ import annotations
 from torch import Tensor, einsum
 from torch.nn import functional
 
+from hpgr.model.shapes import Bool, Float
+
 
 def dense_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Float[Tensor, "Q H D"],
+    k: Float[Tensor, "K H D"],
+    v: Float[Tensor, "K H Dv"],
     *,
-    visible: Tensor,
-    bias: Tensor,
-    weight: Tensor | None = None,
+    visible: Bool[Tensor, "Q K"],
+    bias: Float[Tensor, "Q K"],
+    weight: Float[Tensor, "Q K"] | None = None,
     exponential: bool = False,
-) -> Tensor:
+) -> Float[Tensor, "Q H Dv"]:
     """Compute the sum eagerly over the whole Q x K matrix.
 
     Args:
