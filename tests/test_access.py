@@ -45,7 +45,7 @@ def test_all_who_make_it_at_once_have_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
-def test_a_string_that_others_may_read_is_refused_with_the_cure(tmp_path, mode):
+def test_a_string_that_others_may_read_is_refused_with_the_fix(tmp_path, mode):
     path = string_file(tmp_path)
     path.chmod(mode)
     with pytest.raises(UserError, match=f"chmod 600 {path}"):

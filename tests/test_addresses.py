@@ -65,7 +65,7 @@ def test_a_store_that_does_not_answer_is_named_with_its_variable(
 
 
 @pytest.mark.parametrize("uri", ["http://host:port", "http://[1"])
-def test_what_is_no_address_is_told(uri):
+def test_what_is_no_address_is_reported(uri):
     with pytest.raises(UserError, match=r"^V is no address"):
         split_address("V", uri)
 
@@ -104,13 +104,13 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_the_place_that_names_the_server_is_told(alone, monkeypatch, place):
+def test_the_place_that_names_the_server_is_reported(alone, monkeypatch, place):
     (alone / "prefect.toml").write_text("[server]\nanalytics_enabled = false\n")
     PLACES[place](alone, monkeypatch)
     assert f"comes from {place.format(folder=alone)}: " in named_by()
 
 
-def test_a_profile_that_names_the_server_is_told(alone):
+def test_a_profile_that_names_the_server_is_reported(alone):
     profile = Profile(name="old", settings={PREFECT_API_URL: "http://x"}, source=alone / "p.toml")
     with use_profile(profile, include_current_context=False):
         assert f"comes from the profile 'old' in {alone}/p.toml: " in named_by()

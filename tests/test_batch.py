@@ -131,12 +131,12 @@ def test_allow_and_deny_lists(project, capsys):
     Path("deny.txt").write_text("id6\n")
     found = answers(recommend_all(asked(allow=Path("allow.txt"), deny=Path("deny.txt"))))
     assert set(found["item_id"]) == {"id5", "id7"}
-    told = capsys.readouterr().out
-    assert "warning: allow.txt: the model does not know 1 of its 4 item ids: 'nowhere'" in told
+    message = capsys.readouterr().out
+    assert "warning: allow.txt: the model does not know 1 of its 4 item ids: 'nowhere'" in message
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "none of the 0 item ids to allow"),
         ("nowhere\nnothing\n", "none of its 2 lines is the id of one of the model's 30 items"),
@@ -144,23 +144,23 @@ def test_allow_and_deny_lists(project, capsys):
         (None, "expected a text file of item ids, one a line"),
     ],
 )
-def test_a_wrong_list_is_refused(project, content, told):
+def test_a_wrong_list_is_refused(project, content, message):
     if content is not None:
         Path("list.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         recommend_all(asked(allow=Path("list.txt")))
 
 
 @pytest.mark.parametrize(
-    ("at", "told"),
+    ("at", "message"),
     [
         (10, "the log's first event happened at"),
         ("yesterday", "recommend.at 'yesterday': expected seconds since 1970 or a time"),
         (1_200_000_000_000, "expected seconds since 1970, not milliseconds"),
     ],
 )
-def test_a_wrong_time_is_refused(project, at, told):
-    with pytest.raises(UserError, match=told):
+def test_a_wrong_time_is_refused(project, at, message):
+    with pytest.raises(UserError, match=message):
         recommend_all(asked(at=at))
 
 
@@ -277,32 +277,36 @@ def test_a_deny_list_of_unknown_items_alone_denies_nothing(project, capsys):
     before = answers(recommend_all(asked()))
     Path("deny.txt").write_text("nowhere\n")
     assert answers(recommend_all(asked(deny=Path("deny.txt")))).equals(before)
-    told = capsys.readouterr().out
-    assert "warning: deny.txt: the model does not know 1 of its 1 item ids; is it a list" in told
-    assert "nowhere" not in told  # what is no list of ids may be anything
+    message = capsys.readouterr().out
+    assert "warning: deny.txt: the model does not know 1 of its 1 item ids; is it a list" in message
+    assert "nowhere" not in message  # what is no list of ids may be anything
 
 
 def test_what_is_no_file_is_refused_before_it_is_read(project):
     os.mkfifo("pipe")
     Path("dir").mkdir()
-    for path, told in {"pipe": "neither a file", "dir": "is a folder", "none": "not found"}.items():
-        with pytest.raises(UserError, match=f"^{path} .*{told}|^{path} {told}"):
+    for path, message in {
+        "pipe": "neither a file",
+        "dir": "is a folder",
+        "none": "not found",
+    }.items():
+        with pytest.raises(UserError, match=f"^{path} .*{message}|^{path} {message}"):
             recommend_all(asked(deny=Path(path)))
 
 
 def test_a_foreign_line_among_the_ids_is_cut_and_escaped(project, capsys):
     Path("deny.txt").write_text("id6\nx\x1b[31m" + "y" * 500 + "\n")
     recommend_all(asked(deny=Path("deny.txt")))
-    told = capsys.readouterr().out
-    assert r"item ids: 'x\x1b[31my" in told and "...\n" in told
-    assert "y" * 60 not in told and "\x1b" not in told
+    message = capsys.readouterr().out
+    assert r"item ids: 'x\x1b[31my" in message and "...\n" in message
+    assert "y" * 60 not in message and "\x1b" not in message
 
 
 def test_a_deny_list_of_the_whole_catalogue_is_warned_of(project, capsys):
     Path("deny.txt").write_text("\n".join(f"id{i}" for i in range(2, 32)))
     assert not len(answers(recommend_all(asked(deny=Path("deny.txt")))))
-    told = capsys.readouterr().out
-    assert "warning: recommend.allow and recommend.deny leave no item: every answer is" in told
+    message = capsys.readouterr().out
+    assert "warning: recommend.allow and recommend.deny leave no item: every answer is" in message
 
 
 def test_the_manifest_says_how_many_users_the_log_left_out(project):
@@ -340,17 +344,17 @@ def test_the_flow_shows_progress_first_answers_and_the_folder(project, prefect_s
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "message"),
     [
         ({"k": 0}, r"in 1 place:\n  recommend.k: found 0, expected at least 1"),
         ({"at": "noon"}, "recommend.at 'noon'"),
         ({"at": 10}, "recommend.at is 10, the log's first event happened at"),
     ],
 )
-def test_a_wrong_parameter_of_the_flow_is_one_message(project, prefect_server, parameters, told):
+def test_a_wrong_parameter_of_the_flow_is_one_message(project, prefect_server, parameters, message):
     from flows.recommend import recommend
 
-    with pytest.raises((UserError, ConfigError), match=told):
+    with pytest.raises((UserError, ConfigError), match=message):
         recommend(**parameters)
 
 

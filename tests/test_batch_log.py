@@ -61,7 +61,7 @@ def test_a_log_that_is_replaced_after_it_was_read_changes_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("file", "size", "told"),
+    ("file", "size", "message"),
     [
         ("arrays/item.npy", None, "item.npy not found: run the stages before recommend-all first"),
         ("arrays/item.npy", 200, r"artifacts/sessions/arrays/item.npy is damaged .*`dvc repro`"),
@@ -69,13 +69,13 @@ def test_a_log_that_is_replaced_after_it_was_read_changes_nothing(monkeypatch):
         ("stats.json", 5, r"artifacts/sessions/stats.json is damaged .*`dvc repro`"),
     ],
 )
-def test_a_damaged_log_is_one_message(file, size, told):
+def test_a_damaged_log_is_one_message(file, size, message):
     path = HERE.sessions / file
     content = path.read_bytes()
     path.unlink()
     if size is not None:
         path.write_bytes(content[:size])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         recommend_all(asked())
 
 

@@ -49,9 +49,9 @@ def little_memory():
 
 def refused(bundle):
     """The one message of a bundle that is not taken."""
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as reported:
         load_bundle(bundle, "the model", "register it again")
-    message = str(told.value)
+    message = str(reported.value)
     assert message.startswith("the model cannot be read by this installation (")
     assert "\n" not in message and len(message) < 400
     return message
@@ -239,5 +239,5 @@ def test_the_old_champion_goes_on_answering_and_ready_says_why(own_registry):
     assert status == 200 and "max_history is '9', expected a whole number" in ready["problem"]
     fresh = Champion("hpgr", connect)
     fresh.look()
-    status, told = call(create_app(fresh, load_config().serve), "POST", "/recommend", json=ONE)
-    assert status == 503 and "max_history is '9'" in told["detail"]
+    status, reported = call(create_app(fresh, load_config().serve), "POST", "/recommend", json=ONE)
+    assert status == 503 and "max_history is '9'" in reported["detail"]

@@ -144,10 +144,10 @@ def test_a_version_that_cannot_be_read_is_one_message(
     version = SimpleNamespace(name="hpgr", version="7")
     with (
         patch("mlflow.artifacts.download_artifacts", return_value=str(bundle)),
-        pytest.raises(UserError) as told,
+        pytest.raises(UserError) as reported,
     ):
         load(version)
-    message = str(told.value)
+    message = str(reported.value)
     assert message.startswith("hpgr version 7 cannot be read by this installation (")
     assert message.endswith("): promote another version or register again")
     assert why in message
@@ -160,9 +160,9 @@ def test_without_a_champion_it_says_why_and_takes_it_when_it_comes(own_registry)
     app = create_app(champion, load_config().serve)
     champion.look()
     for method, path, body in (("GET", "/ready", None), ("POST", "/recommend", ONE)):
-        status, told = call(app, method, path, json=body)
+        status, reported = call(app, method, path, json=body)
         assert status == 503
-        assert "the registry has no hpgr@champion" in told["detail"]
+        assert "the registry has no hpgr@champion" in reported["detail"]
     assert call(app, "GET", "/health") == (200, {"status": "alive"})
     promote(1)
     champion.look()

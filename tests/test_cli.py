@@ -41,7 +41,7 @@ def test_params_prints_the_values_in_force(project):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["sessionize"], "artifacts/validated/events.parquet not found: run `hpgr validate` first"),
         (["pretrain"], "artifacts/sessions/arrays/meta.json not found: run the stages before"),
@@ -55,10 +55,10 @@ def test_params_prints_the_values_in_force(project):
         (["fetch", "no-such-log"], "unknown data set 'no-such-log'"),
     ],
 )
-def test_a_mistake_is_one_message_and_code_2(project, arguments, told):
+def test_a_mistake_is_one_message_and_code_2(project, arguments, reported):
     done = hpgr(*arguments, cwd=project, MLFLOW_TRACKING_URI="")
     assert done.returncode == 2
-    assert told in done.stderr
+    assert reported in done.stderr
     assert done.stderr.startswith("error: ") or "error: " in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 

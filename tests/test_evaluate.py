@@ -133,7 +133,7 @@ def test_the_result_on_validation_stands_in_file_report_and_terminal(monkeypatch
     assert sentence in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_training_that_was_still_rising_is_told(monkeypatch, tmp_path, capsys):
+def test_a_training_that_was_still_rising_is_reported(monkeypatch, tmp_path, capsys):
     prepare(random_log(0), monkeypatch, tmp_path)
     path = HERE.finetuned / "config.json"
     curves = [{"step": 10.0, "epoch": 1.0}, {"step": 20.0, "epoch": 2.0}]

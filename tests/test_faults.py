@@ -59,7 +59,7 @@ def test_a_mistake_or_a_failed_stage_is_never_tried_again_whatever_it_says(kind,
 
 
 @pytest.mark.parametrize(("cause", "expected"), [(TRANSIENT[4], True), (LASTING[0], False)])
-def test_what_a_mistake_was_told_for_decides_where_that_is_known(cause, expected):
+def test_the_reason_given_with_a_mistake_decides_where_that_is_known(cause, expected):
     """As hpgr tells it where the registry does not answer."""
     error = UserError("the registry cannot be reached")
     error.__cause__ = RuntimeError(cause)

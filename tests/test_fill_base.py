@@ -126,7 +126,7 @@ def test_clearing_leaves_what_git_tracks(cfg):
     clear_base()
 
 
-def test_no_champion_is_told(cfg):
+def test_no_champion_is_reported(cfg):
     other = cfg.model_copy(
         update={"register_": cfg.register_.model_copy(update={"model_name": "other"})}
     )
@@ -143,7 +143,7 @@ def test_an_unknown_version_leaves_the_base_as_it_was(cfg):
     assert files() == before
 
 
-def test_a_version_without_its_categories_is_told(cfg, monkeypatch):
+def test_a_version_without_its_categories_is_reported(cfg, monkeypatch):
     monkeypatch.setattr(base, "CONTENTS", (*base.CONTENTS, "later.parquet"))
     with pytest.raises(UserError, match=r"has no later\.parquet.*Register a new version"):
         fill_base(cfg)

@@ -274,7 +274,7 @@ def test_a_killed_run_does_not_hold_its_folder(own_folder):
 
 
 @pytest.mark.parametrize(
-    ("ended_by", "code", "told"),
+    ("ended_by", "code", "message"),
     [
         (None, 0, ""),
         (UserError("look there"), 2, "error: look there\n"),
@@ -284,7 +284,7 @@ def test_a_killed_run_does_not_hold_its_folder(own_folder):
     ],
 )
 def test_a_command_ends_with_one_line_and_a_code_for_the_shell(
-    ended_by, code, told, capsys, monkeypatch
+    ended_by, code, message, capsys, monkeypatch
 ):
     monkeypatch.setattr("flows.launch.wait_for_server", lambda deadline_s: None)
 
@@ -303,4 +303,4 @@ def test_a_command_ends_with_one_line_and_a_code_for_the_shell(
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == code
     said = capsys.readouterr().err
-    assert said.startswith(told) and said.count("\n") == bool(told)
+    assert said.startswith(message) and said.count("\n") == bool(message)

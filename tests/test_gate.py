@@ -93,7 +93,7 @@ def test_what_no_figure_shows_refuses_whatever_the_figures_are(past, refusing):
     assert refusing is None or [refusing in reason for reason in verdict.reasons] == [True]
 
 
-def test_every_broken_rule_is_told_not_the_first_alone():
+def test_every_broken_rule_is_reported_not_the_first_alone():
     figures = contest(ndcg=(0.2, 0.1), p=0.5, hr=(0.5, 0.1), loss=(0.6, 1.0), slices=BIG_FALL)
     assert len(decide(figures, RULES, Past()).reasons) == 5
 

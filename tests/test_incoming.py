@@ -177,14 +177,14 @@ def test_a_batch_that_ends_before_the_log_is_refused(folder, tmp_path):
     assert names(judge(tmp_path, rows)) == ["seconds from the batch's newest event to the log's"]
 
 
-def test_bad_rows_are_told_with_their_cure(folder, tmp_path):
+def test_bad_rows_are_reported_with_their_fix(folder, tmp_path):
     rows = [(u, i, t * 1000 if n % 20 == 0 else t, a) for n, (u, i, t, a) in enumerate(following())]
     verdict = judge(tmp_path, rows)
     assert names(verdict) == ["share of quarantined rows"]
     assert "30 x timestamp is in milliseconds or finer; divide by 1000" in verdict.refusal()
 
 
-def test_every_broken_limit_is_told_at_once(folder, tmp_path):
+def test_every_broken_limit_is_reported_at_once(folder, tmp_path):
     rows = [(u, f"n{i}", t, 6 - a) for u, i, t, a in following()]
     verdict = judge(tmp_path, rows, items=[(f"ni{n}", "New") for n in range(100)])
     assert names(verdict) == [

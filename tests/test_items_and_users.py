@@ -67,9 +67,9 @@ def test_a_column_that_cannot_be_read_is_left_out_with_a_note(folder):
     cfg = config(folder, **users_with(folder, odd=TWICE))
     validate(cfg)
     assert pd.read_parquet(HERE.validated / "users.parquet").columns.tolist() == ["user_id"]
-    (told,) = read_json(HERE.validated / "summary.json")["notes"]
-    assert "users.parquet, odd" in told and "left out" in told
-    assert [str(p) for p in doctor(folder, cfg)] == [told]
+    (message,) = read_json(HERE.validated / "summary.json")["notes"]
+    assert "users.parquet, odd" in message and "left out" in message
+    assert [str(p) for p in doctor(folder, cfg)] == [message]
 
 
 @pytest.mark.parametrize("name", ["user_id", "USER_ID", "a.b", "q\"uo'te", "", "title", "item_id"])

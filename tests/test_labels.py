@@ -105,11 +105,11 @@ LOGS = {
 @pytest.mark.parametrize("name", LOGS)
 def test_one_line_says_at_once_that_nothing_will_rank(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    users, told = LOGS[name]
+    users, message = LOGS[name]
     own_run.write_log(users)
     own_run.sessionize(own_run.config())
     (line,) = [text for text in capsys.readouterr().out.splitlines() if text]
-    assert line.startswith("labels: of the training events, ") and told in line
+    assert line.startswith("labels: of the training events, ") and message in line
 
 
 def test_a_log_of_one_label_is_judged_and_served_by_retrieval_alone(tmp_path, monkeypatch):

@@ -168,8 +168,8 @@ def ending(scores, **changes):
 
 
 def test_a_training_that_was_still_rising_says_so():
-    told = ending([0.1, 0.2, 0.3]).sentences("finetune")[1]
-    assert "still rising when training stopped" in told and "(finetune.steps)" in told
+    message = ending([0.1, 0.2, 0.3]).sentences("finetune")[1]
+    assert "still rising when training stopped" in message and "(finetune.steps)" in message
     cut = ending([0.1, 0.2, 0.3], wanted=90).sentences("finetune")[1]
     assert "(finetune.max_minutes)" in cut
 

@@ -81,8 +81,8 @@ def test_the_doctor_notes_them_too(folder):
 def test_notes_are_in_the_summary_and_the_report_of_the_stage(folder):
     write_csv(folder / "log.csv", with_user("NA", 50))
     validate(config(folder))
-    (told,) = read_json(HERE.validated / "summary.json")["notes"]
-    assert "'NA' in 50 of 250 rows" in told
+    (message,) = read_json(HERE.validated / "summary.json")["notes"]
+    assert "'NA' in 50 of 250 rows" in message
     assert "&#39;NA&#39; in 50 of 250 rows" in (HERE.validated / "report.html").read_text()
     assert (pd.read_parquet(HERE.validated / "events.parquet")["user_id"] == "NA").sum() == 50
 
@@ -108,8 +108,8 @@ def test_a_copy_of_a_bad_row_is_as_bad(folder):
 def test_a_log_that_was_written_twice_is_noted(folder):
     write_csv(folder / "log.csv", good_rows(50) * 2)
     validate(config(folder))
-    (told,) = read_json(HERE.validated / "summary.json")["notes"]
-    assert "50 of 100 rows (50.0%) are copies of others" in told
+    (message,) = read_json(HERE.validated / "summary.json")["notes"]
+    assert "50 of 100 rows (50.0%) are copies of others" in message
 
 
 @pytest.mark.parametrize(

@@ -73,15 +73,15 @@ def folder(tmp_path, monkeypatch):
 def refused(uri, monkeypatch):
     """The message of a store that cannot be used."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as reported:
         connect()
-    message = str(told.value)
+    message = str(reported.value)
     assert "\n" not in message and PLANTED not in message
     return message
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "reported"),
     [
         (f"http://me:{PLANTED}@127.0.0.1:1", "does not answer"),
         (f"http://{PLANTED}@127.0.0.1:1", "does not answer"),
@@ -95,8 +95,8 @@ def refused(uri, monkeypatch):
         (f"ftp://me:{PLANTED}@127.0.0.1/x", "expected http://HOST:PORT"),
     ],
 )
-def test_an_address_that_leads_nowhere_is_one_line(uri, told, monkeypatch):
-    assert told in refused(uri, monkeypatch)
+def test_an_address_that_leads_nowhere_is_one_line(uri, reported, monkeypatch):
+    assert reported in refused(uri, monkeypatch)
 
 
 def test_a_database_without_its_driver_names_the_package(monkeypatch):
@@ -106,7 +106,7 @@ def test_a_database_without_its_driver_names_the_package(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("code", "body", "told"),
+    ("code", "body", "reported"),
     [
         (401, b"no", "does not accept the credentials"),
         (403, b"no", "does not allow this"),
@@ -117,9 +117,9 @@ def test_a_database_without_its_driver_names_the_package(monkeypatch):
         (401, b'{"error_code": "X", "message": "hunter2-planted"}', "failed: X: no ***"),
     ],
 )
-def test_a_server_that_refuses_is_one_line(code, body, told, server, monkeypatch):
+def test_a_server_that_refuses_is_one_line(code, body, reported, server, monkeypatch):
     body = body.replace(b'"hunter2', b'"no hunter2')
-    assert told in refused(server(code, body), monkeypatch)
+    assert reported in refused(server(code, body), monkeypatch)
 
 
 def test_a_file_that_is_no_database_is_named(monkeypatch):
@@ -162,10 +162,12 @@ def test_a_promotion_while_the_database_is_locked_is_one_line_and_changes_nothin
     make_versions(client, cfg)
     with closing(sqlite3.connect(database(), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(UserError, match="the database is locked by another process") as told:
+        with pytest.raises(
+            UserError, match="the database is locked by another process"
+        ) as reported:
             promote(cfg, 3, why="x", force=True)
         other.execute("ROLLBACK")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
     assert client.get_model_version_by_alias("hpgr", "champion").version == 2
     promote(cfg, 3, why="x", force=True)
 
@@ -189,9 +191,9 @@ def test_a_registration_without_room_ends_its_runs_as_failed(own_registry, monke
     with monkeypatch.context() as patch:
         patch.setattr(LocalArtifactRepository, "log_artifacts", no_room)
         patch.setattr(LocalArtifactRepository, "log_artifact", no_room)
-        with pytest.raises(UserError, match="no room left to write") as told:
+        with pytest.raises(UserError, match="no room left to write") as reported:
             register(load_config())
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
     client = connect()
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     assert {run.info.status for run in client.search_runs(ids)} == {"FINISHED", "FAILED"}
@@ -204,9 +206,9 @@ def test_ready_and_every_503_of_a_dead_registry_hold_no_secret(monkeypatch):
     champion.look()
     app = create_app(champion, load_config().serve)
     for path in ("/ready", "/items?q=x"):
-        status, told = call(app, "GET", path)
+        status, reported = call(app, "GET", path)
         assert status == 503
-        assert "does not answer" in told["detail"] and PLANTED not in told["detail"]
+        assert "does not answer" in reported["detail"] and PLANTED not in reported["detail"]
 
 
 @pytest.mark.parametrize("command", [["promote", "--why", "x"], ["lineage", "1"], ["monitor"]])

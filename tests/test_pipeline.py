@@ -195,8 +195,10 @@ def test_result_ends_in_one_json_line(trained, clone):
 
 
 def test_recommend_prints_titles(trained, clone):
-    told = run(clone, *HPGR, "recommend", "--history", "Toy Story, Fargo (1996)", "--k", "3").stdout
-    assert re.search(r"│ 3 │ .+ │", told)
+    message = run(
+        clone, *HPGR, "recommend", "--history", "Toy Story, Fargo (1996)", "--k", "3"
+    ).stdout
+    assert re.search(r"│ 3 │ .+ │", message)
 
 
 def test_served_answers_equal_the_offline_evaluation(trained, clone, monkeypatch):

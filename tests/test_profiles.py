@@ -41,10 +41,10 @@ def test_a_profile_is_the_values_of_quick_with_its_own_on_top(params, name):
     assert read(params) == wanted
     load_config()
     quick = yaml.safe_load(params_text("quick"))
-    told = {change.key: change.after for change in changes if change.after is not ABSENT}
+    message = {change.key: change.after for change in changes if change.after is not ABSENT}
     removed = {change.key for change in changes if change.after is ABSENT}
     assert removed == {f"model.{key}" for key in quick["model"].keys() - wanted["model"].keys()}
-    assert told == {
+    assert message == {
         f"{section}.{key}": value
         for section, values in wanted.items()
         for key, value in values.items()
@@ -118,7 +118,7 @@ def test_a_key_with_a_point_in_its_name_can_be_set(params):
 
 
 @pytest.mark.parametrize(
-    ("values", "profile", "told"),
+    ("values", "profile", "message"),
     [
         ({"sessionize.gap": 1}, None, "no parameter 'sessionize.gap'; did you mean"),
         ({"model": 3}, None, "model: found 3"),
@@ -134,19 +134,19 @@ def test_a_key_with_a_point_in_its_name_can_be_set(params):
         ({}, ".hidden", "expected the name of a file in profiles/"),
     ],
 )
-def test_a_wrong_value_or_name_is_refused_and_nothing_written(params, values, profile, told):
+def test_a_wrong_value_or_name_is_refused_and_nothing_written(params, values, profile, message):
     before = params.read_text()
     Path("profiles/sub").mkdir()
     for path in ("profiles/sub/smoke.yaml", "profiles/.hidden.yaml"):
         shutil.copy("profiles/smoke.yaml", path)
     with pytest.raises(ConfigError) as refused:
         set_params(values, profile)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert params.read_text() == before
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("pretrain:\n  setps: 9\n", "mine.yaml: pretrain.setps is not in profiles/quick.yaml; did"),
         ("serve:\n  port: 9\n", "mine.yaml: serve.port is not in profiles/quick.yaml"),
@@ -161,12 +161,12 @@ def test_a_wrong_value_or_name_is_refused_and_nothing_written(params, values, pr
         ("model:\n  name: hsut\n", "did you mean 'hstu'? [set by profiles/mine.yaml]"),
     ],
 )
-def test_a_slip_in_a_profile_is_refused_with_its_file(params, text, told):
+def test_a_slip_in_a_profile_is_refused_with_its_file(params, text, message):
     before = params.read_text()
     Path("profiles/mine.yaml").write_text(text)
     with pytest.raises(ConfigError) as refused:
         set_params(profile="mine")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "profiles/mine.yaml" in str(refused.value)
     assert params.read_text() == before
 
@@ -176,8 +176,10 @@ def test_a_slip_in_quick_is_refused_with_its_file(params):
     quick.write_text(quick.read_text().replace("  clip_norm: 1.0", "  clip_norn: 1.0"))
     with pytest.raises(ConfigError) as refused:
         set_params(profile="smoke")
-    told = "finetune.clip_norn: unknown key; did you mean 'clip_norm'? [set by profiles/quick.yaml]"
-    assert told in str(refused.value)
+    message = (
+        "finetune.clip_norn: unknown key; did you mean 'clip_norm'? [set by profiles/quick.yaml]"
+    )
+    assert message in str(refused.value)
     quick.unlink()
     with pytest.raises(ConfigError, match=r"profiles/quick\.yaml not found"):
         set_params(profile="smoke")
@@ -205,7 +207,7 @@ def test_a_file_that_names_profiles_itself_is_refused_with_the_command_that_mend
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "message"),
     [
         ("gap_s", "expected SECTION.KEY=VALUE"),
         ("=3", "expected SECTION.KEY=VALUE"),
@@ -213,10 +215,10 @@ def test_a_file_that_names_profiles_itself_is_refused_with_the_command_that_mend
         ("model.dim=010", "octal"),
     ],
 )
-def test_an_entry_of_the_command_line_that_is_none_is_refused(entry, told):
+def test_an_entry_of_the_command_line_that_is_none_is_refused(entry, message):
     with pytest.raises(ConfigError) as refused:
         read_overrides([entry])
-    assert str(refused.value).startswith(f"--set '{entry}'") and told in str(refused.value)
+    assert str(refused.value).startswith(f"--set '{entry}'") and message in str(refused.value)
 
 
 def test_entries_of_the_command_line_are_yaml():

@@ -233,8 +233,8 @@ def test_an_accepted_version_is_promoted_and_the_move_recorded(client, start):
 
 def test_accepted_against_another_champion_is_not_accepted(client, start):
     accept(client, 3, against=2)
-    told = r"judged against version 2, the champion is 1: run `hpgr gate 3`"
-    with pytest.raises(moves.OldVerdict, match=told):
+    message = r"judged against version 2, the champion is 1: run `hpgr gate 3`"
+    with pytest.raises(moves.OldVerdict, match=message):
         moves.promote(config(), why="better")
     assert aliases(client, "hpgr")["champion"] == 1
 
@@ -294,7 +294,7 @@ def test_an_interrupted_move_shows_and_keeps_a_champion(client, start, monkeypat
     assert aliases(client, "hpgr")["champion"] == 1
 
 
-def test_an_unknown_version_is_told_with_those_that_exist(client, start):
+def test_an_unknown_version_is_reported_with_those_that_exist(client, start):
     with pytest.raises(UserError, match=r"no version 9 of hpgr; it has 1, 2, 3"):
         get_version(client, "hpgr", 9)
 
@@ -312,14 +312,14 @@ def test_a_bundle_in_another_vocabulary_is_read_by_external_ids(start, tmp_path)
 
 
 def test_lineage_tells_where_a_version_comes_from(client, start):
-    told = trace(config(), 3)
+    message = trace(config(), 3)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    assert f"git checkout {commit}" in told
-    assert "dvc.data          abc.dir" in told
-    assert "  model.dim: 16" in told
-    assert "dvc pull" in told
+    assert f"git checkout {commit}" in message
+    assert "dvc.data          abc.dir" in message
+    assert "  model.dim: 16" in message
+    assert "dvc pull" in message
 
 
 def test_lineage_restores_files_and_code_as_they_were(project, start, tmp_path, monkeypatch):

@@ -104,8 +104,8 @@ def test_a_refused_version_is_a_table_and_moves_nothing(client, model, monkeypat
         {**CHECKS[0], "passed": "yes"},
         {**CHECKS[1], "passed": "NO"},
     ]
-    told = "**version 3: refused** against version 2, the champion then"
-    assert artifacts["gate"].description == told
+    message = "**version 3: refused** against version 2, the champion then"
+    assert artifacts["gate"].description == message
     assert "champion" not in artifacts
     assert aliases(client, model)["champion"] == 2
 

@@ -88,7 +88,7 @@ def is_served(port):
         (POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhel", b" 408 "),
     ],
 )
-def test_a_request_that_stops_half_way_is_cut_and_told(port, sent, said):
+def test_a_request_that_stops_half_way_is_cut_and_reported(port, sent, said):
     with connect(port) as slow:
         slow.sendall(sent)
         assert said in everything(slow)

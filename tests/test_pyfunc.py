@@ -105,9 +105,11 @@ def test_the_scoring_server_answers_like_the_core(post, recommender):
     same(body["predictions"], answers)
     items = [item for answer in answers for item in answer.items]
     for row, item in zip(body["predictions"], items, strict=True):
-        told = [(anchor["item_id"], anchor["title"]) for anchor in row["anchors"]]
-        assert told == [(anchor.item_id, anchor.title) for anchor in item.anchors]
-        assert sum(anchor["weight"] for anchor in row["anchors"]) == pytest.approx(1 if told else 0)
+        reported = [(anchor["item_id"], anchor["title"]) for anchor in row["anchors"]]
+        assert reported == [(anchor.item_id, anchor.title) for anchor in item.anchors]
+        assert sum(anchor["weight"] for anchor in row["anchors"]) == pytest.approx(
+            1 if reported else 0
+        )
 
 
 @pytest.mark.parametrize("form", ["dataframe_split", "inputs", "instances"])
@@ -126,7 +128,7 @@ def test_a_k_beyond_the_catalogue_returns_what_there_is(post):
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reported"),
     [
         (rows(without("request_time")), "request 0 has no request time: the model weighs"),
         (rows(ROW, without("request_time")), "request 1 has no request time"),
@@ -154,10 +156,10 @@ def test_a_k_beyond_the_catalogue_returns_what_there_is(post):
         ({"messages": [ROW]}, "found no request"),
     ],
 )
-def test_wrong_input_is_told_what_was_expected(post, body, told):
+def test_wrong_input_is_answered_with_what_was_expected(post, body, reported):
     status, answer = post(body)
     assert status == 400
-    assert told in answer["message"]
+    assert reported in answer["message"]
     assert "stack_trace" not in answer
 
 

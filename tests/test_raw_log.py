@@ -232,7 +232,7 @@ def test_text_that_is_not_utf8_is_a_clear_error(tmp_path):
         events(config(tmp_path))
 
 
-def test_missing_file_names_the_cure(tmp_path):
+def test_missing_file_names_the_fix(tmp_path):
     with pytest.raises(UserError, match=r"ratings\.dat.*run: hpgr fetch"):
         read_raw(config(tmp_path, format="movielens-1m").data, 1000)
     with pytest.raises(UserError, match=r"correct data\.path"):

@@ -93,7 +93,7 @@ def test_each_item_has_the_anchors_that_placed_it():
     for item in full.items:
         assert [(d.item_id, d.title) for d in item.anchors] == [("a", "Alpha"), ("b", "Beta")]
         assert [d.weight for d in item.anchors] == pytest.approx([0.75, 0.25])
-    # An unknown item has no name to be told by: the others share its weight.
+    # An unknown item has no name to be shown by: the others share its weight.
     assert [[(d.title, d.weight) for d in item.anchors] for item in other.items] == [
         [("Gamma", 1.0)]
     ] * 3
@@ -235,7 +235,7 @@ def test_an_event_in_the_second_of_the_request_is_history():
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "message"),
     [
         (request(("a", 1), at=None), "request 0 has no request time"),
         (request(("a", 1001), at=1000), r"event 0 \(item a\) has time 1001, after"),
@@ -245,6 +245,6 @@ def test_an_event_in_the_second_of_the_request_is_history():
         (request(("a", 1), actions=["1", "5"]), "1 item_ids but 2 actions"),
     ],
 )
-def test_bad_requests_are_refused_with_the_reason(bad, told):
-    with pytest.raises(UserError, match=told):
+def test_bad_requests_are_refused_with_the_reason(bad, message):
+    with pytest.raises(UserError, match=message):
         recommender().recommend([bad], k=1)

@@ -172,6 +172,6 @@ def test_the_page_sets_a_batch_beside_the_last_one():
 
 def test_without_a_champion_the_batch_is_not_taken_in(project):
     pin = (project / "data.dvc").read_text()
-    told = run(project, sys.executable, "-m", "flows.refresh", "one.csv", code=2)
-    assert "the registry has none: run the flow train" in told
+    reported = run(project, sys.executable, "-m", "flows.refresh", "one.csv", code=2)
+    assert "the registry has none: run the flow train" in reported
     assert (project / "data.dvc").read_text() == pin

@@ -37,7 +37,7 @@ def flow(folder, name, *arguments):
         for table in ("events", "users", "items", "actions")
     }
     return {
-        "told": done.stdout + done.stderr,
+        "message": done.stdout + done.stderr,
         "pin": (folder / "data.dvc").read_text(),
         "items": tables["items"].item_id.tolist(),
         "events": tables["events"].merge(tables["users"]).merge(tables["items"]),
@@ -133,7 +133,7 @@ def test_each_training_goes_on_from_the_champion_of_then(story):
     for before, state in itertools.pairwise(story):
         assert state["base"]["version"] == champion == state["verdict"]["champion"]
         new = len(state["items"]) - len(story[champion - 1]["items"])
-        assert f"starts from hpgr version {champion}; new: {new} items" in state["told"]
+        assert f"starts from hpgr version {champion}; new: {new} items" in state["message"]
         assert state["items"][: len(before["items"])] == before["items"]
         if state["verdict"]["verdict"] == "accepted":
             champion = state["verdict"]["version"]
@@ -166,7 +166,7 @@ def test_a_repro_afterwards_runs_nothing(story, folder):
 
 def test_the_flow_says_what_it_did(story):
     for state in story[1:]:
-        ran = re.findall(r"stage (\w+): (\w+)", state["told"])
+        ran = re.findall(r"stage (\w+): (\w+)", state["message"])
         assert ran[-5:] == [
             ("validate", "skipped"),
             *((s, "ran") for s in ("sessionize", "pretrain", "finetune", "evaluate")),

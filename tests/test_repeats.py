@@ -63,7 +63,7 @@ def test_the_log_decides_unless_params_do(asked, share, removes):
     assert repeats.removes_history(share, found) is removes
 
 
-def test_a_rule_that_is_none_is_told():
+def test_a_rule_that_is_none_is_reported():
     with pytest.raises(ConfigError, match=r"evaluate\.remove_history: found 'never', expected"):
         evaluation(remove_history="never")
 
@@ -109,10 +109,10 @@ def test_the_served_list_holds_the_hidden_item_as_often_as_the_report_says(
     own_run.write_log(users)
     cfg = own_run.config(evaluate__remove_history=asked)
     own_run.train(cfg)
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     keeps = asked is False or (asked == "auto" and repeating)
     assert own_run.session_meta()["remove_history"] is not keeps
-    assert ("such items stay in the answers" in told) == keeps
+    assert ("such items stay in the answers" in message) == keeps
 
     answers = own_run.served(cfg, users, K)
     hits = sum(

@@ -135,7 +135,7 @@ def test_order_and_duplicates_of_events_do_not_matter(ask):
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "message"),
     [
         ({}, 422, "requests: Field required"),
         ({"requests": []}, 422, "at least 1 item"),
@@ -162,14 +162,14 @@ def test_order_and_duplicates_of_events_do_not_matter(ask):
         ),
     ],
 )
-def test_wrong_input_is_told_what_was_expected(ask, body, status, told):
+def test_wrong_input_is_answered_with_what_was_expected(ask, body, status, message):
     found, answer = ask(body)
     assert found == status
-    assert told in answer["detail"]
+    assert message in answer["detail"]
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "told"),
+    ("content", "status", "message"),
     [
         (b"{", 422, "the body is not JSON at character 1: Expecting property name"),
         (b"", 422, "body: Field required"),
@@ -183,16 +183,16 @@ def test_wrong_input_is_told_what_was_expected(ask, body, status, told):
         (b'{"requests": [' + b" " * 2**24 + b"]}", 413, "larger than 16 MiB (serve.max_body_mb)"),
     ],
 )  # fmt: skip
-def test_bodies_that_are_hardly_json(champion, content, status, told):
+def test_bodies_that_are_hardly_json(champion, content, status, message):
     app = create_app(champion, load_config().serve)
     json_body = {"content-type": "application/json"}
     found, answer = call(app, "POST", "/recommend", content=content, headers=json_body)
     assert found == status
-    assert told in answer["detail"]
+    assert message in answer["detail"]
 
 
 @pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}])
-def test_a_body_that_does_not_say_it_is_json_is_told_what_to_send(champion, headers):
+def test_a_body_that_does_not_say_it_is_json_is_answered_with_what_to_send(champion, headers):
     app = create_app(champion, load_config().serve)
     content = json.dumps(ONE).encode()
     status, answer = call(app, "POST", "/recommend", content=content, headers=headers)
@@ -271,7 +271,7 @@ def test_a_port_in_use_is_one_clear_message():
             bind("127.0.0.1", port)
 
 
-def test_an_address_that_is_told_is_listened_on_and_given_once():
+def test_an_address_that_is_reported_is_listened_on_and_given_once():
     """The kernel takes callers in before the application runs."""
     with bind("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]

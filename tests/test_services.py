@@ -65,15 +65,15 @@ def child(tmp_path):
     process.wait()
 
 
-def test_a_taken_port_is_named_with_its_holder_and_the_cure(listener, monkeypatch):
+def test_a_taken_port_is_named_with_its_holder_and_the_fix(listener, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HPGR_PREFECT_PORT", str(listener))
     wanted = services.services()[:1]
     with pytest.raises(UserError) as refused:
         services._check_ports(wanted)
-    told = str(refused.value)
-    assert f"port {listener} of prefect is taken by process {os.getpid()}" in told
-    assert "HPGR_PREFECT_PORT=" in told
+    message = str(refused.value)
+    assert f"port {listener} of prefect is taken by process {os.getpid()}" in message
+    assert "HPGR_PREFECT_PORT=" in message
 
 
 def test_free_ports_pass(monkeypatch, listener):

@@ -118,7 +118,7 @@ def test_bytes_that_break_parsers(app, content):
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "message"),
     [
         ({"requests": [1] * 10**6}, 413, "1000000 requests, expected at most 256"),
         ({"requests": [{}] * 10**6}, 413, "1000000 requests, expected at most 256"),
@@ -136,12 +136,12 @@ def test_bytes_that_break_parsers(app, content):
         ({"requests": [{}], "deny": [True] * 10**6}, 422, "found True"),
     ],
 )
-def test_a_million_mistakes_are_refused_at_once_and_in_few_words(app, body, status, told):
-    """As few messages are made as are told: one for each mistake took ten seconds."""
+def test_a_million_mistakes_are_refused_at_once_and_in_few_words(app, body, status, message):
+    """As few messages are made as are message: one for each mistake took ten seconds."""
     content = json.dumps(body).encode()
     with counted_messages() as made:
         reply = post(app, content)
     assert sum(made) <= 2 * SHOWN_PROBLEMS
     assert reply.status_code == status
-    assert told in reply.json()["detail"]
+    assert message in reply.json()["detail"]
     assert len(reply.content) < 1000

@@ -330,7 +330,7 @@ def test_a_split_without_training_events_is_refused(workspace):
         sessionize.sessionize(config(min_user_events=1, min_item_events=1))
 
 
-def test_a_log_without_positives_is_told(workspace, capsys):
+def test_a_log_without_positives_is_reported(workspace, capsys):
     sessionize.sessionize(config(positive_from=6))
     assert (
         "events are negative: the model retrieves and learns no ranking" in capsys.readouterr().out
@@ -348,5 +348,5 @@ def test_actions_are_read_as_numbers_or_said_to_be_none(
     write_validated({**table_of_events(), "action": actions})
     sessionize.sessionize(config(min_user_events=1, min_item_events=1, split="global-time"))
     assert frame("events").label.sum() == positives
-    told = "actions that are no numbers: 300 of 600 events with an action (50.0%) have '1 star'"
-    assert (told in capsys.readouterr().out) is warned
+    message = "actions that are no numbers: 300 of 600 events with an action (50.0%) have '1 star'"
+    assert (message in capsys.readouterr().out) is warned

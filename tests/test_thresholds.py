@@ -194,7 +194,7 @@ def test_the_page_needs_no_data_and_no_champion(cfg, project, tmp_path, monkeypa
     assert "There is no champion yet." in found.report.read_text()
 
 
-def test_the_command_tells_breach_and_cure_and_ends_well(cfg):
+def test_the_command_tells_breach_and_fix_and_ends_well(cfg):
     done = CliRunner().invoke(app, ["monitor"])
     assert done.exit_code == 0
     assert "monitor.max_metric_fall is breached" in done.output

@@ -68,7 +68,7 @@ def test_the_advice_is_right_when_followed_to_the_letter(values, expected):
     assert followed(values) == expected
 
 
-def test_day_and_month_that_cannot_be_told_apart_are_said_to_be_so():
+def test_day_and_month_that_cannot_be_distinguished_are_reported():
     advice = advice_on(["03/04/2020", "01/02/2020"])
     assert "cannot be told apart" in advice and "'03/04/2020'" in advice
     assert "format='%d/%m/%Y'" in advice and "format='%m/%d/%Y'" in advice

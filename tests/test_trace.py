@@ -1,4 +1,4 @@
-"""From a version back to its rows: what is told, and what is brought back."""
+"""From a version back to its rows: what it says, and what is brought back."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ def git(*arguments, cwd=None):
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "message"),
     [
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("https://me:secret@host:443/mlflow", "https://***@host:443/mlflow"),
@@ -34,9 +34,9 @@ def git(*arguments, cwd=None):
         ("sqlite:////srv/mlflow.db", "sqlite:////srv/mlflow.db"),
     ],
 )
-def test_a_store_is_named_without_its_password(monkeypatch, uri, told):
+def test_a_store_is_named_without_its_password(monkeypatch, uri, message):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert public(tracking_uri()) == told
+    assert public(tracking_uri()) == message
 
 
 def test_a_relative_store_is_named_as_other_folders_find_it(monkeypatch, tmp_path):
@@ -100,22 +100,22 @@ def other_params(folder, text):
     (folder / "params.yaml").write_text(before)
 
 
-def recipe(told):
+def recipe(message):
     """The commands that `hpgr lineage` prints."""
-    return [line.strip() for line in told.split("in a clone:\n")[1].splitlines()]
+    return [line.strip() for line in message.split("in a clone:\n")[1].splitlines()]
 
 
-def test_the_parameters_in_force_are_told_and_marked_where_the_commit_has_others(here, version):
+def test_the_parameters_in_force_are_reported_and_marked_where_the_commit_has_others(here, version):
     params = yaml.safe_load((here / "params.yaml").read_text())
     own = params["model"]["num_blocks"], params["finetune"]["steps"]
     params["model"]["num_blocks"], params["finetune"]["steps"] = 1, 20
     params["orchestrate"]["remote"] = {"pretrain": "gpu"}
     (here / "params.yaml").write_text(yaml.safe_dump(params))
-    told = trace(load_config(), version()).splitlines()
-    assert f"  model.num_blocks: 1    # commit: {own[0]}" in told
-    assert f"  finetune.steps: 20    # commit: {own[1]}" in told
-    assert '  orchestrate.remote.pretrain: "gpu"    # commit: not set' in told
-    assert f"  sessionize.gap_s: {params['sessionize']['gap_s']}" in told
+    message = trace(load_config(), version()).splitlines()
+    assert f"  model.num_blocks: 1    # commit: {own[0]}" in message
+    assert f"  finetune.steps: 20    # commit: {own[1]}" in message
+    assert '  orchestrate.remote.pretrain: "gpu"    # commit: not set' in message
+    assert f"  sessionize.gap_s: {params['sessionize']['gap_s']}" in message
 
 
 def test_a_version_of_before_profiles_were_files_shows_what_its_profile_set(here, version):
@@ -126,17 +126,17 @@ def test_a_version_of_before_profiles_were_files_shows_what_its_profile_set(here
     }
     with other_params(here, yaml.safe_dump(old)):
         number = version()
-    told = trace(load_config(), number).splitlines()
-    assert "  model.layers: 1    # commit: not set" in told
-    assert "  model.width: 64    # commit: not set" in told
-    assert not [line for line in told if "profiles" in line]
+    message = trace(load_config(), number).splitlines()
+    assert "  model.layers: 1    # commit: not set" in message
+    assert "  model.width: 64    # commit: not set" in message
+    assert not [line for line in message if "profiles" in line]
 
 
-def test_where_the_commit_is_not_at_hand_the_parameters_are_told_unmarked(version):
-    told = trace(load_config(), version(git__commit="0" * 40))
-    assert "the commit is not at hand to compare with" in told
-    assert "  sessionize.gap_s: 1800\n" in told
-    assert "# commit" not in told
+def test_where_the_commit_is_not_at_hand_the_parameters_are_reported_unmarked(version):
+    message = trace(load_config(), version(git__commit="0" * 40))
+    assert "the commit is not at hand to compare with" in message
+    assert "  sessionize.gap_s: 1800\n" in message
+    assert "# commit" not in message
 
 
 def test_the_recipe_of_a_training_from_nothing(here, version):
@@ -152,12 +152,12 @@ def test_the_recipe_of_a_training_from_nothing(here, version):
     ]
 
 
-def test_a_warm_start_is_told_as_it_was_whatever_lies_in_base_by_then(here, version):
+def test_a_warm_start_is_reported_as_it_was_whatever_lies_in_base_by_then(here, version):
     (here / "base").mkdir(exist_ok=True)
     (here / "base/base.json").write_text('{"name": "hpgr", "version": 7}')
-    told = trace(load_config(), version(base__version="2"))
-    assert "began from        version 2\n" in told
-    assert "hpgr base 2" in recipe(told)
+    message = trace(load_config(), version(base__version="2"))
+    assert "began from        version 2\n" in message
+    assert "hpgr base 2" in recipe(message)
 
 
 def test_a_clean_version_has_no_warning(version):
@@ -165,15 +165,15 @@ def test_a_clean_version_has_no_warning(version):
 
 
 def test_stages_that_differed_from_dvc_lock_are_warned_of(version):
-    told = trace(load_config(), version(dvc__changed="evaluate, finetune"))
-    assert "warning: registered while evaluate, finetune differed from dvc.lock" in told
+    message = trace(load_config(), version(dvc__changed="evaluate, finetune"))
+    assert "warning: registered while evaluate, finetune differed from dvc.lock" in message
 
 
 def test_without_a_commit_there_is_a_warning_and_no_checkout(here, version, capsys):
     number = version(git__commit="absent")
-    told = trace(load_config(), number)
-    assert "warning: registered outside git" in told
-    assert "git checkout" not in told
+    message = trace(load_config(), number)
+    assert "warning: registered outside git" in message
+    assert "git checkout" not in message
     restore(load_config(), number)
     assert "warning: registered outside git" in capsys.readouterr().out
 
@@ -189,9 +189,9 @@ def test_new_files_are_named_at_registration_and_those_too_large_later_too(
     finally:
         (here / "small.py").unlink()
         (here / "large.bin").unlink()
-    told = capsys.readouterr().out
-    assert "kept with the version though not in git: small.py\n" in told
-    assert "too large to keep with the version: large.bin\n" in told
+    message = capsys.readouterr().out
+    assert "kept with the version though not in git: small.py\n" in message
+    assert "too large to keep with the version: large.bin\n" in message
     assert "warning: not in git and too large to keep: large.bin\n" in trace(load_config(), number)
 
 
@@ -243,9 +243,9 @@ def test_what_was_not_committed_is_put_aside_and_named(here, clone, capsys):
         params_text("ranking"),
     }
     assert aside()["dvc"] == "of a run here\n"
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     for path in Path().glob("*.before"):
-        assert f"is now {path}\n" in told
+        assert f"is now {path}\n" in message
     assert Path("params.yaml").read_bytes() == (here / "params.yaml").read_bytes()
 
 
@@ -256,7 +256,7 @@ def test_in_a_clone_without_the_address_the_store_is_named_and_none_is_made(clon
     assert not Path("mlflow").exists()
 
 
-def test_a_version_that_the_store_lacks_is_told_with_the_store(here, version):
+def test_a_version_that_the_store_lacks_is_reported_with_the_store(here, version):
     version()
     with pytest.raises(UserError, match=r"no version 99 .*\(sqlite:////.*/mlflow\.db\)"):
         trace(load_config(), 99)
@@ -299,13 +299,13 @@ def test_no_planted_secret_is_left_behind_and_what_was_held_back_is_named(
             (here / name).unlink()
         (here / "requirements.lock").write_bytes(lock)
     held = [*(name for name in files if name != "new.py"), "requirements.lock"]
-    printed, told = capsys.readouterr().out, trace(load_config(), number)
+    printed, message = capsys.readouterr().out, trace(load_config(), number)
     assert "kept with the version though not in git: new.py\n" in printed
     for name in held:
         assert f"{name}: " in printed
-        assert f"warning: not kept, and not restored: {name}: " in told
+        assert f"warning: not kept, and not restored: {name}: " in message
     restore(load_config(), number)
-    said = printed + told + capsys.readouterr().out
+    said = printed + message + capsys.readouterr().out
     assert (here / "new.py").read_text() == "x = 1\n"
     (here / "new.py").unlink()
     assert f"not restored: {held[0]}" in said and PLANTED not in said

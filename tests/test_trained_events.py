@@ -142,7 +142,7 @@ def test_two_events_never_share_a_hash_here(workspace):
     assert len(memory.read_sketch(HERE.sessions)) == len(events(TRAIN))
 
 
-def test_a_damaged_sketch_is_told(tmp_path):
+def test_a_damaged_sketch_is_reported(tmp_path):
     path = Path(tmp_path / memory.SKETCH)
     np.save(path, np.arange(100, dtype=np.uint64))
     path.write_bytes(path.read_bytes()[:200])

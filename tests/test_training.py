@@ -207,7 +207,7 @@ def test_finetuning_inherits_the_trunk_and_writes_what_serving_needs(workspace):
     assert {"validation_ndcg@10", "validation_auc", "num_params"} <= set(metrics)
 
 
-def test_no_training_events_is_told(small_log):
+def test_no_training_events_is_reported(small_log):
     empty = SimpleNamespace(**{**small_log.__dict__, "split": np.full(len(small_log.item), 2)})
     with pytest.raises(UserError, match="no user has two training events"):
         windows(empty)

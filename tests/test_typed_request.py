@@ -36,12 +36,12 @@ def test_all_events_of_a_user_become_a_request_a_second_after_the_last(inside):
     assert request.request_time == log.timestamp[rows].max() + 1
 
 
-def test_a_user_that_the_log_has_not_is_told_some_that_it_has(inside):
+def test_a_user_that_the_log_has_not_is_reported_some_that_it_has(inside):
     with pytest.raises(UserError, match="the log has no user 'nobody'; some that it has: user0, "):
         of_user("nobody", None)
 
 
-def test_a_user_without_an_event_before_the_time_is_told_so(inside):
+def test_a_user_without_an_event_before_the_time_is_reported_so(inside):
     with pytest.raises(UserError, match="user user7 has no event before 9; pass a later --at"):
         of_user("user7", "9")
 
@@ -67,7 +67,7 @@ def test_entries_are_ids_and_titles_with_or_without_the_year(text, found):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "Alien, Hamlet",
@@ -79,7 +79,7 @@ def test_entries_are_ids_and_titles_with_or_without_the_year(text, found):
         ("Alien,, Aliens", "'' is neither an item id nor a title"),
     ],
 )
-def test_an_entry_that_is_no_one_item_is_told_what_is_near(text, told):
+def test_an_entry_that_is_no_one_item_is_reported_what_is_near(text, message):
     with pytest.raises(UserError) as error:
         find_items(text, TITLES)
-    assert told in str(error.value)
+    assert message in str(error.value)

@@ -205,7 +205,7 @@ def test_the_base_of_another_log_is_refused(workspace):
         (None, "cannot be read"),
     ],
 )
-def test_a_damaged_base_is_named_with_its_cure(workspace, table, message):
+def test_a_damaged_base_is_named_with_its_fix(workspace, table, message):
     grow(workspace)
     path = HERE.base / "items.parquet"
     path.unlink()

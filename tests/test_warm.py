@@ -1,4 +1,4 @@
-"""Warm start: what the base knows stays, what is new is fresh, what does not fit is told."""
+"""Warm start: what the base knows stays, what is new is fresh, what does not fit is message."""
 
 import json
 from dataclasses import asdict, fields, replace
@@ -162,7 +162,7 @@ def test_old_item_vectors_are_kept_bit_for_bit():
     assert torch.equal(new.trunk.items.table()[29], old.trunk.items.table()[20])  # the mask token
 
 
-def test_a_changed_width_is_told_with_its_parameter():
+def test_a_changed_width_is_reported_with_its_parameter():
     sizes = catalogue(20, 3, 4)
     base = base_of(network("hpgr", sizes, 1), "hpgr", sizes)
     wide = config(model__dim=32)
@@ -171,14 +171,14 @@ def test_a_changed_width_is_told_with_its_parameter():
         base.start(model, sizes, wide.model.model_dump())
 
 
-def test_fewer_items_than_the_base_are_told():
+def test_fewer_items_than_the_base_are_reported():
     before, after = catalogue(20, 3, 4), catalogue(19, 3, 4)
     base = base_of(network("hpgr", before, 1), "hpgr", before)
     with pytest.raises(UserError, match=r"version 7 with 20 items .* has 19: .*only adds"):
         start(base, network("hpgr", after, 2), after)
 
 
-def test_actions_that_the_base_never_had_are_told():
+def test_actions_that_the_base_never_had_are_reported():
     before, after = catalogue(20, 1, 4), catalogue(20, 3, 4)
     base = base_of(network("hpgr", before, 1), "hpgr", before)
     with pytest.raises(UserError, match=r"trunk\.action\.weight is new.*actions or categories"):
@@ -197,13 +197,13 @@ def test_what_the_log_s_labels_decide_is_not_put_on_params():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [({"name": "hstu"}, r"model\.name: hpgr"), ({"ranking": False}, "ranking_weight")],
 )
-def test_another_network_or_set_of_heads_is_told(changes, told):
+def test_another_network_or_set_of_heads_is_reported(changes, message):
     sizes = catalogue(20, 3, 4)
     base = base_of(network("hpgr", sizes, 1), "hpgr", sizes)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         base.check_kind(**({"name": "hpgr", "ranking": True} | changes))
 
 
@@ -322,7 +322,7 @@ def test_a_checkpoint_belongs_to_its_base(workspace, monkeypatch, stage):
     assert found[0] != found[1]
 
 
-def test_moved_ids_are_told_with_the_first_of_them(workspace):
+def test_moved_ids_are_reported_with_the_first_of_them(workspace):
     path = Path("artifacts/sessions/items.parquet")
     table = pq.read_table(path).to_pydict()
     table["item_id"][3] = "other"
@@ -332,14 +332,14 @@ def test_moved_ids_are_told_with_the_first_of_them(workspace):
     assert not Path("artifacts/pretrain").exists()
 
 
-def test_a_first_stage_from_elsewhere_is_told(workspace):
+def test_a_first_stage_from_elsewhere_is_reported(workspace):
     pretrain(CFG)
     Path("base/base.json").unlink()
     with pytest.raises(UserError, match=r"started from hpgr version 7, base/ holds nothing"):
         finetune(CFG)
 
 
-def test_damaged_weights_are_told(workspace):
+def test_damaged_weights_are_reported(workspace):
     path = Path("base/model/model.safetensors")
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(UserError, match=r"damaged.*hpgr base"):

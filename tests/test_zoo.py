@@ -134,7 +134,7 @@ def test_a_warm_start_keeps_its_rows_and_adds_new_ones(project):
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         (TOY | {"name": "tyo"}, "model.name: found 'tyo', expected 'hpgr', 'hstu' or 'toy'; did "
          "you mean 'toy'?"),
@@ -150,10 +150,10 @@ def test_a_warm_start_keeps_its_rows_and_adds_new_ones(project):
         (TOY | {"dim": 9}, "model.dim: 9 is odd"),
     ],
 )  # fmt: skip
-def test_a_wrong_section_is_refused_with_its_key(model, told):
+def test_a_wrong_section_is_refused_with_its_key(model, message):
     with pytest.raises(ConfigError) as refused:
         resolve(raw(model))
-    assert f"wrong in 1 place:\n  {told}" in str(refused.value)
+    assert f"wrong in 1 place:\n  {message}" in str(refused.value)
 
 
 # A stored config.json: the same limits, and the form of before.
@@ -168,7 +168,7 @@ def stored(folder, **changes):
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         (TOY | {"name": "tyo"}, "model.name is 'tyo', expected hpgr or hstu or toy"),
         (TOY | {"dim": 65}, "model.dim is 65, expected a whole number from 2 to 64"),
@@ -178,11 +178,11 @@ def stored(folder, **changes):
         (None, "model.name is None"),
     ],
 )
-def test_a_stored_section_has_the_same_limits(model, told, tmp_path):
+def test_a_stored_section_has_the_same_limits(model, message, tmp_path):
     path = stored(tmp_path, model=model)
     with pytest.raises(DamagedFile) as refused:
         read_config(path)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_network_stored_before_the_zoo_reads_as_today(tmp_path):

@@ -18,7 +18,7 @@ def finished(tmp_path_factory):
     def make(folder):
         make_project(folder)
         done = dvc("repro", "finetune", cwd=folder)
-        assert done.returncode == 0, done.told[-6000:]
+        assert done.returncode == 0, done.output[-6000:]
 
     return made_once("finished", make, tmp_path_factory)
 

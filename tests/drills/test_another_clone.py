@@ -28,7 +28,7 @@ client.create_model_version("hpgr", folder.as_uri(), run.info.run_id)
 
 
 def well(done):
-    assert done.returncode == 0, done.told[-6000:]
+    assert done.returncode == 0, done.output[-6000:]
     return done
 
 
@@ -56,9 +56,9 @@ def origin(project):
 
 
 def test_the_printed_commands_bring_a_version_back_in_another_clone(origin, tmp_path):
-    told = well(hpgr("lineage", "2", cwd=origin)).stdout
-    assert "warning" not in told
-    commands = told.split("to have it again, in a clone:\n")[1]
+    message = well(hpgr("lineage", "2", cwd=origin)).stdout
+    assert "warning" not in message
+    commands = message.split("to have it again, in a clone:\n")[1]
     clone = tmp_path / "clone"
     git("clone", "-q", str(origin), str(clone), cwd=tmp_path)
     git("commit", "-q", "--allow-empty", "-m", "later", cwd=clone)

@@ -25,7 +25,7 @@ def test_training_does_not_mind_a_clock_that_goes_back(project):
     output = project / "artifacts/pretrain"
     before = contents(output)
     done = driven("pretrain", BACKWARDS, project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     assert contents(output) == before
     with (output / "resources.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -35,7 +35,7 @@ def test_training_does_not_mind_a_clock_that_goes_back(project):
     assert all(float(row["cpu_percent"]) >= 0 and float(row["memory_mb"]) > 10 for row in rows)
 
 
-def test_a_clock_behind_the_log_is_told_and_nothing_is_lost(project):
+def test_a_clock_behind_the_log_is_reported_and_nothing_is_lost(project):
     """Every event is in the future then; with the right clock the same log is accepted."""
     output = project / "artifacts/validated"
     before = contents(output)
@@ -43,7 +43,7 @@ def test_a_clock_behind_the_log_is_told_and_nothing_is_lost(project):
     assert "720 x timestamp is in the future; correct the clock or the time zone" in message
     assert contents(output) == before
     done = hpgr("validate", cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     assert contents(output) == before
     assert leftovers(project) == []
 
@@ -53,7 +53,7 @@ def test_a_log_accepted_ahead_of_time_is_accepted_again(project):
     remembered = (project / "artifacts/accepted/summary.json").read_bytes()
     ahead = f"now = time.time\ntime.time = lambda: now() + {YEARS_S / 10}\n"
     done = driven("validate", ahead, project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     assert (project / "artifacts/accepted/summary.json").read_bytes() == remembered
 
 
@@ -64,5 +64,5 @@ def test_files_from_the_future_run_nothing_again(project):
     for path in (project / "params.yaml", *code, *artifacts):
         os.utime(path, (later, later))
     done = dvc("repro", "finetune", cwd=project)
-    assert done.returncode == 0, done.told
-    assert done.told.count("didn't change, skipping") == 5  # data.dvc and four stages
+    assert done.returncode == 0, done.output
+    assert done.output.count("didn't change, skipping") == 5  # data.dvc and four stages

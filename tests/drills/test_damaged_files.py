@@ -1,6 +1,6 @@
 """Drill: files that are cut off or changed: checkpoints, artifacts, DVC's cache and lock file.
 
-A stage that is handed a damaged file names it and the cure; the cure is then tried, and what comes
+A stage that is handed a damaged file names it and the fix; the fix is then tried, and what comes
 of it compared byte for byte with what was there before.
 """
 
@@ -59,12 +59,12 @@ def stopped(finished, tmp_path_factory):
     project = copy(finished, tmp_path_factory.mktemp("stopped") / "project")
     patch = SIGNAL_IN_TRAINING.replace("SIGNAL", "SIGTERM").replace("COUNT", "12")
     done = driven("pretrain", patch, project)
-    assert done.returncode == 128 + signal.SIGTERM, done.told
+    assert done.returncode == 128 + signal.SIGTERM, done.output
     return project
 
 
 @pytest.mark.parametrize(
-    ("damage", "files", "told"),
+    ("damage", "files", "expected"),
     [
         (cut, ["checkpoint"], "goes on at step 11 of 15"),
         (flip, ["checkpoint"], "goes on at step 11 of 15"),
@@ -73,14 +73,14 @@ def stopped(finished, tmp_path_factory):
     ],
     ids=["cut off", "flipped bytes", "both empty", "best weights flipped"],
 )
-def test_a_damaged_checkpoint_is_put_aside(stopped, tmp_path, damage, files, told):
+def test_a_damaged_checkpoint_is_put_aside(stopped, tmp_path, damage, files, expected):
     """The one before it counts, or the run begins anew; the weights are the same in the end."""
     project = copy(stopped, tmp_path / "project")
     (scratch,) = (project / "checkpoints").iterdir()
     for name in files:
         damage(scratch / f"{name}.safetensors")
     done = hpgr("pretrain", cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     for name in files:
         path = scratch.relative_to(project) / name
         assert re.search(
@@ -89,8 +89,8 @@ def test_a_damaged_checkpoint_is_put_aside(stopped, tmp_path, damage, files, tol
             done.stdout,
             re.MULTILINE,
         )
-    assert told in done.stdout
-    if told == "put aside":
+    assert expected in done.stdout
+    if expected == "put aside":
         assert "goes on at" not in done.stdout
     # Stopped again, nothing was lost: the artifact is still that of the whole run.
     assert weights(project, "pretrain") == weights(stopped, "pretrain")
@@ -117,8 +117,8 @@ def wreck(finished, tmp_path_factory):
     return copy(finished, tmp_path_factory.mktemp("wreck") / "project")
 
 
-@pytest.mark.parametrize(("damage", "file", "stage", "cure"), DAMAGE)
-def test_a_stage_names_the_damaged_file_and_the_cure(wreck, damage, file, stage, cure):
+@pytest.mark.parametrize(("damage", "file", "stage", "fix"), DAMAGE)
+def test_a_stage_names_the_damaged_file_and_the_fix(wreck, damage, file, stage, fix):
     path = wreck / "artifacts" / file
     kept = path.read_bytes()
     output = (
@@ -131,18 +131,19 @@ def test_a_stage_names_the_damaged_file_and_the_cure(wreck, damage, file, stage,
     finally:
         path.write_bytes(kept)
     assert f"artifacts/{file} is damaged" in message
-    assert cure in message
+    assert fix in message
     assert contents(output) == before
     assert leftovers(wreck) == []
 
 
 def test_dvc_repro_brings_every_damaged_artifact_back(project, finished):
-    for damage, file, _, cure in DAMAGE:
-        if "dvc" in cure:
+    for damage, file, _, fix in DAMAGE:
+        if "dvc" in fix:
             damage(project / "artifacts" / file)
     done = dvc("repro", "finetune", cwd=project)
-    assert done.returncode == 0, done.told
-    assert "goes on" not in done.told and "step/s" not in done.told  # from the cache, not trained
+    assert done.returncode == 0, done.output
+    # from the cache, not trained
+    assert "goes on" not in done.output and "step/s" not in done.output
     for folder in ("validated", "sessions", "pretrain", "finetune"):
         assert contents(project / "artifacts" / folder) == contents(finished / "artifacts" / folder)
 
@@ -170,7 +171,7 @@ def test_a_corrupted_cache_file_is_found_removed_and_made_anew(project, damage):
     assert done.returncode == 0
     assert done.stdout.splitlines() == [f"{file}: corrupted, removed", "now run: dvc repro"]
     done = dvc("repro", "finetune", cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     assert weights(project, "pretrain") == expected
     assert "every file of DVC's cache" in hpgr("cache", cwd=project).stdout
 
@@ -191,7 +192,7 @@ def test_a_flow_makes_anew_what_comes_back_corrupted(project):
     flip(file)
     shutil.rmtree(sessions)
     done = run(sys.executable, "-c", FLOW_STAGE, cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     assert "outcome: ran" in done.stdout
     assert contents(sessions) == expected
     shutil.rmtree(sessions)
@@ -200,18 +201,18 @@ def test_a_flow_makes_anew_what_comes_back_corrupted(project):
 
 
 @pytest.mark.parametrize("damage", [cut, empty])
-def test_a_damaged_dvc_lock_is_told_and_can_be_deleted(project, damage):
+def test_a_damaged_dvc_lock_is_reported_and_can_be_deleted(project, damage):
     """Without it DVC asks its run cache, and nothing runs again."""
     before = contents(project / "artifacts")
     damage(project / "dvc.lock")
     done = dvc("repro", "finetune", cwd=project)
-    print(done.told)
+    print(done.output)
     if done.returncode != 0:
-        assert "dvc.lock" in done.told and no_traceback(done.told)
+        assert "dvc.lock" in done.output and no_traceback(done.output)
         (project / "dvc.lock").unlink()
         done = dvc("repro", "finetune", cwd=project)
-    assert done.returncode == 0, done.told
-    assert "step/s" not in done.told
+    assert done.returncode == 0, done.output
+    assert "step/s" not in done.output
     assert contents(project / "artifacts") == before
 
 
@@ -223,5 +224,5 @@ def test_a_compiled_module_that_is_cut_off(project):
     message = one_message(hpgr("pretrain", cwd=project))
     assert "cut off" in message and "run the same command again" in message
     done = hpgr("pretrain", cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     assert weights(project, "pretrain") == expected

@@ -101,7 +101,7 @@ def test_a_stage_on_a_full_disk(disk, stage):
     assert contents(outputs(stage, project)) == before
     assert leftovers(project) == []
     done = hpgr(stage, cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     if before:
         assert contents(outputs(stage, project)) == before
 
@@ -115,7 +115,7 @@ def test_training_goes_on_from_the_checkpoint_that_found_room(disk):
     disk.free()
     assert "no room left to write checkpoints/" in message
     done = hpgr("pretrain", cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     assert "pretrain: goes on at step 7 of 15" in done.stdout
     assert contents(outputs("pretrain", project)) == before
     assert leftovers(project) == []
@@ -150,11 +150,11 @@ def test_dvc_without_room_for_its_cache_says_so_and_mends_it_later(finished, pro
         small = SmallDisk(cache)
         small.fill(0)
         done = dvc("repro", "sessionize", cwd=project)
-        assert "No space left on device" in done.told
-        assert no_traceback(done.told)
+        assert "No space left on device" in done.output
+        assert no_traceback(done.output)
         small.free()
         again = dvc("repro", "sessionize", cwd=project)
-        assert again.returncode == 0, again.told
+        assert again.returncode == 0, again.output
         whole = contents(outputs("sessionize", project))
         shutil.rmtree(outputs("sessionize", project))
         assert dvc("checkout", "artifacts/sessions", cwd=project).returncode == 0

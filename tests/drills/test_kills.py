@@ -90,7 +90,7 @@ def test_killed_while_it_writes_its_outputs(project, stage, name, folder):
     assert leftovers(project)
     assert not (project / name).exists()
     done = hpgr(stage, cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     assert contents(project / name) == whole
     assert leftovers(project) == []
 
@@ -108,12 +108,12 @@ def test_killed_in_training(project, stage, patch, code, step):
     expected = weights(project, stage)
     killed = driven(stage, patch.replace("COUNT", "9"), project)
     assert killed.returncode == code
-    assert no_traceback(killed.told)
+    assert no_traceback(killed.output)
     if code > 0:
         assert "stopped on request; the same command goes on" in killed.stdout
     assert weights(project, stage) == expected  # the old output is whole until the new one is
     done = hpgr(stage, cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     assert f"{stage}: goes on at step {step} of 15" in done.stdout
     assert weights(project, stage) == expected
     assert leftovers(project) == [] and not list((project / "checkpoints").iterdir())
@@ -146,7 +146,7 @@ def undisturbed(finished, tmp_path_factory):
     project = copy(finished, tmp_path_factory.mktemp("undisturbed") / "project")
     small_params(project, **SLOW)
     done = hpgr("pretrain", cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     return weights(project, "pretrain")
 
 
@@ -164,8 +164,8 @@ def test_dvc_is_killed_and_its_stage_ends_with_it(project, undisturbed, how):
     until(lambda: has_ended(stage), "the end of the stage")
     assert saved(project)
     done = dvc("repro", "pretrain", cwd=project)
-    assert done.returncode == 0, done.told
-    assert "pretrain: goes on at step" in done.told
+    assert done.returncode == 0, done.output
+    assert "pretrain: goes on at step" in done.output
     assert weights(project, "pretrain") == undisturbed
     assert leftovers(project) == [] and not saved(project)
 
@@ -180,12 +180,12 @@ def test_two_repros_at_once_do_no_harm(project):
     second = dvc("repro", "pretrain", cwd=project)
     stage.resume()
     assert second.returncode != 0
-    assert "busy" in second.told or "Unable to acquire lock" in second.told
-    assert no_traceback(second.told)
+    assert "busy" in second.output or "Unable to acquire lock" in second.output
+    assert no_traceback(second.output)
     done = first.end()
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output
     again = dvc("status", "pretrain", cwd=project)
-    assert "up to date" in again.told
+    assert "up to date" in again.output
 
 
 def test_an_output_has_one_writer(project):
@@ -200,4 +200,4 @@ def test_an_output_has_one_writer(project):
         assert "artifacts/sessions is being written by process 4711" in message
         assert "wait for its end, or stop it" in message
     done = hpgr("sessionize", cwd=project)
-    assert done.returncode == 0, done.told
+    assert done.returncode == 0, done.output

@@ -76,7 +76,7 @@ def launched(tmp_path):
             server.kill()
 
 
-def told(process):
+def printed(process):
     """What it printed, after its end."""
     text, _ = process.communicate(timeout=300)
     assert "Traceback" not in text
@@ -87,7 +87,7 @@ def test_ctrl_c_reaches_the_whole_group_and_the_run_is_marked_before_its_server_
     tmp_path, launched
 ):
     os.killpg(launched.pid, signal.SIGINT)
-    assert "error: stopped by Ctrl-C." in told(launched)
+    assert "error: stopped by Ctrl-C." in printed(launched)
     assert launched.returncode == 128 + signal.SIGINT
     assert runs(tmp_path) == ["Crashed"]
     assert not servers(tmp_path)
@@ -106,7 +106,7 @@ def test_the_temporary_server_answers_its_own_run_alone(tmp_path, launched):
 
 def test_sigterm_to_the_process_marks_the_run(tmp_path, launched):
     launched.terminate()
-    assert "error: stopped by SIGTERM." in told(launched)
+    assert "error: stopped by SIGTERM." in printed(launched)
     assert launched.returncode == 128 + signal.SIGTERM
     assert runs(tmp_path) == ["Crashed"]
     assert not servers(tmp_path)

@@ -86,10 +86,10 @@ def test_the_doctor_says_the_same(name, raw):
     if not case.refused and not case.reasons:
         assert not any(p.serious for p in problems)
         return
-    told = "\n".join(map(str, problems))
+    message = "\n".join(map(str, problems))
     for words in case.doctor or case.refused or case.reasons:
-        assert words in told
-    assert told.count("\n") < MESSAGE_LINES
+        assert words in message
+    assert message.count("\n") < MESSAGE_LINES
 
 
 def table(folder: Path, **data) -> None:
@@ -126,7 +126,7 @@ def test_a_line_of_a_gigabyte_costs_no_memory(command, head, raw):
     table(Path())
     done = run(sys.executable, "-c", MEASURE, *HPGR, command, cwd=Path())
     assert done.returncode == (2 if command == "validate" else 1)
-    assert no_traceback(done.told)
-    assert "1,048,576 characters" in done.told and "line breaks" in done.told
+    assert no_traceback(done.output)
+    assert "1,048,576 characters" in done.output and "line breaks" in done.output
     assert int(done.stdout.split()[-1]) < MEMORY
     assert not left_below("artifacts")

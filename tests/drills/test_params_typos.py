@@ -96,7 +96,7 @@ def test_a_key_set_twice_is_an_error(section, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("find", "put", "told"),
+    ("find", "put", "expected"),
     [
         ("  gap_s: 1800", "  gap_s: 1,800", "sessionize.gap_s: "),
         ("  gap_s: 1800", "  gap_s: -1", "sessionize.gap_s: "),
@@ -117,13 +117,13 @@ def test_a_key_set_twice_is_an_error(section, tmp_path):
         ("  gap_s: 1800", "  gap_s: !!python/object:os.system x", "not valid YAML"),
     ],
 )
-def test_a_slip_is_told(find, put, told, tmp_path):
+def test_a_slip_is_reported(find, put, expected, tmp_path):
     assert find in TEXT
-    assert told in refusal(tmp_path, TEXT.replace(find, put, 1))
+    assert expected in refusal(tmp_path, TEXT.replace(find, put, 1))
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"", "expected sections, found nothing"),
         (b"- a\n", "expected sections, found a list"),
@@ -131,9 +131,9 @@ def test_a_slip_is_told(find, put, told, tmp_path):
         (b"a\0b", "not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_params_is_told(content, told, tmp_path):
+def test_a_file_that_is_no_params_is_reported(content, expected, tmp_path):
     (tmp_path / "params.yaml").write_bytes(content)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         load_config(tmp_path / "params.yaml")
 
 
@@ -145,7 +145,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
     assert load_config(path) == load_config(plain)
 
 
-def test_a_folder_in_place_of_the_file_is_told(tmp_path):
+def test_a_folder_in_place_of_the_file_is_reported(tmp_path):
     (tmp_path / "params.yaml").mkdir()
     with pytest.raises(ConfigError, match="is a folder"):
         load_config(tmp_path / "params.yaml")
@@ -158,12 +158,12 @@ def test_a_stage_ends_with_the_message_and_code_2(stage, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: params.yaml")
     assert "sessionize.gap: unknown key; did you mean 'gap_s'?" in done.stderr
-    assert no_traceback(done.told)
+    assert no_traceback(done.output)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
 @pytest.mark.parametrize(
-    ("section", "find", "put", "told"),
+    ("section", "find", "put", "expected"),
     [
         ("gate", "metric: ndcg@10", "metric: ndcg@20", "gate.metric: 'ndcg@20' is not among hr@10"),
         ("gate", "metric: ndcg@10", "metric: auc", "it needs sessionize.split: global-time"),
@@ -172,9 +172,11 @@ def test_a_stage_ends_with_the_message_and_code_2(stage, tmp_path):
         ("evaluate", "bootstrap_samples: 2000", "bootstrap_samples: 39", "gate.significance: no"),
     ],
 )  # fmt: skip
-def test_a_rule_of_the_gate_that_nothing_could_meet_is_named(section, find, put, told, tmp_path):
+def test_a_rule_of_the_gate_that_nothing_could_meet_is_named(
+    section, find, put, expected, tmp_path
+):
     message = refusal(tmp_path, in_section(section, re.escape(find), put))
-    assert told in message
+    assert expected in message
     assert message.count("\n") == 1
 
 

@@ -134,7 +134,7 @@ def test_uncommitted_code_is_refused_before_anything_is_sent(here):
     assert len(gpu_runs(here)) == before
 
 
-def test_another_commit_there_is_refused_with_the_cure(here, there):
+def test_another_commit_there_is_refused_with_the_fix(here, there):
     commit_a_turn(here)
     message = here.ends(here.start(**GPU), "Failed").message
     wanted = here.call("git", "rev-parse", "HEAD").stdout[:12]
@@ -199,7 +199,7 @@ def test_a_log_that_moved_on_there_stays_what_its_data_dvc_pins(here, there):
     there.call("git", "checkout", "-q", "--", ".")
 
 
-def test_a_remote_that_is_not_set_is_told(here, tmp_path, monkeypatch):
+def test_a_remote_that_is_not_set_is_reported(here, tmp_path, monkeypatch):
     from prefect.logging import disable_run_logger
 
     from flows import remote

@@ -135,11 +135,11 @@ def test_prefect_answers_those_who_know_its_string_alone(project):
     kept = [*(project.folder / ".services").iterdir(), *(project.folder / ".prefect").iterdir()]
     holders = [p for p in kept if p.is_file() and string.read_bytes() in p.read_bytes()]
     assert holders == [string]
-    told = project.call(
+    refused = project.call(
         sys.executable, "-m", "host.worker", "gpu", check=False, PREFECT_API_URL=project.api
     )
-    assert told.returncode == 2
-    assert "PREFECT_API_AUTH_STRING is not set: export it as `make up` prints it" in told.stderr
+    assert refused.returncode == 2
+    assert "PREFECT_API_AUTH_STRING is not set: export it as `make up` prints it" in refused.stderr
 
 
 def _words(process):
@@ -207,7 +207,7 @@ def test_a_killed_flow_is_crashed_and_its_stage_stops(project, run):
 def test_a_killed_worker_comes_back_and_ends_what_its_predecessor_began(project, run):
     step = project.step()
     kill(project.process("worker start"))
-    project.ends(run, "Crashed")  # by the flow itself, told to stop; then the reaper says why
+    project.ends(run, "Crashed")  # by the flow itself, asked to stop; then the reaper says why
     until(lambda: "The worker of pool local is gone" in project.state(run).message, "it says why")
     assert "Run it again" in project.state(run).message
     gone_and_succeeded(project, step)
@@ -229,7 +229,7 @@ def test_up_again_says_that_it_is_up(project, run):
 def test_after_an_outage_a_run_can_still_be_cancelled(project, run):
     """An outage so long that Prefect's worker gives up listening for cancels."""
     step, log = project.step(), project.folder / ".services/worker.log"
-    told = log.stat().st_size
+    before = log.stat().st_size
     supervisor = project.process("supervisord")
     supervisor.suspend()
     try:
@@ -237,7 +237,7 @@ def test_after_an_outage_a_run_can_still_be_cancelled(project, run):
         time.sleep(OUTAGE_S)
     finally:
         supervisor.resume()  # which also writes the logs
-    until(lambda: "Cancellation polling task failed" in log.read_text()[told:], "it gave up")
+    until(lambda: "Cancellation polling task failed" in log.read_text()[before:], "it gave up")
     until(project.answers, "the server is back")
     with project.client as client:
         client.set_flow_run_state(run.id, Cancelling())

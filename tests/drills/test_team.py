@@ -180,8 +180,8 @@ def test_a_model_is_registered_in_the_teams_stores_and_loads_back(team):
     project = team.project
     shutil.copytree(project.folder / "prepared", project.folder / "artifacts", dirs_exist_ok=True)
     client = team.environment("worker")
-    told = project.call(sys.executable, "-m", "hpgr.cli", "register", **client).stdout
-    assert "registered hpgr version 1, alias champion" in told
+    message = project.call(sys.executable, "-m", "hpgr.cli", "register", **client).stdout
+    assert "registered hpgr version 1, alias champion" in message
     assert not (project.folder / "mlflow/store/mlflow.db").exists()
     assert "registered_models" in tables(team.postgres, "mlflow")
     probe = """

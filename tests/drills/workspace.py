@@ -41,7 +41,7 @@ class Done:
     stderr: str
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         """All that it printed."""
         return self.stdout + self.stderr
 
@@ -121,8 +121,8 @@ def no_traceback(text: str) -> bool:
 
 def one_message(done: Done) -> str:
     """The message of a command that ended with a user's mistake, and with nothing else."""
-    assert done.returncode == 2, done.told[-3000:]
-    assert no_traceback(done.told), done.told[-3000:]
+    assert done.returncode == 2, done.output[-3000:]
+    assert no_traceback(done.output), done.output[-3000:]
     assert done.stderr.count("error: ") == 1
     return done.stderr[done.stderr.index("error: ") :]
 
@@ -195,7 +195,7 @@ def make_project(folder: Path) -> None:
     (folder / "data/own/log.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows, ""]))
     for command in (("git", "init", "-q"), (*DVC, "add", "-q", "data")):
         done = run(*command, cwd=folder)
-        assert done.returncode == 0, done.told
+        assert done.returncode == 0, done.output
 
 
 def copy(project: Path, target: Path) -> Path:
