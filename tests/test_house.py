@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import grimp
 import mlflow
+import networkx as nx
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -56,6 +57,19 @@ def test_layers_and_other_import_contracts_hold():
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Neither at the top of a module nor inside a function; type checkers alone may."""
+    options = {"cache_dir": None, "exclude_type_checking_imports": True}
+    graph = grimp.build_graph("hpgr", "flows", "host", **options)
+    imports = nx.DiGraph(
+        (module, imported)
+        for module in graph.modules
+        for imported in graph.find_modules_directly_imported_by(module)
+    )
+    circles = [sorted(c) for c in nx.strongly_connected_components(imports) if len(c) > 1]
+    assert not circles
 
 
 def test_the_command_line_starts_light():
