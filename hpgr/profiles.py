@@ -28,7 +28,7 @@ COMMON = "quick"
 ABSENT = object()
 
 
-class Change(NamedTuple):
+class ChangedValue(NamedTuple):
     """A parameter whose value differs from what the file held; ABSENT where one is missing."""
 
     key: str
@@ -47,7 +47,7 @@ def set_params(
     profile: str | None = None,
     path: Path = PARAMS_FILE,
     profiles: Path = PROFILES,
-) -> list[Change]:
+) -> list[ChangedValue]:
     """Write the values of a profile, then single ones, into a params.yaml; return what changed.
 
     Args:
@@ -125,7 +125,7 @@ def read_overrides(entries: list[str] | None) -> dict[str, Any]:
 
 def _changed(
     values: Mapping[str, Any], profile: str | None, path: Path, profiles: Path
-) -> tuple[list[Change], str, Config]:
+) -> tuple[list[ChangedValue], str, Config]:
     """Return what changes, the new text of the file and its configuration."""
     read_params(path)  # reports what ruamel.yaml would report in words of its own
     document = _load(path)
@@ -147,7 +147,7 @@ def _changed(
     cfg = resolve(parse_params(text, source), source=source, origins=origins)
     after = dict(_flat(document))
     changes = [
-        Change(key, before.get(key, ABSENT), after.get(key, ABSENT))
+        ChangedValue(key, before.get(key, ABSENT), after.get(key, ABSENT))
         for key in {**before, **after}
         if key not in before or key not in after or not _same(before[key], after[key])
     ]

@@ -12,7 +12,7 @@ import yaml
 from params_text import ROOT, params_text
 
 from hpgr.config import ConfigError, load_config
-from hpgr.profiles import ABSENT, Change, read_overrides, set_params, with_params
+from hpgr.profiles import ABSENT, ChangedValue, read_overrides, set_params, with_params
 
 NAMES = sorted(path.stem for path in (ROOT / "profiles").iterdir())
 
@@ -70,7 +70,7 @@ def test_what_no_profile_lists_stays_as_it_was_set(params):
 def test_values_change_their_lines_and_no_other(params):
     before = params.read_text().splitlines()
     changed = set_params({"sessionize.gap_s": 900}, "smoke")
-    assert Change("sessionize.gap_s", 1800, 900) in changed
+    assert ChangedValue("sessionize.gap_s", 1800, 900) in changed
     after = params.read_text().splitlines()
     different = [new for old, new in zip(before, after, strict=True) if old != new]
     assert len(different) == len(changed) == 9
