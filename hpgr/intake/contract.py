@@ -87,6 +87,25 @@ COPY_RULE = Rule(
 )
 
 
+def between(
+    name: str,
+    column: str,
+    expected: str,
+    fix: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    values: str | None = None,
+    gate: bool = True,
+) -> Rule:
+    """A rule that keeps a number within limits; `values` is the column checked if not `column`."""
+    limits = {"min_value": least, "max_value": most}
+    given = {key: value for key, value in limits.items() if value is not None}
+    arguments = {"column": values or column, **given}
+    check = "expect_column_values_to_be_between"
+    return Rule(name, column, expected, fix, check, arguments, gate)
+
+
 def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, ...]:
     """What every event must keep; the columns they look at are made by `prepare`.
 
@@ -94,7 +113,6 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
     """
     items = items_file or "the items file"
     not_null = "expect_column_values_to_not_be_null"
-    between = "expect_column_values_to_be_between"
     ids = [
         Rule(
             name=f"{column} is missing",
@@ -117,30 +135,30 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
             check="expect_column_values_to_match_regex",
             arguments={"column": TIMESTAMP, "regex": WHOLE_NUMBER},
         ),
-        Rule(
+        between(
             name="timestamp is in milliseconds or finer",
             column=TIMESTAMP,
             expected=f"seconds, below {MILLISECONDS_FROM:,}",
             fix="divide by 1000 (milliseconds), 1000000 (microseconds) or 1000000000 "
             "(nanoseconds), rounding down: column // 1000",
-            check=between,
-            arguments={"column": "seconds", "max_value": MILLISECONDS_FROM - 1},
+            most=MILLISECONDS_FROM - 1,
+            values="seconds",
         ),
-        Rule(
+        between(
             name="timestamp is too early",
             column=TIMESTAMP,
             expected=f"at least {limits.min_timestamp} (validate.min_timestamp)",
             fix="correct the unit or the clock, or lower validate.min_timestamp",
-            check=between,
-            arguments={"column": "seconds", "min_value": limits.min_timestamp},
+            least=limits.min_timestamp,
+            values="seconds",
         ),
-        Rule(
+        between(
             name="timestamp is in the future",
             column=TIMESTAMP,
             expected=f"at most now + {limits.max_timestamp_ahead_s} s",
             fix="correct the clock or the time zone, or raise validate.max_timestamp_ahead_s",
-            check=between,
-            arguments={"column": "ahead_s", "max_value": limits.max_timestamp_ahead_s},
+            most=limits.max_timestamp_ahead_s,
+            values="ahead_s",
         ),
         COPY_RULE,
         REPEATED_RULE,
@@ -157,60 +175,54 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
 
 def batch_rules(limits: Validate) -> tuple[Rule, ...]:
     """What the batch as a whole must keep: one row of numbers, made by `validate.py`."""
-    between = "expect_column_values_to_be_between"
     change = limits.max_volume_change
     rules = [
-        Rule(
+        between(
             name="no row is accepted",
             column="rows_accepted",
             expected="at least 1 accepted row",
             fix="see the reasons in the quarantine",
-            check=between,
-            arguments={"column": "rows_accepted", "min_value": 1},
+            least=1,
         ),
-        Rule(
+        between(
             name="share of quarantined rows",
             column="quarantined_share",
             expected=f"at most {limits.max_bad_share} (validate.max_bad_share)",
             fix="mend the rows (hpgr doctor FILE lists them), or raise the limit",
-            check=between,
-            arguments={"column": "quarantined_share", "max_value": limits.max_bad_share},
+            most=limits.max_bad_share,
         ),
-        Rule(
+        between(
             name="rows against the last accepted batch",
             column="volume_change",
             expected=f"a change of at most {change} either way (validate.max_volume_change)",
             fix="look for a lost or doubled part of the log, or raise the limit",
-            check=between,
-            arguments={"column": "volume_change", "min_value": -change, "max_value": change},
+            least=-change,
+            most=change,
         ),
-        Rule(
+        between(
             name="newest event against the last accepted batch",
             column="seconds_behind",
             expected="not older than the newest event accepted before",
             fix="look for an old copy of the log",
-            check=between,
-            arguments={"column": "seconds_behind", "max_value": 0},
+            most=0,
         ),
-        Rule(
+        between(
             name="users without a row in the users table",
             column="users_without_features",
             expected="none",
             fix="nothing needs to be done: their features are taken as unknown",
-            check=between,
-            arguments={"column": "users_without_features", "max_value": 0},
+            most=0,
             gate=False,
         ),
     ]
     if limits.max_age_days is not None:
         rules.append(
-            Rule(
+            between(
                 name="age of the newest event",
                 column="days_old",
                 expected=f"at most {limits.max_age_days} days (validate.max_age_days)",
                 fix="fetch newer events, or set the limit to null for historic data",
-                check=between,
-                arguments={"column": "days_old", "max_value": limits.max_age_days},
+                most=limits.max_age_days,
             )
         )
     return tuple(rules)

@@ -38,7 +38,6 @@ from hpgr.intake.file_problems import (
     FileProblem,
     dialect_problems,
     no_rows,
-    note,
     text_problems,
     unreadable,
     whole_file,
@@ -59,7 +58,7 @@ from hpgr.intake.row_problems import Listing, mixed
 from hpgr.intake.staging import copies, mend_ids, stage
 from hpgr.intake.table_files import header, repeated, suggestion, table_chunks
 from hpgr.intake.time_units import shapes
-from hpgr.intake.training_outlook import notes as notes_on_training
+from hpgr.intake.training_outlook import training_notes
 from hpgr.runtime import UserError
 
 if TYPE_CHECKING:
@@ -293,10 +292,7 @@ def _examine_log(data: Data, cfg: Config, outlook: list[FileProblem]) -> list[Fi
         notes = notes_on_rows(staged, files, columns, mended)
         if data.format != "table" or data.columns.action is not None:
             notes += notes_on_actions(staged, path, columns[ACTION], cfg.sessionize)
-        outlook += [
-            note(path, n.kind, columns[n.column], n.found, n.expected, n.fix)
-            for n in notes_on_training(staged, cfg)
-        ]
+        outlook += training_notes(staged, path, columns, cfg)
     if known is not None and items_file is not None:
         notes += notes_on_spelling(unknown, known, path, items_file)
     problems = [*mixed(path, columns[TIMESTAMP], counted), *notes, *listing.problems()]

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from hpgr.intake.batch_files import batch_files, batch_tables
 from hpgr.intake.batch_records import last_accepted
-from hpgr.intake.contract import ITEM, Rule, batch_rules
+from hpgr.intake.contract import ITEM, Rule, batch_rules, between
 from hpgr.intake.drift import compare
 from hpgr.intake.expectations import Expectations, failures
 from hpgr.intake.formats import Format, Part, column_names, format_of
@@ -195,55 +195,50 @@ def _known_items(layout: Format, raw: RawLog, validated: Path) -> pd.DataFrame |
 def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
     """What a batch must keep beside the log; the columns are made by `_check_batch`."""
     most = limits.max_volume_change
-    between = "expect_column_values_to_be_between"
     return (
-        Rule(
+        between(
             name="rows against the batch accepted last",
             column="rows_factor",
             expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
             fix="look for a file that was cut off or written twice, or raise the limit",
-            check=between,
-            arguments={"column": "rows_factor", "min_value": 1 / most, "max_value": most},
+            least=1 / most,
+            most=most,
         ),
-        Rule(
+        between(
             name="events a day against the newest of the log",
             column="volume_factor",
             expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
             fix="look for a lost or doubled part of the batch, or raise the limit",
-            check=between,
-            arguments={"column": "volume_factor", "min_value": 1 / most, "max_value": most},
+            least=1 / most,
+            most=most,
         ),
-        Rule(
+        between(
             name="drift of the items",
             column="item_drift",
             expected=f"at most {limits.max_item_drift} (refresh.max_item_drift)",
             fix="look for ids of another catalogue or in the wrong column, or raise the limit",
-            check=between,
-            arguments={"column": "item_drift", "max_value": limits.max_item_drift},
+            most=limits.max_item_drift,
         ),
-        Rule(
+        between(
             name="drift of the actions",
             column="action_drift",
             expected=f"at most {limits.max_action_drift} (refresh.max_action_drift)",
             fix="look for another scale of ratings or other words, or raise the limit",
-            check=between,
-            arguments={"column": "action_drift", "max_value": limits.max_action_drift},
+            most=limits.max_action_drift,
         ),
-        Rule(
+        between(
             name="share of events with items that the log does not have",
             column="unknown_items",
             expected=f"at most {limits.max_unknown_items} (refresh.max_unknown_items)",
             fix="look for ids of another catalogue, or raise the limit",
-            check=between,
-            arguments={"column": "unknown_items", "max_value": limits.max_unknown_items},
+            most=limits.max_unknown_items,
         ),
-        Rule(
+        between(
             name="seconds from the batch's newest event to the log's",
             column="seconds_behind",
             expected="at most 0: the batch ends no earlier than the log",
             fix="look for an old batch; what the log lacks of it can only come with newer events",
-            check=between,
-            arguments={"column": "seconds_behind", "max_value": 0},
+            most=0,
         ),
     )
 

@@ -1,38 +1,36 @@
-"""What a log will lead to, though nothing is wrong with it: no ranking, repeats kept.
+"""What training will make of a sound log: no ranking, repeats kept.
 
-What the sessionize stage decides from the training events, told beforehand from all of them. Reads
-the rows that the doctor set aside.
+The sessionize stage decides this from the training events; here it is estimated from all events,
+before any stage runs. Reads the rows that the doctor staged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpgr.data import labels
 from hpgr.data.repeats import removes_history
 from hpgr.intake.contract import ACTION, ITEM, USER
+from hpgr.intake.file_problems import FileProblem, note
 from hpgr.intake.staging import open_duckdb
 
 if TYPE_CHECKING:
     from hpgr.config import Config
 
 
-@dataclass(frozen=True)
-class Note:
-    """The fields of a problem that is none; `column` is the contract's."""
+def training_notes(
+    staged: Path, file: Path, columns: Mapping[str, str], cfg: Config
+) -> Iterator[FileProblem]:
+    """Notes on the log in `staged` that matter for training, in order of columns.
 
-    kind: str
-    column: str
-    found: str
-    expected: str
-    fix: str
-
-
-def notes(staged: Path, cfg: Config) -> Iterator[Note]:
-    """What is worth knowing of the log in `staged` before training, in order of columns."""
+    Args:
+        staged: the rows.
+        file: where they are from.
+        columns: name in the file of each of our columns.
+        cfg: sections `sessionize` and `evaluate`.
+    """
     with open_duckdb(staged.parent) as connection:
         actions = connection.execute(
             f"SELECT {ACTION}, count(*) FROM read_parquet(?) GROUP BY 1", [str(staged)]
@@ -49,9 +47,10 @@ def notes(staged: Path, cfg: Config) -> Iterator[Note]:
         limit = f"{cfg.evaluate.max_repeat_share:.0%}"
         removed = removes_history(share, cfg.evaluate)
         now = "leave the answers" if removed else "stay in the answers"
-        yield Note(
+        yield note(
+            file,
             "repeats",
-            ITEM,
+            columns[ITEM],
             f"{share:.1%} of the next events repeat an item that their user had before",
             f"up to {limit} (evaluate.max_repeat_share), or that repeats are meant",
             f"items that a user had before {now} (evaluate.remove_history: "
@@ -61,4 +60,4 @@ def notes(staged: Path, cfg: Config) -> Iterator[Note]:
     if not labels.can_rank(positives, events, cfg.sessionize):
         found, fix = labels.finding(positives, events, counts, cfg.sessionize)
         expected = "enough events of both labels; the model retrieves and learns no ranking"
-        yield Note("one label", ACTION, found, expected, fix)
+        yield note(file, "one label", columns[ACTION], found, expected, fix)
