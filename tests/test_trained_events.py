@@ -131,9 +131,9 @@ def test_a_sketch_tells_of_a_sample_only_and_that_exactly(workspace, monkeypatch
     sketch = memory.read_sketch(HERE.sessions)
     assert sketch.tolist() == sorted(whole.tolist())[:50]
     training = memory.overlap(sketch, HERE.sessions, TRAIN)
-    assert training.trained == training.told == 50
+    assert training.trained == training.known == 50
     held_out = memory.overlap(sketch, HERE.sessions, VALIDATION, TEST)
-    assert held_out.trained == 0 < held_out.told < total
+    assert held_out.trained == 0 < held_out.known < total
 
 
 def test_two_events_never_share_a_hash_here(workspace):

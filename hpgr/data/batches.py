@@ -1,8 +1,8 @@
-"""Training batches: jagged windows of the memory-mapped log, in an order that is a pure function.
+"""Training batches: jagged windows of the memory-mapped log, in a reproducible order.
 
 The batches of an epoch depend on (seed, epoch) alone, so a run resumes in mid-epoch from one
-integer. No padding: a batch is as many users as fit a token budget. Reads the arrays of
-`hpgr/data/log.py`; only the rows of the batch at hand are ever copied. Imports numpy only.
+integer. There is no padding: a batch has as many users as fit a token budget. Reads the arrays of
+`hpgr.data.log` and copies only the rows of the current batch. Imports numpy only.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Batch:
 class TrainingWindows:
     """Windows over each user's training events, batched by token budget.
 
-    A user with more than `max_history` + 1 training events gives its newest window, or, with
-    `random_windows`, in every other epoch one that ends at random.
+    A user with more than `max_history` + 1 training events contributes its newest window or, with
+    `random_windows` in every other epoch, one with a random end.
     """
 
     def __init__(
@@ -129,9 +129,9 @@ class TrainingWindows:
 
 
 def events_before(histories: Histories, query: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """How many events of history `query` [C] happened strictly before `time` [C]; int64 [C].
+    """Number of events of history `query` [C] strictly before `time` [C]; int64 [C].
 
-    Events at the very moment of the request are not visible: a tie must not leak.
+    Events at the moment of the request are not visible: a tie must not leak.
     """
     offsets, stamps = histories.offsets, np.asarray(histories.timestamp)
     low, high = offsets[query], offsets[query + 1]

@@ -30,18 +30,18 @@ BATCH_ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class Engine:
-    """An Ibis backend and a folder for what it sets aside."""
+    """An Ibis backend and a scratch folder for its tables."""
 
     backend: Any
     scratch: Path
-    remote: bool = False  # its executors know nothing of this process's folder
+    remote: bool = False  # its executors do not know this process's folder
 
     def read(self, path: Path) -> Table:
         """Lazy table over a Parquet file, or over the folder of parts that Spark writes."""
         return self.backend.read_parquet(self._pattern(path))
 
     def store(self, table: Table, name: str) -> Path:
-        """Run `table` and write it below the scratch folder; returns where."""
+        """Run `table`, write it below the scratch folder and return its path."""
         path = self.scratch / f"{name}.parquet"
         self.backend.to_parquet(table, path.absolute() if self.remote else path)
         return path
@@ -55,7 +55,7 @@ class Engine:
 
 @contextmanager
 def open_engine(name: Literal["duckdb", "spark"], parent: Path) -> Iterator[Engine]:
-    """Open an engine with a scratch folder below `parent`; both go when the block ends.
+    """Open an engine with a scratch folder below `parent`; the block's end closes and removes both.
 
     Raises:
         UserError: Spark is asked for, and pyspark or Java is absent.
@@ -105,12 +105,12 @@ def _spark() -> Iterator[Any]:
 
 
 def stored(path: Path) -> ds.Dataset:
-    """What an engine stored, one file or a folder of parts, in the order it was written."""
+    """The table that an engine stored, one file or a folder of parts, in the order written."""
     return ds.dataset(sorted(path.glob("part-*.parquet")) if path.is_dir() else path)
 
 
 def single_file(source: Path, target: Path) -> None:
-    """Copy what an engine stored into one Parquet file, with the same bytes on every run."""
+    """Copy a stored table into one Parquet file, with the same bytes on every run."""
     parts = stored(source)
     with pq.ParquetWriter(target, parts.schema, compression="zstd") as writer:
         for batch in parts.to_batches(batch_size=BATCH_ROWS):

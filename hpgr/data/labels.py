@@ -1,8 +1,8 @@
-"""Labels: which events are positive, and whether both kinds are there to learn a ranking from.
+"""Labels: the number of positive events, and the decision if a ranking can be learned from them.
 
-Where they are not, the model retrieves only: `hpgr doctor` says so beforehand, the sessionize stage
-when it decides (`can_rank` of `hpgr.data.log.Meta`), both with how to name a positive. Reads and
-writes nothing.
+If it cannot, the model only retrieves. `hpgr doctor` reports that before a run, the sessionize
+stage when it decides (`can_rank` of `hpgr.data.log.Meta`), both with advice on naming a positive.
+Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hpgr.config import Sessionize
 
 SHOWN = 5  # actions in a message
-# Words for what a shop or a player wants to happen, where several actions could be meant.
+# Words for what a shop or a player wants to happen; they come first in the advice.
 WANTED = (
     *("buy", "bought", "purchase", "purchased", "order", "ordered", "transaction", "checkout"),
     *("conversion", "booking", "clickout", "like", "liked", "love", "loved", "favorite"),
@@ -30,24 +30,24 @@ Counts = Mapping[str | None, int]  # events by action; None is an event without 
 
 
 def can_rank(positives: int, events: int, settings: Sessionize) -> bool:
-    """Whether the rarer label has events enough, of all `events`, to train a ranking head."""
+    """Return True if the rarer label has enough of all `events` to train a ranking head."""
     return min(positives, events - positives) >= _least(events, settings)
 
 
 def positives(counts: Counts, settings: Sessionize) -> int:
-    """Events with label 1; in a log without any action every event is one of interest."""
+    """Number of events with label 1; all events in a log without any action."""
     found = labels(list(counts), settings)
     return sum(n for n, label in zip(counts.values(), found, strict=True) if label)
 
 
 def finding(positives: int, events: int, counts: Counts, settings: Sessionize) -> tuple[str, str]:
-    """Why nothing learns to rank from a log, and how to name a positive.
+    """The reason that no ranking can be learned from a log, and advice on naming a positive.
 
     Args:
         positives: events with label 1.
-        events: all of them.
-        counts: by action, of the same log.
-        settings: what is in force.
+        events: all events.
+        counts: events by action.
+        settings: the values in force.
     """
     if positives in (0, events):
         found = f"all {events:,} events are {'positive' if positives else 'negative'}"
@@ -67,7 +67,7 @@ def _least(events: int, settings: Sessionize) -> int:
 
 
 def _advice(counts: Counts, settings: Sessionize) -> str:
-    """How to name a positive, with the actions that the log has."""
+    """Advice on naming a positive among the actions of the log."""
     names = sorted((name for name in counts if name is not None), key=lambda n: (-counts[n], n))
     if not names:
         return (
@@ -81,7 +81,7 @@ def _advice(counts: Counts, settings: Sessionize) -> str:
         f"positive_actions is {_words(settings.positive_actions)}"
     )
     if len(names) == 1 and None not in counts:
-        return f"{now}, and one action tells nothing apart"
+        return f"{now}, and a single action distinguishes nothing"
     choices = _numeric(names, counts) or _verbal(names, counts)
     events = sum(counts.values())
     enough = [key for key, positives in choices.items() if can_rank(positives, events, settings)]
@@ -94,9 +94,9 @@ def _advice(counts: Counts, settings: Sessionize) -> str:
 
 
 def _numeric(names: list[str], counts: Counts) -> dict[str, int]:
-    """Settings to try and their positives, the one that parts the events most evenly first.
+    """Settings to try and their positives, the most even division of the events first.
 
-    Empty where an action is a word.
+    Empty if an action is a word.
     """
     found = numbers(names)
     if len(found) < len(names):
@@ -112,7 +112,7 @@ def _numeric(names: list[str], counts: Counts) -> dict[str, int]:
 
 
 def _verbal(names: list[str], counts: Counts) -> dict[str, int]:
-    """Settings to try and their positives: words for what is wanted first, then the rarest."""
+    """Settings to try and their positives: wanted words first, then the rarest actions."""
     words = {name: re.findall(r"[^\W\d_]+", name.casefold()) for name in names}
     wanted = [name for word in WANTED for name in names if word in words[name]]
     ordered = dict.fromkeys([*wanted, *reversed(names)])

@@ -1,4 +1,4 @@
-"""The numbers that actions stand for: what of a rating's text is a number, and what is not.
+"""Ratings: the numbers in the text of actions, and the labels that follow from them.
 
 Reads and writes nothing.
 """
@@ -23,10 +23,10 @@ EXAMPLES = 5
 
 
 def numbers(actions: Iterable[str]) -> dict[str, float]:
-    """The number of each action that is one.
+    """The number of each action that is a number.
 
-    A comma is read as a decimal point where all numbers with one agree: none has a point, and
-    some cannot be thousands, as 4,5 cannot. `5 stars`, `80%` and `4/5` are no numbers.
+    A comma is a decimal point if no number has a point and some comma cannot separate thousands, as
+    in 4,5. `5 stars`, `80%` and `4/5` are not numbers.
     """
     texts = {action: action.strip() for action in actions}
     found = {a: float(text) for a, text in texts.items() if NUMBER.fullmatch(text)}
@@ -38,9 +38,9 @@ def numbers(actions: Iterable[str]) -> dict[str, float]:
 
 
 def labels(actions: Sequence[str | None], settings: Sessionize) -> list[int]:
-    """1 for each action that makes an event a positive example.
+    """1 for each action that makes an event a positive example, 0 for the others.
 
-    For all where nothing is set, and in a log without any action: each event is one of interest.
+    All are positive if nothing is set, and in a log without any action.
     """
     nothing_set = settings.positive_from is None and settings.positive_actions is None
     if nothing_set or all(action is None for action in actions):
@@ -54,11 +54,11 @@ def labels(actions: Sequence[str | None], settings: Sessionize) -> list[int]:
 
 
 def unread(events: Mapping[str, int], settings: Sessionize) -> tuple[str, str, str] | None:
-    """What was found, expected and can be done where many actions should be numbers and are none.
+    """Found, expected and fix if many actions should be numbers and are not; None otherwise.
 
     Args:
-        events: how many events have each action.
-        settings: `positive_from` asks for numbers; `positive_actions` says what words are meant.
+        events: number of events with each action.
+        settings: `positive_from` needs numbers; `positive_actions` lists words.
     """
     if settings.positive_from is None or settings.positive_actions is not None:
         return None

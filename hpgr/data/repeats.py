@@ -1,9 +1,9 @@
 """Repeats: items that a user meets again, and the one rule for them.
 
-Where a log repeats (music, groceries), what a user had before stays in the answers; elsewhere it
-leaves them, and a hidden item that the user had before counts as a miss, for nobody can be served
-it. The sessionize stage decides (`remove_history` of `hpgr.data.log.Meta`); training, evaluation,
-the gate, serving and batch scoring obey. Writes nothing.
+In a log with many repeats (music, groceries) the items of a user's history stay in the answers. In
+other logs they are removed, and a hidden item that the user had before counts as a miss, since it
+cannot be served. The sessionize stage decides (`remove_history` of `hpgr.data.log.Meta`); training,
+evaluation, the gate, serving and batch scoring follow. Writes nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ BLOCK_ROWS = 1 << 22
 
 
 def repeat_share(log: EventLog) -> float:
-    """Share of repeats among the events that could be one, in blocks of whole users.
+    """Share of repeats among the events of training and validation, without each user's first.
 
-    These are the events of training and validation, a user's first left out: what a next item was,
-    as far as choices may look. 0 where there is none.
+    Choices must not look at test events. 0 if there are no such events. Reads blocks of whole
+    users.
     """
     offsets = np.asarray(log.user_offsets)
     repeats, events, start = 0, 0, 0
@@ -42,14 +42,14 @@ def repeat_share(log: EventLog) -> float:
 
 
 def removes_history(repeat_share: float, settings: Evaluate) -> bool:
-    """Whether items that a user had before leave the answers."""
+    """Return True if items that a user had before are removed from the answers."""
     if settings.remove_history == "auto":
         return repeat_share <= settings.max_repeat_share
     return settings.remove_history
 
 
 def rule(meta: Meta, settings: Evaluate) -> str:
-    """What was found and decided, one sentence."""
+    """The share found and the decision, in one sentence."""
     found = f"{meta.repeat_share:.1%} of the next events repeat an item that their user had before"
     share = f"{settings.max_repeat_share:.0%}"
     if settings.remove_history == "auto":

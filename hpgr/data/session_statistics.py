@@ -1,7 +1,7 @@
 """Statistics of a sessionized log and its sensitivity to the session gap, from the flat arrays.
 
-Reads the memory-mapped arrays in blocks, so memory stays flat however long the log is. Writes
-nothing; the sessionize stage stores the results as `stats.json` and `gaps.csv`.
+Reads the memory-mapped arrays in blocks, so memory does not grow with the log. Writes nothing; the
+sessionize stage stores the results as `stats.json` and `gaps.csv`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Totals:
         gaps: gaps between neighbours of one user by bin, [edges + 1]; the last bin is open.
         session_lengths: events of each session, [S].
         sessions_per_user: [U].
-        resumed: how often a session went on after an event of another one of the same user.
+        resumed: number of times that a session continued after an event of another one of its user.
         train_events: training events of each item, [V].
         train_actions: training events of each action, [A].
         events: events by split, [3].
         positives: events with label 1 by split, [3].
         actions: events by action, [actions]; the first have none.
         users: users with an event in the split, [3].
-        item_seen: whether an item has an event in the split, [3, V].
+        item_seen: True for an item with an event in the split, [3, V].
         cold_events: events by split whose item has no training event, [3].
         span: first and last timestamp, seconds.
     """
@@ -127,7 +127,7 @@ def _session_lengths(log: EventLog, sessions_per_user: np.ndarray) -> np.ndarray
 
 
 def statistics(log: EventLog, sums: Totals) -> dict[str, Any]:
-    """What `stats.json` says; plain numbers and no wall clock, so a repeat is byte-identical."""
+    """Content of `stats.json`: no wall clock, so a repeated run gives the same bytes."""
     per_user = np.diff(log.user_offsets)
     neighbours = int(sums.gaps.sum())
     cold = sums.item_seen & ~sums.item_seen[TRAIN]
@@ -177,7 +177,7 @@ def gap_table(sums: Totals, num_users: int) -> list[tuple[int, int, int]]:
     """Rows of `gaps.csv`: upper edge of the bin in seconds, gaps in the bin, sessions if cut there.
 
     The third column is the sensitivity of the session cut: with that edge as the gap limit every
-    longer gap starts a session. A log that brings its own session ids is cut by those instead.
+    longer gap starts a session. Session ids of the log, if it has any, take precedence.
     Edges beyond the longest gap are left out.
     """
     longer = sums.gaps.sum() - np.cumsum(sums.gaps)

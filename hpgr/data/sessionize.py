@@ -1,10 +1,10 @@
-"""The sessionize stage: validated log in, sessions, vocabulary, splits and flat arrays out.
+"""Stage `sessionize`: from the validated log to sessions, vocabulary, splits and flat arrays.
 
 Run: `hpgr sessionize`. Reads `artifacts/validated/{events,items}.parquet`, the section
-`sessionize` of params.yaml, and base/ where training goes on from a model: its ids of items,
-actions and categories stay, new ones follow, and nothing it trained on may be held out. Writes
-`artifacts/sessions/` (docs/artifacts.md) as a whole or not at all. The expression is
-`hpgr.data.sessions`; the engine holds the log, Python sees record batches.
+`sessionize` of params.yaml, and base/ if training continues from a model: its ids of items,
+actions and categories stay, new ones follow, and its training events must not be held out. Writes
+`artifacts/sessions/` (docs/artifacts.md) as a whole or not at all. The query is
+`hpgr.data.sessions`; the engine holds the log, Python reads record batches.
 """
 
 from __future__ import annotations
@@ -48,10 +48,14 @@ ITEMS_SCHEMA = pa.schema(
 def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
     """Cut sessions, number users and items, split, and write `artifacts/sessions/`.
 
+    Args:
+        cfg: section `sessionize`, and of `evaluate` the rule for repeats.
+        workspace: where the run's files lie.
+
     Raises:
-        UserError: the validated log is missing or not as agreed; the filters leave no event; a
+        UserError: the validated log is missing or lacks a column; the filters leave no event; a
             part of the split is empty, or the model below base/ has trained on it; actions are
-            measurements rather than kinds; Spark is asked for and cannot start.
+            measurements rather than kinds; Spark is configured and cannot start.
     """
     settings = cfg.sessionize
     _check_inputs(workspace.validated)
@@ -73,7 +77,7 @@ def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(["gap_s", "gaps", "sessions"])
             writer.writerows(gap_table(sums, log.meta.num_users))
-        _tell(log, sums, out, cfg)
+        _report(log, sums, out, cfg)
 
 
 def _check_inputs(validated: Path) -> None:
@@ -149,7 +153,7 @@ def _tables(
 
 
 def _items(vocabulary: Path, engine: Engine, workspace: Workspace) -> Path:
-    """Where `item`, `item_id` lie once the ids of base/, if there is one, come first."""
+    """Path of the table `item`, `item_id` in which the ids of base/, if filled, come first."""
     base = workspace.base
     if not is_filled(base):
         return vocabulary
@@ -171,7 +175,7 @@ def _items(vocabulary: Path, engine: Engine, workspace: Workspace) -> Path:
 def _core(
     engine: Engine, events: Table, num_events: int, settings: Sessionize
 ) -> tuple[Table, int]:
-    """The k-core and its number of events: stored rounds until no row drops."""
+    """The k-core and its number of events, by rounds that are stored until no row drops."""
     from hpgr.data.sessions import core_round
 
     least = settings.min_user_events, settings.min_item_events
@@ -188,11 +192,11 @@ def _core(
 
 
 def _cuts(kept: Table, num_events: int, settings: Sessionize) -> TimeCuts | None:
-    """Borders of the global-time split.
+    """Borders of the global-time split; None for leave-one-out.
 
-    The last `test_share` of the events in time order is test, `validation_share` before it
-    validation. Events that share the time of the last one before a border stay on its early side,
-    so that no second is on both sides.
+    The last `test_share` of the events in time order is test, the `validation_share` before it
+    validation. Events at the time of the last one before a border stay on its early side, so that
+    no second is on both sides.
     """
     from hpgr.data.sessions import TimeCuts, time_cuts
 
@@ -230,7 +234,7 @@ def _item_table(item_ids: pa.Table, workspace: Workspace) -> tuple[pa.Table, pa.
     """Items and categories: title falls back to the id, categories are numbered as they appear.
 
     Returns `item`, `item_id`, `title`, `categories`, `category_ids` in the order of items, and
-    `category`, `name`. A category counts once an item; empty ones count not at all.
+    `category`, `name`. A category counts once for an item; empty ones do not count.
     """
     source = pq.read_table(workspace.validated / "items.parquet", columns=ITEMS_SCHEMA.names)
     source = source.select(ITEMS_SCHEMA.names).cast(ITEMS_SCHEMA)
@@ -287,7 +291,7 @@ def _arrays(
         for name in names
     }
     for name in names:
-        _take_room(folder / f"{name}.npy")
+        _reserve(folder / f"{name}.npy")
     per_user = np.zeros(meta.num_users, dtype=np.int64)
     row, last_user = 0, 0
     for batch in source.iter_batches(BATCH_ROWS, columns=["user", *names]):
@@ -313,10 +317,10 @@ def _arrays(
     return EventLog.open(folder)
 
 
-def _take_room(path: Path) -> None:
-    """Have the disk set aside what a new memory map will fill: a full disk is an error only here.
+def _reserve(path: Path) -> None:
+    """Reserve the disk space of a new memory map, so that a full disk is an error here.
 
-    Later, at a page that finds no room, it would be a signal that kills the process.
+    Later a page without room would be a signal that kills the process.
     """
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
@@ -335,7 +339,7 @@ def _check_split(sums: Totals, settings: Sessionize) -> None:
 
 
 def _decided(log: EventLog, sums: Totals, cfg: Config) -> EventLog:
-    """The log with what its training part decides for every later stage; see `Meta`."""
+    """The log with the decisions from its training part for all later stages; see `Meta`."""
     events, positives = int(sums.events[TRAIN]), int(sums.positives[TRAIN])
     share = repeat_share(log)
     meta = replace(
@@ -347,8 +351,8 @@ def _decided(log: EventLog, sums: Totals, cfg: Config) -> EventLog:
     return replace(log, meta=meta)
 
 
-def _tell(log: EventLog, sums: Totals, out: Path, cfg: Config) -> None:
-    """Say what was decided, where it is not what most logs get."""
+def _report(log: EventLog, sums: Totals, out: Path, cfg: Config) -> None:
+    """Print the decisions that differ from those for most logs."""
     meta, evaluation = log.meta, cfg.evaluate
     names = pq.read_table(out / "actions.parquet")["name"].to_pylist()
     actions = dict(zip(names, sums.actions[1:].tolist(), strict=True))

@@ -4,9 +4,9 @@ Pure functions from lazy tables to lazy tables: k-core, vocabulary by first appe
 cut, split and label. They read and write nothing; `hpgr.data.sessionize` runs them on DuckDB or
 Spark. Input is `validated/events.parquet` (docs/artifacts.md).
 
-Three habits make the rows equal on both engines: every tie is broken by `row`, the row number of
+Three rules make the rows equal on both engines: every tie is broken by `row`, the row number of
 the source; every output column is cast, because engines disagree on the type of a window sum; and
-no list is built in the engine, rows stay flat.
+the engine builds no lists, rows stay flat.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class TimeCuts:
 
 
 def core_round(events: Table, min_user_events: int, min_item_events: int) -> Table:
-    """Drop users, then items, with fewer events than asked.
+    """Drop users, then items, with too few events.
 
-    Repeated until no row drops this gives the k-core, which does not depend on the order of the
-    rounds: the largest part of the log in which every user and every item has enough events.
+    Repeated until no row drops, this gives the k-core: the largest part of the log in which every
+    user and every item has enough events. It does not depend on the order of the rounds.
     """
     for key, least in (("user_id", min_user_events), ("item_id", min_item_events)):
         if least > 1:
@@ -56,14 +56,14 @@ def core_round(events: Table, min_user_events: int, min_item_events: int) -> Tab
 def vocabulary(events: Table, kept: Table, key: str) -> Table:
     """Dense ids of the values of `key` that `kept` holds, in order of first appearance.
 
-    First appearance is taken in the whole log, before the k-core: an event that is appended later
-    cannot change it, so ids do not move when a log grows at its end. (Only a value that the k-core
-    had dropped and that later events bring back is inserted at its old place.)
+    First appearance is that in the whole log, before the k-core. Events appended later cannot
+    change it, so ids do not move when a log grows at its end. (Only a value that the k-core had
+    dropped and that later events restore is inserted at its old place.)
 
     Args:
         events: the whole log.
         kept: the part of it that survived the k-core.
-        key: a key of `FIRST_ID`, which names the id column and the first id.
+        key: a key of `FIRST_ID`, which gives the name of the id column and the first id.
     """
     name, first_id = FIRST_ID[key]
     known = events.filter(events[key].notnull())
@@ -102,8 +102,8 @@ def sessionized(
 ) -> Table:
     """`sessions/events.parquet`, sorted by user and (timestamp, row).
 
-    Sessions are numbered by their first events. Those of one user may interleave where the log
-    brings their ids: all events of a user with one id are one session.
+    Sessions are numbered by their first events. Those of one user may interleave if the log has
+    session ids: all events of a user with one id are one session.
 
     Args:
         events: the log after the k-core.
@@ -111,8 +111,8 @@ def sessionized(
         items: `item_id`, `item`.
         actions: `action`, `action_id`, `label`; one row has a null `action`, for events without.
         gap_s: inactivity longer than this starts a session, seconds.
-        own_ids: whether any event has a session id of the log's own.
-        split: which events are held out.
+        own_ids: some event has a session id of the log's own.
+        split: the rule for held-out events.
         cuts: borders of the global-time split; None for leave-one-out.
     """
     t = events.inner_join(users, "user_id").inner_join(items, "item_id")

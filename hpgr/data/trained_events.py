@@ -1,16 +1,16 @@
-"""What a model has trained on: a sketch of its training events, which travels with it.
+"""A sketch of a model's training events, stored with the model.
 
     artifacts/sessions/trained.npy      uint64, sorted: the training events of this log and those of
                                         the model below base/
 
-An event is told by a hash over user, item, time and action as the outside names them, so that it is
-known again in any later log, under other ids and whatever was cut or added. A sketch keeps the
-KEPT smallest hashes (bottom-k; Cohen and Kaplan, PODC 2007): up to KEPT events it is the whole set,
-beyond it a uniform sample that says of every hash below its largest whether it is in the set.
+An event is identified by a hash over its time and the external ids of user, item and action, so
+that it is recognized in any later log, under other indices and whatever was cut or added. A sketch
+keeps the KEPT smallest hashes (bottom-k; Cohen and Kaplan, PODC 2007). With up to KEPT events it is
+the whole set; with more it is a uniform sample, complete for hashes up to its largest.
 
-So a warm start and the gate can ask whether a model has trained on what today's log holds out. It
-has, for instance, where late events or other settings moved a border of the split back, or where a
-batch was taken out again. Reads the folder of the sessionize stage and base/.
+A warm start and the gate use it to check if a model has trained on events that the current log
+holds out. That happens, for instance, if late events or other settings moved a border of the split
+back, or if a batch was taken out again. Reads the folder of the sessionize stage and base/.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ NAMES = {"user": ("users", "user_id"), "item": ("items", "item_id"), "action": (
 
 @dataclass(frozen=True)
 class Overlap:
-    """`trained` of `told` held-out events were trained on; `told` of them can be told at all."""
+    """`trained` of `known` held-out events were trained on; the sketch covers `known` of them."""
 
     trained: int
-    told: int
+    known: int
 
 
 def remember(sessions: Path, base: Path) -> None:
@@ -58,7 +58,7 @@ def remember(sessions: Path, base: Path) -> None:
         if found.trained:
             version = read_json(base / RECORD).get("version")
             raise UserError(
-                f"{found.trained:,} of {found.told:,} events that the split holds out for "
+                f"{found.trained:,} of {found.known:,} events that the split holds out for "
                 f"validation or test are ones that version {version}, below {base}/, has trained "
                 "on: its figures would be too good. Other settings of sessionize, late events or a "
                 "batch that was taken out moved the border back. Start from a version that is "
@@ -92,15 +92,15 @@ def read_sketch(folder: Path) -> np.ndarray:
 
 
 def overlap(sketch: np.ndarray, sessions: Path, *parts: int) -> Overlap:
-    """How many events of the split's `parts` a model with this sketch has trained on."""
-    trained = told = 0
+    """Count the events of the split's `parts` that a model with this sketch has trained on."""
+    trained = covered = 0
     for keys, split in _events(sessions):
         asked = keys[np.isin(split, parts)]
         if len(sketch) == KEPT:
             asked = asked[asked <= sketch[-1]]
-        told += len(asked)
+        covered += len(asked)
         trained += int(np.isin(asked, sketch).sum())
-    return Overlap(trained, told)
+    return Overlap(trained, covered)
 
 
 def _events(sessions: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -118,7 +118,7 @@ def _events(sessions: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _hashes(table: Path, key: str, name: str) -> np.ndarray:
-    """Hash of the outside name of every id; ids without a name have 0."""
+    """Hash of the external id of every index; 0 for an index without one."""
     rows = pq.read_table(table, columns=[key, name])
     ids = rows[key].to_numpy()
     found = np.zeros(int(ids.max(initial=0)) + 1, np.uint64)

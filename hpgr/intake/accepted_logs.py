@@ -1,4 +1,4 @@
-"""Which raw logs the validate stage has accepted, so that the next one is compared with them.
+"""The raw logs that the validate stage has accepted; the next log is compared with them.
 
     artifacts/accepted/summary.json    by source: digest, rows and time span of each accepted log
 

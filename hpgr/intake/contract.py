@@ -1,8 +1,8 @@
-"""The table contract: names of the columns, and the rules that every row and batch must keep.
+"""The table contract: names of the columns, and the rules for every row, table and batch.
 
-The rules are plain data: `expectations.py` has Great Expectations check them, `validate.py`
-quarantines by them, `doctor.py` explains them line by line. So a rule is written once, here.
-Imports neither Great Expectations nor anything that reads files.
+A rule is plain data, written once: `expectations.py` checks it with Great Expectations,
+`validate.py` quarantines by it, `doctor.py` explains it line by line. Imports neither Great
+Expectations nor anything that reads files.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ USER, ITEM, TIMESTAMP, ACTION, SESSION = "user_id", "item_id", "timestamp", "act
 EVENT_COLUMNS = (USER, ITEM, TIMESTAMP, ACTION, SESSION)
 REQUIRED = (USER, ITEM, TIMESTAMP)
 TITLE, CATEGORIES = "title", "categories"
-ROW = "row"  # number of the row in the log, from 0; increments go on counting
+ROW = "row"  # number of the row in the log, from 0, counted through all increments
 PART = "part"  # which file of events the row is from: 0 the base, then the increments in order
 UNKNOWN_ITEM = "item is not in the items table"
-RAGGED = "ragged"  # what is wrong with the number of a line's fields; missing where it is right
+RAGGED = "ragged"  # what is wrong with a line's number of fields; missing where it is right
 
-# What programs write for "no value". An id spelled like one of these is taken for a hole.
+# What programs write for "no value". An id spelled like one of these counts as missing.
 MISSING_WORDS = ("", "nan", "NaN", "NAN", "NaT", "null", "NULL", "None", "<NA>", "\\N", "#N/A")
 
 WHOLE_NUMBER = r"^-?[0-9]+(?:\.0*)?$"
@@ -38,11 +38,16 @@ MILLISECONDS_FROM = 10**11
 
 @dataclass(frozen=True)
 class Rule:
-    """One expectation with the words that tell a person what it wants.
+    """One expectation, with the words that explain it to a person.
 
-    `name` is the reason in the quarantine; `column` the contract's column it speaks of; `check`
-    and `arguments` the Great Expectations type and its arguments; `gate` whether a breach of a
-    batch rule fails the stage.
+    Attributes:
+        name: the reason in the quarantine.
+        column: the contract's column that it is about.
+        expected: what a good value is.
+        fix: what to do about a bad one.
+        check: Great Expectations' type.
+        arguments: of that type.
+        gate: a breach of a batch rule fails the stage.
     """
 
     name: str
@@ -63,7 +68,7 @@ FIELDS_RULE = Rule(
     arguments={"column": RAGGED},
 )
 
-# Batches may overlap: what an earlier one brought is left out, but is no fault of this one.
+# Batches may overlap: a row of an earlier one is left out, but is no fault of this one.
 REPEATED_RULE = Rule(
     name="event of an earlier batch",
     column=ROW,
@@ -75,7 +80,7 @@ REPEATED_RULE = Rule(
 )
 
 
-# The first of several equal events goes on: the others are left out, but are no fault.
+# The first of several equal events is kept: the others are left out, but are no fault.
 COPY_RULE = Rule(
     name="exact duplicate",
     column=ROW,
@@ -107,9 +112,9 @@ def between(
 
 
 def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, ...]:
-    """What every event must keep; the columns they look at are made by `prepare`.
+    """Rules for every event; `prepare` makes the columns that they check.
 
-    `items_file` is what to call the file that lists the items, if there is one.
+    `items_file` names the file that lists the items, if there is one.
     """
     items = items_file or "the items file"
     not_null = "expect_column_values_to_not_be_null"
@@ -174,7 +179,7 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
 
 
 def batch_rules(limits: Validate) -> tuple[Rule, ...]:
-    """What the batch as a whole must keep: one row of numbers, made by `validate.py`."""
+    """Rules for a log as a whole, checked on one row of numbers that `validate.py` makes."""
     change = limits.max_volume_change
     rules = [
         between(
@@ -188,7 +193,7 @@ def batch_rules(limits: Validate) -> tuple[Rule, ...]:
             name="share of quarantined rows",
             column="quarantined_share",
             expected=f"at most {limits.max_bad_share} (validate.max_bad_share)",
-            fix="mend the rows (hpgr doctor FILE lists them), or raise the limit",
+            fix="correct the rows (hpgr doctor FILE lists them), or raise the limit",
             most=limits.max_bad_share,
         ),
         between(
@@ -229,7 +234,7 @@ def batch_rules(limits: Validate) -> tuple[Rule, ...]:
 
 
 def table_rules(key: str, file: str) -> tuple[Rule, ...]:
-    """What a table of items or users must keep; `key` is its id column, `file` where it is from."""
+    """Rules for a table of items or users: `key` is its id column, `file` its source."""
     return (
         Rule(
             name=f"{key} is missing",
@@ -258,20 +263,20 @@ def prepare(
     repeated: np.ndarray,
     known_items: pd.Index | None,
 ) -> pd.DataFrame:
-    """`chunk` with the columns that the row rules look at.
+    """`chunk` with the columns that the row rules check.
 
     Args:
         chunk: raw events as strings, with `row`; see `raw_log.py`.
-        now: seconds since 1970. Times enter as a distance from it, so that neither the rules nor
-            their results depend on the day of the run unless a row does.
+        now: seconds since 1970. The rules see times as a distance from it, so that neither they
+            nor their results depend on the day of the run unless a row does.
         copies: sorted row numbers that repeat an earlier row of their own file, int64.
         repeated: sorted row numbers that repeat a row of an earlier file, int64.
         known_items: ids of the items table; None where there is none.
     """
     text = chunk[TIMESTAMP].where(chunk[TIMESTAMP].str.fullmatch(WHOLE_NUMBER).fillna(False))
-    seconds = text.astype("float64")  # through no integer: one of 5,000 digits is infinite
-    # No value is no finding: without an items table nothing is checked, and a missing id is the
-    # not-null rule's matter.
+    seconds = text.astype("float64")  # not by way of an integer: 5,000 digits become infinite
+    # A missing value breaks no rule: without an items table nothing is checked, and the not-null
+    # rule reports missing ids.
     known = None
     if known_items is not None:
         known = chunk[ITEM].isin(known_items).where(chunk[ITEM].notna())
@@ -285,7 +290,7 @@ def prepare(
 
 
 def _among(ordered: np.ndarray, rows: pd.Series) -> np.ndarray:
-    """Whether each of `rows` is one of `ordered`, which is sorted."""
+    """True for each of `rows` that is in `ordered`, which is sorted."""
     return np.append(ordered, -1)[np.searchsorted(ordered, rows)] == rows.to_numpy()
 
 

@@ -24,19 +24,18 @@ LINE = "line"  # line of the text file, from 1; of Parquet the row, from 1
 def text_tables(
     path: Path, dialect: Dialect, width: int, places: Sequence[int], chunk_rows: int
 ) -> Iterator[pa.Table]:
-    """The rows of a text file, `chunk_rows` at a time; blank lines are passed over.
+    """The rows of a text file, `chunk_rows` at a time, without blank lines.
 
     Args:
         path: a text file.
-        dialect: how it is to be read.
-        width: number of fields of a right row. Of others the excess is cut off, and what lacks is
-            empty.
-        places: the fields that are wanted, from 0.
+        dialect: how to read it.
+        width: number of fields of a good row. Excess fields are cut off, missing ones are empty.
+        places: the wanted fields, from 0.
         chunk_rows: rows of each table but the last.
 
     Returns:
-        Tables whose columns are the fields by number, `line`, and `ragged`, which says what is
-        wrong with the number of fields and is missing where it is right.
+        Tables with a column for each field, named by its number, `line`, and `ragged`: what is
+        wrong with the number of fields, missing where it is right.
 
     Raises:
         UserError: the file is unreadable or not in `dialect`.
@@ -60,8 +59,8 @@ def _blocks(path: Path, dialect: Dialect, width: int, places: Sequence[int]) -> 
                 yield _table(path, found, present, dialect, width, places)
     except Malformed as malformed:
         raise UserError(
-            f"{path}, row that starts in line {malformed.line}: {malformed.why}; mend it, or "
-            f"change data.quoting, which has it that {dialect}"
+            f"{path}, row that starts in line {malformed.line}: {malformed.why}; correct it, or "
+            f"change data.quoting; now the file is read as {dialect}"
         ) from malformed
 
 
@@ -73,7 +72,7 @@ def _table(
     width: int,
     places: Sequence[int],
 ) -> pa.Table:
-    """The records of one block that are `present`, not blank."""
+    """The records of one block that are `present`: those that are not blank."""
     data = _squared(found, present, width, dialect.mark)
     if dialect.quotes == "backslash":
         data = doubled(data)
@@ -102,7 +101,7 @@ def _table(
     if len(table) != len(lines):
         raise UserError(
             f"{path}, lines {lines[0]} to {lines[-1]}: {len(lines):,} records were counted, "
-            f"{len(table):,} read; export the file anew, without line breaks in values"
+            f"{len(table):,} read; export the file again, without line breaks in values"
         )
     ragged = np.full(len(fields), None, dtype=object)
     for place in np.flatnonzero(fields != width):

@@ -1,10 +1,10 @@
-"""Which dialect a text file with a header is in, by the evidence of all its lines.
+"""The dialect of a text file with a header, detected from all its lines.
 
-Reads the file it is given. The separator is the one that cuts the header into the most names. What
-a quote means is taken from the lines: under each reading they are cut into records, and the number
-of fields of each is compared with the header's. A reading is taken where the evidence speaks for it
-alone; else the file is refused with the line of the quote, for the person to state
-`data.quoting`. No row is ever lost to a quote in silence.
+The separator is the one that splits the header into the most names. The meaning of a quote is
+detected by trying: under each reading the lines are cut into records, and their numbers of fields
+are compared with the header's. A reading is accepted if the evidence supports it alone; otherwise
+the file is refused with the line of the quote, and `data.quoting` must state the meaning. A quote
+never loses a row silently. Reads the file it is given.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from hpgr.runtime import UserError
 Quoting = Literal["auto", "doubled", "backslash", "none"]
 SEPARATORS = (",", "\t", ";", "|")
 QUOTED: tuple[Quotes, ...] = ("doubled", "backslash")
-MAJORITY = 10  # so many times as much evidence must speak for a reading as against it
+MAJORITY = 10  # the evidence for a reading must be so many times that against it
 READ_BYTES = 1 << 22
 ESCAPED = b'\\"'
 STATE = (
@@ -52,7 +52,7 @@ def text_header(path: Path) -> list[str]:
 
 
 def separator_of(first_line: str) -> str:
-    """The separator that cuts a header into the most fields; a comma where none does."""
+    """The separator that splits a header into the most fields; a comma if none does."""
     return max(SEPARATORS, key=lambda s: len(next(csv.reader([first_line], delimiter=s))))
 
 
@@ -101,13 +101,17 @@ def dialect_of(path: Path, quoting: Quoting) -> Dialect:
 
 @dataclass
 class _Comparison:
-    """A reading with quotes beside the one without, as numbers of lines.
+    """A reading with quotes compared with the one without, in numbers of lines.
 
-    `needed`: only quotes make them rows as wide as the header. `against`: without quotes they are
-    whole rows, with quotes they are not or are parts of one value, `line` to `end` first; `tied` of
-    them are parts of a right record. `wrapping`: both readings see whole rows, with quotes around
-    values. `ragged`: records that are not as wide as the header. `lines` and `records` count the
-    file's.
+    Attributes:
+        needed: lines that are rows as wide as the header only with quotes.
+        against: lines that are whole rows without quotes, but not with quotes, or that become parts
+            of one value; `line` to `end` are the first.
+        tied: those of `against` that are parts of a good record.
+        wrapping: lines that are whole rows in both readings, with quotes around values.
+        ragged: records that are not as wide as the header.
+        lines: of the file.
+        records: of the file.
     """
 
     needed: int = 0
@@ -121,7 +125,7 @@ class _Comparison:
     end: int = 0
 
     def add(self, found: Records, quotes: np.ndarray, mark: int, width: int) -> None:
-        """Take in a block; `quotes` are those that open or close a value."""
+        """Count a block; `quotes` are those that open or close a value."""
         if not len(found.starts):
             return
         data = found.data[: found.stop]
@@ -135,7 +139,7 @@ class _Comparison:
         full_lines = np.add.reduceat(full.astype(np.int64), first)
         right = found.fields == width
         quoted = np.diff(np.searchsorted(quotes, found.nexts), prepend=0) > 0
-        # Rows that a stray quote swallows are whole from the first to the last.
+        # Rows that a stray quote merges are whole from the first to the last.
         rows = full[first] & full[first + count - 1] & (2 * full_lines > count)
         against = rows & quoted & ((count > 1) | ~right)
         needed = right & quoted & ~against & ((count > 1) | (full_lines == 0))
@@ -167,12 +171,16 @@ def _compare(path: Path, dialect: Dialect, width: int) -> _Comparison:
 
 @dataclass
 class _Plain:
-    """Lines with quotes where a quote is a character like any other, no reading with quotes fits.
+    """Lines with quotes in a file that no reading with quotes fits.
 
-    `limit` is the line that no reading with quotes gets beyond. `ragged` lines are not as wide as
-    the header, `whole` ones are. `wrapping` lines have quotes around values, `odd` ones quotes that
-    neither wrap nor escape; `line` is the last of these up to `limit`. `unclosed` is the line of
-    the file's last quote where all that is odd about it is that it opens a value.
+    Attributes:
+        limit: the last line that a reading with quotes reaches.
+        line: the last of the `odd` lines up to `limit`.
+        ragged: lines that are not as wide as the header.
+        whole: lines that are.
+        wrapping: lines with quotes around values.
+        odd: lines with quotes that neither wrap nor escape.
+        unclosed: the line of the file's last quote, if its only fault is that it opens a value.
     """
 
     limit: int
@@ -184,7 +192,7 @@ class _Plain:
     unclosed: int | None = None
 
     def add(self, line: int, data: bytes, separator: str, width: int) -> None:
-        """Take in a block of whole lines that begins at `line`."""
+        """Count a block of whole lines that begins at `line`."""
         codes, ends = np.frombuffer(data, np.uint8), line_ends(data)
         quotes = np.flatnonzero(codes == QUOTE)
         if not len(quotes):
@@ -214,7 +222,7 @@ class _Plain:
 
 
 def _require_plain(path: Path, separator: str, width: int, failed: list[Malformed]) -> None:
-    """Refuse a file that no reading with quotes fits, unless it is whole without them.
+    """Refuse a file that no reading with quotes fits, unless its rows are whole without them.
 
     Raises:
         UserError: its last quote opens a value, or some of its quotes wrap values.
@@ -233,7 +241,7 @@ def _require_plain(path: Path, separator: str, width: int, failed: list[Malforme
         raise UserError(
             f'{path}, line {plain.line}: a quote (") neither wraps a whole value nor is escaped in '
             f"one, as in {plain.odd:,} of {plain.whole + plain.ragged:,} lines with quotes, while "
-            f"others wrap values; mend these lines, or {STATE}"
+            f"others wrap values; correct these lines, or {STATE}"
         )
 
 
@@ -246,7 +254,7 @@ def _first_line(path: Path) -> str:
 
 
 def _holds(path: Path, wanted: bytes) -> bool:
-    """Whether the bytes occur in the file."""
+    """Return True if the bytes occur in the file."""
     tail = b""
     with path.open("rb") as file:
         while block := file.read(READ_BYTES):

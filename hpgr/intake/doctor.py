@@ -1,8 +1,8 @@
-"""`hpgr doctor PATH`: what is wrong with a log, line by line, before anything runs.
+"""`hpgr doctor PATH`: the problems of a log, line by line, before anything runs.
 
-Reads: one table of events, items or users, or a whole raw folder. Writes: nothing but a scratch
-file. The rules are those of the validate stage; added to them is what a stage could only refuse
-as a whole: header, encoding, and which formats of time are mixed.
+Reads one table of events, items or users, or a whole raw folder. Writes only a scratch file. The
+rules are those of the validate stage, and in addition what makes the stage refuse a whole file:
+header, encoding, and mixed formats of time.
 """
 
 from __future__ import annotations
@@ -69,13 +69,14 @@ EVENTS = "events"  # the role of a table; those of items and users are their id 
 
 
 def doctor(path: Path, cfg: Config, outlook: list[FileProblem] | None = None) -> list[FileProblem]:
-    """What is wrong with `path`, in order of files and lines; empty where nothing is.
+    """The problems of `path` in order of files and lines, at most LINES_PER_KIND of each kind.
 
-    `path` is a raw folder in the format that `cfg.data` names, or one table with the columns of
-    `cfg.data.columns`, a Parquet or CSV file or a folder of such parts: of items or users where it
-    has the name that `cfg.data` gives to such a table, else of events. At most LINES_PER_KIND lines
-    are listed for each kind. `outlook` takes in what nothing is wrong with, but worth knowing
-    before training.
+    Args:
+        path: a raw folder in the format that `cfg.data` names, or one table with the columns of
+            `cfg.data.columns`: a Parquet or CSV file or a folder of such parts. It holds items or
+            users if it has the name that `cfg.data` gives to such a table, otherwise events.
+        cfg: the format and the limits.
+        outlook: receives notes on what training will make of a sound log.
     """
     outlook = [] if outlook is None else outlook
     if refused := _refused(path):
@@ -111,7 +112,7 @@ def _named(data: Data) -> list[tuple[str, str]]:
 
 
 def _role(path: Path, data: Data) -> tuple[str, Path]:
-    """What the table at `path` holds by its name, and the raw folder that it lies in."""
+    """The role that the name of the table at `path` implies, and the raw folder that it lies in."""
     for role, name in _named(data):
         if path.parts[-len(Path(name).parts) :] == Path(name).parts:
             return role, path.parents[len(Path(name).parts) - 1]
@@ -122,7 +123,7 @@ def _role(path: Path, data: Data) -> tuple[str, Path]:
 
 
 def _refused(path: Path) -> list[FileProblem]:
-    """What is wrong with a path that cannot be read at all."""
+    """The problem of a path that cannot be read at all."""
     try:
         require_path(path, "correct the path")
     except Absent:
@@ -140,7 +141,7 @@ def _examine_file(
         return problems
     if role != EVENTS:
         return problems + _examine_table(path, role, data)
-    # Users say nothing about events; items do, but what is wrong with their file is said of it.
+    # Users do not matter for events. Items do; problems of their file are reported for that file.
     data = data.model_copy(update={"users": None})
     if data.items is not None and _faults_of_items(data.path / data.items, data):
         data = data.model_copy(update={"items": None})
@@ -148,7 +149,7 @@ def _examine_file(
 
 
 def _faults_of_items(path: Path, data: Data) -> bool:
-    """Whether the items cannot be read."""
+    """Return True if the items cannot be read."""
     if any(p.serious for p in _examine_shape(path, ITEM, data)):
         return True
     try:
@@ -159,7 +160,7 @@ def _faults_of_items(path: Path, data: Data) -> bool:
 
 
 def _examine_shape(path: Path, role: str, data: Data) -> list[FileProblem]:
-    """What can be said before a row is read: files, encodings, headers and dialects."""
+    """Problems of files, encodings, headers and dialects, found before a row is read."""
     if refused := _refused(path):
         return refused
     problems: list[FileProblem] = []
@@ -172,7 +173,7 @@ def _examine_shape(path: Path, role: str, data: Data) -> list[FileProblem]:
 
 
 def _examine_part(part: Path, table: Path, role: str, data: Data) -> list[FileProblem]:
-    """One file of a table: its text, its header and its dialect."""
+    """Problems of one file of a table: its text, its header and its dialect."""
     if part.suffix in PARQUET:
         return list(_examine_header(part, table, role, data))
     try:
@@ -188,14 +189,14 @@ def _examine_part(part: Path, table: Path, role: str, data: Data) -> list[FilePr
 
 
 def _columns_of(role: str, data: Data) -> dict[str, str]:
-    """Columns that the file must have by its role, ours -> theirs."""
+    """Columns that a file of this role must have, ours -> theirs."""
     mapped = data.columns
     wanted = {USER: [USER], ITEM: [ITEM, TITLE, CATEGORIES]}.get(role, EVENT_COLUMNS)
     return {name: getattr(mapped, name) for name in wanted if getattr(mapped, name) is not None}
 
 
 def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[FileProblem]:
-    """The columns of one file of a table."""
+    """Missing and repeated columns of one file of a table."""
     try:
         names = header(path)
     except UserError as error:
@@ -227,7 +228,7 @@ def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[
 
 
 def _examine_table(path: Path, key: str, data: Data) -> list[FileProblem]:
-    """Ids of a file of items or users, and how its other columns are read."""
+    """Problems of the ids of items or users, and notes on how the other columns are read."""
     columns = {key: _columns_of(key, data)[key]}
     try:
         chunks = list(table_chunks(path, columns, CHUNK_ROWS, data.quoting))
@@ -254,7 +255,7 @@ def _examine_ids(
 
 
 def _examine_log(data: Data, cfg: Config, outlook: list[FileProblem]) -> list[FileProblem]:
-    """Every row of the events that `data` names, by the rules of the validate stage."""
+    """Check every row of the events that `data` names by the rules of the validate stage."""
     layout = format_of(data)
     items_file = data.path / layout.items if layout.items else None
     rules, counted = row_rules(cfg.validate_, items_file), Counter[str]()
@@ -304,6 +305,6 @@ def _examine_log(data: Data, cfg: Config, outlook: list[FileProblem]) -> list[Fi
 
 
 def _file_of(error: UserError, data: Data, layout: Format) -> Path:
-    """The file that an error of reading a log speaks of."""
+    """The file that an error of reading a log is about."""
     files = [data.path / name for name in layout.names]
     return next((file for file in files if str(error).startswith(str(file))), files[0])

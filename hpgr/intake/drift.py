@@ -1,9 +1,9 @@
-"""New events beside the newest of the log: volume, drift, what is unknown.
+"""New events compared with the newest of the log: volume, drift, unknown items.
 
-Two samples of one long-tailed catalogue diverge a good deal: 1,000 events of MovieLens-1M have a
+Two samples of one long-tailed catalogue differ much by chance: 1,000 events of MovieLens-1M have a
 Jensen-Shannon divergence of .4 from the 20,000 before them without any drift. So the divergence is
-corrected for chance, as the adjusted Rand index is: 0 where the two samples are as far apart as
-random parts of their union, 1 where they share nothing. Reads Parquet files of accepted events.
+corrected for chance, like the adjusted Rand index: 0 if the two samples are as far apart as random
+parts of their union, 1 if they share nothing. Reads Parquet files of accepted events.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from hpgr.intake.staging import open_duckdb
 if TYPE_CHECKING:
     from hpgr.config import Refresh
 
-SHORTEST_SPAN_S = 3600  # events a day are told from at least an hour
-SPLITS = 5  # random splits whose mean divergence is what chance gives
+SHORTEST_SPAN_S = 3600  # events a day are computed over at least an hour
+SPLITS = 5  # random splits; their mean divergence is that of chance
 
 
 def drift(one: np.ndarray, other: np.ndarray) -> float:
@@ -45,7 +45,7 @@ def drift(one: np.ndarray, other: np.ndarray) -> float:
     random = np.random.default_rng(0)
     halves = random.multivariate_hypergeometric(pooled, size, SPLITS, method="marginals")
     expected = float(np.mean([_divergence(half, pooled - half) for half in halves]))
-    if expected >= 1:  # one event against one other: nothing can be said
+    if expected >= 1:  # one event against one other has no meaning
         return 0.0
     return float(np.clip((_divergence(one, other) - expected) / (1 - expected), 0, 1))
 
@@ -56,11 +56,11 @@ def _divergence(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def compare(batch: Path, log: Path, limits: Refresh) -> dict[str, Any]:
-    """Figures of the accepted events `batch` beside those of the newest events of `log`.
+    """Figures of the accepted events `batch`, compared with the newest events of `log`.
 
-    The newest events are as many as the batch has, but at least `limits.reference_events`. Drift
-    of items looks at the items that the log has; the others are the unknown ones. A figure is None
-    where there is no event to tell it from.
+    The newest events are as many as the batch has, but at least `limits.reference_events`. Drift of
+    items is measured on the items that the log has; all others are unknown. A figure is None if
+    there is no event to compute it from.
     """
     with open_duckdb(batch.parent) as connection:
         connection.read_parquet(str(batch)).create_view("batch")

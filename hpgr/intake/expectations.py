@@ -1,8 +1,8 @@
-"""Great Expectations, driven by the rules of `contract.py`: checks frames chunk by chunk.
+"""Great Expectations driven by the rules of `contract.py`: checks frames chunk by chunk.
 
-A chunk's result names the rows that break each rule; the results of all chunks of a suite are
-added up, so that Data Docs show one page a suite, however long the log. Great Expectations is
-imported (seconds) when an `Expectations` is made. Writes: the Data Docs folder.
+The result of a chunk names the rows that break each rule. The results of all chunks of a suite are
+added up, so that Data Docs show one page for each suite, however long the log. Making an
+`Expectations` imports Great Expectations, which takes seconds. Writes the Data Docs folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EXAMPLES = 20  # values shown for a rule in Data Docs, as Great Expectations its
 
 @dataclass
 class Tally:
-    """What is known of one rule after the chunks so far."""
+    """Counts for one rule over the chunks so far."""
 
     rule: Rule
     checked: int = 0
@@ -43,7 +43,7 @@ class Tally:
 
 
 class Expectations:
-    """Suites of rules in one ephemeral context, with what they found."""
+    """Suites of rules in one ephemeral context, with their tallies."""
 
     def __init__(self) -> None:
         os.environ.update(TELEMETRY_OFF)  # read by the import
@@ -81,7 +81,7 @@ class Expectations:
         self.tallies[suite] = [Tally(rule) for rule in rules]
 
     def check(self, suite: str, frame: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Positions of the rows of `frame` that break a rule, for each rule that any row breaks.
+        """Positions of the rows of `frame` that break each rule; rules without any are left out.
 
         Raises:
             RuntimeError: Great Expectations could not evaluate a rule.
@@ -111,7 +111,7 @@ class Expectations:
     def write_docs(self, folder: Path, *, run_name: str, run_time: datetime) -> None:
         """Write Data Docs below `folder`; the same findings give the same bytes.
 
-        `run_name` and `run_time` stand in the pages and their addresses.
+        `run_name` and `run_time` appear in the pages and their addresses.
         """
         from great_expectations.core.run_identifier import RunIdentifier
         from great_expectations.data_context.types.resource_identifiers import (
@@ -132,7 +132,7 @@ class Expectations:
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             "store_backend": {
                 "class_name": "TupleFilesystemStoreBackend",
-                # It fills in variables of the environment: a folder may have a $ in its name.
+                # The store expands variables of the environment: a folder may have a $ in its name.
                 "base_directory": str(folder.resolve()).replace("$", r"\$"),
             },
         }

@@ -1,4 +1,4 @@
-"""What is wrong with a file, or only worth knowing: where, what was found, what to do.
+"""Problems of a file, and notes on it: where, what was found, what was expected, how to fix it.
 
 Reads the text files it is given.
 """
@@ -22,11 +22,11 @@ NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 @dataclass(frozen=True)
 class FileProblem:
-    """One thing that is wrong: where, what was found, what was expected, and the fix.
+    """One problem: where, what was found, what was expected, and how to fix it.
 
-    `line` counts from 1 (of Parquet: the row) and is None where the whole file is meant. A
-    problem that is not `serious` is only worth knowing: the file is read all the same. `more`
-    says how many further lines have the same `kind` and are not listed.
+    `line` counts from 1 (in Parquet: the row) and is None for the whole file. A problem that is not
+    `serious` is a note: the file is read anyway. `more` counts further lines of the same `kind`
+    that are not listed.
     """
 
     file: Path
@@ -51,27 +51,29 @@ class FileProblem:
         )
         text = f"{place}: {self.kind}: found {self.found}, expected {self.expected}; {self.fix}"
         if not self.serious:
-            text += " (a note: the file is read all the same)"
+            text += " (a note: the file is read anyway)"
         return f"{text}\n  ... and {self.more:,} more lines of this kind" if self.more else text
 
 
 def whole_file(path: Path, kind: str, found: str, expected: str, fix: str) -> FileProblem:
-    """What is wrong with a file as a whole."""
+    """A problem of a file as a whole."""
     return FileProblem(path, kind, None, None, found, expected, fix)
 
 
 def unreadable(path: Path, error: UserError) -> FileProblem:
-    """What refuses a file."""
-    return whole_file(path, "unreadable", str(error), "a readable table", "mend it and try again")
+    """The problem of a file that `error` refuses."""
+    return whole_file(
+        path, "unreadable", str(error), "a readable table", "correct it and try again"
+    )
 
 
 def no_rows(path: Path) -> FileProblem:
-    """A table without rows."""
-    return whole_file(path, "no rows", "a header alone", "rows below it", "export the file anew")
+    """The problem of a table without rows."""
+    return whole_file(path, "no rows", "a header alone", "rows below it", "export the file again")
 
 
 def capped(problems: Iterable[FileProblem]) -> list[FileProblem]:
-    """The first LINES_PER_KIND of one kind; the last of them says how many more there are."""
+    """The first LINES_PER_KIND of one kind; the last of them counts the others."""
     found = list(problems)
     listed, more = found[:LINES_PER_KIND], len(found) - LINES_PER_KIND
     if more > 0:
@@ -80,11 +82,11 @@ def capped(problems: Iterable[FileProblem]) -> list[FileProblem]:
 
 
 def text_problems(path: Path) -> list[FileProblem]:
-    """Encoding, line ends and length of the lines of a text file."""
+    """Problems of encoding, line ends and length of the lines of a text file."""
     crlf = number = 0
     undecodable, bad = [], []
     bom: list[FileProblem] = []
-    # Bytes that are no UTF-8 come as lone surrogates, to be told with their lines.
+    # Bytes that are not UTF-8 become lone surrogates, so that they are reported with their lines.
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         while line := file.readline(MAX_LINE):
             number += 1
@@ -96,7 +98,7 @@ def text_problems(path: Path) -> list[FileProblem]:
             if not line.isascii() and (byte := NOT_UTF8.search(line)):
                 undecodable.append((number, f"byte {ord(byte[0]) - 0xDC00:02X}"))
             if "\0" in line:
-                fix = "the file is damaged or no text: export it anew"
+                fix = "the file is damaged or not text: export it again"
                 bad.append(FileProblem(path, "NUL", number, None, "byte 00", "text", fix))
             if len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
                 found = f"more than {MAX_LINE:,} characters"
@@ -119,7 +121,7 @@ def text_problems(path: Path) -> list[FileProblem]:
 
 
 def dialect_problems(path: Path, quoting: Quoting) -> Iterator[FileProblem]:
-    """What is worth knowing of how a text is read."""
+    """Notes on how a text is read."""
     try:
         taken = dialect_of(path, quoting)
     except UserError as error:
@@ -133,7 +135,7 @@ def dialect_problems(path: Path, quoting: Quoting) -> Iterator[FileProblem]:
             None,
             f"that {QUOTES_NAMES[taken.quotes]}",
             f"that {QUOTES_NAMES['doubled']}",
-            "if that is not what is meant, set data.quoting",
+            "if that is wrong, set data.quoting",
             serious=False,
         )
 
@@ -141,5 +143,5 @@ def dialect_problems(path: Path, quoting: Quoting) -> Iterator[FileProblem]:
 def note(
     file: Path, kind: str, column: str | None, found: str, expected: str, fix: str
 ) -> FileProblem:
-    """What is worth knowing of a whole file that is read all the same."""
+    """A note on a whole file, which is read anyway."""
     return FileProblem(file, kind, None, column, found, expected, fix, serious=False)

@@ -1,6 +1,6 @@
-"""Layouts of raw folders: which files each known format has, and what opens them.
+"""The known formats of raw folders: the names of their files, and functions that open them.
 
-Reads, through `table_files.py`, the files it is given. Writes nothing.
+Reads files through `table_files.py`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 class Part:
     """The tables of the base or of one increment, each a file or a folder of parts.
 
-    None where it has no such table.
+    `items` and `users` are None if it has no such table.
     """
 
     events: Path
@@ -60,16 +60,16 @@ class Part:
         return tuple(file for table in tables for file in parts_of(table))
 
 
-# A table of items or users, and what to know of how it was read.
+# A table of items or users, and notes on how it was read.
 Opened = tuple[pd.DataFrame, list[FileProblem]]
 
 
 @dataclass(frozen=True)
 class Format:
-    """Names of the files of one format, and what opens each.
+    """File names of one format, and a function that opens each.
 
-    `open_events` takes the path and the rows of a chunk; a name is None where the log has no such
-    table, and its function is then never called. `dialect` says how one data file is read.
+    `open_events` takes the path and the rows of a chunk. A name is None if the log has no such
+    table; its function is then never called. `dialect` returns how a data file is read.
     """
 
     events: str
@@ -86,10 +86,10 @@ class Format:
         return tuple(name for name in (self.events, self.items, self.users) if name is not None)
 
     def part(self, folder: Path) -> Part:
-        """What of this format lies in `folder`; the events' file is taken to be there.
+        """The tables in `folder`, which is assumed to hold the events.
 
         Raises:
-            UserError: something that cannot be read has the name of a table.
+            UserError: something unreadable has the name of a table.
         """
         items, users = (
             folder / name if name is not None and _is_there(folder / name) else None
@@ -155,7 +155,7 @@ def _fields(path: Path, dialect: Dialect, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _complete_journey(data: Data) -> Format:
-    """Household -> user, product -> item, basket -> session; till times are read as UTC."""
+    """Household -> user, product -> item, basket -> session; times are read as UTC."""
     levels = ["department", "product_category", "brand"]
     columns = {
         USER: "household_id",
@@ -192,7 +192,7 @@ def _complete_journey(data: Data) -> Format:
 
 
 def _present(path: Path, columns: dict[str, str]) -> dict[str, str]:
-    """`columns`, once the file is known to have them all."""
+    """Return `columns` if the file has them all."""
     names = header(path)
     if absent := [name for name in columns.values() if name not in names]:
         raise UserError(
@@ -250,13 +250,13 @@ def format_of(data: Data) -> Format:
     """The format that `data` names.
 
     Raises:
-        UserError: a table is meant, but no file is named.
+        UserError: the format is table, but no file is named.
     """
     return FORMATS[data.format](data)
 
 
 def column_names(data: Data) -> dict[str, str]:
-    """What the events' file calls each of our columns; our own names where its format has none."""
+    """The name of each of our columns in the events' file; our own name if the format has none."""
     mapped = data.columns.model_dump() if data.format == "table" else {}
     return {name: mapped.get(name) or name for name in EVENT_COLUMNS}
 
@@ -282,9 +282,10 @@ def _with_lists(
 
 
 def _features(path: Path, key: str) -> tuple[dict[str, str], list[FileProblem]]:
-    """All columns of a users file, ours -> theirs: `key` is the user, whatever else is called so.
+    """All columns of a users file, ours -> theirs; `key` is the user.
 
-    Columns are called alike where they differ in upper and lower case only, as in DuckDB.
+    Another column of that name gets a new one. Names that differ only in case are equal, as in
+    DuckDB.
     """
     columns, notes = {USER: key}, []
     for name in header(path):
@@ -302,7 +303,7 @@ def _features(path: Path, key: str) -> tuple[dict[str, str], list[FileProblem]]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether something has this name: a file, a folder of parts, or what is refused."""
+    """Return True if something has this name; refuse what cannot be read."""
     if path.exists() or path.is_symlink():
         require_path(path, "correct the path")
         return True

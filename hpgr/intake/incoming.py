@@ -1,12 +1,11 @@
-"""A batch of new events, checked before it becomes part of the log.
+"""Check a batch of new events before it becomes part of the log.
 
     hpgr incoming PATH      check only, nothing is written
 
-The batch alone must keep the contract, row by row, as the whole log does in the validate stage; and
-it is compared with the newest events of the log: volume, drift of items and actions, unknown items,
-newest event; and with the batch accepted last: rows. Reads the batch, `artifacts/accepted/` and
-`artifacts/validated/`, which must be of the log as it stands.
-Writes the evidence against a refused batch to `artifacts/rejected/` where it is asked to.
+Every row must keep the contract, as in the validate stage. The batch is compared with the newest
+events of the log (volume, drift of items and actions, unknown items, newest event) and with the
+batch accepted last (rows). Reads the batch, `artifacts/accepted/` and `artifacts/validated/`, which
+must be up to date. On request writes the evidence against a refused batch to `artifacts/rejected/`.
 """
 
 from __future__ import annotations
@@ -41,17 +40,21 @@ if TYPE_CHECKING:
     from hpgr.config import Config, Data, Refresh
 
 logger = logging.getLogger(__name__)
-# Of the rules that the log as a whole keeps, those that fit a batch as well.
+# The columns of those rules for a whole log that apply to a batch as well.
 ALONE = ("rows_accepted", "quarantined_share", "days_old")
 
 
 @dataclass(frozen=True)
 class BatchFinding:
-    """What was found of one batch.
+    """The result of checking one batch.
 
-    `batch` names it by content, `files` are its files by the names they get in the log, `record`
-    is its entry for artifacts/accepted/batches.json, `reasons` are why it is refused, `bad_rows`
-    what is wrong with its rows, and `taken` is the increment that it already is.
+    Attributes:
+        batch: the digest of its content.
+        files: its files by the names that they get in the log.
+        record: its entry for artifacts/accepted/batches.json.
+        reasons: why it is refused; empty if it is accepted.
+        bad_rows: lines about its bad rows.
+        taken: the increment that it already is; None for a new batch.
     """
 
     batch: str
@@ -62,13 +65,13 @@ class BatchFinding:
     taken: Path | None
 
     def refusal(self) -> str:
-        """One message with every limit that it breaks."""
+        """One message with every limit that the batch breaks."""
         lines = [f"{self.record['source']} is refused, the log stays as it is:"]
         lines += [f"  {reason}" for reason in self.reasons]
         return "\n".join([*lines, *self.bad_rows])
 
     def figures(self) -> str:
-        """What it holds and how it differs from the log, in one line."""
+        """Its content and its differences from the log, in one line."""
         record = self.record
         parts = [f"{record['rows']:,} rows", f"{record['quarantined_share']:.2%} quarantined"]
         for key, label in (
@@ -96,7 +99,7 @@ def examine(
         workspace: where the validated log and the records lie.
 
     Raises:
-        UserError: the batch cannot be read, or artifacts/validated/ is not of the log as it stands.
+        UserError: the batch cannot be read, or artifacts/validated/ is out of date.
     """
     received = datetime.now(UTC).isoformat(timespec="seconds")
     tables = batch_tables(cfg.data, source)
@@ -169,14 +172,14 @@ def _part(layout: Format, tables: Mapping[str, Path]) -> Part:
 
 
 def _validated_log(data: Data, workspace: Workspace) -> dict[str, Any]:
-    """What the validate stage said of the log, once that is known to be the log as it stands."""
+    """The validate stage's summary of the log; refuse one that is out of date."""
     path = workspace.validated / "summary.json"
     summary = read_json(path) if path.is_file() else {}
     layout = format_of(data)
     parts = [layout.part(folder) for folder in (data.path, *increments(data.path))]
     files = [file for part in parts for file in part.files if file.is_file()]
     if summary.get("inputs") != hashes(files, data.path):
-        state = "is of another state of the log" if summary else "is not there"
+        state = "is of another state of the log" if summary else "not found"
         raise UserError(
             f"{path} {state}: a batch is compared with the validated log; run "
             "`dvc repro validate` first"
@@ -185,7 +188,7 @@ def _validated_log(data: Data, workspace: Workspace) -> dict[str, Any]:
 
 
 def _known_items(layout: Format, raw: RawLog, validated: Path) -> pd.DataFrame | None:
-    """Items of the log's table and of the batch's own; None where the log has no such table."""
+    """Items of the log's table and of the batch's; None if the log has no such table."""
     if layout.items is None:
         return None
     known = pq.read_table(validated / "items.parquet", columns=[ITEM]).to_pandas()
@@ -193,7 +196,7 @@ def _known_items(layout: Format, raw: RawLog, validated: Path) -> pd.DataFrame |
 
 
 def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
-    """What a batch must keep beside the log; the columns are made by `_check_batch`."""
+    """Rules for a batch compared with the log; `_check_batch` makes the columns."""
     most = limits.max_volume_change
     return (
         between(
@@ -237,7 +240,7 @@ def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
             name="seconds from the batch's newest event to the log's",
             column="seconds_behind",
             expected="at most 0: the batch ends no earlier than the log",
-            fix="look for an old batch; what the log lacks of it can only come with newer events",
+            fix="look for an old batch; its missing events can only come with newer ones",
             most=0,
         ),
     )

@@ -1,9 +1,9 @@
-"""Increments: the batches of new events that lie beside the raw log, in the order they came.
+"""Increments: the accepted batches of new events beside the raw log, oldest first.
 
     data/NAME/increments/NNNN-DIGEST/    a batch's files under the names that the log's own have
 
-The base of the log is never touched. NNNN counts from 0001, DIGEST is the start of the sha256 over
-the batch's files: the same batch is known again wherever it comes from. Reads and writes below
+The base of the log is never touched. NNNN counts from 0001. DIGEST is the start of the sha256 over
+the batch's files, which identifies a batch wherever it comes from. Reads and writes below
 `data.path` only.
 """
 
@@ -39,13 +39,13 @@ def increments(log: Path) -> list[Path]:
 
 
 def digest(files: Mapping[str, Path]) -> str:
-    """Twelve hex digits that stand for the content of `files`, by the names they get."""
+    """Twelve hex digits of a hash over `files` and their names in the log."""
     hashes = {name: sha256_file(path) for name, path in sorted(files.items())}
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
 
 
 def find(log: Path, content: str) -> Path | None:
-    """The increment with this digest, if it was taken in before."""
+    """The increment with this digest, if the log has it."""
     for path in increments(log):
         if path.name.partition("-")[2] == content:
             return path
@@ -70,7 +70,7 @@ def place(log: Path, name: str, files: Mapping[str, Path]) -> Path:
 
 
 def remove(log: Path, name: str) -> None:
-    """Take the increment `name` out again, and what an interrupted copy of it left."""
+    """Remove the increment `name` and what an interrupted copy of it left."""
     folder = log / FOLDER
     for path in [folder / name, *folder.glob(f".{name}.*")]:
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Several values in one cell: lists of Parquet, and text that is cut at a separator or is a list.
+"""Several values in one cell: a list in Parquet, or text that a separator or brackets divide.
 
 Reads and writes nothing.
 """
@@ -16,7 +16,7 @@ import pandas as pd
 from hpgr.intake.spelling import WHOLE, spell_value
 
 BRACKETS = {"[": "]", "(": ")", "{": "}"}
-# ['Drama' 'War'] and [0. 3.]: how numpy prints an array. Python would join the two words.
+# ['Drama' 'War'] and [0. 3.]: numpy's print of an array. Python would join the two words.
 VALUE = r"""(?:'[^']*'|"[^"]*"|-?[0-9]+(?:\.[0-9]*)?)"""
 NUMPY = re.compile(rf"\s*{VALUE}(?:\s+{VALUE})+\s*|\s*[0-9]+\.\s*")
 NUMPY_VALUE = re.compile(r"""'([^']*)'|"([^"]*)"|(\S+)""")
@@ -24,10 +24,10 @@ NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]*)?")
 
 
 def split(values: pd.Series, separator: str) -> tuple[pd.Series, str | None]:
-    """Lists of the values of each cell, and a note where text was read as lists or was not.
+    """The list of values of each cell, and a note where some text looks like lists.
 
-    A value counts once a cell; empty ones and words for "no value" count not at all. Text is cut at
-    `separator`, but where every cell is a list in JSON, Python or the like it is read as such.
+    A value counts once in a cell; empty ones and words for "no value" do not count. Text is split
+    at `separator`, unless every cell is a list in JSON, Python or a similar form.
     """
     text = [value.strip() for value in values if isinstance(value, str)]
     bracketed = [cell for cell in text if _is_bracketed(cell)]

@@ -1,6 +1,6 @@
-"""What is worth knowing of a log that is read all the same: notes on its ids, actions and copies.
+"""Notes on the ids, actions and copies of a log; none of them refuses it.
 
-Reads the staged rows (`staging.py`), in DuckDB. Writes nothing.
+Reads the staged rows (`staging.py`) with DuckDB. Writes nothing.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from hpgr.intake.staging import open_duckdb
 if TYPE_CHECKING:
     from hpgr.config import Sessionize
 
-# Words that may be an id and may say that there is none; letters' case does not matter.
+# Words that may be an id or may mean "no value"; case does not matter.
 PLACEHOLDERS = (
     *("na", "n/a", "#na", "nil", "none", "null", "(null)", "(none)", "nan", "-", "--", "?", "."),
     *("unknown", "undefined", "missing", "empty", "(blank)", "not set", "(not set)", "no value"),
     *("not available", "anonymous", "guest", "#value!", "#ref!", "#null!", "#name?", "#num!"),
 )
-LARGE_SHARE = 0.01  # of the rows: an id that holds less does no harm
-TOWERS_BY = 10  # an id with as many times the rows of the next one is hardly one user or item
+LARGE_SHARE = 0.01  # of the rows: a rarer id does no harm
+TOWERS_BY = 10  # an id with so many times the rows of the next is hardly one user or item
 MANY_COPIES = 0.1  # of the rows: more than double clicks, rather a log written twice
-ACTIONS_READ = 10_000  # most frequent kinds; the sessionize stage takes far fewer
+ACTIONS_READ = 10_000  # most frequent kinds; the sessionize stage allows far fewer
 
 
 def notes_on_log(
@@ -43,10 +43,10 @@ def notes_on_log(
     items: pd.DataFrame | None,
     items_file: Path | None,
 ) -> list[FileProblem]:
-    """All notes but those on actions, once the rows have passed the rules.
+    """All notes but those on actions, after the rows were checked.
 
-    `counts` are what passing the rules found, `items` the known items, if any matter, `items_file`
-    what to call their file; for the others see `notes_on_rows`.
+    `counts` are the results of the check, `items` the known items, if any, and `items_file` their
+    file; for the others see `notes_on_rows`.
     """
     files = [part.events for part in raw.parts]
     notes = [*raw.notes, *notes_on_rows(staged, files, columns, mended)]
@@ -117,24 +117,24 @@ def _placeholder(
         columns.get(column, column),
         f"{word!r} in {count:,} of {rows:,} rows ({count / rows:.1%})",
         f"an id for each {kind}",
-        f"it is taken for one {kind}; where it says that there is none, leave the cell empty",
+        f"it counts as one {kind}; if it means that there is none, leave the cell empty",
     )
 
 
 def notes_on_copies(file: Path, counts: Counts) -> list[FileProblem]:
-    """A note where a large share of the rows are copies of others."""
+    """A note if a large share of the rows are copies of others."""
     if counts.duplicates <= MANY_COPIES * counts.rows:
         return []
     share = counts.duplicates / counts.rows
     found = f"{counts.duplicates:,} of {counts.rows:,} rows ({share:.1%}) are copies of others"
-    fix = "they are left out; look whether the log was written twice"
+    fix = "they are left out; check whether the log was written twice"
     return [note(file, "many exact duplicates", None, found, "few", fix)]
 
 
 def notes_on_spelling(
     unknown: Iterable[str], known: pd.Index, log: Path, items: Path
 ) -> list[FileProblem]:
-    """A note where ids of `log` that `items` lacks are there in another spelling."""
+    """A note if `items` has an unknown id of `log` in another spelling."""
     if not (asked := list(dict.fromkeys(unknown))):
         return []
     spellings = dict(zip(_folded(pd.Series(known, dtype="str")), known, strict=True))
@@ -160,7 +160,7 @@ def _folded(ids: pd.Series) -> pd.Series:
 
 
 def _blemishes(spelling: str) -> tuple[bool, bool, int]:
-    """What speaks for a spelling being the changed one: a point, spaces, lost zeros in front."""
+    """Signs that a spelling is the altered one: a point, spaces, lost leading zeros."""
     zeros = len(spelling) - len(spelling.lstrip("0"))
     return spelling.endswith(".0"), spelling != spelling.strip(), -zeros
 
@@ -168,7 +168,7 @@ def _blemishes(spelling: str) -> tuple[bool, bool, int]:
 def notes_on_actions(
     staged: Path, file: Path, column: str, settings: Sessionize
 ) -> list[FileProblem]:
-    """A note where labels are to come from numbers, and many actions are none."""
+    """A note if labels should come from numbers and many actions are none."""
     with open_duckdb(staged.parent) as connection:
         counts = connection.execute(
             f"SELECT {ACTION}, count(*) AS n FROM read_parquet(?) WHERE {ACTION} NOTNULL "

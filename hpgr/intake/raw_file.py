@@ -1,8 +1,8 @@
-"""A raw file before it is parsed: that it is there, that it is text, and its lines in blocks.
+"""A raw file before it is parsed: check that it is readable text, and yield its lines in blocks.
 
-Reads: the paths it is given. Writes: nothing. What cannot be a table is refused by what its first
-bytes say it is, and no line is read beyond MAX_LINE characters, so that a file of any size and
-content costs a bounded amount of memory.
+The first bytes of a file show whether it can be a table, and no line is read beyond MAX_LINE
+characters: a file of any size and content costs a bounded amount of memory. Reads the paths it is
+given, writes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEAD_BYTES = 4096
 BOM = b"\xef\xbb\xbf"
 LF, CR = 10, 13
 UNPACK = "unpack it, and name the file inside"
-FOREIGN = (  # first bytes, what they say, what to do
+FOREIGN = (  # first bytes, what they mean, what to do
     (b"PAR1", "a Parquet file", f"give it the suffix {PARQUET[0]}"),
     (b"\x1f\x8b", "compressed with gzip", UNPACK),
     (b"PK\x03\x04", "a zip archive or a spreadsheet", f"{UNPACK}, or export the sheet as CSV"),
@@ -43,9 +43,9 @@ class Absent(UserError):
 
 
 def require_path(path: Path, absent: str) -> None:
-    """Refuse what is neither a readable file nor a folder that can be listed, without reading it.
+    """Refuse a path that is neither a readable file nor a readable folder, without reading it.
 
-    `absent` says what to do where nothing is there.
+    `absent` is the advice if nothing is there.
 
     Raises:
         Absent: nothing is there.
@@ -73,7 +73,7 @@ def require_path(path: Path, absent: str) -> None:
 
 
 def require_file(path: Path, absent: str) -> None:
-    """Refuse a path that is no readable file, see `require_path`.
+    """Refuse a path that is not a readable file; see `require_path`.
 
     Raises:
         UserError: as there, or it is a folder.
@@ -86,11 +86,11 @@ def require_file(path: Path, absent: str) -> None:
 def parts_of(path: Path) -> list[Path]:
     """The data files of a table: the file itself, or those of a folder of parts, by name.
 
-    A folder is one as Spark writes it: files in it and in folders such as `date=2020-01-01`.
-    Names that begin with "_" or "." are passed over.
+    A folder of parts is laid out as by Spark: files in it and in folders such as `date=2020-01-01`.
+    Names that begin with "_" or "." are ignored.
 
     Raises:
-        UserError: one of them is no readable file, or the folder holds none.
+        UserError: a file cannot be read, or the folder holds none.
     """
     if not path.is_dir():
         return [path]
@@ -113,7 +113,7 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def holds_parts(path: Path) -> bool:
-    """Whether `path` is a folder of parts of one table, by the names that engines give them."""
+    """Return True if the names in the folder `path` are those that engines give to parts."""
     if not path.is_dir():
         return False
     names = [entry.name for entry in path.iterdir() if not entry.name.startswith(("_", "."))]
@@ -123,17 +123,17 @@ def holds_parts(path: Path) -> bool:
 
 
 def partition_of(part: Path, table: Path) -> dict[str, str]:
-    """Columns that the folders between `table` and its file `part` stand for, with their value."""
+    """Columns and values in the names of the folders between `table` and its file `part`."""
     pairs = (name.partition("=") for name in part.relative_to(table).parts[:-1] if "=" in name)
     values = {unquote(key): unquote(value) for key, _, value in pairs}
     return {key: "" if value == NO_PARTITION else value for key, value in values.items()}
 
 
 def require_text(path: Path) -> None:
-    """Refuse a file whose beginning is not that of a text in one byte a character or UTF-8.
+    """Refuse a file that does not begin as text in UTF-8 or in one byte per character.
 
     Raises:
-        UserError: it is no file, compressed, an archive, Parquet, UTF-16 or binary.
+        UserError: it is not a file, compressed, an archive, Parquet, UTF-16 or binary.
     """
     require_file(path, "correct the path")
     with path.open("rb") as file:
@@ -144,11 +144,11 @@ def require_text(path: Path) -> None:
     if head.count(0) > len(head) // 3:
         if any(head):  # every other byte of Latin letters is 0
             raise UserError(f"{path} is UTF-16 text or binary: save it as UTF-8")
-        raise UserError(f"{path} holds NUL bytes only: a write was cut off; export it anew")
+        raise UserError(f"{path} holds NUL bytes only: a write was cut off; export it again")
 
 
 def line_ends(data: bytes) -> np.ndarray:
-    """Positions of the last byte of each line's end (LF, CR LF or a lone CR), int64 ascending."""
+    """Positions of the last byte of each line end (LF, CR LF or a lone CR), int64, ascending."""
     codes = np.frombuffer(data, np.uint8)
     ends = codes == LF
     if b"\r" in data:
@@ -161,11 +161,11 @@ def line_ends(data: bytes) -> np.ndarray:
 def line_blocks(path: Path, encoding: str) -> Iterator[tuple[int, bytes]]:
     """Whole lines of a text file as UTF-8, about BLOCK_BYTES at a time, without byte order mark.
 
-    Each block comes with the number of its first line, from 1. Every line has an end, that of the
-    last line is added where the file lacks it.
+    Each block comes with the number of its first line, from 1. Every line has an end; that of the
+    last line is added if missing.
 
     Raises:
-        UserError: the file is no text in `encoding`, a line is too long or holds a NUL byte.
+        UserError: the file is not text in `encoding`, a line is too long or holds a NUL byte.
     """
     require_text(path)
     number, held = 1, b""
@@ -196,8 +196,8 @@ def _checked(path: Path, number: int, lines: bytes, encoding: str) -> bytes:
     if (nul := lines.find(b"\0")) >= 0:
         line_number = number + int(np.searchsorted(ends, nul))
         raise UserError(
-            f"{path}, line {line_number} holds a NUL byte: the file is damaged or no text; "
-            "export it anew"
+            f"{path}, line {line_number} holds a NUL byte: the file is damaged or not text; "
+            "export it again"
         )
     try:
         text = lines.decode(encoding)

@@ -1,7 +1,7 @@
-"""Raw folders of every known format (`formats.py`), opened as canonical events, items and users.
+"""A raw log of any known format (`formats.py`), opened as canonical events, items and users.
 
-A log is a base and, beside it, increments: folders with files of the same format, of which only
-the events need be there. Reads: the folder `data.path`, through `table_files.py`. Writes: nothing.
+A log is a base and its increments: folders with files of the same format, in which only the events
+are required. Reads the folder `data.path` through `table_files.py`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -40,14 +40,18 @@ if TYPE_CHECKING:
 class RawLog:
     """An opened log: the base, then its increments.
 
-    `parts` are its files in order. `events` yields chunks of string columns EVENT_COLUMNS (missing
-    where the log has none), `row` int64 from 0 through all parts, `part` int64, `source` int64 the
-    place among `sources` of the row's file, `line` int64 from 1 in that file, and `ragged`. It can
-    be walked once. `tables` has each table of items or users that was read: path, id column, rows.
-    `items` has item_id, title and categories, `users` has user_id and whatever the source knows, a
-    later part's row in place of an earlier one's; None where the source has no such table.
-    `dialects` says how each of `files` is read, "Parquet" or the dialect of a text. `notes` say
-    what to know of how the tables were read.
+    Attributes:
+        parts: its files in order.
+        events: chunks with string columns EVENT_COLUMNS (missing where the log has none), `row`
+            int64 from 0 through all parts, `part` int64, `source` int64 (the place of the row's
+            file among `sources`), `line` int64 from 1 in that file, and `ragged`. An iterator:
+            it can be read once.
+        tables: each table of items or users that was read: path, id column, rows.
+        items: item_id, title and categories, with the row of the latest part for each id; None if
+            the source has no such table.
+        users: user_id and whatever else the source knows; otherwise as `items`.
+        dialects: of each of `files`, "Parquet" or the dialect of a text.
+        notes: on how the tables were read.
     """
 
     parts: tuple[Part, ...]
@@ -82,7 +86,7 @@ def read_raw(data: Data, chunk_rows: int) -> RawLog:
 
 
 def read_parts(layout: Format, parts: Sequence[Part], chunk_rows: int) -> RawLog:
-    """Open `parts` one after the other; see `read_raw`."""
+    """Open `parts` in order; see `read_raw`."""
     for part in parts:
         require_path(
             part.events,
@@ -111,7 +115,7 @@ def read_parts(layout: Format, parts: Sequence[Part], chunk_rows: int) -> RawLog
 def _chain(
     parts: Sequence[Iterator[pd.DataFrame]], sources: Sequence[int]
 ) -> Iterator[pd.DataFrame]:
-    """The chunks of all `parts`, which have so many `sources` each, numbered through."""
+    """The chunks of all `parts`, numbered through; `sources` counts the files of each part."""
     rows = 0
     for number, chunks in enumerate(parts):
         for chunk in chunks:
@@ -124,9 +128,9 @@ def _chain(
 
 
 def _newest_rows(tables: Sequence[pd.DataFrame], key: str) -> pd.DataFrame | None:
-    """All rows, but of an id that several tables have only those of the last; None of nothing.
+    """The rows of all `tables`, an id's from the last that has it; None without tables.
 
-    An id that one table repeats stays repeated, for the rules to find.
+    An id that one table repeats stays repeated, so that the rules find it.
     """
     if not tables:
         return None
@@ -146,10 +150,10 @@ def _require(data: Data, names: Sequence[str]) -> None:
 
 
 def whole_ids(path: Path, key: str, ids: pd.Series) -> pd.Series:
-    """`whole_numbers` of an id column of a file.
+    """Apply `whole_numbers` to an id column of a file.
 
     Raises:
-        UserError: the digits of one were lost in a float.
+        UserError: an id lost digits in a float.
     """
     try:
         return whole_numbers(ids)

@@ -1,4 +1,4 @@
-"""The rows that break a rule, as problems with their lines, so many of each kind.
+"""Problems of the rows that break a rule, with their lines, a limited number of each kind.
 
 Reads and writes nothing.
 """
@@ -25,17 +25,17 @@ KINDS_OF_DATES = 500
 
 
 class Listing:
-    """Problems of one file's rows, capped for each kind."""
+    """Problems of the rows of one table, a limited number of each kind."""
 
     def __init__(self, files: Sequence[Path], columns: dict[str, str]) -> None:
-        """`files` are those that the rows are from, by their `source`."""
+        """`files` are the rows' files by their `source`."""
         self._files, self._columns = files, columns
         self._listed: dict[str, list[FileProblem]] = {}
         self._counts: Counter[str] = Counter()
         self._dates: list[str] = []
 
     def add(self, frame: pd.DataFrame, found: dict[str, np.ndarray], rules: Sequence[Rule]) -> None:
-        """Take in the rows of `frame` that break each of `rules`."""
+        """Add the rows of `frame` that break each of `rules`; `found` gives their positions."""
         for rule in rules:
             rows = frame.iloc[found.get(rule.name, [])]
             if rule.name == NOT_WHOLE:
@@ -68,7 +68,7 @@ class Listing:
         self._counts[rule.name] += len(rows)
 
     def problems(self) -> list[FileProblem]:
-        """All in order of files and lines; the last of a kind says how many more there are."""
+        """All problems in order of files and lines; the last of a kind counts those not listed."""
         if self._dates:
             how = advice(self._dates)
             self._listed[DATE] = [replace(p, fix=how) for p in self._listed[DATE]]
@@ -90,7 +90,7 @@ def _found(rule: Rule, row: pd.Series) -> str:
 
 
 def mixed(path: Path, column: str, shapes: Counter[str]) -> Iterator[FileProblem]:
-    """A problem where times are written in several ways; `shapes` counts each."""
+    """A problem if times are written in several ways; `shapes` counts each."""
     if len(shapes) > 1:
         found = ", ".join(f"{count:,} x {shape}" for shape, count in shapes.most_common())
         yield FileProblem(

@@ -1,7 +1,7 @@
-"""Raw rows through the rules: to the events or, with their reasons, to the quarantine.
+"""Check raw rows by the rules; write them to the events or, with reasons, to the quarantine.
 
-What the validate stage and the check of a new batch share. Reads a staged Parquet
-(`staging.py`), writes `events.parquet` and `quarantine.parquet` to the folder it is given.
+Shared by the validate stage and the check of a new batch. Reads staged rows (`staging.py`), writes
+`events.parquet` and `quarantine.parquet` to the folder it is given.
 """
 
 from __future__ import annotations
@@ -55,11 +55,10 @@ EXAMPLES_PER_REASON = 5
 
 @dataclass
 class Counts:
-    """What passing the rows through the rules found.
+    """Numbers of rows by result of the check.
 
-    `quarantined` rows are bad. `repeated` ones are good, but an earlier batch brought them, and
-    `duplicates` are equal to an earlier row of their own file; both lie in the quarantine's file
-    too.
+    `quarantined` rows are bad. `repeated` ones are good but were in an earlier batch, and
+    `duplicates` equal an earlier row of their own file; the quarantine's file has both as well.
     """
 
     rows: int = 0
@@ -71,7 +70,7 @@ class Counts:
 
     @property
     def accepted(self) -> int:
-        """Rows that went on."""
+        """Rows among the events."""
         return self.rows - self.quarantined - self.repeated - self.duplicates
 
     @property
@@ -81,7 +80,7 @@ class Counts:
 
 
 def check_tables(raw: RawLog, expectations: Expectations) -> None:
-    """Have the ids of the tables of items and users checked."""
+    """Check the ids of the tables of items and users."""
     for name, table, key in (("items", raw.items, ITEM), ("users", raw.users, USER)):
         if table is not None:
             files = " and ".join(str(path) for path, its_key, _ in raw.tables if its_key == key)
@@ -100,16 +99,16 @@ def check_rows(
     expectations: Expectations,
     out: Path,
 ) -> Counts:
-    """Send each staged row to the events or, with its reasons, to the quarantine below `out`.
+    """Write each staged row to the events or, with its reasons, to the quarantine below `out`.
 
     Args:
         limits: the contract's limits; `chunk_rows` rows are in memory at a time.
         staged: the raw rows.
         copies: rows that repeat an earlier one, of their own file and of an earlier batch.
-        files: what to call each file of events, by its `source`.
-        items: the known items in column item_id; None where any item is right.
-        items_file: what to call the file that lists them, if there is one.
-        expectations: gets the suite `events` and what it found.
+        files: name of each file of events, by its `source`.
+        items: the known items in column item_id; None if any item is allowed.
+        items_file: name of the file that lists them, if there is one.
+        expectations: receives the suite `events` and its tallies.
         out: an existing folder.
 
     Raises:
@@ -179,14 +178,14 @@ def publish(out: Path, target: Path, *, keep_tables: bool) -> None:
 
 
 def breach(tally: Tally) -> str:
-    """Why a batch is refused, in one line: found, expected, fix."""
+    """The reason for a refusal in one line: found, expected, fix."""
     found = tally.examples[0] if tally.examples else f"{tally.broken:,} rows"
     short = f"{found:.4g}" if isinstance(found, float) else repr(found)
     return f"{tally.rule.name}: found {short}, expected {tally.rule.expected}; {tally.rule.fix}"
 
 
 def bad_rows(counts: Counts, tallies: Sequence[Tally]) -> list[str]:
-    """How many rows broke which rule, one line each; none where no row is bad."""
+    """One line for each broken rule with its number of rows; empty if no row is bad."""
     if not counts.quarantined:
         return []
     share = counts.quarantined_share

@@ -1,7 +1,7 @@
-"""One spelling for each value, whatever type or program it came from.
+"""One text for each value, whatever type or program it came from.
 
-5, 5.0 and 5.00 are "5"; the number 4.1 of 32 bits is "4.1", as short as its own type allows. Reads
-and writes nothing: Arrow columns and pandas columns go in and come out.
+5, 5.0 and 5.00 are "5"; the 32-bit number 4.1 is "4.1", as short as its type allows. Takes and
+returns Arrow and pandas columns; reads and writes no files.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ NESTED = (
     *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
     *(pa.types.is_list_view, pa.types.is_large_list_view),
 )
-# Up to these powers of two a float holds every whole number; beyond, the last digits are made up.
+# Up to these powers of two a float holds every whole number; beyond, the last digits are invented.
 EXACT_BITS = {16: 11, 32: 24, 64: 53}
 DIGITS_LOST = (
-    "a float keeps 15 digits of a whole number (of 32 bits: 7), the rest are made up; export the "
+    "a float keeps 15 digits of a whole number (32 bits: 7), the rest are wrong; export the "
     "column from its source as whole numbers or text"
 )
-# As pandas writes whole numbers of a column with gaps, and a database those of a decimal type.
+# How pandas writes whole numbers in a column with gaps, and a database those of a decimal type.
 WHOLE = r"-?(?:0|[1-9][0-9]*)(?:\.0+)?"
-# As a spreadsheet writes numbers of 12 digits or more, and pandas those beyond 1e16.
+# How a spreadsheet writes numbers of 12 digits or more, and pandas those beyond 1e16.
 SCIENTIFIC = r"-?[0-9](?:\.[0-9]+)?[eE]\+?[0-9]+"
 FROM_A_FLOAT = r"(?:\.0+|[0-9][eE]\+?[0-9]+)$"
 SHORTENED_FROM = 10**11
 
 
 def words(values: pa.Array | pa.ChunkedArray) -> pd.Series:
-    """Text with the words for "no value" taken out."""
+    """Text, with the words for "no value" as missing values."""
     text = values.to_pandas().astype("str")
     return text.mask(text.str.strip().isin(MISSING_WORDS))
 
@@ -48,7 +48,7 @@ def spell(column: pa.Array) -> pa.Array:
     """A column of text, numbers, truth values, bytes or times as text.
 
     Raises:
-        pa.ArrowInvalid, pa.ArrowNotImplementedError: it is nested, or its bytes are no text.
+        pa.ArrowInvalid, pa.ArrowNotImplementedError: it is nested, or its bytes are not text.
     """
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
@@ -64,7 +64,7 @@ def spell(column: pa.Array) -> pa.Array:
     if pa.types.is_floating(kind):
         return _float_text(column)
     if pa.types.is_decimal(kind):
-        # Through Python, which alone writes every scale without an exponent.
+        # Only Python writes every scale without an exponent.
         numbers = (None if v is None else f"{v:f}" for v in column.to_pylist())
         return plain(pa.array(numbers, pa.string()))
     return column.cast(pa.string())
@@ -73,7 +73,7 @@ def spell(column: pa.Array) -> pa.Array:
 def spell_time(column: pa.Array) -> pa.Array:
     """A column of times as whole epoch seconds UTC, fractions cut off; others as `spell`.
 
-    Fractions of a second in a number stay, for the rules to judge.
+    Fractions of a second in a number stay: the rules judge them.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
@@ -85,10 +85,10 @@ def spell_time(column: pa.Array) -> pa.Array:
 
 
 def spell_any(column: pa.Array) -> tuple[pa.Array, str | None]:
-    """A column of any type as text, and how it had to be written where that is no plain value.
+    """A column of any type as text, and the notation used if its values are not plain.
 
     Raises:
-        ValueError: Arrow cannot hand the values over.
+        ValueError: Arrow cannot convert the values.
     """
     try:
         return spell(column), None
@@ -102,7 +102,7 @@ def spell_any(column: pa.Array) -> tuple[pa.Array, str | None]:
 
 
 def lists_of(column: pa.Array) -> list[Any] | None:
-    """The lists of a column of lists, floats as short as their type allows; None of other types."""
+    """The lists of a column of lists, floats as short as their type allows; None for others."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not any(is_kind(column.type) for is_kind in NESTED):
@@ -111,7 +111,7 @@ def lists_of(column: pa.Array) -> list[Any] | None:
 
 
 def spell_value(value: object) -> str | None:
-    """One value of a list as text; None of what is no value."""
+    """One value of a list as text; None if it means "no value"."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -129,7 +129,7 @@ def spell_value(value: object) -> str | None:
 
 
 def plain(numbers: pa.Array) -> pa.Array:
-    """Plain decimal numbers without zeros at their end: 4.50 as 4.5, 5.0 as 5; other text as is."""
+    """Decimal numbers without trailing zeros: 4.50 as 4.5, 5.0 as 5; other text unchanged."""
     return pc.replace_substring_regex(numbers, ZEROS_AT_THE_END, r"\1\2")
 
 
@@ -141,10 +141,10 @@ def plain_words(text: pd.Series) -> pd.Series:
 
 
 def whole_numbers(ids: pd.Series) -> pd.Series:
-    """Ids without ".0" where all are whole numbers and some have it; otherwise as they are.
+    """Ids without ".0" if all are whole numbers and some have it; otherwise unchanged.
 
     Raises:
-        ValueError: all are numbers, and the digits of one were lost in a float.
+        ValueError: all are numbers, and one lost digits in a float.
     """
     present = ids.dropna()
     spoiled = present[present.str.contains(FROM_A_FLOAT)]
@@ -158,7 +158,7 @@ def whole_numbers(ids: pd.Series) -> pd.Series:
 
 
 def lost_digits(column: pa.Array) -> str | None:
-    """A number in a column of floats that is too large for them to hold exactly."""
+    """A number in a column of floats that is too large to be exact; None without any."""
     if pa.types.is_dictionary(column.type):
         return lost_digits(column.dictionary)
     if not pa.types.is_floating(column.type):
@@ -182,7 +182,7 @@ def _float_text(column: pa.Array) -> pa.Array:
 
 
 def _python(value: Any, kind: pa.DataType) -> Any:
-    """An Arrow value as Python's, its floats as short as their own type allows."""
+    """An Arrow value as a Python value, its floats as short as their type allows."""
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type if kind != pa.uuid() else pa.string()
     if pa.types.is_dictionary(kind):
@@ -217,7 +217,7 @@ def _other(value: object) -> str:
 
 
 def _bytes(value: bytes) -> str:
-    """The text that bytes are in UTF-8, else their hex digits."""
+    """Bytes decoded as UTF-8, or their hex digits."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -225,7 +225,7 @@ def _bytes(value: bytes) -> str:
 
 
 def _floor_divide(values: pa.Array, by: int) -> pa.Array:
-    """Integer division that rounds down, also below zero, as clocks do."""
+    """Integer division that rounds down, also below zero."""
     quotient = pc.divide(values, by)
     rounded_up = pc.greater(pc.multiply(quotient, by), values)
     return pc.subtract(quotient, pc.cast(rounded_up, pa.int64()))

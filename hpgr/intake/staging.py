@@ -1,6 +1,6 @@
-"""Raw rows set aside as Parquet, so that questions about the whole log need no memory for it.
+"""Raw rows staged as Parquet: DuckDB answers questions about the whole log out of core.
 
-Writes and reads the paths it is given.
+Reads and writes the paths it is given.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STAGED_SCHEMA = pa.schema(
 )
 
 KEYS = (USER, ITEM, TIMESTAMP, ACTION)  # what makes two events the same
-# 978300760 and 978300760.0, as pandas writes a column that had a gap, are one time.
+# 978300760 and 978300760.0 (pandas' spelling in a column with gaps) are one time.
 READ = (
     f"SELECT * REPLACE (regexp_replace({TIMESTAMP}, '\\.0*$', '') AS {TIMESTAMP}) "
     "FROM read_parquet(?)"
@@ -54,7 +54,7 @@ READ = (
 
 
 def stage(chunks: Iterator[pd.DataFrame], target: Path) -> None:
-    """Write the raw rows as they are, so that they can be walked again."""
+    """Write the raw rows unchanged, so that they can be read repeatedly."""
     with pq.ParquetWriter(target, STAGED_SCHEMA) as writer:
         for chunk in tqdm(chunks, desc="read", unit="chunk", disable=None):
             frame = chunk[STAGED_SCHEMA.names]
@@ -62,13 +62,13 @@ def stage(chunks: Iterator[pd.DataFrame], target: Path) -> None:
 
 
 def mend_ids(staged: Path, files: Sequence[Path]) -> list[tuple[int, str]]:
-    """Write ids of the staged rows without ".0" in each part and column of whole numbers only.
+    """Remove ".0" from staged ids, in each part and column that has whole numbers only.
 
-    That is how programs export whole numbers of a column with gaps. `files` are the parts' files.
-    Returns part and column of what was mended.
+    Programs export whole numbers that way if a column has gaps. `files` are the parts' files.
+    Returns part and column of what was changed.
 
     Raises:
-        UserError: such a number has more digits than a float holds, so they are lost.
+        UserError: such a number has more digits than a float holds.
     """
     with open_duckdb(staged.parent) as connection:
 
@@ -108,10 +108,10 @@ def mend_ids(staged: Path, files: Sequence[Path]) -> list[tuple[int, str]]:
 
 
 def copies(staged: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that repeat an earlier one in user, item, time and action, as sorted row numbers.
+    """Sorted numbers of rows that repeat an earlier one in user, item, time and action.
 
-    Returns those whose first occurrence is in their own file, and those that an earlier file
-    brought.
+    Returns those whose first occurrence is in their own part, and those whose first occurrence is
+    in an earlier part.
     """
     with open_duckdb(staged.parent) as connection:
         keys = ", ".join(KEYS)
@@ -132,7 +132,7 @@ def copies(staged: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def repeated_from(staged: Path, events: Path) -> np.ndarray:
-    """Sorted numbers of the staged rows that are among the accepted `events` already."""
+    """Sorted numbers of the staged rows that are already among the accepted `events`."""
     with open_duckdb(staged.parent) as connection:
         found = connection.execute(
             f"""
@@ -150,7 +150,7 @@ def _same(other: str) -> str:
 
 
 def open_duckdb(scratch: Path | str) -> duckdb.DuckDBPyConnection:
-    """A database in memory that spills to `scratch` rather than grow with the log."""
+    """A database in memory that spills to `scratch` instead of growing with the log."""
     connection = duckdb.connect()
     connection.execute("SET memory_limit = '512MB'")
     connection.execute("SET temp_directory = ?", [str(Path(scratch) / "spill")])

@@ -1,12 +1,11 @@
-"""Parquet and text tables as chunks of text columns, the same whatever they came from.
+"""Parquet and text tables as chunks of text columns, equal whatever file they came from.
 
-Reads: the paths it is given. Writes: nothing. Values stay as found, as strings: it is for the
-rules of `contract.py` to say what is right. Only a Parquet column that has a type of its own is
-spelled out (`spelling.py`): times as whole epoch seconds (a time without a zone is read as UTC).
+Values stay strings as found; the rules of `contract.py` judge them. Only typed Parquet columns are
+converted (`spelling.py`): times to whole epoch seconds (a time without a zone is read as UTC).
 
-A table is one file, or a folder of parts as Spark writes it, each part with a header of its own. In
+A table is one file, or a folder of parts as Spark writes it, each part with its own header. In
 text a line with too few or too many fields is one bad row rather than the end, and each row knows
-its line; see `dialect.py` for what its quotes mean.
+its line; `dialect.py` detects the meaning of quotes. Reads the paths it is given, writes nothing.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ WHOLE_ROWS = 1 << 18
 def header(path: Path) -> list[str]:
     """Names of the columns of a Parquet or CSV file, in its order, copies included.
 
-    Of a folder of parts: those of the first part, and those that the names of its folders stand
-    for.
+    For a folder of parts: those of the first part, and those in the names of its folders.
 
     Raises:
         UserError: the file is empty or unreadable.
@@ -82,7 +80,7 @@ def repeated(names: Sequence[str]) -> list[str]:
 def places(part: Path, columns: dict[str, str], table: Path) -> dict[str, int]:
     """Place of each of our columns in the header of one file; `columns` gives their names in it.
 
-    Those that only the folders between `table` and the file name have no place.
+    Columns that appear only in the names of folders between `table` and the file have no place.
 
     Raises:
         UserError: the header cannot be read, repeats a name, or lacks a column.
@@ -111,7 +109,7 @@ def places(part: Path, columns: dict[str, str], table: Path) -> dict[str, int]:
 
 
 def suggestion(wanted: str, name: str, names: Sequence[str]) -> str:
-    """What to do about column `name`, which data.columns names for `wanted` and no file has."""
+    """Advice about column `name`, which data.columns names for `wanted` and no file has."""
     folded = {n.strip().lower(): n for n in names}
     near = [
         folded[match]
@@ -126,15 +124,15 @@ def suggestion(wanted: str, name: str, names: Sequence[str]) -> str:
 def table_chunks(
     path: Path, columns: dict[str, str], chunk_rows: int, quoting: Quoting = "auto"
 ) -> Iterator[pd.DataFrame]:
-    """Chunks of a Parquet or CSV file, or of a folder of such parts one after the other.
+    """Chunks of a Parquet or CSV file, or of the parts in a folder one after the other.
 
-    The header of every part is checked at once, before the first chunk is asked for.
+    The headers of all parts are checked immediately, before the first chunk is read.
 
     Args:
         path: the file or folder.
         columns: the name in the file of each of our columns.
-        chunk_rows: most rows of a chunk.
-        quoting: what quotes mean in a text, see `dialect_of`.
+        chunk_rows: maximum rows of a chunk.
+        quoting: meaning of quotes in a text, see `dialect_of`.
 
     Returns:
         Frames as `RawLog.events` describes them; `row` counts through all parts, `line` within one,
@@ -165,7 +163,7 @@ def _numbered(parts: Iterable[Iterator[pd.DataFrame]]) -> Iterator[pd.DataFrame]
 def _part_chunks(
     part: Path, table: Path, columns: dict[str, str], chunk_rows: int, dialect: Dialect | None
 ) -> Iterator[pd.DataFrame]:
-    """Chunks of one file; what it lacks of `columns` are the names of its folders.
+    """Chunks of one file; the names of its folders give the `columns` that it lacks.
 
     `dialect` is None for Parquet.
     """
@@ -190,7 +188,7 @@ def table_whole(
     `columns` and `quoting` are as in `table_chunks`.
 
     Raises:
-        UserError: as `table_chunks`; and where a line has not as many fields as the header, or
+        UserError: as `table_chunks`; or a line has another number of fields than the header, or
             there is no row.
     """
     frames, notes = [], []
@@ -233,7 +231,7 @@ def text_whole(path: Path, dialect: Dialect, fields: dict[str, int], width: int)
     """A whole text as columns of text, see `text_chunks`.
 
     Raises:
-        UserError: a line has not `width` fields, or the file is unreadable.
+        UserError: a line does not have `width` fields, or the file is unreadable.
     """
     frames = []
     for table in text_tables(path, dialect, width, list(fields.values()), WHOLE_ROWS):
@@ -281,10 +279,10 @@ def parquet_chunks(path: Path, columns: dict[str, str], chunk_rows: int) -> Iter
 
 
 def parquet_whole(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, list[FileProblem]]:
-    """Columns as text, a column of lists in place of CATEGORIES as lists; and what to know of them.
+    """Columns as text, a list column for CATEGORIES as lists; and notes on them.
 
-    The id column must be plain. Of the others, nested values become JSON and bytes that are no text
-    hex digits, each with a note; what Arrow cannot hand over is left out, with a note.
+    The id column must be plain. In the others nested values become JSON, and bytes that are not
+    text become hex digits, each with a note; what Arrow cannot convert is left out, with a note.
     """
     with _opened(path) as file:
         table = file.read(columns=sorted(set(columns.values())))
@@ -317,14 +315,14 @@ def parquet_whole(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, li
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a Parquet file has no row."""
+    """Return True if a Parquet file has no row."""
     with _opened(path) as file:
         return file.metadata.num_rows == 0
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; what cannot be read of it is a UserError."""
+    """Open a Parquet file; unreadable content is a UserError."""
     try:
         with pq.ParquetFile(path) as file:
             yield file

@@ -1,9 +1,9 @@
-"""Where the records of a delimited text begin and end, and how many fields each has.
+"""The records of a delimited text: their bounds and numbers of fields.
 
-A file is taken in blocks of whole records; numpy finds line ends, quotes and separators at once.
-In a well-formed text a line end closes a record where the number of quotes before it is even, and
-each quote opens or closes a value or is one half of a pair that stands for a quote. A text that
-breaks this is Malformed: nothing is guessed here. Reads the file it is given.
+A file is read in blocks of whole records; numpy finds all line ends, quotes and separators of one
+at once. In a well-formed text a line end closes a record if the number of quotes before it is even,
+and each quote opens or closes a value or is one half of a pair that stands for a quote. Any other
+text is Malformed: nothing is guessed here. Reads the file it is given.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ QUOTES_NAMES = {
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a text separates values, and what a quote means in it.
+    """The separator of a text and the meaning of its quotes.
 
-    `separator` is one ASCII character, or several where `quotes` is "none". `header` says whether
-    the first line holds names.
+    `separator` is one ASCII character, or several if `quotes` is "none". With `header` the first
+    line holds names.
     """
 
     separator: str
@@ -43,7 +43,7 @@ class Dialect:
 
     @property
     def mark(self) -> bytes:
-        """The one byte that stands between values in the blocks of `records`."""
+        """The one byte between values in the blocks of `records`."""
         return self.separator.encode() if len(self.separator) == 1 else UNIT
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Dialect:
 
 
 class Malformed(Exception):
-    """The text is none of the dialect: the line of the quote that shows it, and why."""
+    """The text does not fit the dialect: the line of the quote that shows it, and why."""
 
     def __init__(self, line: int, why: str) -> None:
         super().__init__(f"line {line}: {why}")
@@ -63,10 +63,10 @@ class Malformed(Exception):
 class Records:
     """The whole records at the beginning of `data`, blank lines included.
 
-    Arrays of int64, one entry a record: `starts` and `ends` (behind the last byte, its line end
-    left out), `nexts` (where the next record starts), `lines` (number of the first line, from 1),
-    `fields`, and `first` (place among `separators` of its first one). `separators` are the
-    positions of those outside quotes.
+    Arrays of int64, one entry for each record: `starts` and `ends` (after the last byte, without
+    the line end), `nexts` (start of the next record), `lines` (number of the first line, from 1),
+    `fields` (their number), and `first` (place of its first separator among `separators`).
+    `separators` are the positions of those outside quotes.
     """
 
     data: bytes
@@ -80,7 +80,7 @@ class Records:
 
     @property
     def stop(self) -> int:
-        """Where the whole records end in `data`."""
+        """End of the whole records in `data`."""
         return int(self.nexts[-1]) if len(self.nexts) else 0
 
 
@@ -178,10 +178,10 @@ def structural_quotes(data: bytes, quotes: Quotes) -> tuple[np.ndarray, np.ndarr
 def misplaced(
     codes: np.ndarray, quotes: np.ndarray, ranks: np.ndarray, dialect: Dialect
 ) -> np.ndarray:
-    """Which of `quotes` neither begin nor end a value, nor are one half of a doubled quote.
+    """True for each of `quotes` that neither bounds a value nor is one half of a doubled quote.
 
-    `codes` are whole lines; `ranks` numbers the quotes from where none is open, so that the even
-    ones open a value.
+    `codes` are whole lines; `ranks` numbers the quotes from a place where none is open, so that
+    the even ones open a value.
     """
     opens = ranks % 2 == 0
     border = np.zeros(256, bool)
@@ -196,9 +196,9 @@ def misplaced(
 
 
 def doubled(data: bytes) -> bytes:
-    """Well-formed text with backslashes as the same with doubled quotes.
+    """Rewrite well-formed text with backslashes as text with doubled quotes.
 
-    In quoted values an escaped quote becomes two, an escaped backslash one; all else stays.
+    In quoted values an escaped quote becomes two quotes, an escaped backslash one backslash.
     """
     quotes, escapes = structural_quotes(data, "backslash")
     escapes = escapes[np.searchsorted(quotes, escapes) % 2 == 1]

@@ -1,7 +1,7 @@
-"""What stands where epoch seconds should, and how to turn it into them.
+"""Recognize times that are not epoch seconds, and advise how to convert them.
 
-An advice holds an expression of pandas for `column`, the column as text. Followed to the letter it
-gives whole seconds UTC and leaves empty cells empty. Reads and writes nothing.
+The advice has a pandas expression for `column`, the column as text. Its result is whole seconds
+UTC, and empty cells stay empty. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ YEAR_AT_THE_END = re.compile(
 
 @dataclass(frozen=True)
 class _Date:
-    """A date as it is written: `formats` by order of its parts, and what tells the order."""
+    """A date as written: `formats` by order of its parts, and the numbers that show the order."""
 
     formats: dict[str, str]  # by order: "ymd", "ydm", "dmy", "mdy", or "text" with a named month
     first: int = 0
@@ -70,12 +70,12 @@ class _Date:
 
     @property
     def family(self) -> str:
-        """What may be converted together."""
+        """Dates of one family can be converted together."""
         return "numbers" if "dmy" in self.formats else "words" if "text" in self.formats else "year"
 
 
 def shapes(values: pd.Series) -> pd.Series:
-    """What each value looks like, by SHAPES; missing values are left out."""
+    """The shape of each value, by SHAPES; missing values are left out."""
     present = values.dropna()
     found = pd.Series("no number", index=present.index, dtype=object)
     for name, pattern in reversed(SHAPES):
@@ -91,14 +91,14 @@ def kinds_of_dates(values: pd.Series) -> list[str]:
 
 
 def advice(dates: Sequence[str]) -> str:
-    """How to turn a column into epoch seconds, of whose dates `dates` has one of each kind."""
+    """Advice for converting a column to epoch seconds; `dates` has one of each kind in it."""
     read = {date: found for date in dates if (found := _read(date)) is not None}
     if strange := [date for date in dates if date not in read]:
         return f"write {strange[0]!r} as 2020-12-31T23:59:59Z or as whole epoch seconds"
     families = {found.family: date for date, found in read.items()}
     if len(families) > 1:
         shown = " and ".join(map(repr, sorted(families.values())))
-        return f"dates are written in several ways, {shown}: take those apart, convert each alone"
+        return f"dates are written in several ways, {shown}: separate those and convert each alone"
     if "numbers" not in families:
         return _convert(read, "ymd")
     day_first = [date for date, found in read.items() if found.first > 12]
@@ -118,7 +118,7 @@ def advice(dates: Sequence[str]) -> str:
 
 
 def _convert(read: Mapping[str, _Date], order: str) -> str:
-    """The expression for all dates; `order` is that of day, month and year where no year leads."""
+    """The expression for all dates; `order` is that of day, month and year if no year leads."""
     choices = ["format='ISO8601'"] if order == "ymd" else []
     for wanted in (order, "ydm"):
         formats = {found.formats.get(wanted, found.formats.get("text")) for found in read.values()}
@@ -134,7 +134,7 @@ def _convert(read: Mapping[str, _Date], order: str) -> str:
 
 
 def _reads(dates: Sequence[str], choice: str) -> bool:
-    """Whether pandas reads all `dates` so."""
+    """Return True if pandas reads all `dates` with this choice."""
     name = choice.removeprefix("format='").removesuffix(", dayfirst=True").removesuffix("'")
     try:
         pd.to_datetime(

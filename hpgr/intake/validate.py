@@ -1,14 +1,14 @@
-"""Stage `validate`: raw folder in, accepted events, quarantine and a report out.
+"""Stage `validate`: from the raw folder to accepted events, a quarantine and a report.
 
     hpgr validate
 
-Reads the folder `data.path` and `artifacts/accepted/summary.json` (what was accepted before, kept
-where DVC does not delete it). Writes `artifacts/validated/`, see docs/artifacts.md; where the
-batch is refused it writes the quarantine and the reports to `artifacts/rejected/` instead.
+Reads the folder `data.path` and the logs accepted before (`accepted_logs.py`). Writes
+`artifacts/validated/` (docs/artifacts.md), or for a refused log the quarantine and the reports to
+`artifacts/rejected/`.
 
-The log passes through twice, `validate.chunk_rows` rows at a time: raw to a scratch Parquet, in
-which DuckDB finds the exact duplicates out of core; then chunk by chunk through the rules, to the
-events or the quarantine. The same input gives the same bytes.
+The log is read twice, `validate.chunk_rows` rows at a time: first into a scratch Parquet, in which
+DuckDB finds the exact duplicates out of core; then each chunk is checked by the rules and goes to
+the events or the quarantine. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -53,10 +53,14 @@ ITEMS_SCHEMA = pa.schema(
 
 
 def validate(cfg: Config, workspace: Workspace = HERE) -> None:
-    """Run the stage in the current folder.
+    """Check the raw log and write the accepted part of it.
+
+    Args:
+        cfg: sections `data` and `validate`.
+        workspace: where the run's files lie; `data.path` does not depend on it.
 
     Raises:
-        UserError: the raw folder cannot be read, or the batch breaks a limit of `cfg.validate_`.
+        UserError: the raw folder cannot be read, or the log breaks a limit of `cfg.validate_`.
     """
     raw = read_raw(cfg.data, cfg.validate_.chunk_rows)
     inputs = hashes(raw.files, cfg.data.path)
@@ -128,7 +132,7 @@ def validate(cfg: Config, workspace: Workspace = HERE) -> None:
 
 
 def _write_tables(raw: RawLog, out: Path) -> None:
-    """items.parquet and users.parquet; made from the events where the source has none."""
+    """Write items.parquet and users.parquet; without a table in the source, from the events."""
     events = str(out / "events.parquet")
     distinct = f"SELECT {{0}} FROM read_parquet(?) GROUP BY {{0}} ORDER BY min({ROW})"
     items, users = raw.items, raw.users

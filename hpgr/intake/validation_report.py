@@ -1,4 +1,4 @@
-"""The page that says what validation found: one self-contained HTML file, no scripts, no fonts.
+"""The validation report: one self-contained HTML page without scripts or fonts.
 
 Writes nothing: `render` returns the page.
 """
@@ -32,9 +32,9 @@ def render(
     """The report as HTML.
 
     Args:
-        summary: what summary.json holds.
-        tallies: what was found for each rule, by suite.
-        broken: the rules for which the batch is refused; empty where it is accepted.
+        summary: content of summary.json.
+        tallies: counts for each rule, by suite.
+        broken: the rules that refuse the batch; empty if it is accepted.
         examples: some bad rows for each reason: `file`, `line` and the event columns.
         histogram: accepted events in equal spans of time from the first to the last event.
         actions: the most frequent actions with their counts.

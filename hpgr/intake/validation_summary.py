@@ -1,6 +1,6 @@
-"""What is told of screened rows: figures of the accepted events, summary, reports.
+"""Figures of the accepted events, the summary and the reports on checked rows.
 
-What the validate stage and the check of a new batch share. Reads `events.parquet`, writes
+Shared by the validate stage and the check of a new batch. Reads `events.parquet`, writes
 `summary.json`, `report.html` and `data_docs/` beside it.
 """
 
@@ -65,9 +65,9 @@ def summary_of(
     counts: Counts,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """What summary.json says: nothing in it depends on when it was made.
+    """Content of summary.json; nothing in it depends on the time of the run.
 
-    `inputs` and `dialects` have an entry for each file read: its sha256, and how it was read.
+    `inputs` and `dialects` have an entry for each file read: its sha256 and its dialect.
     """
     return {
         "path": path.as_posix(),

@@ -112,7 +112,7 @@ def _past(past: Past) -> list[Check]:
         Check(
             f"version {version} has not trained on today's test events",
             found.trained == 0,
-            f"{found.trained:,} of {found.told:,}",
+            f"{found.trained:,} of {found.known:,}",
             "none" if found.trained == 0 else f"none; {TRAIN_ANEW}",
         )
         for version, found in past.trained.items()
