@@ -265,7 +265,7 @@ def test_without_a_validated_log_there_is_nothing_to_compare_with(folder, tmp_pa
     summary = HERE.validated / "summary.json"
     aside = summary.rename(summary.with_suffix(".aside"))
     try:
-        with pytest.raises(UserError, match=r"is not there.*dvc repro validate"):
+        with pytest.raises(UserError, match=r"not found.*dvc repro validate"):
             judge(tmp_path, following())
     finally:
         aside.rename(summary)

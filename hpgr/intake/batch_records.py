@@ -26,7 +26,11 @@ def records(workspace: Workspace = HERE) -> list[dict[str, Any]]:
         DamagedFile: the file is not whole.
     """
     path = records_file(workspace)
-    return read_json(path, "delete it; a new list begins with the next batch") if path.is_file() else []
+    return (
+        read_json(path, "delete it; a new list begins with the next batch")
+        if path.is_file()
+        else []
+    )
 
 
 def record(entry: dict[str, Any], workspace: Workspace = HERE) -> None:

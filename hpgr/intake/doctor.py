@@ -40,7 +40,6 @@ from hpgr.intake.file_problems import (
     no_rows,
     text_problems,
     unreadable,
-    whole_file,
 )
 from hpgr.intake.formats import Format, column_names, format_of
 from hpgr.intake.log_notes import notes_on_actions, notes_on_rows, notes_on_spelling
@@ -127,7 +126,7 @@ def _refused(path: Path) -> list[FileProblem]:
     try:
         require_path(path, "correct the path")
     except Absent:
-        return [whole_file(path, "missing", "nothing", "a file or folder", "correct the path")]
+        return [FileProblem(path, "missing", "nothing", "a file or folder", "correct the path")]
     except UserError as error:
         return [unreadable(path, error)]
     return []
@@ -207,11 +206,11 @@ def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[
         yield FileProblem(
             path,
             "repeated column",
-            1,
-            name,
             f"it in places {', '.join(places)}",
             "each name once",
             "rename or drop the copies",
+            line=1,
+            column=name,
         )
     names += [name for name in partition_of(path, table) if name not in names]
     for wanted, name in _columns_of(role, data).items():
@@ -219,11 +218,11 @@ def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[
             yield FileProblem(
                 path,
                 "missing column",
-                1,
-                name,
                 f"the columns {', '.join(names)}",
                 f"one named {name!r}",
                 suggestion(wanted, name, names),
+                line=1,
+                column=name,
             )
 
 

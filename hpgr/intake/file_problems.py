@@ -31,11 +31,11 @@ class FileProblem:
 
     file: Path
     kind: str
-    line: int | None
-    column: str | None
     found: str
     expected: str
     fix: str
+    line: int | None = None
+    column: str | None = None
     serious: bool = True
     more: int = 0
 
@@ -55,21 +55,15 @@ class FileProblem:
         return f"{text}\n  ... and {self.more:,} more lines of this kind" if self.more else text
 
 
-def whole_file(path: Path, kind: str, found: str, expected: str, fix: str) -> FileProblem:
-    """A problem of a file as a whole."""
-    return FileProblem(path, kind, None, None, found, expected, fix)
-
-
 def unreadable(path: Path, error: UserError) -> FileProblem:
     """The problem of a file that `error` refuses."""
-    return whole_file(
-        path, "unreadable", str(error), "a readable table", "correct it and try again"
-    )
+    fix = "correct it and try again"
+    return FileProblem(path, "unreadable", str(error), "a readable table", fix)
 
 
 def no_rows(path: Path) -> FileProblem:
     """The problem of a table without rows."""
-    return whole_file(path, "no rows", "a header alone", "rows below it", "export the file again")
+    return FileProblem(path, "no rows", "a header alone", "rows below it", "export the file again")
 
 
 def capped(problems: Iterable[FileProblem]) -> list[FileProblem]:
@@ -84,40 +78,35 @@ def capped(problems: Iterable[FileProblem]) -> list[FileProblem]:
 def text_problems(path: Path) -> list[FileProblem]:
     """Problems of encoding, line ends and length of the lines of a text file."""
     crlf = number = 0
-    undecodable, bad = [], []
-    bom: list[FileProblem] = []
+    notes, undecodable, bad = [], [], []
+
+    def problem(kind: str, found: str, expected: str, fix: str) -> FileProblem:
+        return FileProblem(path, kind, found, expected, fix, line=number)
+
     # Bytes that are not UTF-8 become lone surrogates, so that they are reported with their lines.
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         while line := file.readline(MAX_LINE):
             number += 1
             crlf += line.endswith("\r\n")
             if number == 1 and line.startswith(BOM):
-                found = "EF BB BF before the header"
-                fix = "save without it"
-                bom = [FileProblem(path, "byte order mark", 1, None, found, "none", fix, False)]
+                bom = "EF BB BF before the header"
+                found = problem("byte order mark", bom, "none", "save without it")
+                notes.append(replace(found, serious=False))
             if not line.isascii() and (byte := NOT_UTF8.search(line)):
-                undecodable.append((number, f"byte {ord(byte[0]) - 0xDC00:02X}"))
+                shown = f"byte {ord(byte[0]) - 0xDC00:02X}"
+                fix = "save the file as UTF-8"
+                undecodable.append(problem("not UTF-8", shown, "UTF-8 text", fix))
             if "\0" in line:
                 fix = "the file is damaged or not text: export it again"
-                bad.append(FileProblem(path, "NUL", number, None, "byte 00", "text", fix))
+                bad.append(problem("NUL", "byte 00", "text", fix))
             if len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
-                found = f"more than {MAX_LINE:,} characters"
-                fix = "look for lost line breaks"
-                bad.append(
-                    FileProblem(path, "endless line", number, None, found, "one row a line", fix)
-                )
+                length, fix = f"more than {MAX_LINE:,} characters", "look for lost line breaks"
+                bad.append(problem("endless line", length, "one row a line", fix))
                 break
-    problems = bom
     if crlf:
-        found = f"CRLF in {crlf:,} of {number:,} lines"
-        problems.append(
-            FileProblem(path, "Windows line ends", None, None, found, "LF", "save with LF", False)
-        )
-    problems += capped(
-        FileProblem(path, "not UTF-8", number, None, byte, "UTF-8 text", "save the file as UTF-8")
-        for number, byte in undecodable
-    )
-    return problems + capped(bad)
+        lines = f"CRLF in {crlf:,} of {number:,} lines"
+        notes.append(note(path, "Windows line ends", None, lines, "LF", "save with LF"))
+    return [*notes, *capped(undecodable), *capped(bad)]
 
 
 def dialect_problems(path: Path, quoting: Quoting) -> Iterator[FileProblem]:
@@ -128,15 +117,13 @@ def dialect_problems(path: Path, quoting: Quoting) -> Iterator[FileProblem]:
         yield unreadable(path, error)
         return
     if taken.quotes != "doubled":
-        yield FileProblem(
+        yield note(
             path,
             "dialect",
-            None,
             None,
             f"that {QUOTES_NAMES[taken.quotes]}",
             f"that {QUOTES_NAMES['doubled']}",
             "if that is wrong, set data.quoting",
-            serious=False,
         )
 
 
@@ -144,4 +131,4 @@ def note(
     file: Path, kind: str, column: str | None, found: str, expected: str, fix: str
 ) -> FileProblem:
     """A note on a whole file, which is read anyway."""
-    return FileProblem(file, kind, None, column, found, expected, fix, serious=False)
+    return FileProblem(file, kind, found, expected, fix, column=column, serious=False)

@@ -26,13 +26,11 @@ from hpgr.intake.batch_records import last_accepted
 from hpgr.intake.contract import ITEM, Rule, batch_rules, between
 from hpgr.intake.drift import compare
 from hpgr.intake.expectations import Expectations, failures
-from hpgr.intake.formats import Format, Part, column_names, format_of
+from hpgr.intake.formats import Format, Part, format_of
 from hpgr.intake.increments import digest, find, increments
-from hpgr.intake.log_notes import notes_on_log
 from hpgr.intake.raw_log import RawLog, read_parts
-from hpgr.intake.screening import Counts, bad_rows, breach, check_rows, check_tables, publish
-from hpgr.intake.staging import copies, mend_ids, repeated_from, stage
-from hpgr.intake.validation_summary import facts_of, hashes, summary_of, write_reports
+from hpgr.intake.screening import Counts, bad_rows, breach, publish, screen
+from hpgr.intake.validation_report import facts_of, hashes, summary_of, write_reports
 from hpgr.runtime import UserError, read_json, scratch_prefix, sha256_file
 from hpgr.workspace import HERE, Workspace
 
@@ -110,31 +108,22 @@ def examine(
         return BatchFinding(content, files, record, (), (), taken)
     layout, log = format_of(cfg.data), _validated_log(cfg.data, workspace)
     raw = read_parts(layout, [_part(layout, tables)], cfg.validate_.chunk_rows)
-    expectations = Expectations()
+    log_events, expectations = workspace.validated / "events.parquet", Expectations()
     prefix = scratch_prefix(workspace.artifacts / "incoming")
     workspace.artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=workspace.artifacts) as scratch:
-        out, staged = Path(scratch) / "out", Path(scratch) / "staged.parquet"
-        out.mkdir()
-        stage(raw.events, staged)
-        known = _known_items(layout, raw, workspace.validated)
-        items_file = None if layout.items is None else Path(layout.items)
-        mended = mend_ids(staged, [raw.parts[0].events])
-        check_tables(raw, expectations)
-        counts = check_rows(
-            cfg.validate_,
-            staged,
-            (copies(staged)[0], repeated_from(staged, workspace.validated / "events.parquet")),
+        counts, notes = screen(
+            raw,
+            cfg,
+            Path(scratch),
+            expectations,
             files=[str(path) for path in raw.sources],
-            items=known,
-            items_file=items_file,
-            expectations=expectations,
-            out=out,
+            items=_known_items(layout, raw, workspace.validated),
+            items_file=None if layout.items is None else Path(layout.items),
+            known_events=log_events,
         )
-        notes = notes_on_log(raw, staged, column_names(cfg.data), mended, counts, known, items_file)
-        figures = compare(
-            out / "events.parquet", workspace.validated / "events.parquet", cfg.refresh
-        )
+        out = Path(scratch) / "out"
+        figures = compare(out / "events.parquet", log_events, cfg.refresh)
         _check_batch(cfg, counts, figures, log, last_accepted(workspace) or {}, expectations)
         broken = failures(expectations, rows="events")
         if broken and evidence:

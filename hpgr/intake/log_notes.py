@@ -15,12 +15,12 @@ from hpgr.data.ratings import unread
 from hpgr.intake.contract import ACTION, ITEM, SESSION, UNKNOWN_ITEM, USER
 from hpgr.intake.file_problems import FileProblem, note
 from hpgr.intake.raw_log import RawLog
-from hpgr.intake.screening import Counts
 from hpgr.intake.spelling import plain_words
 from hpgr.intake.staging import open_duckdb
 
 if TYPE_CHECKING:
     from hpgr.config import Sessionize
+    from hpgr.intake.screening import Counts
 
 # Words that may be an id or may mean "no value"; case does not matter.
 PLACEHOLDERS = (

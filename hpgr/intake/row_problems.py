@@ -96,9 +96,8 @@ def mixed(path: Path, column: str, shapes: Counter[str]) -> Iterator[FileProblem
         yield FileProblem(
             path,
             "mixed formats of time",
-            None,
-            column,
             found,
             "epoch seconds throughout",
             "find out where the log changes its format, and convert the rest",
+            column=column,
         )

@@ -1,6 +1,6 @@
 """Check raw rows by the rules; write them to the events or, with reasons, to the quarantine.
 
-Shared by the validate stage and the check of a new batch. Reads staged rows (`staging.py`), writes
+Shared by the validate stage and the check of a new batch. Writes the staged rows (`staging.py`),
 `events.parquet` and `quarantine.parquet` to the folder it is given.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,16 @@ from hpgr.intake.contract import (
     table_rules,
 )
 from hpgr.intake.expectations import Expectations, Tally
-from hpgr.intake.raw_log import RawLog
+from hpgr.intake.formats import column_names
+from hpgr.intake.log_notes import notes_on_log
+from hpgr.intake.staging import copies, mend_ids, repeated_from, stage
 from hpgr.intake.table_files import LINE, SOURCE
 from hpgr.runtime import UserError, atomic_folder
 
 if TYPE_CHECKING:
-    from hpgr.config import Validate
+    from hpgr.config import Config
+    from hpgr.intake.file_problems import FileProblem
+    from hpgr.intake.raw_log import RawLog
 
 FILE = "file"  # of a quarantined row, below the raw folder
 EVENTS_SCHEMA = pa.schema(
@@ -75,57 +79,72 @@ class Counts:
 
     @property
     def quarantined_share(self) -> float:
-        """Of all rows."""
+        """Share of bad rows among all."""
         return self.quarantined / self.rows
 
+    def add(self, reason: np.ndarray, found: Mapping[str, np.ndarray], chunk: pd.DataFrame) -> None:
+        """Count a chunk by the joined reasons of its rows; `found` has positions by rule."""
+        repeated = int((reason == REPEATED_RULE.name).sum())
+        duplicates = int((reason == COPY_RULE.name).sum())
+        self.rows += len(chunk)
+        self.repeated += repeated
+        self.duplicates += duplicates
+        self.quarantined += int((reason != "").sum()) - repeated - duplicates
+        for name, rows in found.items():
+            self.reasons[name] += len(rows)
+            examples = self.examples.setdefault(name, [])
+            room = EXAMPLES_PER_REASON - len(examples)
+            shown = chunk.iloc[rows[:room]][[FILE, LINE, *EVENT_COLUMNS]]
+            examples += shown.astype(object).where(shown.notna(), None).to_dict("records")
 
-def check_tables(raw: RawLog, expectations: Expectations) -> None:
-    """Check the ids of the tables of items and users."""
-    for name, table, key in (("items", raw.items, ITEM), ("users", raw.users, USER)):
-        if table is not None:
-            files = " and ".join(str(path) for path, its_key, _ in raw.tables if its_key == key)
-            expectations.add(name, table_rules(key, files))
-            expectations.check(name, table[[key]])
 
-
-def check_rows(
-    limits: Validate,
-    staged: Path,
-    copies: tuple[np.ndarray, np.ndarray],
+def screen(
+    raw: RawLog,
+    cfg: Config,
+    scratch: Path,
+    expectations: Expectations,
     *,
     files: Sequence[str],
     items: pd.DataFrame | None,
     items_file: Path | None,
-    expectations: Expectations,
-    out: Path,
-) -> Counts:
-    """Write each staged row to the events or, with its reasons, to the quarantine below `out`.
+    known_events: Path | None = None,
+) -> tuple[Counts, list[FileProblem]]:
+    """Check an opened log or batch; write its events and quarantine to the new `scratch`/out.
 
     Args:
-        limits: the contract's limits; `chunk_rows` rows are in memory at a time.
-        staged: the raw rows.
-        copies: rows that repeat an earlier one, of their own file and of an earlier batch.
+        raw: the log or batch; its events are read once and staged.
+        cfg: the contract's limits and the names of columns.
+        scratch: an existing folder.
+        expectations: receives the suites `items`, `users` and `events`, and their tallies.
         files: name of each file of events, by its `source`.
         items: the known items in column item_id; None if any item is allowed.
         items_file: name of the file that lists them, if there is one.
-        expectations: receives the suite `events` and its tallies.
-        out: an existing folder.
+        known_events: accepted events of earlier batches that are not part of `raw`.
+
+    Returns:
+        Numbers of rows by result, and notes on the log.
 
     Raises:
-        UserError: there is no row at all.
+        UserError: there is no row at all, or a file is unreadable.
     """
-    rules = row_rules(limits, items_file)
+    out, staged = scratch / "out", scratch / "staged.parquet"
+    out.mkdir()
+    stage(raw.events, staged)
+    mended = mend_ids(staged, [part.events for part in raw.parts])
+    _check_tables(raw, expectations)
+    within, repeated = copies(staged)
+    if known_events is not None:
+        repeated = repeated_from(staged, known_events)
+    rules = row_rules(cfg.validate_, items_file)
     expectations.add("events", rules)
-    within, repeated = copies
     known = None if items is None else pd.Index(items[ITEM].dropna().unique())
-    now = int(time.time())
     counts = Counts()
     with (
         pq.ParquetFile(staged) as file,
         pq.ParquetWriter(out / "events.parquet", EVENTS_SCHEMA) as events,
         pq.ParquetWriter(out / "quarantine.parquet", QUARANTINE_SCHEMA) as quarantine,
     ):
-        batches = file.iter_batches(limits.chunk_rows)
+        now, batches = int(time.time()), file.iter_batches(cfg.validate_.chunk_rows)
         for batch in tqdm(batches, desc="check", unit="chunk", disable=None):
             chunk = prepare(
                 batch.to_pandas(), now=now, copies=within, repeated=repeated, known_items=known
@@ -139,32 +158,27 @@ def check_rows(
             chunk = chunk.assign(file=names)
             refused = chunk[bad].assign(reason=reason[bad])
             quarantine.write_table(as_table(refused, QUARANTINE_SCHEMA))
-            only_repeated = int((reason == REPEATED_RULE.name).sum())
-            only_copies = int((reason == COPY_RULE.name).sum())
-            counts.rows += len(chunk)
-            counts.repeated += only_repeated
-            counts.duplicates += only_copies
-            counts.quarantined += len(refused) - only_repeated - only_copies
-            _note(counts, found, chunk)
+            counts.add(reason, found, chunk)
     order = [rule.name for rule in rules if counts.reasons[rule.name]]
     counts.reasons = Counter({name: counts.reasons[name] for name in order})
     if counts.rows == 0:
         raise UserError(f"{', '.join(files)} has no rows: expected one event a row")
-    return counts
+    columns = column_names(cfg.data)
+    return counts, notes_on_log(raw, staged, columns, mended, counts, items, items_file)
+
+
+def _check_tables(raw: RawLog, expectations: Expectations) -> None:
+    """Check the ids of the tables of items and users."""
+    for name, table, key in (("items", raw.items, ITEM), ("users", raw.users, USER)):
+        if table is not None:
+            files = " and ".join(str(path) for path, its_key, _ in raw.tables if its_key == key)
+            expectations.add(name, table_rules(key, files))
+            expectations.check(name, table[[key]])
 
 
 def as_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     """The columns of `schema`, with its types."""
     return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False)
-
-
-def _note(counts: Counts, found: dict[str, np.ndarray], chunk: pd.DataFrame) -> None:
-    for name, rows in found.items():
-        counts.reasons[name] += len(rows)
-        examples = counts.examples.setdefault(name, [])
-        room = EXAMPLES_PER_REASON - len(examples)
-        shown = chunk.iloc[rows[:room]][[FILE, LINE, *EVENT_COLUMNS]]
-        examples += shown.astype(object).where(shown.notna(), None).to_dict("records")
 
 
 def publish(out: Path, target: Path, *, keep_tables: bool) -> None:

@@ -27,19 +27,10 @@ import pyarrow.parquet as pq
 from hpgr.intake.accepted_logs import last_accepted, remember
 from hpgr.intake.contract import CATEGORIES, ITEM, ROW, TITLE, USER, batch_rules
 from hpgr.intake.expectations import Expectations, failures
-from hpgr.intake.formats import column_names
-from hpgr.intake.log_notes import notes_on_log
 from hpgr.intake.raw_log import RawLog, read_raw
-from hpgr.intake.screening import (
-    as_table,
-    bad_rows,
-    breach,
-    check_rows,
-    check_tables,
-    publish,
-)
-from hpgr.intake.staging import copies, mend_ids, open_duckdb, stage
-from hpgr.intake.validation_summary import facts_of, hashes, summary_of, write_reports
+from hpgr.intake.screening import as_table, bad_rows, breach, publish, screen
+from hpgr.intake.staging import open_duckdb
+from hpgr.intake.validation_report import facts_of, hashes, summary_of, write_reports
 from hpgr.runtime import UserError, scratch_prefix
 from hpgr.workspace import HERE, Workspace
 
@@ -72,26 +63,16 @@ def validate(cfg: Config, workspace: Workspace = HERE) -> None:
     validated.parent.mkdir(parents=True, exist_ok=True)
     prefix = scratch_prefix(validated.with_name("validate"))
     with tempfile.TemporaryDirectory(prefix=prefix, dir=validated.parent) as scratch:
-        out = Path(scratch) / "out"
-        out.mkdir()
-        staged = Path(scratch) / "staged.parquet"
-        stage(raw.events, staged)
-        mended = mend_ids(staged, [part.events for part in raw.parts])
-        items_file = raw.parts[0].items
-        check_tables(raw, expectations)
-        counts = check_rows(
-            cfg.validate_,
-            staged,
-            copies(staged),
+        counts, notes = screen(
+            raw,
+            cfg,
+            Path(scratch),
+            expectations,
             files=[path.relative_to(cfg.data.path).as_posix() for path in raw.sources],
             items=raw.items,
-            items_file=items_file,
-            expectations=expectations,
-            out=out,
+            items_file=raw.parts[0].items,
         )
-        notes = notes_on_log(
-            raw, staged, column_names(cfg.data), mended, counts, raw.items, items_file
-        )
+        out = Path(scratch) / "out"
         _write_tables(raw, out)
         facts = facts_of(out / "events.parquet")
         summary = {
