@@ -51,7 +51,7 @@ def test_a_log_without_actions_is_all_positive():
         ({"view": 950, "buy": 10, "cart": 40}, {}, f"{WORD}[cart]"),  # ten buys teach nothing
         ({"1": 500, "5": 500}, {"positive_from": None}, f"{RATING}5"),
         ({"4": 997, "5": 3}, {}, "No value of them leaves 30 events of either label"),
-        ({"1": 1000}, {}, "one action tells nothing apart"),
+        ({"1": 1000}, {}, "a single action distinguishes nothing"),
         ({None: 1000}, {}, "name it in data.columns.action"),
     ],
 )
