@@ -1,4 +1,4 @@
-"""What is worth knowing of a log that is read all the same; the oracle is the log spelled out."""
+"""Notes on a log that is read anyway; the oracle is the log spelled out."""
 
 from __future__ import annotations
 
