@@ -1,0 +1,228 @@
+"""The benchmark's cells: data set x split x model x seed, each with a workspace of its own.
+
+    python -m benchmarks.matrix settings                             every workspace's params.yaml
+    python -m benchmarks.matrix validate ml-1m                       the stages that cells share
+    python -m benchmarks.matrix sessionize ml-1m leave-one-out
+    python -m benchmarks.matrix finetune ml-1m leave-one-out hpgr 0  a stage of one cell
+
+benchmarks/dvc.yaml runs these in the project's folder. Reads benchmarks/params.yaml, params.yaml
+and profiles/. Writes below benchmarks/cells/, and the results of a judged cell to
+benchmarks/results/PROTOCOL-DATASET-MODEL-SEED.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import time
+from copy import deepcopy
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+import hpgr
+from benchmarks.results_file import publish, write_results
+from hpgr.cli import run, run_stage
+from hpgr.config import ConfigError, resolve
+from hpgr.params_file import read_params
+from hpgr.runtime import UserError, write_text
+from hpgr.workspace import STAGES, Workspace
+
+FOLDER = Path("benchmarks")
+PARAMS = FOLDER / "params.yaml"
+CELLS = FOLDER / "cells"
+CODE = CELLS / "code.yaml"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+PARTS = ("dataset", "split", "model", "seed")
+
+
+class Cell(NamedTuple):
+    """One combination; without model and seed the part that cells of one split share."""
+
+    dataset: str
+    split: str = ""
+    model: str = ""
+    seed: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, self))
+
+    @property
+    def workspace(self) -> Workspace:
+        """Its files; the validated log and the sessions are those of its data set and split."""
+        of_dataset = Workspace(CELLS / self.dataset)
+        of_split = Workspace(CELLS / self.dataset / self.split, of_dataset.validated)
+        root = CELLS.joinpath(*filter(None, self))
+        if self.model:
+            return Workspace(root, of_dataset.validated, of_split.sessions)
+        return of_split if self.split else of_dataset
+
+    @property
+    def results(self) -> Path:
+        """Folder of its results, one file a protocol."""
+        return self.workspace.artifacts / "results"
+
+    def target(self, stage: str) -> str:
+        """DVC's name of one of its stages."""
+        return f"{stage}@{'-'.join(filter(None, self))}"
+
+
+class Matrix(NamedTuple):
+    """What benchmarks/params.yaml says."""
+
+    cells: list[Cell]
+    datasets: dict[str, dict[str, Any]]
+    models: dict[str, dict[str, str]]
+
+
+def read_matrix(path: Path = PARAMS) -> Matrix:
+    """The cells, in the order of DVC's matrix.
+
+    Raises:
+        ConfigError: a list is missing or empty, or names what is not described below it.
+    """
+    raw = read_params(path)
+    lists = raw.get("cells")
+    if not isinstance(lists, dict) or sorted(lists) != sorted(PARTS):
+        raise ConfigError(f"{path}: cells is {lists!r}, expected lists {', '.join(PARTS)}")
+    for part in PARTS:
+        values = lists[part]
+        if not isinstance(values, list) or not values or len({*map(str, values)}) < len(values):
+            raise ConfigError(f"{path}: cells.{part} is {values!r}, expected a list without repeats")
+        for value in map(str, values):
+            if not NAME.fullmatch(value):
+                raise ConfigError(
+                    f"{path}: cells.{part} has {value!r}, which names folders: expected letters, "
+                    "digits and . _ -"
+                )
+    datasets, models = raw.get("datasets") or {}, raw.get("models") or {}
+    for part, known in (("dataset", datasets), ("model", models)):
+        if missing := [value for value in lists[part] if value not in known]:
+            raise ConfigError(
+                f"{path}: cells.{part} has {', '.join(missing)}, but {part}s describes only "
+                f"{', '.join(known) or 'none'}: add an entry there"
+            )
+    for model, split in product(lists["model"], lists["split"]):
+        if not isinstance(models[model], dict) or split not in models[model]:
+            raise ConfigError(
+                f"{path}: models.{model} is {models[model]!r}, expected a profile for {split}"
+            )
+    cells = [Cell(*map(str, values)) for values in product(*(lists[part] for part in PARTS))]
+    return Matrix(cells, datasets, models)
+
+
+def write_settings() -> None:
+    """Write `params.yaml` of every workspace and the digests of the stages' code, if they differ.
+
+    Raises:
+        ConfigError: a cell's parameters are not possible, or a model's profile changes what all
+            models of a data set share.
+    """
+    matrix = read_matrix()
+    shared = {Cell(*cell[:depth]) for cell in matrix.cells for depth in (1, 2)}
+    written = {cell: settings(cell, matrix) for cell in [*sorted(shared), *matrix.cells]}
+    for cell in matrix.cells:
+        for stage, depth in (("validate", 1), ("sessionize", 2)):
+            own, common = written[cell], written[Cell(*cell[:depth])]
+            for name in STAGES[stage].params:
+                if _value(own, name) != _value(common, name):
+                    profile = matrix.models[cell.model][cell.split]
+                    raise ConfigError(
+                        f"{cell}: profile {profile} changes {name}, which every model of "
+                        f"{Cell(*cell[:depth])} shares: set it below datasets.{cell.dataset} in "
+                        f"{PARAMS}"
+                    )
+    for cell, values in written.items():
+        _write_if_new(cell.workspace.params, values)
+    _write_if_new(CODE, code_digests())
+
+
+def settings(cell: Cell, matrix: Matrix) -> dict[str, Any]:
+    """The params.yaml of a workspace: profile, data set, split and seed on top of the project's.
+
+    No limit in minutes: it would make a result depend on what else the machine does.
+
+    Raises:
+        ConfigError: the values are not possible.
+    """
+    profile = matrix.models[cell.model][cell.split] if cell.model else None
+    values = _with_profile(read_params(), profile)
+    _merge(values, deepcopy(matrix.datasets[cell.dataset]))
+    values["data"]["path"] = f"data/{cell.dataset}"
+    if cell.split:
+        values["sessionize"]["split"] = cell.split
+    for stage in ("pretrain", "finetune"):
+        values[stage]["max_minutes"] = None
+        if cell.seed:
+            values[stage]["seed"] = int(cell.seed)
+    resolve(values, source=f"{cell} in {PARAMS}")
+    return values
+
+
+def _with_profile(values: dict[str, Any], profile: str | None) -> dict[str, Any]:
+    for name, value in ((values["profiles"].get(profile) or {}) if profile else {}).items():
+        section, _, key = name.partition(".")
+        values[section] = {**values[section], key: value} if key else dict(value)
+    return {**values, "profile": "quick", "profiles": {"quick": {}}}
+
+
+def code_digests() -> dict[str, str]:
+    """Stage to a hash of the files that it imports, which the project's dvc.yaml lists."""
+    root = Path(hpgr.__file__).parents[1]
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    found = {}
+    for stage in STAGES:
+        digest = hashlib.sha256()
+        for file in sorted(dep for dep in stages[stage]["deps"] if dep.startswith("hpgr/")):
+            digest.update(f"{file}\0".encode() + (root / file).read_bytes() + b"\0")
+        found[stage] = digest.hexdigest()[:16]
+    return found
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Set what `changes` holds in `values`, section by section; an unknown key stays an error."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
+
+
+def _value(values: dict[str, Any], name: str) -> Any:
+    section, _, key = name.partition(".")
+    return values[section][key] if key else values[section]
+
+
+def _write_if_new(path: Path, values: dict[str, Any]) -> None:
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+def main(arguments: list[str]) -> None:
+    """Run what the command line names.
+
+    Raises:
+        UserError: it names no command, or no cell.
+    """
+    command, *place = arguments or [""]
+    if command == "settings" and not place:
+        write_settings()
+        return
+    depth = {"validate": 1, "sessionize": 2}.get(command, len(PARTS))
+    if command not in STAGES or len(place) != depth:
+        raise UserError(f"found {' '.join(arguments)!r}, expected a command of:\n{__doc__}")
+    cell = Cell(*place)
+    start = time.monotonic()
+    run_stage(command, cell.workspace)
+    if command == "evaluate":
+        write_results(cell, time.monotonic() - start)
+        publish(cell)
+
+
+if __name__ == "__main__":
+    run(partial(main, sys.argv[1:]))
