@@ -16,7 +16,7 @@ import hashlib
 import re
 import sys
 import time
-from copy import deepcopy
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,8 +27,9 @@ import yaml
 import hpgr
 from benchmarks.results_file import publish, write_results
 from hpgr.cli import run, run_stage
-from hpgr.config import ConfigError, resolve
+from hpgr.config import ConfigError
 from hpgr.params_file import read_params
+from hpgr.profiles import with_params
 from hpgr.runtime import UserError, write_text
 from hpgr.workspace import STAGES, Workspace
 
@@ -92,7 +93,9 @@ def read_matrix(path: Path = PARAMS) -> Matrix:
     for part in PARTS:
         values = lists[part]
         if not isinstance(values, list) or not values or len({*map(str, values)}) < len(values):
-            raise ConfigError(f"{path}: cells.{part} is {values!r}, expected a list without repeats")
+            raise ConfigError(
+                f"{path}: cells.{part} is {values!r}, expected a list without repeats"
+            )
         for value in map(str, values):
             if not NAME.fullmatch(value):
                 raise ConfigError(
@@ -149,25 +152,18 @@ def settings(cell: Cell, matrix: Matrix) -> dict[str, Any]:
     Raises:
         ConfigError: the values are not possible.
     """
-    profile = matrix.models[cell.model][cell.split] if cell.model else None
-    values = _with_profile(read_params(), profile)
-    _merge(values, deepcopy(matrix.datasets[cell.dataset]))
-    values["data"]["path"] = f"data/{cell.dataset}"
+    profile = matrix.models[cell.model][cell.split] if cell.model else "quick"
+    values = dict(_flat(matrix.datasets[cell.dataset])) | {"data.path": f"data/{cell.dataset}"}
     if cell.split:
-        values["sessionize"]["split"] = cell.split
+        values["sessionize.split"] = cell.split
     for stage in ("pretrain", "finetune"):
-        values[stage]["max_minutes"] = None
+        values[f"{stage}.max_minutes"] = None
         if cell.seed:
-            values[stage]["seed"] = int(cell.seed)
-    resolve(values, source=f"{cell} in {PARAMS}")
-    return values
-
-
-def _with_profile(values: dict[str, Any], profile: str | None) -> dict[str, Any]:
-    for name, value in ((values["profiles"].get(profile) or {}) if profile else {}).items():
-        section, _, key = name.partition(".")
-        values[section] = {**values[section], key: value} if key else dict(value)
-    return {**values, "profile": "quick", "profiles": {"quick": {}}}
+            values[f"{stage}.seed"] = int(cell.seed)
+    try:
+        return with_params(values, profile).model_dump(mode="json", by_alias=True)
+    except ConfigError as error:
+        raise ConfigError(f"{cell} in {PARAMS}: {error}") from error
 
 
 def code_digests() -> dict[str, str]:
@@ -183,13 +179,13 @@ def code_digests() -> dict[str, str]:
     return found
 
 
-def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Set what `changes` holds in `values`, section by section; an unknown key stays an error."""
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            _merge(values[key], value)
+def _flat(sections: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """`section.key` and value of every entry; a section may have sections."""
+    for key, value in sections.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{place}{key}.")
         else:
-            values[key] = value
+            yield f"{place}{key}", value
 
 
 def _value(values: dict[str, Any], name: str) -> Any:

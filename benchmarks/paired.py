@@ -44,7 +44,9 @@ def differences(first: Cell, second: Cell) -> dict[str, Estimate]:
         user, weight = queries["user"].to_numpy(), np.ones(len(gain))
         sample = bootstrap_means(user, gain[:, None], weight, **draw)
         found[name] = estimate(gain.mean(), sample[:, 0])
-    if all((cell.workspace.evaluation / "candidates.parquet").is_file() for cell in (first, second)):
+    if all(
+        (cell.workspace.evaluation / "candidates.parquet").is_file() for cell in (first, second)
+    ):
         rows, score = _both(first, second, "candidates.parquet", CANDIDATE, "probability")
         user, label = rows["user"].to_numpy(), rows["label"].to_numpy()
         sample = bootstrap_auc(user, label, np.stack(score, axis=1), **draw)

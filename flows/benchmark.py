@@ -26,11 +26,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from benchmarks import matrix, paired, results_file
 from benchmarks.matrix import Cell
-from flows.cancellation import recallable
-from flows.dvc_stages import HINTS, TAIL_LINES, dvc_output, dvc_process, failure_message
+from flows.dvc_graph import dvc_output
+from flows.dvc_stages import HINTS, TAIL_LINES, failure_message
 from flows.faults import TRANSIENT, StageFailed, TransientFault, retry_options
 from flows.launch import launch
-from host.locks import drop_stale_locks
+from host.cancellation import recallable
+from host.dvc_lock import drop_stale_locks
+from host.dvc_process import dvc_process
 from hpgr.config import load_config
 from hpgr.runtime import UserError, read_json
 
@@ -66,7 +68,9 @@ def benchmark(only: list[str] | None = None, limit: int = 1) -> list[str]:
         failed = prepare(cells)
         changed = stale(cells)
         left = [c for c in cells if c not in failed and not changed.isdisjoint(targets(c))]
-        get_run_logger().info("%d of %d cells are to run%s", len(left), len(cells), duration(left, limit))
+        get_run_logger().info(
+            "%d of %d cells are to run%s", len(left), len(cells), duration(left, limit)
+        )
         failed |= run_cells(left, limit)
         return summary(cells, failed)
 
