@@ -22,8 +22,8 @@ import pandas as pd
 
 from hpgr.config import load_config
 from hpgr.intake.drift import drift
+from hpgr.workspace import HERE
 
-EVENTS = Path("artifacts/validated/events.parquet")
 SIZES = (10_000, 1_000, 300)
 PLACES = 40
 SEED = 0
@@ -33,7 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="of the log, for the results file")
     name = parser.parse_args().name
-    events = pd.read_parquet(EVENTS).sort_values(["timestamp", "row"], kind="stable")
+    events = pd.read_parquet(HERE.validated / "events.parquet").sort_values(
+        ["timestamp", "row"], kind="stable"
+    )
     item = pd.factorize(events["item_id"])[0]
     action = pd.factorize(events["action"], sort=True)[0]
     reference = load_config().refresh.reference_events
@@ -53,7 +55,7 @@ def main() -> None:
     target.write_text(json.dumps(record, indent=2) + "\n")
     for size in SIZES:
         cells = [
-            told(results[str(size)][kind]) for kind in ("items", "shuffled", "actions", "inverted")
+            shown(results[str(size)][kind]) for kind in ("items", "shuffled", "actions", "inverted")
         ]
         print(f"| {name} | {size:,} | {' | '.join(cells)} |")
 
@@ -93,7 +95,7 @@ def both(batch: np.ndarray, there: np.ndarray) -> float:
     return drift(here[seen], there[seen])
 
 
-def told(figure: dict[str, float]) -> str:
+def shown(figure: dict[str, float]) -> str:
     return f"{figure['median']:.3f} ({figure['least']:.3f} to {figure['largest']:.3f})"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,15 +35,14 @@ def differences(first: Cell, second: Cell) -> dict[str, Estimate]:
         UserError: the cells were not judged on the same queries.
     """
     settings = load_config(first.workspace.params).evaluate
-    draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
+    draw: dict[str, Any] = {"samples": settings.bootstrap_samples, "seed": settings.seed}
     k = settings.cutoffs[0]
     queries, ranks = _both(first, second, "queries.parquet", QUERY, "rank")
     found = {}
     per_query = {f"hr@{k}": metrics.hit_rate, f"ndcg@{k}": metrics.ndcg}
     for name, metric in per_query.items():
         gain = metric(ranks[0], k) - metric(ranks[1], k)
-        user, weight = queries["user"].to_numpy(), np.ones(len(gain))
-        sample = bootstrap_means(user, gain[:, None], weight, **draw)
+        sample = bootstrap_means(queries["user"].to_numpy(), gain[:, None], **draw)
         found[name] = estimate(gain.mean(), sample[:, 0])
     if all(
         (cell.workspace.evaluation / "candidates.parquet").is_file() for cell in (first, second)
@@ -50,8 +50,8 @@ def differences(first: Cell, second: Cell) -> dict[str, Estimate]:
         rows, score = _both(first, second, "candidates.parquet", CANDIDATE, "probability")
         user, label = rows["user"].to_numpy(), rows["label"].to_numpy()
         sample = bootstrap_auc(user, label, np.stack(score, axis=1), **draw)
-        value = np.subtract(*(metrics.auc(label, column) for column in score))
-        found["auc"] = estimate(float(value), sample[:, 0] - sample[:, 1])
+        own, other = (metrics.auc(label, column) or np.nan for column in score)
+        found["auc"] = estimate(own - other, sample[:, 0] - sample[:, 1])
     return found
 
 

@@ -69,13 +69,14 @@ def tables() -> str:
     parts = []
     for protocol, columns in COLUMNS.items():
         own = [r for r in results if r.get("protocol") == protocol]
-        if own:
-            parts.append(table(protocol, columns, own))
+        for dataset in sorted({r["dataset"] for r in own}):
+            judged = [r for r in own if r["dataset"] == dataset]
+            parts.append(table(f"{TITLES[protocol]}, {dataset}", columns, judged))
     return "\n".join(parts)
 
 
-def table(protocol: str, columns: dict[str, str], results: list[dict[str, Any]]) -> str:
-    """One protocol: trained models with their cost, then what was scored on the same queries."""
+def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) -> str:
+    """One protocol and data set: trained models with their cost, then the baselines beside them."""
     rows: dict[str, list[dict[str, float]]] = {}
     cost = {}
     for result in results:
@@ -86,13 +87,13 @@ def table(protocol: str, columns: dict[str, str], results: list[dict[str, Any]])
         )
     for result in results:
         for other, metrics in result["same_queries"].items():
-            # Counting models have no seed: the same queries give the same figures in every run.
+            # Baselines have no seed: the same queries give the same figures in every run.
             rows.setdefault(other, [metrics])
     key = next(iter(columns))
     order = sorted(rows, key=lambda name: rows[name][0].get(key, 0.0))
     best = {c: best_value(c, (m[0][c] for m in rows.values() if c in m[0])) for c in columns}
     lines = [
-        f"{TITLES[protocol]}:\n",
+        f"{title}:\n",
         f"| model | {' | '.join(columns.values())} | parameters | best / trained |",
         "|---|" + "---|" * (len(columns) + 2),
     ]
@@ -107,8 +108,8 @@ def table(protocol: str, columns: dict[str, str], results: list[dict[str, Any]])
     first = results[0]
     note = "one seed each: a note, not yet a result" if seeds == {1} else f"seeds: {sorted(seeds)}"
     lines.append(
-        f"\n{note}; {first['machine']}; {first['date']}; `{first['command']}` and its like; "
-        "every file in [benchmarks/results](benchmarks/results).\n"
+        f"\n{note}; {first['machine']}; {first['date']}; the commit and the command of each row "
+        "stand in its file in [benchmarks/results](benchmarks/results).\n"
     )
     return "\n".join(lines)
 

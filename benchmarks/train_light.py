@@ -4,8 +4,7 @@
 
 Needs torch, numpy, safetensors, tqdm and PyYAML. Each FOLDER has params.yaml and
 artifacts/sessions/arrays; all of them train at once, each in a process of its own. Writes
-artifacts/pretrain, artifacts/finetune and trained_on.txt there, and pretrain.done and finetune.done
-for benchmarks/small_logs.py.
+artifacts/pretrain, artifacts/finetune and trained_on.txt there.
 """
 
 from __future__ import annotations
@@ -46,7 +45,6 @@ def train(folder: str) -> None:
     began = time.monotonic()
     for stage in (pretrain, finetune):
         stage(settings())  # type: ignore[arg-type]
-        Path(f"{stage.__name__}.done").touch()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     Path("trained_on.txt").write_text(f"{device}, torch {torch.__version__}\n")
     print(f"{time.monotonic() - began:.0f} s", flush=True)

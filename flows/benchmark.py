@@ -69,7 +69,7 @@ def benchmark(only: list[str] | None = None, limit: int = 1) -> list[str]:
         changed = stale(cells)
         left = [c for c in cells if c not in failed and not changed.isdisjoint(targets(c))]
         get_run_logger().info(
-            "%d of %d cells are to run%s", len(left), len(cells), duration(left, limit)
+            "%d of %d cells are not current%s", len(left), len(cells), duration(left, limit)
         )
         failed |= run_cells(left, limit)
         return summary(cells, failed)
@@ -129,7 +129,8 @@ def run_cells(cells: Sequence[Cell], limit: int) -> dict[Cell, str]:
     options = retry_options(load_config().orchestrate)
     failed: dict[Cell, str] = {}
     futures: dict[PrefectFuture[list[str]], Cell] = {}
-    with ThreadPoolTaskRunner(max_workers=limit) as runner, _ended_with_the_flow():
+    runner: ThreadPoolTaskRunner[list[str]] = ThreadPoolTaskRunner(max_workers=limit)
+    with runner, _ended_with_the_flow():
         for cell in cells:
             named = repro.with_options(name="cell", task_run_name=str(cell), **options)
             names = [cell.target(stage) for stage in OWN]
@@ -143,7 +144,7 @@ def run_cells(cells: Sequence[Cell], limit: int) -> dict[Cell, str]:
                 failed[cell] = str(error)
                 get_run_logger().error("%s failed: %s", cell, error)
             if left:
-                get_run_logger().info("%d cells are left%s", len(left), duration(left, limit))
+                get_run_logger().info("%d left%s", len(left), duration(left, limit))
     return failed
 
 

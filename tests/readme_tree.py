@@ -24,7 +24,7 @@ TOP = {
     "host": None,
     "base": "the model a warm start begins from; empty in a clone",
     "mlflow": "model card template and how to look at the store; no Python",
-    "benchmarks": "scripts, one for each table, and their committed results",
+    "benchmarks": "models x data sets x splits x seeds as a DVC matrix; scripts, committed results",
     "tests": "one file a module; leaks, contracts, drills, the whole pipeline",
     "docs": "model, data, evaluation, serving, operations and decisions, a page each",
     "prefect.yaml": "deployments of the flows",
