@@ -11,7 +11,6 @@ benchmarks/cells/, benchmarks/dvc.lock and benchmarks/results/.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 from collections import deque
@@ -26,10 +25,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from benchmarks import matrix, paired, results_file
 from benchmarks.matrix import Cell
+from flows.commands import run_as_module
 from flows.dvc_graph import dvc_output
 from flows.dvc_stages import HINTS, TAIL_LINES, failure_message
 from flows.faults import TRANSIENT, StageFailed, TransientFault, retry_options
-from flows.launch import launch
 from host.cancellation import recallable
 from host.dvc_lock import drop_stale_locks
 from host.dvc_process import dvc_process
@@ -115,6 +114,11 @@ def prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
         for shared in dict.fromkeys(Cell(*cell[:depth]) for cell in cells):
             of_it = [c for c in cells if c[:depth] == shared[:depth] and c not in failed]
             if not of_it or shared.target(stage) not in stale(of_it[:1]):
+                continue
+            log = load_config(shared.workspace.params).data.path
+            if not log.exists():
+                reason = f"{log} not found: put the log there, a public one with `hpgr fetch NAME`"
+                failed |= dict.fromkeys(of_it, reason)
                 continue
             named = repro.with_options(name=stage, task_run_name=f"{stage} {shared}", **options)
             try:
@@ -242,18 +246,5 @@ def _ended_with_the_flow() -> Iterator[None]:
         raise
 
 
-def main() -> None:
-    """Entry point of `python -m flows.benchmark`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.benchmark", description="Run the flow benchmark"
-    )
-    parser.add_argument(
-        "--only", action="append", metavar="PATTERN", help="of DATASET/SPLIT/MODEL/SEED"
-    )
-    parser.add_argument("--limit", type=int, default=1, metavar="N", help="cells at once")
-    arguments = parser.parse_args()
-    launch(benchmark, only=arguments.only, limit=arguments.limit)
-
-
 if __name__ == "__main__":
-    main()
+    run_as_module("benchmark")

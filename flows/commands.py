@@ -36,6 +36,17 @@ def refresh(
     _launch("refresh", incoming=incoming, profile=profile, overrides=read_overrides(overrides))
 
 
+def benchmark(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="of DATASET/SPLIT/MODEL/SEED; as often as needed"),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="cells at once")] = 1,
+) -> None:
+    """Run the benchmark's cells that are not current, as a Prefect run."""
+    _launch("benchmark", only=only, limit=limit)
+
+
 def run_as_module(flow: str) -> NoReturn:
     """Run the command of a flow and leave the process: `python -m flows.FLOW`."""
     from hpgr import cli
@@ -43,6 +54,7 @@ def run_as_module(flow: str) -> NoReturn:
     commands: dict[str, Callable[..., None]] = {
         "train": train,
         "refresh": refresh,
+        "benchmark": benchmark,
         "promote": _as_run(cli.promote, "promote"),
         "monitor": _as_run(cli.monitor, "monitor"),
         "recommend": _as_run(cli.recommend_all, "recommend"),

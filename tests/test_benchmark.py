@@ -17,7 +17,7 @@ from waiting import until
 
 from benchmarks import matrix, paired, results_file
 from benchmarks.matrix import Cell, read_matrix, write_settings
-from flows.benchmark import benchmark, chosen, stale, targets
+from flows.benchmark import benchmark, chosen, prepare, stale, targets
 from flows.faults import StageFailed
 from hpgr.config import ConfigError, load_config
 from hpgr.runtime import UserError
@@ -193,6 +193,14 @@ def compared(folder):
         for path in folder.rglob("*")
         if path.is_file() and path.name not in {"resources.csv", *skipped}
     }
+
+
+def test_a_log_that_is_missing_fails_the_cells_of_its_data_set_alone(project):
+    write_settings()
+    shutil.rmtree("data/tiny")
+    failed = prepare([HPGR, HSTU])
+    assert list(failed) == [HPGR, HSTU]
+    assert failed[HPGR].startswith("data/tiny not found: put the log there")
 
 
 @pytest.mark.pipeline
