@@ -1,8 +1,8 @@
-"""Whether this process is one of several that train together, read from what torchrun sets.
+"""Place of this process among those that train together, read from torchrun's variables.
 
-Machines of a cluster often carry some of these variables for other programs. Only the whole set
-counts; a part of it is passed over: a process that waits for others who never come, or that takes
-itself for the second one and leaves the outputs to the first, would lose its work.
+Machines of a cluster often carry some of these variables for other programs, so only the whole set
+counts and a part of it is ignored. Otherwise a process might wait for others that never start, or
+leave the outputs to a first process that does not exist.
 Reads the environment, writes nothing.
 """
 
@@ -22,8 +22,8 @@ REST = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 class Launch:
     """Place of this process among those of one run.
 
-    `by_torchrun` says that the whole set of variables is there; `ignored` is one line about a part
-    of it that is not, or None.
+    `by_torchrun` is true if the whole set of variables is there; `ignored` is one line about an
+    incomplete set, or None.
     """
 
     rank: int = 0
@@ -34,10 +34,10 @@ class Launch:
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launch:
-    """What the environment says, the same for everything in this process.
+    """Read the place of this process from the environment.
 
     Raises:
-        UserError: the whole set is there and contradicts itself, or holds no numbers.
+        UserError: the whole set is there, but its values contradict each other or are not numbers.
     """
     found = {name: environment[name] for name in (*NUMBERS, *REST) if environment.get(name)}
     if not found.keys() & set(NUMBERS):

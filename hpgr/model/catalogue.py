@@ -1,4 +1,4 @@
-"""What a network must know of the log it is built for: vocabulary sizes and item categories."""
+"""Vocabulary sizes and item categories of the log that a network is built for."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Catalogue:
     """Sizes of the vocabularies (reserved ids included) and the items' categories in CSR form.
 
     Categories of item v are category[category_offsets[v]:category_offsets[v + 1]]; `gap_s` is the
-    inactivity, in seconds, that ends a session, unless the log says itself which event belongs to
-    which (`own_sessions`).
+    inactivity, in seconds, that ends a session, unless the log has session ids of its own
+    (`own_sessions`).
     """
 
     num_items: int
@@ -30,7 +30,7 @@ class Catalogue:
 
     @classmethod
     def of(cls, log: EventLog) -> Catalogue:
-        """The catalogue of a sessionized log."""
+        """Read the catalogue of a sessionized log."""
         return cls(
             num_items=log.meta.num_items,
             num_actions=log.meta.num_actions,

@@ -28,7 +28,7 @@ class ItemEmbedding(nn.Module):
 
     Row 0 of the item table is padding, row 1 stands for every unknown item, and one row behind the
     catalogue is the mask token of stage 1. An item never seen in training still has its
-    categories, so it is not a stranger.
+    categories.
     """
 
     category_offsets: Tensor
@@ -62,7 +62,7 @@ class ItemEmbedding(nn.Module):
         return self.num_items
 
     def table(self) -> Float[Tensor, "V_and_mask D"]:
-        """Vectors of the whole catalogue and the mask token, [V + 1, D]."""
+        """Return the vectors of the whole catalogue and the mask token, [V + 1, D]."""
         if self.category_table is None:
             return self.item.weight
         features = self.category_table(self.category, self.category_offsets[:-1])
@@ -70,11 +70,11 @@ class ItemEmbedding(nn.Module):
 
 
 class TimeAwarePosition(nn.Module):
-    """Where an event stands: its place, the time since the event before it and until the next.
+    """Position of an event: its place, the time since the previous event and until the next.
 
-    The last one (until the request, at the end) can be switched off. It is known when a
-    recommendation is asked for; it is HSTU's convention that a row is told the time of its target,
-    and it is only ever a time, never an item.
+    The time until the next event (for the newest event: until the request) can be switched off. It
+    is known when a recommendation is requested. In HSTU, too, a row receives the time of its
+    target; it never receives the item.
     """
 
     def __init__(self, num_positions: int, dim: int, *, request_time: bool) -> None:
@@ -90,7 +90,7 @@ class TimeAwarePosition(nn.Module):
         previous_time: Int[Tensor, "T"],
         next_time: Int[Tensor, "T"],
     ) -> Float[Tensor, "T D"]:
-        """Vectors [T, D] of places int64 [T] and times in seconds, int64 [T]."""
+        """Return the vectors of places and of times in seconds."""
         place = self.position(position.clamp_max(self.position.num_embeddings - 1))
         place = place + self.since_previous(time_bucket(time - previous_time))
         if self.until_next is not None:
@@ -99,5 +99,5 @@ class TimeAwarePosition(nn.Module):
 
 
 def scaled(vectors: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-    """Item vectors as network input: times sqrt(D), as in HSTU."""
+    """Scale item vectors for the network's input: times sqrt(D), as in HSTU."""
     return vectors * math.sqrt(vectors.shape[-1])

@@ -39,7 +39,7 @@ from hpgr.model.shapes import Bool, Float
 
 @dataclass(frozen=True)
 class Trunk:
-    """What the trunk computed for one batch: fused rows [T, D], SEM outputs, catalogue vectors."""
+    """Results of the trunk for one batch: fused rows, session outputs, catalogue vectors."""
 
     fused: Float[Tensor, "T D"]
     sessions: Float[Tensor, "T_and_P D"] | None
@@ -82,7 +82,7 @@ class HPGRTrunk(nn.Module):
     def forward(
         self, packed: Packed, *, causal: bool, masked: Bool[Tensor, "T"] | None = None
     ) -> Trunk:
-        """Fused representation of every history row.
+        """Compute the fused representation of every history row.
 
         Args:
             packed: the histories.
@@ -107,7 +107,7 @@ class HPGRTrunk(nn.Module):
     def candidates(
         self, trunk: Trunk, packed: Packed, candidates: Candidates
     ) -> Float[Tensor, "C D"]:
-        """Fused representation [C, D] of candidates, placed by their time among the history."""
+        """Compute the fused representation of candidates, placed by their time in the history."""
         x = scaled(functional.embedding(candidates.item, trunk.table))
         visible = candidates.last - candidates.first
         newest = (candidates.last - 1).clamp_min(0)
@@ -146,7 +146,7 @@ class MaskedItemModel(nn.Module):
     def forward(
         self, packed: Packed, masked: Bool[Tensor, "T"]
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "V D"]]:
-        """States [T, D] of all rows and the catalogue's vectors [V, D]; masked bool [T]."""
+        """Return the states of all rows and the catalogue's vectors; `masked` rows are hidden."""
         trunk = self.trunk(packed, causal=False, masked=masked)
         tiles = build_tiles(packed.first, packed.user_end, len(packed.item), size=self.trunk.tile)
         x = trunk.fused
@@ -207,7 +207,7 @@ class HPGR(Network):
     def forward(
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
     ) -> Output:
-        """States and scores; with `newest_only` the last block computes nothing else."""
+        """Compute states and scores; with `newest_only` the last block serves newest rows alone."""
         trunk = self.trunk(packed, causal=True)
         below = self._history_tiles(trunk, packed)
         asking = packed.newest if newest_only else None
@@ -236,9 +236,9 @@ class HPGR(Network):
         return Output(x, trunk.table[: self.trunk.items.num_items], logits)
 
     def explain(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
-        """The mask of the candidates or newest rows; None without signals or history.
+        """Return the mask of the candidates or newest rows; None without signals or history.
 
-        Every block reads through the same mask, so the trunk is all that this takes.
+        Every block reads through the same mask, so the trunk is enough.
         """
         if self.signals is None or not len(packed.item):
             return None
@@ -251,7 +251,7 @@ class HPGR(Network):
     def _history_tiles(
         self, trunk: Trunk, packed: Packed
     ) -> tuple[Tiles, Tensor | None, PreferenceMask | None]:
-        """What history rows read below the last block."""
+        """Tiles, weights and mask through which history rows read below the last block."""
         if self.signals is not None and self.history_rows == "preference" and len(packed.item):
             mask = self._mask(trunk, packed, None)
             return mask.tiles, mask.weight, mask
@@ -264,7 +264,7 @@ class HPGR(Network):
         asking: Tensor | None,
         below: tuple[Tiles, Tensor | None, PreferenceMask | None],
     ) -> tuple[Tiles, Tensor | None]:
-        """What the rows `asking` (None: all) read in the last block."""
+        """Tiles and weights through which the rows `asking` (None: all) read in the last block."""
         if self.signals is None or not len(packed.item):
             return below[0] if asking is None else self._causal_tiles(packed, asking), None
         mask = below[2] if asking is None else None  # the same queries may have their mask already

@@ -32,7 +32,7 @@ class HSTUBlock(nn.Module):
     """One block: x + Linear(Dropout(U * LayerNorm(A V))).
 
     History rows and queries apart from them (candidates) pass the same weights: `project` once for
-    the rows that serve as keys, then `attend` for whichever rows ask.
+    the rows that serve as keys, then `attend` for the rows that query them.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class HSTUBlock(nn.Module):
         Float[Tensor, "T H d"],
         Float[Tensor, "T H d"],
     ]:
-        """U [T, H * d], V, Q and K [T, H, d] of rows x [T, D]."""
+        """Compute U [T, H * d] and V, Q, K [T, H, d] of rows [T, D]."""
         normed = functional.layer_norm(x, x.shape[-1:], eps=EPSILON)
         u, v, q, k = functional.silu(normed @ self.uvqk).chunk(4, dim=-1)
         shape = (len(x), self.num_heads, self.head_dim)
@@ -88,7 +88,7 @@ class HSTUBlock(nn.Module):
         length: Int[Tensor, "Q 1"] | float,
         weight: Float[Tensor, "N S S"] | None = None,
     ) -> Float[Tensor, "Q D"]:
-        """Output of query rows x [Q, D], with their u and q, over keys k and values v.
+        """Compute the output of query rows x, with their u and q, over keys k and values v.
 
         `length` divides the sum: one number (HSTU's padded length) or [Q, 1].
         """
@@ -111,8 +111,8 @@ class HSTU(Network):
     Input: item vector * sqrt(D) + learned position, dropout; blocks; the caller normalises states
     and items (L2). Scores are divided by the padded length, max_history + 11 (200 + 10 + 1 in the
     official code). Candidates of the ranking task are appended behind their visible history and
-    see all of it; only with that task does the history carry what the user did, since without it
-    no model could know how a user rates.
+    see all of it. Only with that task does the history carry the user's actions: without them no
+    model could know how a user rates.
     """
 
     grows: ClassVar = {
@@ -151,7 +151,7 @@ class HSTU(Network):
     def forward(
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
     ) -> Output:
-        """States and scores of one batch."""
+        """Compute states and scores of one batch."""
         x = self._embed(packed.item, packed.position)
         if self.action is not None:
             x = x + self.action(packed.action)

@@ -1,4 +1,4 @@
-"""What every network of the zoo offers to training, evaluation, serving and a warm start.
+"""Interface of the zoo's networks to training, evaluation, serving and a warm start.
 
 Shape legend: T history rows, V items, C candidates, D width.
 """
@@ -31,7 +31,7 @@ class Output(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """Rows of a weight are numbered by a vocabulary of the catalogue.
+    """Growth of a weight whose rows are numbered by a vocabulary of the catalogue.
 
     `vocabulary` is its size's name (num_items, num_actions or num_categories); `behind` counts the
     rows behind it, which stay the last ones.
@@ -92,7 +92,7 @@ class Network(nn.Module):
         return None
 
     def start_ranking(self, events: Float[Tensor, "V"], positive: Float[Tensor, "V"]) -> None:
-        """Start the ranking head from how each item was liked in training, where it can.
+        """Start the ranking head from the share of positive events of each item, if supported.
 
         Args:
             events: number of training events of each item, [V].

@@ -50,7 +50,7 @@ class Packed:
 
     @property
     def newest(self) -> Tensor:
-        """Row of the newest event of each history that has one, int64 [at most B]."""
+        """Rows of the newest event of each history that has one, int64 [at most B]."""
         return self.offsets[1:][self.offsets.diff() > 0] - 1
 
 
@@ -68,7 +68,7 @@ class Candidates:
 
 
 def pack(histories: Histories, device: torch.device) -> Packed:
-    """Tensors of `histories` on `device`."""
+    """Pack `histories` into tensors on `device`."""
     offsets = np.asarray(histories.offsets, dtype=np.int64)
     length = np.diff(offsets)
     total = int(offsets[-1])
@@ -132,13 +132,13 @@ def place_candidates(
     time: np.ndarray,
     device: torch.device,
 ) -> Candidates:
-    """Candidates `item` [C], those of history b at offsets[b]:offsets[b + 1].
+    """Make candidates of `item` [C]; those of history b are at offsets[b]:offsets[b + 1].
 
     Args:
         histories: the histories the candidates belong to.
         offsets: int64 [B + 1].
         item: dense item ids, [C].
-        visible: how many of its history's oldest events each candidate sees, [C].
+        visible: number of its history's oldest events that each candidate sees, [C].
         time: request time of each candidate, seconds, [C].
         device: of the result.
     """

@@ -1,4 +1,4 @@
-"""Where networks run, and how much they compute at a time there."""
+"""The device of a network, and the size of one chunk of work on it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ ACCELERATOR_BYTES = 1 << 28  # of one intermediate result; a backward pass holds
 
 
 def found_device(name: str) -> str:
-    """The device that `name` (auto, cpu or cuda) means on this machine: cpu or cuda.
+    """Return the device that `name` (auto, cpu or cuda) means on this machine: cpu or cuda.
 
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: CUDA is requested, but torch sees no CUDA device.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -26,12 +26,12 @@ def found_device(name: str) -> str:
 
 
 def at_a_time(device: torch.device, *, cpu: int, bytes_each: int) -> int:
-    """Pieces of one chunk: what stays in a CPU's cache, what keeps an accelerator busy.
+    """Return the pieces of one chunk: few enough for a CPU's cache, enough for an accelerator.
 
     Args:
-        device: where it is computed.
+        device: of the computation.
         cpu: pieces on a CPU.
-        bytes_each: what one piece takes in an intermediate result.
+        bytes_each: size of one piece in an intermediate result.
     """
     if device.type == "cpu":
         return cpu

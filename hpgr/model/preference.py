@@ -1,4 +1,4 @@
-"""Preference-guided sparse attention: which past items a query attends to, and how much.
+"""Preference-guided sparse attention: a query attends to its anchors among past items.
 
 1. Preference signals: the A visible history items most similar (cosine) to the query are its
    anchors; the similarity of each passes a sigmoid and becomes the height of its peak, so that
@@ -53,7 +53,7 @@ def select_anchors(
     last: Int[Tensor, "Q"],
     num: int,
 ) -> Int[Tensor, "Q A"]:
-    """Key rows of the `num` visible keys most similar to each query, best first, -1 for none.
+    """Select the `num` visible keys most similar to each query: rows, best first, -1 for none.
 
     Args:
         query: [Q, R], normalised.
@@ -81,10 +81,10 @@ def select_anchors(
 
 
 class PreferenceSignals(nn.Module):
-    """Picks anchors by cosine in a space of its own and builds the Gaussian mask.
+    """Selects anchors by cosine in a space of its own and builds the Gaussian mask.
 
-    Attention and representation need not fight over one table: the projections are the mask's own
-    (the finding of DARE, arXiv 2410.02604).
+    The mask has projections of its own, so that attention and representation do not compete for one
+    table (the finding of DARE, arXiv 2410.02604).
     """
 
     def __init__(self, dim: int, *, num_anchors: int, sigma: float, recent_window: int) -> None:
@@ -111,7 +111,7 @@ class PreferenceSignals(nn.Module):
         key_time: Int[Tensor, "K"] | None,
         query_position: Int[Tensor, "Q"] | None,
     ) -> PreferenceMask:
-        """Mask of each query over its visible keys.
+        """Build the mask of each query over its visible keys.
 
         Args:
             query: fused representations of the queries, [Q, D].
@@ -124,7 +124,7 @@ class PreferenceSignals(nn.Module):
             query_position: row of each query among the keys.
         """
         query_signal, key_signal = self.query(query), self.key(key)
-        # Choosing is not smooth: cosines rounded to bfloat16 would tie and name other anchors.
+        # Selection is not smooth: cosines rounded to bfloat16 would tie and select other anchors.
         with autocast_off(query):
             query_signal = functional.normalize(wide(query_signal), dim=-1)
             key_signal = functional.normalize(wide(key_signal), dim=-1)
@@ -169,7 +169,7 @@ class PreferenceSignals(nn.Module):
         column = anchor[:, :, None] + step
         row = torch.arange(len(anchor), device=anchor.device)
         seen = (column >= first[:, None, None]) & (column < last[:, None, None])
-        # An entry out of sight adds zero at the anchor itself: no compaction, no dynamic shapes.
+        # A hidden entry adds zero at the anchor itself: no compaction, no dynamic shapes.
         column = torch.where(seen, column, anchor.clamp_min(0)[:, :, None])
         height = peak[:, :, None] * (bell * seen)
         tile = (grid.flatten().cumsum(0) - 1).view(grid.shape)[

@@ -1,11 +1,10 @@
-"""The ranking head: a deep part over the network's states and a wide part that only counts.
+"""The ranking head: a deep part over the network's states and a wide part of smoothed means.
 
-    logit = MLP([state; input]) + bias of the item + mean value of what the user did so far
+    logit = MLP([state; input]) + bias of the item + mean value of the user's actions so far
 
-The wide part is ours. It gives the network what a counting model has from its first step: how the
-item is liked, and how freely this user likes. A log's newest users have no training events, so the
-second comes from the history at hand, all of it that the candidate may see, shrunk towards zero as
-a smoothed mean is.
+The wide part is ours. It gives the network, from its first step, the two means of a baseline: the
+item's and the user's. A log's newest users have no training events, so the user's mean comes from
+the events that the candidate sees, shrunk towards zero like a smoothed mean.
 
 Shape legend: T history rows, C candidates, D width.
 """
@@ -21,7 +20,7 @@ from torch.nn import functional
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.shapes import Float
 
-PRIOR_EVENTS = 5.0  # of an item's mean; start of the learned prior of a user's
+PRIOR_EVENTS = 5.0  # of an item's mean; initial value of the learned prior of a user's mean
 
 
 class RankingHead(nn.Module):
@@ -41,7 +40,7 @@ class RankingHead(nn.Module):
 
         Args:
             events: number of training events of each item, [V].
-            positive: how many of them were positive, [V].
+            positive: number of positive ones among them, [V].
         """
         common = (positive.sum() / events.sum().clamp_min(1)).clamp(1e-6, 1 - 1e-6)
         rate = (positive + PRIOR_EVENTS * common) / (events + PRIOR_EVENTS)
@@ -54,13 +53,13 @@ class RankingHead(nn.Module):
         packed: Packed,
         candidates: Candidates,
     ) -> Float[Tensor, "C"]:
-        """Logits [C].
+        """Compute the logits.
 
         Args:
-            state: of the candidates behind the last block, [C, D].
+            state: output of the last block for the candidates, [C, D].
             entered: their input to the first block, [C, D].
             packed: the histories.
-            candidates: who sees which rows.
+            candidates: the visible rows of each.
         """
         value = functional.pad(self.action_value[packed.action], (1, 0)).cumsum(0)
         summed = value[candidates.last] - value[candidates.first]

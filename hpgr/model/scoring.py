@@ -33,12 +33,12 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> Scorer:
-        """Read what the finetune stage wrote; `device` is auto, cpu or cuda.
+        """Read the output of the finetune stage; `device` is auto, cpu or cuda.
 
         Raises:
-            UserError: CUDA is asked for and not there.
+            UserError: CUDA is requested, but torch sees no CUDA device.
             FileNotFoundError: no trained model there; run the finetune stage.
-            DamagedFile: one of the files is not whole, or says what cannot be.
+            DamagedFile: one of the files is incomplete or holds impossible values.
         """
         config = check_network(folder)
         weights = load_file(folder / WEIGHTS)
@@ -51,7 +51,7 @@ class Scorer:
 
     @torch.inference_mode()
     def retrieve(self, histories: Histories) -> np.ndarray:
-        """Cosine of each query's state with every item, float32 [Q, V]; reserved ids are -inf.
+        """Score items by cosine with each query's state, float32 [Q, V]; reserved ids are -inf.
 
         A query without history scores every item 0: it has no state to compare.
         """
@@ -72,9 +72,9 @@ class Scorer:
 
     @torch.inference_mode()
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """PCTR float32 [C] of jagged candidates; those of query b at offsets[b]:offsets[b + 1].
+        """Predict the CTR of candidates, float32 [C]; those of query b: offsets[b]:offsets[b + 1].
 
-        Every candidate is asked for at its query's request time and sees the whole history.
+        Every candidate has its query's request time and sees the whole history.
         """
         parts = [np.zeros(0, dtype=np.float32)]
         for chunk, queries in _chunks(histories, keep_empty=True, extra=np.diff(offsets)):
@@ -91,11 +91,11 @@ class Scorer:
         offsets: np.ndarray | None = None,
         candidates: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Anchors: positions in the history, int64 [N, A] (-1 none), and weights float32 [N, A].
+        """Return anchors: positions in the history, int64 [N, A] (-1 none), and weights [N, A].
 
-        Those of each query's state, N = Q, or those through which `rank` has each candidate read
-        the history, N = C. A network without preference signals gives arrays with A = 0. Every
-        history has an event: nothing explains an empty one.
+        They are those of each query's state (N = Q) or, with candidates, those through which `rank`
+        lets each candidate read the history (N = C). A network without preference signals gives
+        arrays with A = 0. Every history must have an event.
         """
         extra = None if offsets is None else np.diff(offsets)
         positions, weights = [], []
@@ -118,7 +118,7 @@ class Scorer:
     def _placed(
         self, chunk: Histories, queries: range, offsets: np.ndarray, candidates: np.ndarray
     ) -> Candidates:
-        """The candidates of a chunk, each asked for at its query's request time."""
+        """Candidates of a chunk, each at its query's request time."""
         bounds = np.asarray(offsets[queries.start : queries.stop + 1])
         count = np.diff(bounds)
         return place_candidates(

@@ -19,7 +19,7 @@ def limited(**limits: float) -> Any:
 
 @dataclass(frozen=True)
 class ModelSection:
-    """What the section of every network has.
+    """Keys of every network.
 
     Args:
         name: of the network in the zoo.
@@ -36,7 +36,7 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class AttentionSection(ModelSection):
-    """What networks of HSTU blocks share.
+    """Keys shared by networks of HSTU blocks.
 
     Args:
         dim: width of item vectors and of every block.
@@ -81,10 +81,10 @@ class HPGRSection(AttentionSection):
         intra_blocks: Transformer blocks inside a session.
         inter_blocks: Transformer blocks over session tokens.
         preference: preference-guided sparse attention.
-        history_rows: what history rows read: causal (as HSTU) or preference (cost linear in
+        history_rows: how history rows read: causal (as HSTU) or preference (cost linear in
             history).
         num_anchors: history items picked per query; a query's mask takes memory as
-            num_anchors * sigma, so that both limits are a served model's too.
+            num_anchors * sigma, so both limits protect serving as well.
         sigma: width of the Gaussian around an anchor, positions.
         recent_window: newest positions that a query always sees.
     """

@@ -6,7 +6,7 @@ Where sessions interleave, an event still reads its own session, wherever its ev
 token stands for each visit: an unbroken run of events of one session, which have read the earlier
 ones of that session.
 
-What an event may see is the caller's choice of ranges, and it is where leaks are born:
+The caller's ranges decide what an event may see; a wrong range is a leak:
 - pretraining looks both ways (it reads training events only, masked before they come here);
 - everything else is causal: an event sees earlier events of its own session and the tokens of
   *closed* earlier visits. A visit's token never reaches an event of that visit.
@@ -51,7 +51,7 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "T D"], tiles: Tiles) -> Float[Tensor, "T D"]:
-        """[T, D] -> [T, D]; each row attends to what `tiles` shows it."""
+        """Let each row attend to the rows that `tiles` shows it."""
         q, k, v = self.qkv(self.norm(x)).view(len(x), 3, self.num_heads, -1).unbind(1)
         q = functional.normalize(q, dim=-1) * self.scale.clamp(0.0, MAX_SCORE)
         k = functional.normalize(k, dim=-1)
@@ -92,7 +92,7 @@ class SessionEncoder(nn.Module):
     def forward(
         self, x: Float[Tensor, "T D"], packed: Packed, *, tile: int, causal: bool
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T_and_P D"]]:
-        """Fuse every event with what it may know of the sessions.
+        """Fuse every event with the sessions that it may see.
 
         Args:
             x: embedded events, [T, D].
@@ -102,7 +102,7 @@ class SessionEncoder(nn.Module):
 
         Returns:
             fused events [T, D], and [T + P, D]: intra-session outputs, then inter-session outputs,
-            for `context_of_candidates`.
+            for `fuse_candidates`.
         """
         intra = self._within_sessions(x, packed, tile=tile, causal=causal)
         inter = self._pool(intra, packed)
@@ -138,9 +138,9 @@ class SessionEncoder(nn.Module):
             packed: the histories.
             first: first visible row, int64 [C].
             last: one past the last visible row, int64 [C].
-            same: bool [C], whether the visit of the last visible event is still open. If it is,
-                the candidate sees its session as far as it has come and the closed visits before
-                it; if not, that visit is closed and its token is visible as well.
+            same: bool [C], true if the visit of the last visible event is still open. Then the
+                candidate sees the session so far and the closed visits before it; otherwise that
+                visit is closed and its token is visible as well.
         """
         num_rows = len(packed.item)
         if not num_rows:
@@ -161,7 +161,7 @@ class SessionEncoder(nn.Module):
         """[T, D] -> [T, D]; each row attends to its own session, up to itself where `causal`."""
         if packed.by_session is not None:
             x = x[packed.by_session]
-        # A place in the list of sessions ends after itself, as a row ends after itself.
+        # In the list of sessions, too, the causal past of a place ends with itself.
         end = packed.row_end if causal else packed.session_end
         tiles = build_tiles(packed.session_first, end, len(x), size=tile)
         for block in self.intra:

@@ -1,7 +1,7 @@
 """Types of tensors by shape, for annotations: Float[Tensor, "T D"].
 
-Annotations are text until somebody asks for them. The tests do, and have every call of the
-annotated modules checked (`tests/conftest.py`). Where jaxtyping is not installed, as on a machine
+Annotations are text at run time. The tests evaluate them and check every call of the annotated
+modules (`tests/conftest.py`). Where jaxtyping is not installed, as on a machine
 that only trains, the names stand for a plain tensor.
 """
 
@@ -17,7 +17,7 @@ else:
     except ModuleNotFoundError:
 
         class Float:
-            """A tensor of another kind is not refused."""
+            """Stand-in that accepts every tensor."""
 
             def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
                 return item[0]

@@ -25,11 +25,11 @@ OFFSETS, CATEGORY = "trunk.items.category_offsets", "trunk.items.category"
 
 
 def check_network(folder: Path) -> dict[str, Any]:
-    """Return config.json of a trained network, once it was found to fit the weights beside it.
+    """Return config.json of a trained network after checking that the weights beside it fit.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        DamagedFile: a value or a weight is not what it has to be; the message names it.
+        DamagedFile: a value or a weight is wrong; the message names it.
     """
     config = read_config(folder / CONFIG)
     outline = _outline(folder / WEIGHTS)
@@ -57,14 +57,14 @@ class _Unfilled(TorchFunctionMode):
 
 
 def check_weights(path: Path, weights: dict[str, Tensor], num_categories: int) -> None:
-    """Refuse weights that are no numbers, and categories that the catalogue does not have.
+    """Refuse weights that are not finite, and categories that the catalogue does not have.
 
     Raises:
         DamagedFile: the message names the weight.
     """
     for name, weight in weights.items():
         if weight.is_floating_point() and not torch.isfinite(weight).all():
-            raise DamagedFile(path, f"{name} holds values that are no finite numbers")
+            raise DamagedFile(path, f"{name} holds values that are not finite")
     if OFFSETS not in weights or CATEGORY not in weights:
         return
     offsets, category = weights[OFFSETS], weights[CATEGORY]
@@ -76,7 +76,7 @@ def check_weights(path: Path, weights: dict[str, Tensor], num_categories: int) -
 
 
 def catalogue_of(config: dict[str, Any], weights: dict[str, Tensor]) -> Catalogue:
-    """Vocabulary sizes of `config` with the categories that travel among the weights, or none."""
+    """Return the catalogue: sizes from `config`, categories from `weights` if they hold any."""
     sizes = config["catalogue"]
     none = torch.zeros(sizes["num_items"] + 1 if OFFSETS not in weights else 0, dtype=torch.int64)
     return Catalogue(
@@ -91,7 +91,7 @@ def _outline(path: Path) -> dict[str, Tensor]:
     outline = {}
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            for name in file.keys():  # noqa: SIM118 - not a mapping
                 part = file.get_slice(name)
                 whole = part.get_dtype() == "I64"
                 if whole != (name in (OFFSETS, CATEGORY)) or not part.get_dtype().startswith(

@@ -1,7 +1,7 @@
 """config.json of a trained network: read, upgraded and checked.
 
 A value of another type or out of range is one message. The limits of the section `model` are those
-of its dataclass in the zoo. Needs no torch. Reads the file it is given.
+of its dataclass in the zoo. Needs no torch. Reads the given file.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ CATALOGUE: dict[str, tuple[Any, ...]] = {
     "gap_s": (int, 0, 1 << 40),
     "own_sessions": (bool,),
 }
-ADDED = {"own_sessions": False}  # what networks trained before lack, and what they mean by it
+ADDED = {"own_sessions": False}  # keys that older networks lack, with their implied values
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return what `path` holds, as it is written today.
+    """Read `path` and return it in today's form.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFile: a value is not what it has to be; the message names it.
+        DamagedFile: a value is wrong; the message names it.
     """
     if path.stat().st_size > LARGEST_CONFIG:
         raise DamagedFile(path, f"larger than {LARGEST_CONFIG >> 20} MiB")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """Where a model's section and its network are."""
+    """Section and network of a model, each as `module:Class`."""
 
     section: str
     network: str

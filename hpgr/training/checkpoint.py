@@ -1,9 +1,9 @@
-"""Checkpoints from which a run goes on as if it had never stopped.
+"""Checkpoints from which a run resumes as if it had never stopped.
 
 One safetensors file holds weights, optimizer moments and random state, its header the counters and
 a checksum: no pickle, and one rename makes it atomic. The last two are kept, so that damage to one
 costs minutes. The scratch folder is keyed by a hash of everything the run depends on, so a changed
-parameter never resumes a foreign run. Reads and writes the paths it is given.
+parameter never resumes another run. Reads and writes the given paths.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def save_atomic(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{scratch_prefix(path)}write")
     whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    told = json.dumps(state)
+    text = json.dumps(state)
     try:
-        save_file(whole, temporary, metadata={"state": told, "sha256": _checksum(whole, told)})
+        save_file(whole, temporary, metadata={"state": text, "sha256": _checksum(whole, text)})
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -53,35 +53,35 @@ def save_atomic(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
-        code = int(number[1])  # what Python itself would have raised
+        code = int(number[1])  # as Python itself would raise it
         raise OSError(code, os.strerror(code), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and JSON state of `path`.
+    """Read tensors and JSON state of `path`.
 
     Raises:
-        DamagedFile: the file is not a whole safetensors file, or its checksum is another.
+        DamagedFile: the file is not a whole safetensors file, or its checksum differs.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = file.metadata() or {}
-        told = header.get("state", "{}")
-        if "sha256" in header and header["sha256"] != _checksum(tensors, told):
-            raise DamagedFile(path, "its checksum is another than when it was written")
-        return tensors, json.loads(told)
+        text = header.get("state", "{}")
+        if "sha256" in header and header["sha256"] != _checksum(tensors, text):
+            raise DamagedFile(path, "its checksum differs from the one written with it")
+        return tensors, json.loads(text)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise DamagedFile(path, error) from error
 
 
-def _checksum(tensors: dict[str, Tensor], told: str) -> str:
-    digest = hashlib.sha256(told.encode())
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        # The stride of a single value may be anything; bytes are seen through stride 1 alone.
+        # A single value may have any stride; a view of its bytes needs stride 1.
         flat = tensors[name].as_strided((tensors[name].numel(),), (1,))
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -97,15 +97,15 @@ def save_checkpoint(scratch: Path, tensors: dict[str, Tensor], state: dict[str, 
     coming.replace(newest)
 
 
-def load_checkpoint(scratch: Path, *, tells: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The newest whole checkpoint; empty where there is none to go on from.
+def load_checkpoint(scratch: Path, *, leads: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the newest whole checkpoint, or empty dictionaries if there is none.
 
-    A damaged one is put aside, and the one before it counts. Where the best weights that a
-    checkpoint speaks of are damaged, the run begins anew.
+    A damaged one is put aside and the one before it is used. If the best weights that belong to a
+    checkpoint are damaged, the run starts again.
 
     Args:
         scratch: folder of the run.
-        tells: whether this process is the one that renames and prints.
+        leads: this process is the one that renames and prints.
     """
     for name in (NEWEST, PREVIOUS):
         path = scratch / name
@@ -118,19 +118,19 @@ def load_checkpoint(scratch: Path, *, tells: bool) -> tuple[dict[str, Tensor], d
         except FileNotFoundError:
             continue
         except DamagedFile as error:
-            if tells:
+            if leads:
                 aside = path.with_suffix(".damaged")
                 path.replace(aside)
                 print(
                     f"WARNING: {path} is damaged ({error.why}): put aside as {aside}; "
-                    "going on from what was saved before it",
+                    "resuming from the state saved before it",
                     flush=True,
                 )
     return {}, {}
 
 
 def pack_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights, optimizer moments and random state, as one flat dictionary of tensors."""
+    """Collect weights, optimizer moments and random state in one flat dictionary of tensors."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         for name, value in moments.items():
@@ -144,7 +144,7 @@ def pack_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
 def unpack_state(
     tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put back what `pack_state` took."""
+    """Restore a state collected by `pack_state`."""
     model.load_state_dict(_below(tensors, "model."))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in _below(tensors, "optimizer.").items():

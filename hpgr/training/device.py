@@ -1,4 +1,4 @@
-"""Where a run computes and in which precision, decided once, with the reason printed."""
+"""Device and precision of a run, decided once; the reason is printed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Device:
     world: int
 
     def autocast(self) -> AbstractContextManager:
-        """The context in which the forward pass runs."""
+        """Return the context in which the forward pass runs."""
         if self.precision == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.precision)
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model on its device, replicated (DDP) where several processes train it."""
+        """Move the model to its device; replicate it (DDP) if several processes train it."""
         model = model.to(self.device)
         if self.world == 1:
             return model
@@ -45,7 +45,7 @@ def choose_device(device: str, precision: str) -> Device:
     Under torchrun with several processes the process group is created too.
 
     Raises:
-        UserError: CUDA is asked for and not there, or not for every process of a machine; the
+        UserError: CUDA is requested, but missing or not enough for every process of a machine; the
             variables of torchrun contradict each other; the other processes cannot be reached.
     """
     kind = found_device(device)
@@ -57,12 +57,12 @@ def choose_device(device: str, precision: str) -> Device:
         if launch.local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"LOCAL_RANK is {launch.local_rank}, but torch sees {torch.cuda.device_count()} "
-                "CUDA devices here; start at most as many processes on this machine"
+                "CUDA devices here; start at most that many processes on this machine"
             )
         torch.cuda.set_device(place)
         torch.set_float32_matmul_precision("highest")  # float32 means float32, not TF32
     else:
-        # Lets oneDNN take the float32 products: three times MKL's speed on AMD, and bfloat16
+        # Lets oneDNN compute the float32 products: three times MKL's speed on AMD, and bfloat16
         # products with float32 sums on processors that have them (AMX).
         torch.set_float32_matmul_precision("medium")
         _keep_freed_memory()
@@ -90,13 +90,13 @@ def choose_device(device: str, precision: str) -> Device:
 
 
 def _join(launch: Launch, backend: str) -> None:
-    """Meet the other processes of the run."""
+    """Join the process group of the run."""
     try:
         distributed.init_process_group(backend)
     except distributed.DistError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"process {launch.rank} of {launch.world} cannot meet the others at MASTER_ADDR and "
+            f"process {launch.rank} of {launch.world} cannot reach the others at MASTER_ADDR and "
             f"MASTER_PORT ({reason}); start them all with torchrun, or unset RANK, WORLD_SIZE and "
             "LOCAL_RANK to train with one"
         ) from error

@@ -1,4 +1,4 @@
-"""How a training ended, as its config.json keeps it, and what that says about a longer one.
+"""End of a training, as its config.json keeps it, and advice about a longer one.
 
 Light: the evaluation report reads it too. Reads and writes nothing.
 """
@@ -16,9 +16,9 @@ Reason = Literal["plan", "patience", "budget"]
 class Ending:
     """Length of a training in optimizer steps, and why it ended there.
 
-    `wanted` stands in params.yaml, `planned` is what the budget let be planned of it, `steps` were
-    run; `best_step` is that of the weights that were kept. `monitor` names the score that chose
-    them; `rising`: it was best at the last validation.
+    `wanted` steps stand in params.yaml, `planned` steps fit the budget, `steps` were run;
+    `best_step` is the step of the weights that were kept. `monitor` names the score that selected
+    them; `rising` is true if it was best at the last validation.
     """
 
     wanted: int
@@ -40,7 +40,7 @@ class Ending:
         planned: int,
         monitor: str,
     ) -> Ending:
-        """From the curves, whose last row is the last step, and the number of their best row."""
+        """Describe a training by its curves, up to the last step, and its best row."""
         steps = int(curves[-1]["step"]) if curves else 0
         stopped: Reason = "patience" if steps < planned else "budget"
         return cls(
@@ -55,7 +55,7 @@ class Ending:
         )
 
     def sentences(self, section: str) -> list[str]:
-        """What a person is to know of it; `section` is that of params.yaml, the stage's name."""
+        """Describe the ending; `section` is the stage's section of params.yaml."""
         if not self.steps:
             return [f"{section}: no step was trained."]
         length = f"{section}: {self.steps:,} of {self.wanted:,} steps, {self.epochs:,.1f} epochs"

@@ -1,8 +1,9 @@
 """Stage 2: retrieval and ranking with the network that `model.name` picks.
 
-What stage 1 trained is inherited and slowed, not frozen. The loss is next-item softmax over the
-catalogue plus a weighted pCTR cross-entropy of sampled candidates; early stopping on validation.
-With a model below base/ every other weight starts as that model's; `warm_steps` count.
+The weights of stage 1 are inherited and learn more slowly; they are not frozen. The loss is
+next-item softmax over the catalogue plus a weighted pCTR cross-entropy of sampled candidates; early
+stopping on validation.
+With a model below base/ every other weight starts as that model's, for `warm_steps` steps.
 Reads: artifacts/sessions/arrays, artifacts/pretrain, base/. Writes: artifacts/finetune.
 """
 
@@ -44,7 +45,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
 
     Raises:
         UserError: the model below base/ does not fit the log or the parameters, or stage 1 did not
-            start from it; early stopping shall watch a ranking that nothing trains.
+            start from it; early stopping monitors a ranking that is not trained.
     """
     settings, base = cfg.finetune, Base.open(workspace)
     log = EventLog.open(workspace.arrays)
@@ -126,7 +127,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
 
 
 def _check_ranking(cfg: Config, log: EventLog, *, ranking: bool) -> None:
-    """Say where the log's labels leave no ranking; refuse to watch one that there is not."""
+    """Report that no ranking is trained, and why; refuse to monitor one that is not trained."""
     settings = cfg.finetune
     why = "finetune.ranking_weight is 0"
     if not log.meta.can_rank:
@@ -142,7 +143,7 @@ def _check_ranking(cfg: Config, log: EventLog, *, ranking: bool) -> None:
 
 
 def _start_from_item_rates(model: Network, log: EventLog) -> None:
-    """Start the ranking head where counting ends: at how each item is liked in training."""
+    """Start the ranking head at each item's rate of positive events in training."""
     rows = np.asarray(log.split) == TRAIN
     label = np.asarray(log.label[rows], dtype=np.float32)
     num_items = log.meta.num_items
@@ -152,7 +153,7 @@ def _start_from_item_rates(model: Network, log: EventLog) -> None:
 
 
 def _optimizer(model: Network, cfg: Config) -> torch.optim.Optimizer:
-    """AdamW as HSTU uses it; what stage 1 trained learns `inherited_scale` times as fast."""
+    """Make AdamW as in HSTU; the weights of stage 1 learn `inherited_scale` times as fast."""
     settings, part = cfg.finetune, model.inherited
     inherited = list(part.parameters()) if part is not None and settings.inherit else []
     others = [p for p in model.parameters() if p not in set(inherited)]
@@ -176,7 +177,7 @@ class _Objective:
         self.settings, self.catalogue, self.device = cfg.finetune, catalogue, device
 
     def loss(self, model: nn.Module, batch: Batch, epoch: int, index: int) -> dict[str, Tensor]:
-        """`loss` and its parts `retrieval_loss` and `ranking_loss`."""
+        """Compute `loss` and its parts `retrieval_loss` and `ranking_loss`."""
         settings, place = self.settings, self.device.device
         packed = pack(batch.histories, place)
         rows = batch.candidates

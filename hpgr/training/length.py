@@ -1,8 +1,8 @@
-"""How long a training is: steps planned, patience, a wall-time budget, and the rate along the way.
+"""Length of a training: planned steps, patience, a wall-time budget, and the learning rate.
 
 The plan is fixed once: the steps of params.yaml or, under a budget, as many as the speed of the
-first steps lets fit. So the learning rate decays over the steps that are really run, and a resumed
-run goes on with the plan of its checkpoint. Reads and writes nothing.
+first steps allows. So the learning rate decays over the steps that are run, and a resumed run keeps
+the plan of its checkpoint. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHEAP_EPOCHS, CHEAP_STEPS = 4, 20
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train; see the sections of params.yaml for the meaning."""
+    """Steps and rates of a training; params.yaml explains each key."""
 
     steps: int
     validate_steps: int
@@ -40,7 +40,7 @@ class Schedule:
 
 
 class Speed:
-    """Times the first steps of a run with a budget and says how many steps fit it."""
+    """Times the first steps of a run with a budget and computes how many steps fit it."""
 
     def __init__(self, schedule: Schedule, every: int, device: Device) -> None:
         """`every`: steps between two validations."""
@@ -48,11 +48,11 @@ class Speed:
         self.clock, self.step_s = 0.0, 0.0
 
     def pause(self, seconds: float) -> None:
-        """Leave out `seconds` that were no step: a validation among the timed steps."""
+        """Leave out the `seconds` of a validation among the timed steps."""
         self.clock += seconds if self.clock else 0.0
 
     def known(self, step: int) -> bool:
-        """Whether the plan is to be fixed now, after `step` steps; call it after every step."""
+        """Return True if the plan is to be fixed after `step` steps; call it after every step."""
         if self.schedule.max_minutes is None:
             return False
         if step == SLOW_STEPS:
@@ -60,15 +60,15 @@ class Speed:
         return step == SLOW_STEPS + TIMED_STEPS
 
     def plan(self, step: int, spent_s: float, validate: Callable[[], Any]) -> int:
-        """Steps in all, the same in every process.
+        """Return the number of steps in all, the same in every process.
 
         Args:
-            step: steps that are done.
+            step: steps done so far.
             spent_s: seconds since the start of the run.
             validate: one validation; it is timed, its scores do not count.
         """
         now = time.perf_counter()
-        # Resumed among the timed steps: these few are slow, but all that was seen.
+        # Resumed among the timed steps: only the slow first steps were measured.
         self.step_s = (now - self.clock) / TIMED_STEPS if self.clock else spent_s / step
         validate()
         validation_s = time.perf_counter() - now
@@ -82,8 +82,8 @@ class Speed:
             planned = int(agreed)
         return planned
 
-    def told(self, planned: int, section: str) -> str:
-        """A sentence about a plan that the budget cut short."""
+    def describe(self, planned: int, section: str) -> str:
+        """Describe a plan that the budget cut short."""
         return (
             f"{planned:,} of {self.schedule.steps:,} steps fit {section}.max_minutes: "
             f"{self.schedule.max_minutes:g} at {self.step_s:.2f} s a step; "
@@ -92,9 +92,10 @@ class Speed:
 
 
 def learning_rate_scale(step: int, *, warmup: int, total: int, decay: bool) -> float:
-    """Linear warm-up, then constant or a cosine down to a tenth, which keeps late steps useful.
+    """Scale the rate: linear warm-up, then constant or a cosine down to a tenth.
 
-    The warm-up takes a quarter of a short training at most: it must get to its peak.
+    A tenth keeps late steps useful. The warm-up takes at most a quarter of the training, so that a
+    short one reaches its peak.
     """
     warmup = min(warmup, total // 4)
     if step < warmup:
@@ -106,16 +107,16 @@ def learning_rate_scale(step: int, *, warmup: int, total: int, decay: bool) -> f
 
 
 def validation_interval(schedule: Schedule, batches_per_epoch: int) -> int:
-    """Steps between two validations: those of params.yaml, fewer where the log is small.
+    """Return the steps between two validations: those of params.yaml, fewer on a small log.
 
-    There the best weights may come early, and a validation costs little.
+    On a small log the best weights may come early, and a validation costs little.
     """
     cheap = max(CHEAP_STEPS, CHEAP_EPOCHS * batches_per_epoch)
     return min(schedule.validate_steps, cheap)
 
 
 def is_due(state: dict[str, Any], every: int) -> bool:
-    """Whether the weights of this step are to be validated and were not yet."""
+    """Return True if the weights of this step are to be validated and were not yet."""
     step = state["step"]
     if not step or (state["curves"] and state["curves"][-1]["step"] == step):
         return False
@@ -123,14 +124,14 @@ def is_due(state: dict[str, Any], every: int) -> bool:
 
 
 def is_best(curves: list[dict[str, float]], monitor: str) -> bool:
-    """Whether the newest row's monitored score beats all before; losses count downwards."""
+    """Return True if the newest row's monitored score is the best so far; a loss is best low."""
     sign = -1 if monitor.endswith("loss") else 1
     scores = [sign * row[monitor] for row in curves]
     return len(scores) == 1 or scores[-1] > max(scores[:-1])
 
 
 def exhausted(state: dict[str, Any], schedule: Schedule) -> bool:
-    """Whether `patience` times `validate_steps` steps brought nothing better."""
+    """Return True if `patience` times `validate_steps` steps brought nothing better."""
     if schedule.patience is None or state["best"] < 0:
         return False
     waited = state["curves"][-1]["step"] - state["curves"][state["best"]]["step"]

@@ -1,8 +1,8 @@
-"""The training loop of both stages: one engine, resumable at any step, stopped with grace.
+"""The training loop of both stages, resumable at any step.
 
 Length is counted in steps, whatever the size of the log. Batches are a pure function of (seed,
 epoch, index), so the position in the data is two integers. SIGTERM and SIGINT end the run after the
-current step with a checkpoint; the same command goes on.
+current step with a checkpoint; the same command resumes it.
 Writes: a scratch folder with the checkpoint and the best weights; returns the curves.
 """
 
@@ -53,7 +53,7 @@ class Stopped(SystemExit):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Curves (one row a validation), the best weights, how it ended and how fast it went.
+    """Curves (one row a validation), the best weights, the ending and the speed of a training.
 
     `best` is the row of the best validation, -1 without one.
     """
@@ -87,7 +87,7 @@ def train(
         loss: (model, batch, epoch, index) -> named losses; `loss` is the one to minimise.
         validate: named scores of the model; every process computes the same, so all agree on when
             to stop. It draws no random number: a run does not depend on how often it is validated.
-        device: where and in which precision.
+        device: device and precision.
         schedule: length, patience, rates.
         scratch: folder of checkpoint and best weights; emptied by the caller when all is written.
         name: shown on the progress bar; the section of params.yaml.
@@ -103,7 +103,7 @@ def train(
         "epoch": 0, "index": 0, "step": 0, "curves": [], "best": -1, "planned": schedule.steps,
         "sums": {}, "seconds": 0.0, "events": 0,
     }  # fmt: skip
-    tensors, saved = load_checkpoint(scratch, tells=device.rank == 0)
+    tensors, saved = load_checkpoint(scratch, leads=device.rank == 0)
     if saved:
         state = saved
         unpack_state(tensors, model, optimizer)
@@ -185,7 +185,7 @@ def train(
                 state["planned"] = speed.plan(state["step"], spent, validated)
                 bar.total = state["planned"]
                 if state["planned"] < schedule.steps:
-                    say(speed.told(state["planned"], name))
+                    say(speed.describe(state["planned"], name))
                 save()
             elif stop.asked or state["step"] % schedule.checkpoint_steps == 0:
                 save()
@@ -213,10 +213,10 @@ def train(
 def _batches(
     windows: TrainingWindows, device: Device, epoch: int, index: int
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Epoch, number within it and windows of this process's batches, from a position on, no end."""
+    """Yield epoch, index and windows of this process's batches, without end, from a position on."""
     while True:
         plan, world = windows.plan(epoch), device.world
-        # Every process has as many batches; of fewer batches than processes each gets one.
+        # Every process gets the same number of batches, and at least one.
         plan = plan[: len(plan) // world * world] or (plan * world)[:world]
         mine = plan[device.rank :: world]
         for number in range(index, len(mine)):
@@ -225,7 +225,7 @@ def _batches(
 
 
 def _row(state: dict[str, Any], batches_per_epoch: int) -> dict[str, float]:
-    """A row of the curves without its scores: how far, and the mean losses since the last one."""
+    """A row of the curves without its scores: step, epoch, mean losses since the row before."""
     step = state["step"]
     count = step - (state["curves"][-1]["step"] if state["curves"] else 0)
     row = {"step": float(step), "epoch": round(step / batches_per_epoch, 2)}

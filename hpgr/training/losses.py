@@ -49,7 +49,7 @@ class _CosineSoftmax(torch.autograd.Function):
 
 
 def full_softmax(states: Tensor, items: Tensor, target: Tensor, *, first_item: int) -> Tensor:
-    """Mean cross-entropy of `target` under softmax(states @ items.T) over the catalogue.
+    """Compute the mean cross-entropy of `target` under softmax(states @ items.T).
 
     Args:
         states: [T, D], rows of length at most 80: scores are exponentiated without subtracting a
@@ -63,7 +63,7 @@ def full_softmax(states: Tensor, items: Tensor, target: Tensor, *, first_item: i
 
 
 def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
-    """Mean cross-entropy of `target` against its own negatives, as in HSTU's research code.
+    """Compute the mean cross-entropy of `target` against its negatives, as HSTU's research code.
 
     A negative equal to the target is masked. Scores against the whole catalogue are one product
     for a chunk of rows, of which R are picked: on small catalogues much cheaper than gathering
@@ -96,7 +96,7 @@ def _at_a_time(items: Tensor) -> int:
 
 
 def normalised(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """L2-normalised states divided by the temperature, and L2-normalised items."""
+    """Return L2-normalised states divided by the temperature, and L2-normalised items."""
     with autocast_off(states):
         return (
             functional.normalize(wide(states), dim=-1) / temperature,

@@ -1,4 +1,4 @@
-"""What a training stage leaves behind: weights, configuration, metrics and curves, atomically."""
+"""Outputs of a training stage, written atomically: weights, configuration, metrics, curves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_outputs(
 ) -> None:
     """Write `model.safetensors`, `config.json`, `metrics.json` and `curves.csv` to `folder`.
 
-    How the training ended stands in config.json too, as `training`; it holds no timing.
+    config.json also says how the training ended, as `training`; it holds no timing.
     """
     best = outcome.curves[outcome.best] if outcome.curves else {}
     ending = outcome.ending
@@ -48,7 +48,7 @@ def write_outputs(
 
 
 def write_empty(folder: Path, name: str, settings: dict[str, Any]) -> None:
-    """Write the same files for a stage that the model has no use for: no weights, no curves.
+    """Write the same files for a stage that the model does not need: no weights, no curves.
 
     Args:
         folder: of the stage.

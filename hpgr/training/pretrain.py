@@ -42,7 +42,7 @@ def mask_events(
     mask_share: float,
     session_mask_share: float,
 ) -> np.ndarray:
-    """Which events are hidden, bool [T]: some at random and, for some users, one whole session.
+    """Choose events to hide, bool [T]: some at random and, for some users, one whole session.
 
     Args:
         histories: B users.
@@ -54,7 +54,7 @@ def mask_events(
     for user in np.flatnonzero(random.random(len(histories)) < session_mask_share):
         rows = slice(histories.offsets[user], histories.offsets[user + 1])
         sessions = np.unique(histories.session[rows])
-        if len(sessions) > 1:  # a user's only session would leave nothing to infer it from
+        if len(sessions) > 1:  # nothing would be left to infer a user's only session from
             masked[rows] |= histories.session[rows] == random.choice(sessions)
     if len(masked) and not masked.any():
         masked[random.integers(len(masked))] = True
@@ -62,7 +62,7 @@ def mask_events(
 
 
 def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
-    """Run stage 1 as params.yaml says; zero steps write the trunk it started with.
+    """Run stage 1 as params.yaml says; zero steps write the initial trunk.
 
     Args:
         cfg: sections `model`, `pretrain` and `finetune`, with their keys as attributes: a `Config`
@@ -75,7 +75,7 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     settings, base = cfg.pretrain, Base.open(workspace)
     if base:
         base.check_name(cfg.model.name)
-        # Here, because it needs pyarrow, which a machine that trains from nothing may not have.
+        # Imported here: it needs pyarrow, which a machine that only trains may lack.
         from hpgr.data.vocabulary import check_kept_ids
 
         check_kept_ids(workspace)
@@ -157,7 +157,7 @@ class _MaskedItems:
         )
 
     def loss(self, model: nn.Module, batch: Batch, epoch: int, index: int) -> dict[str, Tensor]:
-        """`loss`: cross-entropy over the catalogue at the masked rows."""
+        """Compute `loss`: cross-entropy over the catalogue at the masked rows."""
         random = np.random.default_rng([self.settings.seed, epoch, index, self.device.rank])
         hidden = mask_events(
             batch.histories,

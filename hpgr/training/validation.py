@@ -1,4 +1,4 @@
-"""Scores on the validation split, for early stopping. Nothing here ever opens the test split.
+"""Scores on the validation split, for early stopping. Never opens the test split.
 
 Retrieval: HR@10 and NDCG@10 of the user's validation event; where items seen before are removed
 (`remove_history` of `hpgr.data.log.Meta`), an event that repeats one is a miss.
@@ -33,14 +33,14 @@ class Validation:
         self.log, self.max_history, self.ranking = log, max_history, ranking
         user = log.user_of_event()
         rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
-        rows = rows[rows > log.user_offsets[user[rows]]]  # an event without history asks nothing
+        rows = rows[rows > log.user_offsets[user[rows]]]  # an event without history is no query
         if len(rows) > num_queries:
             rows = np.sort(np.random.default_rng(seed).choice(rows, num_queries, replace=False))
         self.rows, self.user = rows, user[rows]
         self.start = np.asarray(log.user_offsets[self.user])
 
     def __call__(self, model: Network, device: torch.device) -> dict[str, float]:
-        """Named scores of `model`; an empty validation split gives none."""
+        """Return named scores of `model`; an empty validation split gives none."""
         if not len(self.rows):
             return {}
         scorer = Scorer(model, device, self.max_history)
@@ -59,7 +59,7 @@ class Validation:
             target = log.item[rows]
             repeated = np.zeros(len(rows), dtype=bool)
             if log.meta.remove_history:
-                # Everything the user had before goes, also what is too old for the window.
+                # All earlier items of the user go, also those too old for the window.
                 for query, (first, row) in enumerate(zip(self.start[part], rows, strict=True)):
                     before = log.item[first:row]
                     repeated[query] = (before == target[query]).any()
@@ -77,7 +77,7 @@ class Validation:
             rows, users = self.rows[part], self.user[part]
             time = np.asarray(log.timestamp[rows])
             past = histories(log, users, rows, time, self.max_history)
-            # Events at the very moment of the request are not visible to a candidate.
+            # Events at the time of the request itself are hidden from a candidate.
             visible = events_before(past, np.arange(len(rows)), time)
             end = rows - (np.diff(past.offsets) - visible)
             past = histories(log, users, end, time, self.max_history)

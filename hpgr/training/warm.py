@@ -1,6 +1,6 @@
 """Warm start: the weights below base/, grown to the vocabulary of the log that is trained on.
 
-Rows of what the base knows stay bit for bit; rows that it lacks are those of a fresh network.
+Rows of known items stay bit for bit; rows that the base lacks are those of a fresh network.
 Buffers describe the catalogue and are the new log's. Reads: base/ (see `hpgr.data.base_folder`).
 """
 
@@ -28,7 +28,7 @@ FROM_NOTHING = "train from nothing with `hpgr base --clear` (the flow `train` do
 
 @dataclass(frozen=True)
 class Base:
-    """The model below base/: its weights, its config.json, which version it is and its files."""
+    """The model below base/: its weights, its config.json, its version and its files."""
 
     weights: dict[str, Tensor]
     config: dict[str, Any]
@@ -37,7 +37,7 @@ class Base:
 
     @classmethod
     def open(cls, workspace: Workspace = HERE) -> Base | None:
-        """The model to start from, or None where base/ is empty.
+        """Open the model to start from; return None if base/ is empty.
 
         Raises:
             UserError: the weights are damaged.
@@ -115,8 +115,8 @@ class Base:
 
         Args:
             name: of the model that is asked for.
-            ranking: whether a ranking head is trained.
-            enough_labels: whether the log's labels allow one.
+            ranking: a ranking head is trained.
+            enough_labels: the log's labels allow one.
 
         Raises:
             UserError: the message names the parameter.
@@ -125,17 +125,17 @@ class Base:
         if self.config["ranking"] == ranking:
             return
         if not enough_labels:
-            cause = "the log has too few training events of one label to go on with that"
-            cure = "Name a positive that it has (sessionize.positive_from, positive_actions)"
+            cause = "the log has too few training events of one label for a ranking"
+            fix = "Name a positive that it has (sessionize.positive_from, positive_actions)"
         elif ranking:
             cause = "finetune.ranking_weight is above 0 and both labels have events enough"
-            cure = "Set finetune.ranking_weight: 0"
+            fix = "Set finetune.ranking_weight: 0"
         else:
             cause = "finetune.ranking_weight is 0"
-            cure = "Set it back"
+            fix = "Set it back"
         was = "with a ranking" if self.config["ranking"] else "without a ranking"
         raise UserError(
-            f"base/ holds {self.title}, trained {was}; {cause}. {cure}, or {FROM_NOTHING}."
+            f"base/ holds {self.title}, trained {was}; {cause}. {fix}, or {FROM_NOTHING}."
         )
 
     def _check_sizes(self, before: dict[str, int], now: dict[str, int]) -> None:
@@ -166,33 +166,33 @@ class Base:
                 for k, v in settings.items()
                 if was.get(k) != v
             ]
-            cause = "; ".join(changed) or "the log has actions or categories that it had not"
+            cause = "; ".join(changed) or "the log has new actions or categories"
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(
-                f"base/ holds {self.title}, which this network cannot go on from: {problems[0]}"
+                f"base/ holds {self.title}, which does not fit this network: {problems[0]}"
                 f"{more}. Cause: {cause}. Set the parameters back, or {FROM_NOTHING}."
             )
 
 
 def grow(old: Tensor, fresh: Tensor, behind: int) -> Tensor:
-    """`old` with as many rows as `fresh`; the rows that it lacks are `fresh`'s.
+    """Grow `old` to as many rows as `fresh`; the rows that it lacks are `fresh`'s.
 
     Args:
         old: weight of the base, [rows + behind, ...].
         fresh: the same weight of a fresh network, with at least as many rows.
-        behind: rows of both behind the vocabulary, which stay the last ones.
+        behind: rows of both behind the vocabulary, which stay last.
     """
     known = len(old) - behind
     return torch.cat([old[:known], fresh[known : len(fresh) - behind], old[known:]])
 
 
 def inherit(network: Network, name: str, base: Base | None, pretrained: Path) -> Path:
-    """Give `network` what stage 1 trained and return the file that it came from.
+    """Give `network` the weights of stage 1 and return the file that they came from.
 
     Args:
         network: with a part to inherit.
         name: of the model.
-        base: that stage 2 is about to start from.
+        base: start of stage 2, or None.
         pretrained: folder of stage 1.
 
     Raises:

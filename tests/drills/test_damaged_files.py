@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_is_put_aside(stopped, tmp_path, damage, files, exp
         path = scratch.relative_to(project) / name
         assert re.search(
             rf"^WARNING: {path}\.safetensors is damaged \(.+\): put aside as {path}\.damaged; "
-            "going on from what was saved before it$",
+            "resuming from the state saved before it$",
             done.stdout,
             re.MULTILINE,
         )

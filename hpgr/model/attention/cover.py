@@ -1,9 +1,9 @@
-"""Which queries see which keys: visible ranges over packed rows, covered by a list of tiles.
+"""Visible keys of each query: ranges over packed rows, covered by a list of tiles.
 
 Sequences of many users lie one after the other in packed rows, without padding. Query i sees the
 contiguous key rows `first[i] .. last[i] - 1`; causal history, closed sessions, whole sessions and a
 candidate's past are all such ranges. The score matrix is cut into tiles of S x S; only tiles that
-hold something visible are ever computed, so users, windows and sparse masks cost what they show.
+hold a visible pair are computed, so cost follows the visible pairs.
 
 Where many small tiles cost more than a few large ones (on an accelerator), the same ranges are
 covered by one tile a segment instead: all queries that begin at the same key, and every key that
@@ -62,7 +62,7 @@ class Tiles:
 
 
 def time_bucket(seconds: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
-    """HSTU's logarithmic bucket of a time difference, 0..128.
+    """Return HSTU's logarithmic bucket of a time difference, 0..128.
 
     floor(ln(max(1, |d|)) / 0.301), clamped: the official research code's formula.
     """
@@ -151,7 +151,7 @@ def build_tiles(
 def cover(
     first: Int[Tensor, "Q"], last: Int[Tensor, "Q"], num_keys: int, size: int
 ) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
-    """Query and key block of every tile that holds a visible pair, sorted by query block."""
+    """Return query and key block of every tile that holds a visible pair, sorted by query block."""
     empty = first >= last
     low = blocks(torch.where(empty, num_keys, first), size, fill=num_keys).amin(1) // size
     high = -(-blocks(torch.where(empty, 0, last), size).amax(1) // size)

@@ -1,4 +1,4 @@
-"""Pointwise attention as one additive primitive, and the choice of what computes it.
+"""Pointwise attention as one additive primitive, and the choice of its back end.
 
     out_i = sum_j w_ij * f(q_i . k_j + position_bias[i - j] + time_bias[bucket_ij]) v_j
 
@@ -25,7 +25,7 @@ BACK_ENDS: dict[str, BackEnd] = {"tiles": tile_attention}
 
 
 def back_end(device: torch.device, name: str = "auto") -> BackEnd:
-    """Return what computes the sum on `device`.
+    """Return the function that computes the sum on `device`.
 
     Args:
         device: of the queries.
@@ -48,14 +48,14 @@ def additive_attention(
 ) -> Float[Tensor, "Q H Dv"]:
     """Compute the additive attention sum over a tile list, not normalised.
 
-    Products are of autocast's type where it is on (else of the widest of q, k and v), the sum over
-    keys of float32 at least; biases and their gradients keep their own type.
+    Products have autocast's type if it is on, else the widest type of q, k and v. The sum over keys
+    has float32 at least. Biases and their gradients keep their own type.
 
     Args:
         q: [Q, H, D].
         k: [K, H, D].
         v: [K, H, Dv].
-        tiles: what each query sees.
+        tiles: the keys that each query sees.
         position_bias: [P], by distance from query to key; greater distances share the last entry.
         time_bias: [129], by time bucket.
         weight: [N, S, S], multiplies f(score); receives a gradient.
