@@ -18,7 +18,7 @@ PANEL = "Flows"
 
 
 class Commands(TyperGroup):
-    """The commands of `hpgr`, and the added ones, which are imported when they are asked for."""
+    """The commands of `hpgr`, and the added ones, which are imported when they are called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands, the added ones last."""

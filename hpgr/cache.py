@@ -1,8 +1,8 @@
-"""Corrupted files of DVC's cache: their bytes are no longer those of their names.
+"""Corrupted files of DVC's cache: their content no longer matches the hash in their name.
 
 DVC write-protects what it stores and trusts it from then on: it restores what a disk has changed
 without a warning, and dvc.lock then records it. Reads the cache that `dvc cache dir` names. Removes
-only files that are not what their names say, which nobody can use.
+only files whose content does not match their name, which are useless.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def clean_cache(stage: str | None = None, workspace: Workspace = HERE) -> list[P
 
 
 def outputs(store: Path, stage: str, lock: Path) -> Iterator[Path]:
-    """Files below `store` that hold the outputs of a stage, as dvc.lock names them."""
+    """Yield the files below `store` that hold the outputs of a stage, as dvc.lock names them."""
     recorded = yaml.safe_load(lock.read_text())["stages"][stage]
     for out in recorded.get("outs", []):
         path = store / out["md5"][:2] / out["md5"][2:]

@@ -1,4 +1,4 @@
-"""The command line: `hpgr STAGE` for DVC, and what a person asks between runs.
+"""The command line: `hpgr STAGE` for DVC, and the commands of a person.
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
     hpgr train | refresh PATH        a flow each, as a Prefect run (flows/commands.py)
@@ -90,7 +90,7 @@ def run_stage(name: str, workspace: Workspace = HERE) -> None:
 
 
 def _enter_stage() -> None:
-    """What every stage's process needs: live output, a clean end on SIGTERM and with its parent."""
+    """Set up a stage's process: live output, a clean end on SIGTERM and with its parent."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     signal.signal(signal.SIGTERM, _leave)
@@ -98,7 +98,7 @@ def _enter_stage() -> None:
         # A killed DVC must not leave a stage that goes on writing the outputs of the next run.
         # Not for a stage started by hand, which may outlive its shell.
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        # Killed before that: whoever adopts is of another group. So is torchrun, of its processes'.
+        # Killed before that: the process that adopts this one is in another group. So is torchrun.
         if os.getpgid(os.getppid()) != os.getpgrp() and not launched().by_torchrun:
             _leave()
 
@@ -150,7 +150,7 @@ def promote(
         bool, typer.Option("--roll-back", help="make the previous champion champion again")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="promote what the gate has not accepted")
+        bool, typer.Option("--force", help="promote although the gate has not accepted it")
     ] = False,
     who: Annotated[
         str | None, typer.Option(help="whose decision it is; default: this account")
@@ -203,7 +203,7 @@ def base(
 
 @app.command(rich_help_panel="Registry")
 def monitor() -> None:
-    """Judge data and champion by the thresholds; a breach is told and no failure."""
+    """Judge data and champion by the thresholds; a breach is reported and fails nothing."""
     from hpgr.monitoring import thresholds as monitor
 
     print(printable(monitor.as_text(monitor.monitor(load_config()))))
@@ -237,7 +237,7 @@ def doctor(
         Path | None, typer.Argument(help="file or folder; default: data.path of params.yaml")
     ] = None,
 ) -> None:
-    """Say what is wrong with a log, line by line, before anything runs."""
+    """List the problems of a log, line by line, before anything runs."""
     from hpgr.intake.doctor import doctor
     from hpgr.intake.file_problems import FileProblem
 
@@ -255,7 +255,7 @@ def doctor(
 
 @app.command()
 def incoming(path: Annotated[Path, typer.Argument(help="file or folder of new events")]) -> None:
-    """Say whether a batch of new events would be taken in; nothing is written."""
+    """Check a batch of new events as `hpgr refresh` would; nothing is written."""
     from hpgr.intake.incoming import examine
 
     verdict = examine(load_config(), path, evidence=False)
@@ -270,7 +270,7 @@ def incoming(path: Annotated[Path, typer.Argument(help="file or folder of new ev
 
 @app.command()
 def cache() -> None:
-    """Read DVC's cache back and remove what is corrupted; `dvc repro` then makes it anew."""
+    """Remove the corrupted files of DVC's cache; `dvc repro` then makes them anew."""
     from hpgr.cache import clean_cache
 
     removed = clean_cache()
@@ -338,8 +338,8 @@ def recommend_all(
 ) -> None:
     """Answer every user of the log with the champion, into Parquet; continues after a stop.
 
-    The users are those that sessionize kept (min_user_events). What is not given here is as in
-    the section recommend of params.yaml.
+    The users are those that sessionize kept (min_user_events). For an option
+    that is not given, the section recommend of params.yaml holds.
     """
     from hpgr.serving.batch import recommend_all
 

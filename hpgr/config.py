@@ -1,7 +1,7 @@
 """Configuration: params.yaml, validated at the edge.
 
 One frozen model per section of params.yaml; an unknown key, a wrong type or a value out of range
-is one clear error that names the key. Reads: params.yaml, through `params.py`. Writes: nothing.
+is one clear error that names the key. Reads params.yaml (hpgr/params_file.py); writes nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """An unquoted yes, no, on or off is a switch, and Python takes a switch for 1 or 0."""
+        """Refuse yes, no, on, off, true and false for a number, as Python takes them for 1 or 0."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if kind is bool:
             return value
@@ -68,7 +68,7 @@ class Columns(Section):
 
 
 class Data(Section):
-    """Where the raw log lies and how it is read."""
+    """The raw log: its place and its format."""
 
     path: ProjectPath
     format: Literal["movielens-1m", "movielens-100k", "complete-journey", "table"]
@@ -109,7 +109,7 @@ class Sessionize(Section):
     @field_validator("positive_actions", mode="before")
     @classmethod
     def _whole_numbers_are_words(cls, value: Any) -> Any:
-        """Actions are text: [1, 2] means the actions spelled 1 and 2."""
+        """Read the actions [1, 2] as the texts 1 and 2."""
         if isinstance(value, list):
             return [str(word) if type(word) is int else word for word in value]
         return value
@@ -203,7 +203,7 @@ class Register(Section):
 
 
 class Gate(Section):
-    """When a challenger may take the champion's place."""
+    """Rules by which a challenger takes the champion's place."""
 
     metric: str = Field(pattern=r"^((hr|ndcg)@[1-9]\d*|auc)$")
     margin: float = Field(ge=0)
@@ -215,7 +215,7 @@ class Gate(Section):
 
 
 class Orchestrate(Section):
-    """How Prefect runs the stages."""
+    """Retries, time-outs and work pools of the stages under Prefect."""
 
     retries: int = Field(ge=0)
     retry_delay_s: float = Field(ge=0)
@@ -251,7 +251,7 @@ class Recommend(Section):
 
 
 class Refresh(Section):
-    """What a batch of new events may look like beside the newest events of the log."""
+    """Limits on a batch of new events, against the newest events of the log."""
 
     reference_events: int = Field(ge=1)
     max_volume_change: float = Field(gt=1)
@@ -273,7 +273,7 @@ class Monitor(Section):
 
 
 class Config(Section):
-    """The whole of params.yaml."""
+    """All of params.yaml."""
 
     data: Data
     validate_: Validate = Field(alias="validate")
@@ -317,7 +317,7 @@ def resolve(
         name = raw.get("profile")
         raise ConfigError(
             f"{source}: {' and '.join(former)} cannot stand here: a profile is a file in profiles/ "
-            f"whose values are written into {PARAMS_FILE}. To have that done and the key removed: "
+            f"whose values are written into {PARAMS_FILE}. To do that and remove the key: "
             f"hpgr params --profile {name if isinstance(name, str) else 'NAME'}"
         )
     known = fields_of(Config)
@@ -339,7 +339,7 @@ def resolve(
 
 
 def _origin(line: str, origins: Mapping[str, str]) -> str:
-    """Name where the value of a message's key was set, if not in params.yaml itself."""
+    """Name the file that set the value of a message's key, if not params.yaml itself."""
     place = line.strip().partition(":")[0]
     found = [at for key, at in origins.items() if f"{place}.".startswith(f"{key}.")]
     return f" [set by {found[-1]}]" if found else ""  # the last one counts

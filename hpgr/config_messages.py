@@ -1,4 +1,4 @@
-"""What is wrong with params.yaml, in words: one line a mistake, each with what is possible.
+"""Messages about mistakes in params.yaml: one line each, with the values that are possible.
 
 Reads and writes nothing.
 """
@@ -43,14 +43,14 @@ KINDS = {
 
 
 def fields_of(model: Any) -> dict[str, Any]:
-    """Annotation of each field of a section by its name in the file; nothing of anything else."""
+    """Return the annotation of each field of a section, by its name in the file; else nothing."""
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return {}
     return {f.alias or name: f.annotation for name, f in model.model_fields.items()}
 
 
 def described(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
-    """One line a mistake; a key that is only missing because it is misspelt is named once.
+    """Yield one line a mistake; a key that is missing because it is misspelt is named once.
 
     Args:
         error: what validating the file found.

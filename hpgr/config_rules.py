@@ -1,4 +1,4 @@
-"""Rules between parameters: what no single value shows to be impossible.
+"""Rules between parameters: combinations of values that cannot work.
 
 Reads and writes nothing.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def impossible(cfg: Config) -> Iterator[str]:
-    """One line for each combination of values that nothing could work with."""
+    """Yield one line for each combination of values that cannot work."""
     yield from (f"  model.{problem}" for problem in section_of(cfg.model).problems())
     yield from _training(cfg)
     yield from _evaluation(cfg)
@@ -27,7 +27,7 @@ def impossible(cfg: Config) -> Iterator[str]:
 
 
 def gate_metrics(evaluate: Evaluate, split: str) -> list[str]:
-    """Names of what `hpgr.evaluation.contest` measures, where both models rank."""
+    """Return the metrics of `hpgr.evaluation.contest` for two models that both rank."""
     cutoffs = dict.fromkeys(evaluate.cutoffs)
     found = [*(f"{name}@{k}" for name in ("hr", "ndcg") for k in cutoffs), "mrr"]
     ranking = ["auc", "log_loss"] if split == "global-time" else []
@@ -71,7 +71,7 @@ def _gate(cfg: Config) -> Iterator[str]:
 
 
 def _columns(cfg: Config) -> Iterator[str]:
-    """User, item and time are three columns; a title may well be the id."""
+    """Check that user, item and time are three columns; the title may be the id."""
     columns = cfg.data.columns
     seen: dict[str, str] = {}
     for ours in ("user_id", "item_id", "timestamp"):

@@ -1,8 +1,7 @@
-"""Messages for errors that are not of the project's own making.
+"""Messages for low-level errors: a full disk, a damaged file, missing rights.
 
-A full disk, a damaged file, missing rights: libraries report each in their own words and from deep
-inside. Reads what lies below artifacts/ and base/, only after the error. Writes nothing, but
-removes compiled modules that a full disk may have cut off.
+Libraries report each of them in their own words. Reads the files below artifacts/ and base/, only
+after the error. Writes nothing, but removes compiled modules that a full disk may have cut off.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ MEGABYTE = 1 << 20
 
 @contextmanager
 def explained(name: str, output: Path, workspace: Workspace = HERE) -> Iterator[None]:
-    """Turn what ends the block of the command `name` into a UserError where its cause is known.
+    """Turn an error of the block into a UserError where its cause is known.
 
     Args:
         name: of the command or stage.
-        output: what it writes; see `describe`.
-        workspace: whose files it reads.
+        output: the path that it writes; see `describe`.
+        workspace: the files to look at.
     """
     try:
         yield
@@ -57,8 +56,8 @@ def describe(error: Exception, output: Path, workspace: Workspace = HERE) -> str
 
     Args:
         error: the error.
-        output: what the stage writes; it is not looked at.
-        workspace: whose files are looked at.
+        output: the path that the stage writes; it is not read.
+        workspace: the files to look at.
     """
     if isinstance(error, UserError | ConfigError):
         return None
@@ -82,7 +81,7 @@ def describe(error: Exception, output: Path, workspace: Workspace = HERE) -> str
 
 
 def _drop_compiled() -> None:
-    """Remove what Python has compiled of this package; it compiles again.
+    """Remove the compiled modules of this package; Python compiles them again.
 
     On a full disk Python 3.11 and 3.12 may write half a module unnoticed (their loader ignores how
     many bytes were written); every later import of it would fail.
@@ -92,14 +91,14 @@ def _drop_compiled() -> None:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """`error` and what led to it, the last first."""
+    """Yield `error` and the errors that led to it, the latest first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def is_full(error: BaseException) -> bool:
-    """Return True if a write found no room; libraries outside Python say so in words only."""
+    """Return True if a write found no room; some libraries only say so in the message."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
     return any(words in str(error) for words in (*map(os.strerror, FULL), SQLITE_FULL))
@@ -120,18 +119,18 @@ def _no_room(error: BaseException, output: Path) -> str:
 
 
 def _damaged(output: Path, workspace: Workspace) -> Iterator[tuple[Path, str]]:
-    """Files that are not whole, with what their format's reader says; `output` is not looked at."""
+    """Yield damaged files, with the message of their format's reader; `output` is left out."""
     folders = (workspace.artifacts, workspace.base)
     for path in sorted(path for folder in folders for path in folder.rglob("*")):
         if path.is_file() and output not in path.parents and not path.name.startswith("."):
             try:
                 _open(path)
-            except Exception as error:  # whatever a reader raises, the file is at fault
+            except Exception as error:  # any error of a reader is the file's fault
                 yield path, str(error).split("\n")[0]
 
 
 def _open(path: Path) -> None:
-    """Read enough of a file to see whether it was cut off."""
+    """Read enough of a file to notice that it was cut off."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 

@@ -19,8 +19,8 @@ from urllib.parse import unquote
 from hpgr.runtime import UserError
 
 SIGNS = ":{}"  # `:` parts the folders of PATH; DVC formats a text that holds its cache's path
-# pip's commands name their Python in a line of their own. One with a space, or too long for the
-# system, becomes a line of shell: in double quotes with a space, without quotes else.
+# pip's commands name their Python in their first line. With a space in it, or too long for the
+# system, it becomes a line of shell: in double quotes if it has a space, else without quotes.
 LONGEST = 124  # bytes
 QUOTED_SIGNS = '$"`\\'
 SHELL_SIGNS = QUOTED_SIGNS + "'&;|<>()[]*?"
@@ -31,7 +31,7 @@ def require_folder() -> None:
     """Refuse a current folder whose path has characters that a tool would misread.
 
     Raises:
-        UserError: with those characters.
+        UserError: the path has such characters; the message lists them.
     """
     text = str(Path.cwd())
     python = os.fsencode(f"{text}/.venv/bin/python")
@@ -50,10 +50,10 @@ def require_folder() -> None:
 
 
 def require_repository() -> None:
-    """Refuse a folder that belongs to no git repository, as a copy from a zip does not.
+    """Refuse a folder outside any git repository, such as a copy from a zip.
 
     Raises:
-        UserError: the message says how to make one.
+        UserError: there is none; the message says how to make one.
     """
     here = Path.cwd()
     if not any((folder / ".git").exists() for folder in (here, *here.parents)):
@@ -64,7 +64,7 @@ def require_repository() -> None:
 
 
 def sqlite_uri(file: Path, driver: str | None = None) -> str:
-    """SQLAlchemy's address of an SQLite file: absolute, as a relative one follows the process.
+    """Return SQLAlchemy's address of an SQLite file, absolute.
 
     Args:
         file: the database.
@@ -79,7 +79,7 @@ def sqlite_uri(file: Path, driver: str | None = None) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite store; None for any other."""
+    """Return the file of an SQLite store; None for any other."""
     found = re.match(r"sqlite(?:\+\w+)?:///([^?]*)", uri)
     return Path(unquote(found[1])) if found else None
 

@@ -1,7 +1,7 @@
-"""Reach servers on this machine directly, whatever proxy the environment names.
+"""Reach servers on this machine directly, even if the environment names a proxy.
 
 A proxy (`http_proxy`, usual in companies) cannot reach this machine's 127.0.0.1, yet the clients of
-Prefect, MLflow and S3 would ask it. And a client prepares every proxy that is named: one that it
+Prefect, MLflow and S3 would ask it. And a client prepares every proxy that is named. One that it
 cannot use (SOCKS, such as GNOME's `socks://`) stops it before its first request. Reads and writes
 the environment's *_proxy and NO_PROXY.
 """
@@ -31,7 +31,7 @@ def spare_loopback() -> None:
 
 
 def _host(entry: str) -> str | None:
-    """The entry as all clients read it; None if it would stop one of them."""
+    """Return the entry as all clients read it; None if it would stop one of them."""
     if PLAIN_HOST.fullmatch(entry):
         return entry
     try:
@@ -45,6 +45,6 @@ def _usable(proxy: str) -> bool:
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none
+    except ValueError:  # not a port
         return False
     return known or (parts.scheme in ("socks5", "socks5h") and find_spec("socksio") is not None)

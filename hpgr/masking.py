@@ -1,11 +1,11 @@
-"""Mask secrets in text: the one place that knows what they look like.
+"""Mask secrets in text: every pattern of a secret is here.
 
     masked(text)    *** in place of credentials in URIs, of secret parameters, of known tokens, and
                     of every secret value that the environment or DVC's configuration holds
     install()       the same for all that this process prints and logs from now on
 
-Errors of `hpgr` and of the flows are masked as they are made (`hpgr.runtime.UserError`): what shows
-them need not. Reads the environment and `.dvc/config*`. Writes nothing.
+Errors of `hpgr` and of the flows are masked when they are created (`hpgr.runtime.UserError`).
+Reads the environment and `.dvc/config*`; writes nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Any, TextIO
 from urllib.parse import quote, quote_plus, unquote
 
 MASK = "***"
-SHORTEST = 4  # characters; what is shorter is masked only where it stands in a URI
+SHORTEST = 4  # characters; a shorter secret is masked only in a URI
 WHOLE_WORD = 8  # a value shorter than this is masked as a word of its own, not inside another one
 DVC_CONFIGS = (Path(".dvc/config"), Path(".dvc/config.local"))
 HARMLESS = frozenset({"true", "false", "none", "null", "yes", "no", "string", "required"})
 
-# Names of parameters and settings whose value is a secret: what their last word is.
+# Last words of the names of parameters and settings whose value is a secret.
 NAME = (
     r"(?:(?:passwords?|passwd|passphrase)"
     r"|(?<![A-Za-z0-9])(?:pwd|secrets?|token|api[_-]?key|access[_-]?key(?:[_-]id)?|account[_-]?key"
@@ -37,7 +37,7 @@ NAME = (
     r"|connection[_-]string))"
 )
 # scheme://userinfo@, also percent-encoded. The last @ counts: passwords hold @ and /, unescaped.
-# Lengths have a limit, so that a long text of another kind takes no longer than it is long.
+# Lengths have a limit, so that the time grows only linearly with a long text.
 _CREDENTIALS = re.compile(
     r"(?<![A-Za-z0-9+.-])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}(?:://|%3A%2F%2F))"
     r"(?P<info>(?!/)(?:(?!://)[^\s\"'<>`]){0,1024})(?P<at>@|%40)",
@@ -70,7 +70,7 @@ _SETTING = re.compile(rf"^[ \t]*[\w.-]*?{NAME}[ \t]*=[ \t]*(?P<value>\S.*?)[ \t]
 
 
 def masked(text: object) -> str:
-    """`text` with *** for every secret in it; masking again changes nothing."""
+    """Return `text` with *** for every secret in it; masking again changes nothing."""
     shown = str(text)
     if (values := _pattern(tuple(sorted(secret_values())))) is not None:
         shown = values.sub(MASK, shown)
@@ -82,7 +82,7 @@ def masked(text: object) -> str:
 
 
 def secret_values() -> frozenset[str]:
-    """Secrets that this process knows by value: of its environment and of DVC's configuration."""
+    """Return the secret values in this process's environment and in DVC's configuration."""
     return _of_environment(tuple(sorted(os.environ.items()))) | _of_dvc()
 
 
@@ -103,7 +103,7 @@ def _of_dvc() -> frozenset[str]:
     for path in DVC_CONFIGS:
         try:
             stamps.append((str(path.absolute()), path.stat().st_mtime_ns))
-        except OSError:  # none, or not for this user
+        except OSError:  # missing, or not readable
             continue
     return _of_files(tuple(stamps))
 
@@ -123,7 +123,7 @@ def _of_files(stamps: tuple[tuple[str, int], ...]) -> frozenset[str]:
 
 
 def credentials(text: str) -> Iterator[str]:
-    """Passwords and tokens that stand in the URIs of `text`, as they stand there."""
+    """Yield the passwords and tokens in the URIs of `text`, as written there."""
     for found in _CREDENTIALS.finditer(text):
         user, _, password = found["info"].partition(":")
         if password and password != "x-oauth-basic":
@@ -136,7 +136,7 @@ def credentials(text: str) -> Iterator[str]:
 
 
 def _in_uris(text: str) -> Iterator[str]:
-    """Secrets in URIs, in every form they may take: decoded, encoded, cut by a parser."""
+    """Yield the secrets in URIs in all their forms: decoded, encoded, cut by a parser."""
     for secret in credentials(text):
         yield secret
         yield unquote(secret)
@@ -150,7 +150,7 @@ def _in_uris(text: str) -> Iterator[str]:
 
 
 def _worth_masking(values: Iterable[str]) -> frozenset[str]:
-    """Without what is too short, or a word that stands for nothing, or a small number."""
+    """Drop values that are too short, harmless words or small numbers."""
     return frozenset(
         value
         for value in values
@@ -163,7 +163,7 @@ def _worth_masking(values: Iterable[str]) -> frozenset[str]:
 
 @lru_cache(maxsize=4)
 def _pattern(values: tuple[str, ...]) -> re.Pattern[str] | None:
-    """One pattern for the values in every form in which a message may hold them, longest first."""
+    """Return one pattern for all forms that the values take in a message, longest first."""
     forms: set[str] = set()
     for value in values:
         forms |= {value, quote(value, safe=""), quote(value), quote_plus(value)}
@@ -188,7 +188,7 @@ class MaskedStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write `text` masked; returns the length of `text`."""
+        """Write `text` masked; return the length of `text`."""
         self._stream.write(masked(text) if isinstance(text, str) else text)  # bytes: its error
         return len(text)
 
@@ -202,7 +202,7 @@ class MaskedStream:
 
 
 def mask_logs() -> None:
-    """Mask every log record of this process, whatever logger and handler it passes."""
+    """Mask every log record of this process, for all loggers and handlers."""
     before = logging.getLogRecordFactory()
     if getattr(before, "masks", False):
         return
@@ -216,7 +216,7 @@ def mask_logs() -> None:
         if (shown := masked(message)) != message:
             record.msg, record.args = shown, ()
         if record.exc_info and record.exc_info[0] is not None:
-            # Formatters take this text where it is there and do not make it again.
+            # Formatters use this text if it is set.
             record.exc_text = masked("".join(traceback.format_exception(*record.exc_info))).rstrip()
         return record
 

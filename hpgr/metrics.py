@@ -1,7 +1,7 @@
 """Every metric of the project: retrieval from ranks, ranking from probabilities and labels.
 
 Retrieval has one hidden item a query. Training's validation, evaluation and the gate all use these
-functions, so a figure means the same wherever it stands. Imports numpy only; reads and writes
+functions, so a figure means the same everywhere. Imports numpy only; reads and writes
 nothing.
 """
 
@@ -30,18 +30,18 @@ LABELS = {
 
 
 def metric_label(metric: str) -> str:
-    """A metric's name as a person reads it: `hr@10` is HR@10."""
+    """Return a metric's name for a page: `hr@10` is HR@10."""
     name, at, k = metric.partition("@")
     return LABELS.get(name, name) + at + k
 
 
 def best_value(metric: str, values: Iterable[float]) -> float:
-    """The best of several models' values."""
+    """Return the best of several models' values."""
     return (min if metric in LOWER_IS_BETTER else max)(values)
 
 
 def tied_rank(better: np.ndarray, tied: np.ndarray) -> np.ndarray:
-    """Rank of an item with `better` items above it and `tied` others level with it, from 1.
+    """Return the rank, from 1, of an item with `better` items above it and `tied` others beside it.
 
     Ties cost half: `1 + better + ceil(tied / 2)`, the expected rank under random order, rounded
     against the model. A constant scorer lands in the middle of the catalogue, not at its top.
@@ -58,7 +58,7 @@ def ranks_of(
     *,
     catalogue_chunk: int | None = None,
 ) -> np.ndarray:
-    """Exact rank of each query's target among the catalogue as `tied_rank` counts it; int64 [Q].
+    """Return the exact rank, as `tied_rank` counts it, of each query's target; int64 [Q].
 
     Args:
         scores: [Q, num_items], higher is better; the reserved columns are not read.
@@ -97,7 +97,7 @@ def ranks_of(
 
 
 def removed_pairs(offsets: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The (query, item) pairs that leave the ranking: the items already seen.
+    """Return the (query, item) pairs that leave the ranking: the items already seen.
 
     Args:
         offsets: int64 [Q + 1], bounds of the histories in `item`.
@@ -116,7 +116,7 @@ def removed_pairs(offsets: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np
 def top_items(
     scores: np.ndarray, removed: tuple[np.ndarray, np.ndarray] | None, k: int
 ) -> np.ndarray:
-    """The k best items of each query, best first, int64 [Q, k]; -1 where fewer are left."""
+    """Return the k best items of each query, best first, int64 [Q, k]; -1 where fewer are left."""
     scores = scores.copy()
     scores[:, :FIRST_ITEM] = -np.inf
     if removed is not None:
@@ -130,7 +130,7 @@ def top_items(
 
 
 def hit_rate(ranks: np.ndarray, k: int) -> np.ndarray:
-    """HR@k of every query: 1 where the hidden item is among the first k places, float64 [Q].
+    """Return HR@k of every query: 1 where the hidden item is among the first k places, float64 [Q].
 
     With one hidden item it equals recall@k. Source: Deshpande and Karypis, "Item-based top-N
     recommendation algorithms", ACM TOIS 22(1), 2004.
@@ -139,7 +139,7 @@ def hit_rate(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
-    """NDCG@k of every query: 1 / log2(rank + 1) of a hit, 0 of a miss, float64 [Q].
+    """Return NDCG@k of every query: 1 / log2(rank + 1) of a hit, 0 of a miss, float64 [Q].
 
     With one hidden item the ideal gain is 1. Source: Järvelin and Kekäläinen, "Cumulated
     gain-based evaluation of IR techniques", ACM TOIS 20(4), 2002.
@@ -148,7 +148,7 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def reciprocal_rank(ranks: np.ndarray) -> np.ndarray:
-    """1 / rank of every query, float64 [Q]; the mean is MRR.
+    """Return 1 / rank of every query, float64 [Q]; the mean is MRR.
 
     Source: Voorhees, "The TREC-8 Question Answering Track Report", TREC 1999.
     """
@@ -256,7 +256,7 @@ def gauc(user: np.ndarray, label: np.ndarray, score: np.ndarray) -> float | None
 
 
 def log_loss(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Negative log likelihood of every candidate in nats, float64 [C].
+    """Return the negative log likelihood of every candidate in nats, float64 [C].
 
     Source: Good, "Rational Decisions", Journal of the Royal Statistical Society B 14(1), 1952.
     """

@@ -1,8 +1,8 @@
-"""params.yaml as it stands: YAML in which a key counts once, and names near to a misspelt one.
+"""Read params.yaml: YAML in which a key may stand once, and suggestions for misspelt names.
 
 Words and numbers are read as DVC and YAML 1.2 read them: only true and false are switches, and
-numbers that YAML 1.1 would take for octal or base 60 are refused. Reads: the file it is given.
-Writes: nothing.
+numbers that YAML 1.1 would take for octal or base 60 are refused. Reads the file it is given;
+writes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
-    """Return the sections of `path` as they stand.
+    """Return the sections of `path`, unchecked.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or sets a key twice.
@@ -81,7 +81,7 @@ AMBIGUOUS = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)
 
 
 class _Params(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys; the other one was meant by somebody too."""
+    """Loader that refuses equal keys, of which YAML keeps the last, and ambiguous numbers."""
 
     def construct_switch(self, node: yaml.ScalarNode) -> bool | Switch:
         text = self.construct_scalar(node)
@@ -121,6 +121,6 @@ _Params.add_constructor("tag:yaml.org,2002:float", _Params.construct_number)
 
 
 def meant(found: Any, names: Iterable[str]) -> str:
-    """`; did you mean ...?` with the nearest of `names`; nothing where none is near."""
+    """Return `; did you mean ...?` with the nearest of `names`; empty if none is near."""
     near = difflib.get_close_matches(str(found), names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

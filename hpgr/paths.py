@@ -1,8 +1,8 @@
 """Paths that others may set: in params.yaml, an override, a deployment's parameters.
 
-They lie inside the project's folder, so that who may ask for a run may not have any file of the
-machine read, and a version's parameters mean the same in every clone. A path that a person types
-at a command on their own machine goes unchecked. Reads where symbolic links lead; writes nothing.
+They lie inside the project's folder: whoever may start a run cannot read other files of the
+machine, and a version's parameters mean the same in every clone. A path that a person types
+at a command on their own machine goes unchecked. Follows symbolic links; writes nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def inside_project(path: Path) -> Path:
-    """`path`, if it names something below the current folder, links followed.
+    """Return `path` if it names something below the current folder, links followed.
 
     Raises:
         ValueError: it is absolute, leads out of the folder, or goes through a hidden name (.git,
@@ -26,7 +26,7 @@ def inside_project(path: Path) -> Path:
     try:
         target = path.resolve()
     except (OSError, RuntimeError) as error:  # links in a circle
-        raise ValueError(f"it leads nowhere ({error})") from error
+        raise ValueError(f"it cannot be followed ({error})") from error
     if not target.is_relative_to(Path.cwd().resolve()):
         raise ValueError(
             "it is, or goes through, a symbolic link that leads out of the project's folder: put "
@@ -36,7 +36,7 @@ def inside_project(path: Path) -> Path:
 
 
 def inside_folder(name: str) -> str:
-    """`name`, if it is that of a file inside a folder that is set elsewhere.
+    """Return `name` if it names a file inside another folder, such as that of data.path.
 
     Raises:
         ValueError: as `inside_project`, or it is empty.

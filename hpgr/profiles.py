@@ -2,8 +2,8 @@
 
 profiles/quick.yaml holds every parameter that any profile changes; each other file holds what it
 changes against that. Applying a profile writes quick's values and then its own into params.yaml
-(comments and order kept), where DVC and every stage read them: the file always says what the
-artifacts beside it were made with, and `git diff params.yaml` what was changed. Reads profiles/;
+(comments and order kept), where DVC and every stage read them. So the file always shows the values
+behind the artifacts beside it, and `git diff params.yaml` shows what was changed. Reads profiles/;
 writes the params.yaml that it is given.
 """
 
@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from hpgr.config import Config, resolve
 from hpgr.params_file import FORMER, PARAMS_FILE, ConfigError, meant, parse_params, read_params
-from hpgr.runtime import atomic_path
+from hpgr.runtime import write_text
 
 PROFILES = Path("profiles")
 COMMON = "quick"
@@ -61,8 +61,7 @@ def set_params(
     """
     changes, text, _ = _changed(values or {}, profile, path, profiles)
     if changes:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return changes
 
 
@@ -90,8 +89,8 @@ def for_request(
 ) -> Config:
     """Return the configuration of the current folder with a request's own section `recommend`.
 
-    None leaves the file's value. `allow` and `deny` may name any file: who takes them from others
-    checks them.
+    None leaves the file's value. `allow` and `deny` may name any file: a caller that gets them
+    from others checks them.
 
     Raises:
         ConfigError: as `set_params`.
@@ -127,7 +126,7 @@ def _changed(
     values: Mapping[str, Any], profile: str | None, path: Path, profiles: Path
 ) -> tuple[list[ChangedValue], str, Config]:
     """Return what changes, the new text of the file and its configuration."""
-    read_params(path)  # reports what ruamel.yaml would report in words of its own
+    read_params(path)  # its messages are clearer than those of ruamel.yaml
     document = _load(path)
     before = dict(_flat(document))
     origins: dict[str, str] = {}
@@ -182,7 +181,7 @@ def _read_profile(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, st
                 dotted = f"{section}.{key}"
                 raise ConfigError(
                     f"{file}: {dotted} is not in {common_file}{meant(dotted, origins)}. "
-                    "What a profile changes stands there too, with the value that it has otherwise"
+                    "List it there too, with the value that it has without this profile"
                 )
             common[section][key] = value
     return common, {**origins, **own_origins}
@@ -208,7 +207,7 @@ def _apply(document: Any, sections: dict[str, Any]) -> None:
     for section, keys in sections.items():
         target = document.get(section)
         if not isinstance(target, dict):
-            document[section] = keys  # whatever is wrong with it is reported with the rest
+            document[section] = keys  # validation reports what is wrong with it
         elif section == "model" and target.get("name") != keys.get("name"):
             document[section] = keys
         else:
@@ -232,7 +231,7 @@ def _set(document: Any, values: Mapping[str, Any], path: Path) -> None:
 
 
 def _put(target: dict[str, Any], key: str, value: Any) -> None:
-    """Set a value; one that is there already keeps its spelling."""
+    """Set a value; an equal one keeps its spelling."""
     if key not in target or not _same(target[key], value):
         target[key] = value
 
@@ -267,5 +266,5 @@ def _yaml() -> YAML:
 
 
 def _null(representer: Any, _: None) -> Any:
-    """Write None as `null`; by default it is written as nothing at all."""
+    """Write None as `null`; by default it would be empty."""
     return representer.represent_scalar("tag:yaml.org,2002:null", "null")

@@ -65,7 +65,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())  # a power cut must not leave the name without the content
+            os.fsync(stream.fileno())  # a power cut must not leave an empty file of this name
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -102,7 +102,7 @@ def sole_writer(target: Path) -> Iterator[None]:
 
 @contextmanager
 def sole_run(lock: Path) -> Iterator[None]:
-    """Hold a workspace for a whole run: its later stages read the params.yaml and base/ it set.
+    """Hold a workspace for a whole run: its later stages read its params.yaml and base/.
 
     Args:
         lock: the workspace's `run_lock`.
@@ -116,7 +116,7 @@ def sole_run(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def _held(lock: Path, busy: str) -> Iterator[None]:
-    """Hold a lock that goes with the process, however that ends.
+    """Hold a lock that the system frees when the process ends.
 
     Waits a while: a process that was asked to stop may need a moment for its checkpoint.
     """
@@ -163,7 +163,7 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # of another user
         return True
     return True
 
@@ -183,7 +183,7 @@ def read_json(source: Path, fix: str | None = None) -> Any:
     """Read JSON from `source`.
 
     Raises:
-        DamagedFile: it is not whole JSON; `fix` is what its message advises.
+        DamagedFile: it is not valid JSON; `fix` is the advice in its message.
     """
     try:
         return json.loads(source.read_text(encoding="utf-8"))
@@ -198,10 +198,10 @@ def check_value(source: Path, name: str, value: Any, rule: tuple[Any, ...]) -> N
         source: the file.
         name: the value's name there.
         value: as read.
-        rule: a type and, for numbers, the smallest and the largest value; or the words allowed.
+        rule: a type and, for numbers, the smallest and largest value; or the allowed words.
 
     Raises:
-        DamagedFile: with what was found and what was expected.
+        DamagedFile: the value breaks it; the message says what was expected.
     """
     kind, *limits = rule
     if isinstance(kind, str):
@@ -218,7 +218,7 @@ def check_value(source: Path, name: str, value: Any, rule: tuple[Any, ...]) -> N
 
 
 def sha256_file(source: Path) -> str:
-    """Hex sha256 of a file's bytes, read in 1 MiB blocks."""
+    """Return the hex sha256 of a file, read in 1 MiB blocks."""
     digest = hashlib.sha256()
     with source.open("rb") as stream:
         while block := stream.read(1 << 20):

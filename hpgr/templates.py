@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 
 def rendered(template: Path, filters: Mapping[str, Callable[..., str]], /, **values: Any) -> str:
-    """The text of `template` (*.html.j2 or *.md.j2) with `values` filled in.
+    """Return the text of `template` (*.html.j2 or *.md.j2) with `values` filled in.
 
     Raises:
         jinja2.UndefinedError: the template names a value that is not given.

@@ -19,12 +19,12 @@ ONE_LINE = re.compile(f"[\t\n{STEERING}]")
 
 
 def printable(text: object) -> str:
-    """`text` with every steering character as Python writes it; newlines and tabs stay."""
+    """Return `text` with control characters escaped; newlines and tabs stay."""
     return LINES.sub(_written_out, str(text))
 
 
 def cell(text: object) -> Text:
-    """One line of text for Rich, which reads no markup and no emoji code in it."""
+    """Return one line of text for Rich, without markup and emoji codes."""
     from rich.text import Text
 
     return Text(ONE_LINE.sub(_written_out, str(text)))

@@ -1,8 +1,8 @@
-"""Every path of a run, and the table of its stages: the one module that knows where a file lies.
+"""Every path of a run, and the table of its stages.
 
-`hpgr STAGE` and DVC use the workspace at the root of the project; a benchmark cell has one of its
-own. A stage is a function of (config, workspace). The graph itself is dvc.yaml's; a test compares
-it with the table. Reads and writes nothing.
+No other module holds a path of a run. `hpgr STAGE` and DVC use the workspace at the root of the
+project; a benchmark cell has one of its own. A stage is a function of (config, workspace). The
+graph itself is dvc.yaml's; a test compares it with the table. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Workspace:
 
     @property
     def params(self) -> Path:
-        """Every tunable value, as it is in force."""
+        """Every tunable value, as in force."""
         return self.root / "params.yaml"
 
     @property
@@ -143,12 +143,12 @@ class Workspace:
 
     @property
     def arrays(self) -> Path:
-        """What training reads; see `hpgr.data.log`."""
+        """Flat arrays that training reads; see `hpgr.data.log`."""
         return self.sessions / "arrays"
 
     @property
     def pretrained(self) -> Path:
-        """What stage 1 leaves."""
+        """The network of stage 1."""
         return self.output("pretrain")
 
     @property
@@ -178,7 +178,7 @@ class Workspace:
 
     @property
     def registered(self) -> Path:
-        """Which version the last registration made or found."""
+        """The version that the last registration made or found."""
         return self.artifacts / "registered.json"
 
     @property
