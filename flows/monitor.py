@@ -67,7 +67,7 @@ def _payload(found: monitoring.Monitoring, threshold: monitoring.Threshold) -> d
         "meaning": threshold.meaning,
         "value": threshold.value,
         "limit": threshold.limit,
-        "cure": threshold.cure,
+        "fix": threshold.fix,
         "champion": found.champion,
         "report": str(found.report.resolve()),
     }

@@ -66,7 +66,7 @@ def test_a_store_that_does_not_answer_is_named_with_its_variable(
 
 @pytest.mark.parametrize("uri", ["http://host:port", "http://[1"])
 def test_what_is_no_address_is_reported(uri):
-    with pytest.raises(UserError, match=r"^V is no address"):
+    with pytest.raises(UserError, match=r"^V is not an address"):
         split_address("V", uri)
 
 

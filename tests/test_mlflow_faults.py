@@ -87,7 +87,7 @@ def refused(uri, monkeypatch):
         (f"http://{PLANTED}@127.0.0.1:1", "does not answer"),
         (f"http://127.0.0.1:1/?password={PLANTED}", "does not answer"),
         (f"http://127.0.0.1:1/?a=1&token={PLANTED}", "does not answer"),
-        (f"http://me:{PLANTED}/x@y@127.0.0.1:1", "MLFLOW_TRACKING_URI is no address"),
+        (f"http://me:{PLANTED}/x@y@127.0.0.1:1", "MLFLOW_TRACKING_URI is not an address"),
         (f"http://me:{PLANTED}%40@127.0.0.1:1", "does not answer"),
         (f"postgresql+psycopg2://me:{PLANTED}@127.0.0.1:1/db", "does not answer"),
         (f"mysql://me:{PLANTED}@127.0.0.1:1/db", "does not answer"),
@@ -110,10 +110,10 @@ def test_a_database_without_its_driver_names_the_package(monkeypatch):
     [
         (401, b"no", "does not accept the credentials"),
         (403, b"no", "does not allow this"),
-        (404, b"no", "is no MLflow server"),
-        (500, b"no", "fails itself"),
-        (503, b"no", "fails itself"),
-        (200, b"<html>a page</html>", "is no MLflow server"),
+        (404, b"no", "is not an MLflow server"),
+        (500, b"no", "has an internal error"),
+        (503, b"no", "has an internal error"),
+        (200, b"<html>a page</html>", "is not an MLflow server"),
         (401, b'{"error_code": "X", "message": "hunter2-planted"}', "failed: X: no ***"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_server_that_refuses_is_one_line(code, body, reported, server, monkeyp
 
 def test_a_file_that_is_no_database_is_named(monkeypatch):
     Path("other.db").write_text("no database" * 100)
-    assert "is no SQLite database" in refused("sqlite:///other.db", monkeypatch)
+    assert "is not an SQLite database" in refused("sqlite:///other.db", monkeypatch)
 
 
 def test_tables_of_another_mlflow_are_named(monkeypatch):

@@ -202,7 +202,7 @@ def test_without_its_pins_a_version_has_no_recipe(here, version):
     finally:
         (here / "away").rename(here / "dvc.lock")
     assert trace(load_config(), number).endswith(
-        "it cannot be had again: dvc.lock was not kept with it"
+        "it cannot be restored: dvc.lock was not kept with it"
     )
 
 

@@ -1,1 +1,1 @@
-"""Watch the champion in use: data drift, age, metrics over time."""
+"""Monitor the champion in use: data drift, age, metrics over time."""

@@ -1,8 +1,7 @@
-"""Who was champion when, and how well each version did: when it was made, and later.
+"""History of champions and the scores of every version, when it was made and later.
 
-Reads the registry: versions with the metrics of their runs, what the gate found of the champion on
-newer queries, the alias `champion`, and the moves that `hpgr.registry.moves` recorded. Writes
-nothing.
+Reads the registry: versions with the metrics of their runs, champion scores recorded by past gate
+runs, the alias `champion`, and the moves that `hpgr.registry.moves` recorded. Writes nothing.
 """
 
 from __future__ import annotations
@@ -22,16 +21,17 @@ from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-PROTOCOLS = {"auc": ("K1",)}  # of a deciding metric; any other is one of retrieval
+# Protocols of a deciding metric: ctr temporal (K1) for auc; next item leave-one-out (R1) or next
+# item temporal (R2) for every other.
+PROTOCOLS = {"auc": ("K1",)}
 RETRIEVAL = ("R1", "R2")
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version: when it was made, and the deciding metric where it has one.
+    """A registered version with the deciding metric, if it has one.
 
     `protocol` names the queries; figures of two protocols are not comparable.
     """
@@ -46,7 +46,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Reign:
-    """From `since` on the champion was `version`."""
+    """Start of a version's time as champion."""
 
     version: int
     since: datetime
@@ -56,7 +56,7 @@ class Reign:
 
 @dataclass(frozen=True)
 class Score:
-    """The deciding metric of a champion, when the gate scored it again on the queries of then."""
+    """The deciding metric of a champion on the test queries of the time `at`, from a gate run."""
 
     version: int
     at: datetime
@@ -66,7 +66,7 @@ class Score:
 
 @dataclass(frozen=True)
 class History:
-    """Versions by number, reigns and scores in time order, and who is champion now."""
+    """Versions by number, reigns and scores in time order, and the present champion."""
 
     versions: dict[int, Version]
     reigns: tuple[Reign, ...]
@@ -76,9 +76,9 @@ class History:
 
 @answered()
 def history(cfg: Config, workspace: Workspace = HERE) -> History:
-    """Everything the registry knows of the model `register.model_name`.
+    """Read the history of the model `register.model_name` from the registry.
 
-    Without a recorded move the champion reigns since it was made.
+    Without a recorded move the champion's reign starts when it was made.
     """
     client, name = connect(workspace), cfg.register_.model_name
     champion = aliases(client, name).get(CHAMPION)
@@ -113,7 +113,7 @@ def _versions(
 
 
 def _scores(cfg: Config, registered: Iterable[ModelVersion]) -> Iterator[Score]:
-    """What judging each version told of the champion then, by the metric that decides today."""
+    """Yield champion scores recorded by past gate runs, in the metric that decides today."""
     for found in registered:
         tags = found.tags
         if tags.get("gate.metric") == cfg.gate.metric:
@@ -126,25 +126,21 @@ def _scores(cfg: Config, registered: Iterable[ModelVersion]) -> Iterator[Score]:
 
 
 def _moves(client: MlflowClient, cfg: Config) -> Iterator[Reign]:
-    """Moves that were finished; an interrupted one may not have taken place."""
-    for run in _runs(client, cfg.register_.experiment):
+    """Yield the reigns that finished moves began; an interrupted move may have changed nothing."""
+    import mlflow
+
+    experiment = client.get_experiment_by_name(cfg.register_.experiment)
+    if experiment is None:
+        return
+    wanted = (
+        f"tags.`move.alias` = '{CHAMPION}' and tags.`move.model` = '{cfg.register_.model_name}' "
+        "and attributes.status = 'FINISHED'"
+    )
+    for run in mlflow.search_runs([experiment.experiment_id], wanted, output_format="list"):
         tags = run.data.tags
-        ours = tags.get("move.model") == cfg.register_.model_name
-        if ours and run.info.status == "FINISHED":
-            yield Reign(
-                int(tags["move.to"]),
-                datetime.fromisoformat(tags["move.at"]),
-                tags.get("move.by", ""),
-                tags.get("move.why", ""),
-            )
-
-
-def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
-    found = client.get_experiment_by_name(experiment)
-    token: str | None = ""
-    while found is not None and token is not None:
-        page = client.search_runs(
-            [found.experiment_id], f"tags.`move.alias` = '{CHAMPION}'", page_token=token or None
+        yield Reign(
+            int(tags["move.to"]),
+            datetime.fromisoformat(tags["move.at"]),
+            tags.get("move.by", ""),
+            tags.get("move.why", ""),
         )
-        yield from page
-        token = page.token

@@ -1,6 +1,7 @@
-"""Figures of the monitoring page, in the style of the evaluation report's.
+"""Figures of the monitoring page, in the style of the evaluation report.
 
-Every function returns a figure; `embed` makes it a data URI, so that the page needs no other file.
+Every function returns a figure; `embed` turns it into a data URI, so that the page needs no other
+file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hpgr.config import Monitor
 from hpgr.evaluation.figures import INK, MAIN, QUIET, SECOND, canvas
 from hpgr.monitoring.champions import History
 
-FEWEST_PLACES = 6  # on an axis of batches, so that one bar is no wall
+FEWEST_PLACES = 6  # on an axis of batches, so that a single bar stays narrow
 GREY, PALE = QUIET[0], "#d9b3aa"
 DRIFT = {
     "item_drift": ("drift of items", "max_item_drift"),
@@ -29,14 +30,14 @@ DRIFT = {
 
 
 def embed(figure: Figure) -> str:
-    """The figure as a PNG in a data URI; same numbers, same bytes."""
+    """Return the figure as a PNG in a data URI; same numbers, same bytes."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def volume(batches: Sequence[dict[str, Any]]) -> Figure:
-    """Rows of each batch, and its events a day; a refused batch is drawn pale."""
+    """Draw the rows of each batch and its events a day; a refused batch is pale."""
     figure, (rows, rate) = canvas(9.0, 2.9, panels=2)
     for axes, key, title in ((rows, "rows", "rows"), (rate, "events_per_day", "events a day")):
         heights = [batch.get(key) or 0 for batch in batches]
@@ -49,7 +50,7 @@ def volume(batches: Sequence[dict[str, Any]]) -> Figure:
 
 
 def drift(batches: Sequence[dict[str, Any]], limits: Monitor) -> Figure:
-    """Drift and unknown items of each batch against the log before it, with the limit."""
+    """Draw drift and unknown items of each batch against the log before it, with the limits."""
     figure, panels = canvas(9.0, 2.7, panels=len(DRIFT))
     for axes, (key, (title, limit_name)) in zip(panels, DRIFT.items(), strict=True):
         known = [(n, b[key]) for n, b in enumerate(batches, 1) if b.get(key) is not None]
@@ -66,7 +67,7 @@ def drift(batches: Sequence[dict[str, Any]], limits: Monitor) -> Figure:
 
 
 def metrics(past: History, metric: str, now: datetime) -> Figure:
-    """The champion's metric over time as steps; a point for every version when it was made.
+    """Draw the champion's metric over time as steps, with a point for every version.
 
     Diamonds are champions that the gate scored again, on the test queries of that day.
     """

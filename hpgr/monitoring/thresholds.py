@@ -1,11 +1,11 @@
-"""Is what serves still fit: volume and drift of the data, age and metrics of the champion.
+"""Monitor the champion: volume and drift of the data, age and metrics.
 
     hpgr monitor
 
 Reads the registry, `artifacts/accepted/batches.json` (the batches that came in) and
 `artifacts/validated/summary.json` (the log as validated last); both may be absent. Writes
-`artifacts/monitoring/report.html`, and the same page to the champion's run. A threshold of the
-section `monitor` that is breached is told, with what to do; it is no failure.
+`artifacts/monitoring/report.html`, and the same page to the champion's run. A breached threshold of
+the section `monitor` is reported with its fix; it is not a failure.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ DAY_S = 86400
 
 @dataclass(frozen=True)
 class Threshold:
-    """One limit of the section `monitor`: what was found, None where there is nothing to judge."""
+    """A limit of the section `monitor`, the measured value (None if not measured) and the fix."""
 
     name: str
     meaning: str
     value: float | None
     limit: float
-    cure: str
+    fix: str
 
     @property
     def breached(self) -> bool:
-        """Whether the value is known and beyond the limit."""
+        """True if the value is known and above the limit."""
         return self.value is not None and self.value > self.limit
 
     @property
@@ -51,7 +51,7 @@ class Threshold:
         return "not measured" if self.value is None else ("breached" if self.breached else "ok")
 
     def shown(self, value: float | None) -> str:
-        """A value of this threshold for a person: days, or a number of three places."""
+        """Format a value of this threshold: days, or a number with three decimals."""
         if value is None:
             return "–"
         return f"{value:.1f} days" if self.name.endswith("_days") else f"{value:.3f}"
@@ -59,7 +59,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Monitoring:
-    """What was found, and where the page is."""
+    """Result of monitoring, and the path of its page."""
 
     model: str
     champion: int | None
@@ -78,7 +78,7 @@ def monitor(cfg: Config, now: datetime | None = None, workspace: Workspace = HER
 
     Args:
         cfg: limits, the model's name, the gate's deciding metric.
-        now: the time of judgement, by default this moment.
+        now: time of judgement, UTC; by default the present.
         workspace: holds the batches and the log, and gets the page.
     """
     now = now or datetime.now(UTC)
@@ -99,7 +99,7 @@ def _read(path: Path) -> Any:
 
 
 def champion_run(found: Monitoring, workspace: Workspace = HERE) -> str | None:
-    """The champion's run, which carries the page; None where there is no champion."""
+    """Return the id of the champion's run, which holds the page; None without a champion."""
     if found.champion is None:
         return None
     return str(get_version(connect(workspace), found.model, found.champion).run_id)
@@ -113,15 +113,15 @@ def judge(
     now: datetime,
     workspace: Workspace = HERE,
 ) -> tuple[Threshold, ...]:
-    """Every threshold with its value; the newest batch counts, accepted or not.
+    """Return every threshold with its value; the newest batch counts, accepted or not.
 
     Args:
         cfg: the limits.
         batches: oldest first, as batches.json holds them.
-        log: what the validate stage said last; speaks for the quarantine while no batch came in.
-        past: of the registry.
-        now: UTC.
-        workspace: whose reports the advice names.
+        log: summary of the validate stage; its quarantine counts while there is no batch.
+        past: versions, reigns and scores.
+        now: time of judgement, UTC.
+        workspace: its reports are named in the fixes.
     """
     newest = batches[-1] if batches else {}
     quarantined = (newest or log or {}).get("quarantined_share")
@@ -134,7 +134,7 @@ def judge(
             "age of the champion since it was registered",
             _age_days(past, now),
             limits.max_age_days,
-            "bring new events with the flow refresh, or train anew",
+            "bring new events with the flow refresh, or train again",
         ),
         Threshold(
             "max_metric_fall",
@@ -142,7 +142,7 @@ def judge(
             "the champions' before it",
             metric_fall(past),
             limits.max_metric_fall,
-            "bring new events with the flow refresh, or train anew; if an older version is better "
+            "bring new events with the flow refresh, or train again; if an older version is better "
             "on the same queries (hpgr gate VERSION), go back to it (hpgr promote --roll-back)",
         ),
         Threshold(
@@ -178,15 +178,15 @@ def judge(
             "share of quarantined rows " + ("in the newest batch" if batches else "in the log"),
             quarantined,
             limits.max_quarantined,
-            f"read {workspace.validated / 'report.html'} and mend the source",
+            f"read {workspace.validated / 'report.html'} and correct the source",
         ),
     )
 
 
 def volume_change(batches: Sequence[dict[str, Any]]) -> float | None:
-    """The larger of two factors, either way; None where neither can be told.
+    """Return the larger of two factors of change, up or down; None if neither is known.
 
-    Events a day against the newest of the log, rows against the batch accepted last.
+    One compares events a day with the newest of the log, one rows with the batch accepted last.
     """
     if not batches:
         return None
@@ -197,11 +197,12 @@ def volume_change(batches: Sequence[dict[str, Any]]) -> float | None:
 
 
 def metric_fall(past: History) -> float | None:
-    """Relative fall of the champion's metric, as scored last, against the best that was there.
+    """Return the relative fall of the champion's metric, as scored last, against the best before.
 
-    That is its own figure when it was made, and those of the champions before it that were not
-    rolled back. Only figures of one protocol are compared; each is of the test queries of its day:
-    the gate's page compares two versions on the same. None where there is nothing to compare with.
+    The best before is the highest of its own figure when it was made and those of earlier champions
+    that were not rolled back. Only figures of one protocol are compared, each on the test queries
+    of its day; the gate's page compares two versions on the same queries. None if there is nothing
+    to compare with.
     """
     now = past.versions.get(past.champion) if past.champion else None
     if now is None or now.metric is None:
@@ -223,7 +224,7 @@ def metric_fall(past: History) -> float | None:
 
 
 def as_rows(found: Monitoring) -> list[dict[str, str]]:
-    """The thresholds as a table: what a terminal and Prefect's page show."""
+    """Return the thresholds as a table for the terminal and Prefect's page."""
     return [
         {
             "state": threshold.state,
@@ -231,17 +232,17 @@ def as_rows(found: Monitoring) -> list[dict[str, str]]:
             "what": threshold.meaning,
             "found": threshold.shown(threshold.value),
             "limit": threshold.shown(threshold.limit),
-            "cure": threshold.cure if threshold.breached else "",
+            "fix": threshold.fix if threshold.breached else "",
         }
         for threshold in found.thresholds
     ]
 
 
 def as_text(found: Monitoring) -> str:
-    """Return the outcome in lines, breaches with their cure."""
+    """Return the result in lines, breaches with their fix."""
     lines = [
         f"monitor.{t.name} is breached: {t.meaning} is {t.shown(t.value)}, limit "
-        f"{t.shown(t.limit)}; {t.cure}"
+        f"{t.shown(t.limit)}; {t.fix}"
         for t in found.breaches
     ]
     count = sum(t.value is not None for t in found.thresholds)
@@ -267,7 +268,7 @@ def _page(
     shown = batches[-SHOWN_BATCHES:]
     images = {
         "volume": figures.embed(figures.volume(shown)) if shown else None,
-        "drift": figures.embed(figures.drift(shown, cfg.monitor)) if len(shown) > 0 else None,
+        "drift": figures.embed(figures.drift(shown, cfg.monitor)) if shown else None,
         "metrics": figures.embed(figures.metrics(past, cfg.gate.metric, now))
         if any(version.metric is not None for version in past.versions.values())
         else None,
@@ -296,7 +297,7 @@ def _page(
 
 
 def _time(value: Any) -> datetime:
-    """Seconds since 1970, ISO text or a time, as a time in UTC."""
+    """Convert seconds since 1970, ISO text or a datetime into a datetime."""
     if isinstance(value, int | float):
         return datetime.fromtimestamp(value, UTC)
     return datetime.fromisoformat(value) if isinstance(value, str) else value

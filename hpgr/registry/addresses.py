@@ -1,7 +1,7 @@
-"""Addresses of MLflow's store and registry: what the environment names, checked before MLflow asks.
+"""Addresses of MLflow's store and registry, checked before MLflow uses them.
 
-MLflow retries an address that does not answer for minutes, and ends in a traceback that does not
-say where the address comes from. Reads the environment and the network; writes nothing.
+If an address does not answer, MLflow retries for minutes and ends in a traceback that does not say
+where the address comes from. Reads the environment and the network. Writes nothing.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def registry_uri(workspace: Workspace = HERE) -> str:
 
 
 def public(uri: str) -> str:
-    """`uri` for other folders and other readers: absolute, and without credentials."""
+    """Return `uri` as others may see and use it: absolute, and without credentials."""
     file = sqlite_file(uri)
     return masked(sqlite_uri(file) if file else uri)
 
 
 def named_addresses() -> dict[str, str]:
-    """Addresses that the environment names, by variable.
+    """Return the addresses that the environment names, by variable.
 
     Raises:
         UserError: one of them is not valid; see `split_address`.
@@ -64,16 +64,16 @@ def named_addresses() -> dict[str, str]:
 
 
 def split_address(variable: str, uri: str) -> SplitResult:
-    """Parts of the address in the environment's `variable`, without asking the network.
+    """Split the address in the environment's `variable`, without asking the network.
 
     Raises:
-        UserError: it is no address, or MLflow keeps no versions at an address of this kind.
+        UserError: it is not an address, or MLflow keeps no versions at an address of this kind.
     """
     try:
         parts = urlsplit(uri)
         _ = parts.port
     except ValueError as error:
-        raise UserError(f"{variable} is no address ({error}), expected {EXPECTED}") from error
+        raise UserError(f"{variable} is not an address ({error}), expected {EXPECTED}") from error
     if parts.scheme in FILES:
         raise UserError(
             f"{variable} is {uri!r}: MLflow keeps no versions in plain files, expected {EXPECTED}. "
@@ -100,19 +100,19 @@ def check_address(variable: str, uri: str) -> None:
             socket.create_connection((host, port), PATIENCE_S).close()
     except (httpx.TransportError, OSError) as error:
         if "certificate" in str(error).lower():
-            return  # it answers; whom MLflow trusts is set elsewhere
+            return  # it answers; trust in certificates is set elsewhere
         raise UserError(no_answer(public(uri), error, variable)) from error
     except httpx.InvalidURL as error:
-        raise UserError(f"{variable} is no address ({error}), expected {EXPECTED}") from error
+        raise UserError(f"{variable} is not an address ({error}), expected {EXPECTED}") from error
 
 
 def no_answer(place: str, why: object, *variables: str) -> str:
-    """Message for a store or registry that does not answer, before MLflow asked it or after.
+    """Return the message for a store or registry that does not answer.
 
     Args:
         place: the address or addresses, without secrets.
         why: the error in short.
-        variables: of the environment, which may have named it.
+        variables: names of environment variables that the address may come from.
     """
     message = f"MLflow at {place} does not answer ({why})"
     if not variables:

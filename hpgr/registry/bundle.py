@@ -1,9 +1,9 @@
-"""The bundle: everything that scoring needs, in one folder that can leave this machine.
+"""The bundle: one folder with everything that scoring needs.
 
     BUNDLE/model/       model.safetensors, config.json (of the finetune stage)
     BUNDLE/items.parquet, actions.parquet, categories.parquet
-                        the vocabulary: outside ids to inside ids, titles
-    BUNDLE/trained.npy  what it has trained on (`hpgr.data.trained_events`)
+                        the vocabulary: external id, index and title
+    BUNDLE/trained.npy  sketch of its training events (`hpgr.data.trained_events`)
     BUNDLE/serving.json `Serving` below
 
 Reads `artifacts/finetune`, `artifacts/sessions` and `artifacts/evaluation/rules.json`. The registry
@@ -30,20 +30,23 @@ TABLES = ("items.parquet", "actions.parquet", "categories.parquet")
 
 @dataclass(frozen=True)
 class Serving:
-    """How a request is answered, as the model was trained and judged."""
+    """Settings for answering a request, as the model was trained and evaluated.
+
+    `gap_s` is in seconds, `max_history` in events, `retrieve` in items.
+    """
 
     gap_s: int
     max_history: int
     retrieve: int
     remove_history: bool
-    ranked: bool  # whether the ranking head was trained
+    ranked: bool  # the ranking head was trained
 
 
 def write_bundle(cfg: Config, target: Path, workspace: Workspace = HERE) -> Path:
     """Write the bundle of the workspace's artifacts into the empty or new folder `target`.
 
-    What the model was trained and judged with goes into it, whatever params.yaml says by now; only
-    a model that was never judged takes its rules from there and from the log.
+    Its settings are those of training and evaluation, even if params.yaml has changed since. Only
+    a model that was never evaluated takes them from params.yaml and the log.
 
     Raises:
         UserError: a stage's output is missing, or the model was trained on another log.
@@ -77,7 +80,7 @@ def write_bundle(cfg: Config, target: Path, workspace: Workspace = HERE) -> Path
 
 
 def content_hashes(bundle: Path) -> dict[str, str]:
-    """sha256 of every file of a bundle by its path inside, sorted."""
+    """Return the sha256 of every file by its path inside the bundle, sorted."""
     files = sorted(path for path in bundle.rglob("*") if path.is_file())
     return {path.relative_to(bundle).as_posix(): sha256_file(path) for path in files}
 

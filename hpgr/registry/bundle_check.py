@@ -1,8 +1,8 @@
-"""A bundle checked before anything is made of it: types, ranges, sizes, and how its files agree.
+"""Check of a bundle before it is loaded: types, ranges, sizes, and agreement of its files.
 
-A bundle comes from the registry, where anybody may have written. What it claims (rows, items,
-blocks) is read from headers and footers and compared with what is there, so that a wrong one costs
-a message and neither memory nor time. Reads the bundle; see `hpgr.registry.bundle` for its files.
+A bundle comes from the registry, where anybody may have written. The sizes that it claims (rows,
+items, blocks) are read from headers and footers and compared with the files first, so that a wrong
+bundle costs neither memory nor time. Reads the bundle; `hpgr.registry.bundle` lists its files.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ SERVING: dict[str, tuple[Any, ...]] = {
 
 
 def check_bundle(bundle: Path) -> Serving:
-    """How the bundle's requests are answered, once all of its files were found to agree.
+    """Check all files of the bundle and return its settings for serving.
 
-    Categories and the sketch may be missing: versions of old had none, and serve all the same.
+    Categories and the sketch may be missing: older versions have none and can still be served.
 
     Raises:
-        UserError: a file is missing, is damaged, or holds what cannot be; the message names it.
+        UserError: a file is missing, damaged or holds an impossible value; the message names it.
     """
-    from hpgr.model.stored import check_network  # torch is not wanted before
+    from hpgr.model.stored import check_network  # late, as it imports torch
 
     for name in NEEDED:
         if not (bundle / name).exists():
@@ -79,10 +79,10 @@ def _serving(path: Path, config: dict[str, Any]) -> Serving:
 
 
 def _table(path: Path, key: str, name: str, ids: range, *, whole: bool) -> pa.Table:
-    """The columns of a vocabulary table: unique names for unique `ids`, for all of them if `whole`.
+    """Read a vocabulary table: unique names for unique `ids`, for all of them if `whole`.
 
-    Rows are counted by the footer before any is read, and texts stay a dictionary until their
-    lengths are known.
+    The footer gives the number of rows before any is read. Texts stay dictionary-encoded until
+    their lengths are checked.
     """
     try:
         if path.stat().st_size > LARGEST_TABLE:

@@ -1,11 +1,11 @@
-"""The folder base/, filled from the registry or emptied: what training starts from.
+"""Fill base/, the folder of the model that training starts from, or empty it.
 
     hpgr base [VERSION]     put a version there, by default the champion
     hpgr base --clear       train from nothing
 
-Its layout is described in `hpgr.data.base_folder`. `base.json` goes first and comes last, so that a
-folder that an interruption left half-way counts as empty; it holds nothing that differs between two
-machines that fill in the same version. Reads MLflow. Writes base/ but for the .gitignore there.
+`hpgr.data.base_folder` describes its layout. `base.json` is removed first and written last, so that
+a folder left by an interruption counts as empty. The same version gives the same `base.json` on
+every machine. Reads MLflow. Writes base/ except for its .gitignore.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CONTENTS = ("model", "items.parquet", "actions.parquet", "categories.parquet", SKETCH)
-STAYS = ".gitignore"  # tracked by git: a clone has the folder, and DVC something to depend on
+STAYS = ".gitignore"  # tracked by git, so that every clone has the folder DVC depends on
 
 
 @answered()
@@ -40,7 +40,7 @@ def fill_base(
 ) -> dict[str, Any]:
     """Put a registered version into base/ and return what base.json holds.
 
-    What is there already is left untouched, so that DVC hashes nothing again.
+    If that version is there already, no file is touched, so that DVC hashes nothing again.
 
     Args:
         cfg: names the registered model.
@@ -65,7 +65,7 @@ def fill_base(
             print(f"{base}/ holds {_title(wanted)} already")
             return filled
     base.mkdir(exist_ok=True)
-    # Fetched inside base/, where git ignores it, so that what follows is renames alone.
+    # Inside base/, which git ignores, so that only renames follow the download.
     with tempfile.TemporaryDirectory(prefix=".", dir=base) as scratch:
         bundle = _fetch(wanted, Path(scratch))
         hashes = content_hashes(bundle)
@@ -92,7 +92,7 @@ def _find(cfg: Config, version: int | None, workspace: Workspace) -> ModelVersio
 
 
 def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:
-    """The version's bundle below `scratch`, checked to be whole."""
+    """Download the version's bundle below `scratch` and check it."""
     bundle = fetch_bundle(wanted["name"], wanted["version"], scratch)
     missing = [name for name in CONTENTS if not (bundle / name).exists()]
     if missing:
@@ -105,12 +105,12 @@ def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:
         check_bundle(bundle)
     except UserError as error:
         wrong = str(error).replace(f"{bundle}/", "")
-        raise UserError(f"{_title(wanted)} is no model to start from: {wrong}") from error
+        raise UserError(f"{_title(wanted)} cannot be started from: {wrong}") from error
     return bundle
 
 
 def _remove(base: Path, keep: Path | None = None) -> None:
-    """Remove all but `keep` and .gitignore, base.json first."""
+    """Remove everything except `keep` and .gitignore, base.json first."""
     (base / "base.json").unlink(missing_ok=True)
     for path in base.iterdir() if base.is_dir() else ():
         if path.name == STAYS or path == keep:

@@ -1,7 +1,7 @@
-"""May the challenger take the champion's place: a pure decision with its reasons.
+"""The gate's decision: the challenger may replace the champion or not, with reasons.
 
-The rules are the section `gate` of params.yaml, the figures a `Contest`; what no figure shows is a
-`Past`. Reads and writes nothing.
+The rules are the section `gate` of params.yaml, the figures a `Contest`; a `Past` holds what no
+figure shows. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from hpgr.metrics import LOWER_IS_BETTER
 from hpgr.runtime import UserError
 
 ACCEPTED, REFUSED = "accepted", "refused"
-TRAIN_ANEW = "train anew under today's split (flow train), or promote by hand with --force"
+TRAIN_AGAIN = "train again under today's split (flow train), or promote by hand with --force"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One rule: what was found, what it had to be."""
+    """Outcome of one rule, with the found and the expected value in words."""
 
     rule: str
     passed: bool
@@ -31,13 +31,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Accepted only if every check passed."""
+    """The checks; accepted only if every one passed."""
 
     checks: tuple[Check, ...]
 
     @property
     def accepted(self) -> bool:
-        """Whether every check passed."""
+        """True if every check passed."""
         return all(check.passed for check in self.checks)
 
     @property
@@ -47,17 +47,17 @@ class Verdict:
 
     @property
     def reasons(self) -> list[str]:
-        """The checks that failed or, where none did, the gain that decided; one sentence each."""
-        told = [check for check in self.checks if not check.passed] or list(self.checks[:1])
-        return [f"{check.rule}: {check.found}, expected {check.expected}" for check in told]
+        """One sentence for each failed check; if none failed, the gain that decided."""
+        deciding = [check for check in self.checks if not check.passed] or list(self.checks[:1])
+        return [f"{check.rule}: {check.found}, expected {check.expected}" for check in deciding]
 
 
 @dataclass(frozen=True)
 class Past:
-    """What the versions bring along.
+    """Facts about the versions that no figure shows.
 
-    `trained` is the overlap of each version's training events with the test events of today,
-    `rolled_back` who took the challenger back, when and why; None where nobody did.
+    `trained` is the overlap of each version's training events with today's test events.
+    `rolled_back` says who rolled the challenger back, when and why; None if nobody did.
     """
 
     trained: Mapping[int, Overlap] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Past:
 
 
 def decide(contest: Contest, rules: Gate, past: Past) -> Verdict:
-    """Apply the rules to the figures, and to what no figure shows.
+    """Apply the rules to the figures and the versions' past.
 
     Raises:
         UserError: a rule names a metric that the contest does not have.
@@ -113,7 +113,7 @@ def _past(past: Past) -> list[Check]:
             f"version {version} has not trained on today's test events",
             found.trained == 0,
             f"{found.trained:,} of {found.known:,}",
-            "none" if found.trained == 0 else f"none; {TRAIN_ANEW}",
+            "none" if found.trained == 0 else f"none; {TRAIN_AGAIN}",
         )
         for version, found in past.trained.items()
     ]
@@ -131,20 +131,20 @@ def _past(past: Past) -> list[Check]:
 
 def _metric(contest: Contest, name: str, key: str) -> Change:
     if name not in contest.metrics:
-        cure = (
+        fix = (
             "auc needs sessionize.split: global-time and two models trained with a ranking loss"
             if name == "auc"
             else "name one of these, or add its cutoff to evaluate.cutoffs"
         )
         raise UserError(
             f"{key} names {name!r}, but under {' and '.join(contest.protocols)} there are "
-            f"{', '.join(contest.metrics)}: {cure}"
+            f"{', '.join(contest.metrics)}: {fix}"
         )
     return contest.metrics[name]
 
 
 def _fall(name: str, change: Change) -> float:
-    """How much worse, relative, negative where better; of no number NaN, which passes no limit."""
+    """Return the relative loss, negative for a gain; NaN, which passes no limit, if undefined."""
     return change.relative if name in LOWER_IS_BETTER else -change.relative
 
 

@@ -1,9 +1,9 @@
-"""Files that a version must not carry because they hold a secret: by name, or by what is in them.
+"""Find files that hold a secret, by name or content; a version must not carry them.
 
-Values are looked for rather than names: code that only speaks of a password stays. Found are
-private keys, tokens of known form, URIs with a password or token, literals given to a setting named
-like a secret, and every secret value that the environment or DVC's configuration holds. What is
-compressed is not looked into. Reads the files it is given. Writes nothing.
+The search is for values, not names: code that only mentions a password is kept. It finds private
+keys, tokens of known form, URIs with a password or token, literals assigned to a setting named like
+a secret, and every secret value of the environment and of DVC's configuration. Compressed content
+is not searched. Reads the files it is given. Writes nothing.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ NAMES = (
     "kubeconfig*", "*.kubeconfig", ".dockercfg", ".dockerconfigjson", "config.local", "*.tfstate",
     "secrets.y*ml", "secrets.json", "secrets.toml", ".vault-token",
 )  # fmt: skip
-WITHOUT_VALUES = (".env.example", ".env.sample", ".env.template", ".env.dist")  # by their content
+WITHOUT_VALUES = (".env.example", ".env.sample", ".env.template", ".env.dist")  # judged by content
 FOLDERS = frozenset({".aws", ".ssh", ".gnupg", ".azure", ".kube", ".docker", ".gcloud"})
 CODE = frozenset(
     {".py", ".pyi", ".ipynb", ".j2", ".js", ".ts", ".html", ".css", ".md", ".rst", ".c", ".h"}
 )  # in these a value without quotes is a name, and examples are common
 EXAMPLES = frozenset({"password", "passwd", "pass", "pw", "secret", "token", "user", "xxx", "..."})
 NO_VALUE = frozenset({"true", "false", "none", "null", "string", "required", "optional", "str"})
-CERTAIN = 8  # characters from which on a known secret is looked for whatever it looks like
+CERTAIN = 8  # characters; a known secret this long is searched for whatever it looks like
 TEMPLATE = re.compile(r"[${}<>]|%\(|^\*+$|^[A-Z_]+$|^os\.|^env\b")
 _QUOTED = re.compile(
     rf"{NAME}[\"']?\]?\s*(?::\s*[A-Za-z]+\s*)?(?:=>|[:=])\s*[rbf]?([\"'])(?P<value>[^\"']{{4,}})\1",
@@ -46,7 +46,7 @@ _BARE = re.compile(
 
 
 def by_name(path: str) -> str | None:
-    """Why a file of this name is never kept, whatever is in it; None for any other."""
+    """Return the reason if a file of this name is never kept; None for any other."""
     parts = PurePosixPath(path.casefold()).parts
     if parts[-1] in WITHOUT_VALUES:
         return None
@@ -56,10 +56,10 @@ def by_name(path: str) -> str | None:
 
 
 def by_content(path: str, lines: Iterable[tuple[int, str]]) -> str | None:
-    """Why a file is not kept for one of its lines (number, text); None where none holds a secret.
+    """Return the reason if one of the lines (number, text) holds a secret; None if none does.
 
-    The reason names the line and the kind, never the secret. Number 0 stands for a line that is not
-    in the file as it lies there.
+    The reason names the line and the kind, never the secret. Number 0 means that the line is not in
+    the present file.
     """
     code = PurePosixPath(path.casefold()).suffix in CODE
     known = [value for value in secret_values() if _certain(value)]
@@ -71,7 +71,7 @@ def by_content(path: str, lines: Iterable[tuple[int, str]]) -> str | None:
 
 
 def in_file(path: Path) -> str | None:
-    """`by_name` or `by_content` of a whole file on disk."""
+    """Apply `by_name` and `by_content` to a file on disk."""
     text = as_text(path.read_bytes())
     return by_name(path.as_posix()) or by_content(
         path.as_posix(), enumerate(text.splitlines(), start=1)
@@ -79,7 +79,7 @@ def in_file(path: Path) -> str | None:
 
 
 def as_text(content: bytes) -> str:
-    """Bytes of any file as text in which ASCII can be found, UTF-16 too."""
+    """Decode the bytes of any file, UTF-16 too, so that ASCII can be found in the text."""
     return content.replace(b"\0", b"").decode("latin-1")
 
 
@@ -97,7 +97,7 @@ def _kind(line: str, code: bool, known: list[str]) -> str | None:
 
 
 def _is_value(value: str, code: bool) -> bool:
-    """Whether it is a value, not the place of one, a number or, in code, an example."""
+    """Return True unless it is a placeholder, a short number or, in code, an example."""
     if TEMPLATE.search(value) or MASK in value or value.casefold() in NO_VALUE:
         return False
     if value.isdigit() and len(value) < CERTAIN:
@@ -106,5 +106,5 @@ def _is_value(value: str, code: bool) -> bool:
 
 
 def _certain(value: str) -> bool:
-    """Whether a known secret is no word that may stand anywhere."""
+    """Return True unless the known secret may be an ordinary word."""
     return len(value) >= CERTAIN or (len(value) >= 6 and not value.isalpha())

@@ -1,12 +1,11 @@
-"""The gate at work: a registered challenger against the champion, the verdict written down.
+"""Judge a registered challenger against the champion and record the verdict.
 
     hpgr gate
 
 Both are loaded from the registry and scored on the test queries of `artifacts/sessions`, the log
 that the challenger was trained on. Writes `artifacts/gate/verdict.json` and `verdict.html`, the
-same two to the version's run, and the version's tags `gate.*` and description. Judging the same
-two by the same rules on the same log again repeats the verdict that is there, which carries the key
-of that question.
+same two to the version's run, and the version's tags `gate.*` and description. A verdict carries a
+key of versions, rules and log; while the key stays the same, the stored verdict is returned.
 """
 
 from __future__ import annotations
@@ -43,16 +42,16 @@ PAGE = Path(__file__).parent / "verdict.html.j2"
 IS_CHAMPION, UNJUDGED = "champion", "unjudged"  # nothing to compare with
 VERDICT_TAG, CHAMPION_TAG, REASONS_TAG = "gate.verdict", "gate.champion", "gate.reasons"
 KEY_TAG, ROLLED_BACK_TAG = "gate.key", "rolled_back"
-HEADING, CARD = "## Gate\n\n", "\n\n# "  # the verdict stands before the card
+HEADING, CARD = "## Gate\n\n", "\n\n# "  # the verdict precedes the model card
 
 
 @answered()
 def judge(cfg: Config, version: int | None = None, workspace: Workspace = HERE) -> dict[str, Any]:
-    """Judge `version`, by default the challenger; returns what verdict.json holds.
+    """Judge `version`, by default the challenger, and return what verdict.json holds.
 
-    Keys: name, version, champion, verdict (accepted | refused, or champion | unjudged where there
-    is no other champion to compare with), reasons, checks,
-    metrics, slices, judged_at, key, and the protocol and metric that decided.
+    Keys: name, version, champion, verdict (accepted | refused, or champion | unjudged if there is
+    no other champion to compare with), reasons, checks, metrics, slices, judged_at, key, and the
+    protocol and metric that decided.
 
     Raises:
         UserError: nothing is registered, the version is unknown, or a rule names no metric.
@@ -74,8 +73,8 @@ def judge(cfg: Config, version: int | None = None, workspace: Workspace = HERE) 
             f"`hpgr promote {version} --why TEXT` makes it the champion",
         )
     if champion == version:
-        told = f"version {version} is the champion: there is nothing to compare it with"
-        return _nothing(workspace.gate, facts, IS_CHAMPION, told)
+        reason = f"version {version} is the champion: there is nothing to compare it with"
+        return _nothing(workspace.gate, facts, IS_CHAMPION, reason)
     key = _key(cfg, champion, found, workspace)
     if found.tags.get(KEY_TAG) == key and (stored := _stored(found, key)):
         _write(workspace.gate, _files(stored))
@@ -100,7 +99,7 @@ def judge(cfg: Config, version: int | None = None, workspace: Workspace = HERE) 
 
 
 def as_markdown(verdict: dict[str, Any]) -> str:
-    """The verdict as a heading and a table of its checks."""
+    """Format the verdict as a heading and a table of its checks."""
     lines = [f"**version {verdict['version']}: {verdict['verdict']}**", ""]
     if verdict["champion"] not in (None, verdict["version"]):
         lines[0] += f" against version {verdict['champion']}, the champion then"
@@ -133,11 +132,11 @@ def _decide(
 
 
 def contestant(bundle: Path, device: str, workspace: Workspace = HERE) -> Contestant:
-    """The bundle's network, with its ids for those of today's log.
+    """Load the bundle's network with the map from today's indices to its own.
 
     Args:
         bundle: see `hpgr.registry.bundle`.
-        device: torch's name of it.
+        device: as torch names it.
         workspace: holds the tables of today's log.
 
     Raises:
@@ -154,7 +153,7 @@ def contestant(bundle: Path, device: str, workspace: Workspace = HERE) -> Contes
 
 
 def _key(cfg: Config, champion: int, challenger: ModelVersion, workspace: Workspace) -> str:
-    """Hash of everything the verdict depends on."""
+    """Hash everything that the verdict depends on."""
     rules = [cfg.gate.model_dump(mode="json"), cfg.evaluate.model_dump(mode="json")]
     mark = challenger.tags.get(ROLLED_BACK_TAG)
     log = sha256_file(workspace.sessions / "events.parquet")
@@ -163,7 +162,7 @@ def _key(cfg: Config, champion: int, challenger: ModelVersion, workspace: Worksp
 
 
 def _plain(change: Change) -> dict[str, float | int | None]:
-    """A change as JSON holds it: what is no number becomes null."""
+    """Return the change for JSON: NaN and infinity become null."""
     fields = asdict(change) | {"relative": change.relative}
     return {k: v if np.isfinite(v) else None for k, v in fields.items()}
 
@@ -175,14 +174,14 @@ def _now() -> str:
 def _nothing(folder: Path, facts: dict[str, Any], word: str, reason: str) -> dict[str, Any]:
     """Write and return a verdict without a comparison."""
     figures: dict[str, Any] = {"checks": [], "metrics": {}, "slices": {}}
-    told = {"verdict": word, "reasons": [reason], "judged_at": _now(), "key": None}
-    verdict = {**facts, **told, **figures}
+    outcome = {"verdict": word, "reasons": [reason], "judged_at": _now(), "key": None}
+    verdict = {**facts, **outcome, **figures}
     _write(folder, _files(verdict))
     return verdict
 
 
 def _files(verdict: dict[str, Any]) -> dict[str, str]:
-    """Name and text of the verdict's two files."""
+    """Return name and text of the verdict's two files."""
     return {
         "verdict.json": json.dumps(verdict, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "verdict.html": rendered(PAGE, {}, **verdict),
@@ -190,14 +189,14 @@ def _files(verdict: dict[str, Any]) -> dict[str, str]:
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:
-    """Replace `folder` by one with both files."""
+    """Replace `folder` by one with `files`."""
     with atomic_folder(folder) as fresh:
         for name, text in files.items():
             write_text(fresh / name, text)
 
 
 def _stored(version: ModelVersion, key: str) -> dict[str, Any] | None:
-    """The verdict of the version's run, unless it answers another question than `key`."""
+    """Return the verdict stored with the version's run; None if its key is not `key`."""
     import mlflow
 
     text = mlflow.artifacts.load_text(f"runs:/{version.run_id}/gate/verdict.json")
@@ -208,20 +207,20 @@ def _stored(version: ModelVersion, key: str) -> dict[str, Any] | None:
 def _publish(
     client: MlflowClient, version: ModelVersion, verdict: dict[str, Any], files: dict[str, str]
 ) -> None:
-    """Files to the version's run, verdict to its description and tags; the key last, as done."""
+    """Store the files with the version's run, the verdict in description and tags, the key last."""
     for name, text in files.items():
         client.log_text(str(version.run_id), text, f"gate/{name}")
     card = version.description or ""
-    if card.startswith(HEADING):  # of an earlier verdict
+    if card.startswith(HEADING):  # remove an earlier verdict
         card = CARD.lstrip() + card.partition(CARD)[2]
     client.update_model_version(
         version.name, version.version, f"{HEADING}{as_markdown(verdict)}\n\n{card}"
     )
-    tags = {  # the word before its champion: no old "accepted" beside a new champion
+    tags = {  # the verdict before its champion: no old "accepted" beside a new champion
         VERDICT_TAG: verdict["verdict"],
         CHAMPION_TAG: verdict["champion"],
         REASONS_TAG: "; ".join(verdict["reasons"]),
-        "gate.metric": verdict["metric"],  # and what the champion reaches today, for its history
+        "gate.metric": verdict["metric"],  # this and the next two: the champion's score today
         "gate.protocol": verdict["protocol"],
         "gate.champion_metric": verdict["metrics"][verdict["metric"]]["champion"],
         "gate.judged_at": verdict["judged_at"],

@@ -1,7 +1,7 @@
-"""Where a result comes from: commit, data, stage inputs, environment - each by its hash.
+"""Hashes that identify a result's origin: commit, data, stage inputs, environment.
 
-Reads git, `data.dvc`, `dvc.lock` and `requirements.lock`; what is absent is said to be absent
-rather than left out, so that a tag never means two things. Writes nothing.
+Reads git, `data.dvc`, `dvc.lock` and `requirements.lock`. The tag of a missing source has the value
+`absent`, so that a missing tag has no meaning of its own. Writes nothing.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from hpgr.runtime import read_json, sha256_file
 from hpgr.workspace import HERE, Workspace
 
 ABSENT = "absent"
-ENVIRONMENT = Path("requirements.lock")  # the project's, whatever the workspace
+ENVIRONMENT = Path("requirements.lock")  # the project's, for every workspace
 
 
 def pins(workspace: Workspace = HERE) -> tuple[Path, ...]:
-    """Files that are kept whole with a version's run."""
+    """Return the files that are kept whole with a version's run."""
     return workspace.params, workspace.data_pin, workspace.dvc_lock
 
 
 def run_tags(workspace: Workspace = HERE) -> dict[str, str]:
-    """Tags of the parent run: git commit and state, data, workspace state, environment.
+    """Return the parent run's tags: git commit and state, data, workspace state, environment.
 
-    `git.dirty` leaves out the files that are kept with the run. `dvc.changed` lists the stages
-    whose recorded inputs or outputs differ from the workspace: what was trained by hand, past DVC,
-    does not pass for what dvc.lock records.
+    `git.dirty` ignores the files that are kept with the run. `dvc.changed` lists the stages whose
+    recorded inputs or outputs differ from the workspace, as after a training by hand without DVC.
     """
     root, apart = workspace.root, [f":!{path.name}" for path in pins(workspace)]
     commit = _output(root, "git", "rev-parse", "HEAD")
@@ -48,14 +47,14 @@ def run_tags(workspace: Workspace = HERE) -> dict[str, str]:
 
 
 def started_from(workspace: Workspace = HERE) -> str:
-    """Version whose weights the artifacts' training started from; absent after one from nothing."""
+    """Return the version that training started from, or ABSENT if it started from nothing."""
     config = workspace.finetuned / "config.json"
     base = read_json(config).get("base") if config.is_file() else None
     return str(base["version"]) if base else ABSENT
 
 
 def stage_tags(stage: str, workspace: Workspace = HERE) -> dict[str, str]:
-    """Tags of a stage's run: the DVC hash of every input and output that dvc.lock records."""
+    """Return a stage's tags: the DVC hash of every input and output that dvc.lock records."""
     recorded = (_yaml(workspace.dvc_lock).get("stages") or {}).get(stage)
     if recorded is None:
         return {"dvc.lock": ABSENT}

@@ -1,8 +1,8 @@
-"""Failures of MLflow's store or server as one line: cause and fix.
+"""Describe failures of MLflow's store or server in one line: cause and fix.
 
-MLflow reports a wrong address, a missing driver, a locked or foreign database and a server that is
-down each in other words, from deep inside, and with a stack of calls. Reads MLflow's settings for
-the addresses. Writes nothing.
+MLflow reports a wrong address, a missing driver, a locked or foreign database or a server that is
+down in many ways, each with a long traceback. Reads MLflow's settings for the addresses. Writes
+nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpgr.registry.addresses import VARIABLES, no_answer, public
 from hpgr.runtime import UserError
 from hpgr.workspace import HERE
 
-SHOWN = 300  # characters of a library's own words
+SHOWN = 300  # characters of a library's own message
 LIBRARIES = (
     "mlflow", "sqlalchemy", "alembic", "sqlite3", "psycopg2", "psycopg", "pymysql", "MySQLdb",
     "pyodbc", "pymssql", "requests", "urllib3", "http", "botocore", "boto3", "s3transfer", "google",
@@ -29,17 +29,17 @@ LIBRARIES = (
 )  # fmt: skip
 DRIVERS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]", "MySQLdb": "mysqlclient"}
 INSTEAD = "or name another store with MLFLOW_TRACKING_URI"
-# Patterns in the libraries' words, and what follows "MLflow at ADDRESS"; the first match counts.
+# Patterns in the libraries' messages, and what follows "MLflow at ADDRESS"; the first match counts.
 CAUSES = {
     r"database (?:table )?is locked": (
-        ": the database is locked by another process; wait until that has ended, then run the same "
+        ": the database is locked by another process; wait until it has ended, then run the same "
         "command again"
     ),
     r"file is not a database|file is encrypted|database disk image is malformed": (
-        f" is no SQLite database, or a damaged one: bring it back from a backup, {INSTEAD}"
+        f" is not an SQLite database, or is damaged: restore it from a backup, {INSTEAD}"
     ),
     r"readonly database|read-only transaction|permission denied for": (
-        f" may only be read: give this user the right to write it, {INSTEAD}"
+        f" is read-only: give this user the right to write it, {INSTEAD}"
     ),
     r"unable to open database file": (
         " cannot be opened: give this user the right to read and write the file and its folder, "
@@ -53,7 +53,7 @@ CAUSES = {
     r"SQLAlchemy URL|Invalid ?url|Failed to parse|No connection adapters|Invalid database URI"
     r"|InvalidSchema|MissingSchema|LocationParseError|Invalid URI|invalid literal for int"
     r"|Port could not be cast|filesystem tracking backend": (
-        " is no address of a store: expected http://HOST:PORT, sqlite:////ABSOLUTE/FILE.db or "
+        " is not the address of a store: expected http://HOST:PORT, sqlite:////ABSOLUTE/FILE.db or "
         "postgresql://HOST/DATABASE in MLFLOW_TRACKING_URI"
     ),
     r"error code 401|\b401\b.*Unauthorized|UNAUTHENTICATED|CUSTOMER_UNAUTHORIZED"
@@ -66,10 +66,10 @@ CAUSES = {
     ),
     r"error code 404|ENDPOINT_NOT_FOUND|not in a valid JSON format|Expecting value"
     r"|JSONDecodeError": (
-        " is no MLflow server, though something answers: correct the address in MLFLOW_TRACKING_URI"
+        " answers but is not an MLflow server: correct the address in MLFLOW_TRACKING_URI"
     ),
     r"error code (?:429|5\d\d)|too many (?:429|5\d\d)": (
-        " fails itself: read the server's log, then run the same command again"
+        " has an internal error: read the server's log, then run the same command again"
     ),
 }
 NO_ANSWER = re.compile(
@@ -99,7 +99,7 @@ def answered() -> Iterator[None]:
 
 
 def describe(error: Exception) -> str | None:
-    """Return cause and fix of `error` in one line; None where MLflow has no part in it."""
+    """Return cause and fix of `error` in one line; None if MLflow is not involved."""
     errors = list(failure.chain(error))
     if any(failure.is_full(one) for one in errors):
         return failure.describe(error, _store())
@@ -133,7 +133,7 @@ def _no_driver(module: str) -> str:
 def reason(error: BaseException) -> str:
     """Return a library's message in one line, short enough to read."""
     text = str(error) or repr(error)
-    # SQLAlchemy goes on with its statement and a link, urllib3 repeats itself.
+    # SQLAlchemy appends its statement and a link; urllib3 repeats the message.
     text = re.split(r"\n\[SQL:|\n\(Background on|\. Response body:", text)[0]
     if (inner := re.findall(r"\(Caused by (.*)\)$", text.strip(), re.DOTALL)) and inner[0]:
         text = inner[0]
@@ -142,7 +142,7 @@ def reason(error: BaseException) -> str:
 
 
 def where() -> str:
-    """Return the addresses that MLflow asks, without secrets."""
+    """Return the addresses that MLflow uses, without secrets."""
     import mlflow
 
     tracking, registry = public(mlflow.get_tracking_uri()), public(mlflow.get_registry_uri())
@@ -150,14 +150,14 @@ def where() -> str:
 
 
 def _store() -> Path:
-    """Return the file or folder of this machine to which MLflow writes."""
+    """Return the local file or folder to which MLflow writes."""
     import mlflow
 
     return sqlite_file(mlflow.get_tracking_uri()) or HERE.store
 
 
 def _is_stores(error: BaseException) -> bool:
-    """Return True if a library of MLflow's raised it, or it passed through one."""
+    """Return True if MLflow or a library that it uses raised the error or is in its traceback."""
     if type(error).__module__.partition(".")[0] in LIBRARIES:
         return True
     frames, frame = set(), error.__traceback__

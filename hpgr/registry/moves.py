@@ -1,11 +1,11 @@
-"""Who serves: moves of the alias `champion`, each with who, when and why; and the way back.
+"""Move the alias `champion` to another version or roll it back; record who, when and why.
 
     hpgr promote [VERSION] --why TEXT [--force]
     hpgr promote --roll-back --why TEXT
 
-Every move is a run of its own in the experiment, tagged `move.*`, which nothing overwrites; it is
-opened before the aliases move and closed after, so that an interrupted move shows. The next move or
-registration finishes one that was cut off after the champion had changed. Reads and writes the
+Every move is a run of its own in the experiment, tagged `move.*`, and nothing overwrites it. The
+run is opened before the aliases move and closed after, so that an interrupted move is visible. If
+the champion had already changed, the next move or registration finishes it. Reads and writes the
 registry.
 """
 
@@ -41,7 +41,7 @@ class OldVerdict(UserError):
 
 @dataclass(frozen=True)
 class Move:
-    """The champion was `before` (None at first) and is `after`; `at` is ISO 8601, UTC."""
+    """A change of champion from `before` (None at first) to `after`; `at` is ISO 8601, UTC."""
 
     kind: str
     before: int | None
@@ -62,10 +62,10 @@ def move(
     via: str | None = None,
     workspace: Workspace = HERE,
 ) -> Move:
-    """`roll_back` where `back` is set, else `promote`.
+    """Call `roll_back` if `back` is set, else `promote`.
 
     Raises:
-        UserError: as they do, or a version is named although the way back is asked for.
+        UserError: as those functions do, or a version is named for a roll-back.
     """
     if not back:
         return promote(cfg, version, why=why, force=force, who=who, via=via, workspace=workspace)
@@ -97,22 +97,22 @@ def promote(
 ) -> Move:
     """Make `version`, by default the challenger, the champion; the champion becomes `previous`.
 
-    A version that is champion already stays it, and nothing is written.
+    If it is the champion already, nothing is written.
 
     Args:
-        cfg: names of model and experiment.
+        cfg: gives the names of model and experiment.
         version: registered version.
         why: the reason, kept with the move.
         force: promote a version that the gate refused, never judged, or that was rolled back.
-        who: moves it; None is the account of the process.
+        who: the person; None is the account of the process.
         via: what started the move, such as a flow's run; kept with it.
-        workspace: its store is the registry where the environment names none.
+        workspace: its store is the registry if the environment names none.
 
     Raises:
         OldVerdict: the gate accepted it against another champion.
         UserError: no such version, no reason, or the gate has not accepted it.
     """
-    why = masked(why)  # for it goes to tags that everybody reads
+    why = masked(why)  # everybody can read tags
     client, name = connect(workspace), cfg.register_.model_name
     if version is None:
         version = aliases(client, name).get(CHALLENGER)
@@ -170,14 +170,14 @@ def roll_back(
 
 
 def record_registered(client: MlflowClient, cfg: Config, version: int, why: str) -> None:
-    """A version becomes champion by being registered, where there is none."""
+    """Make a new version the champion if there is none, and record the move."""
     _make(client, cfg, Move(REGISTER, None, version, _account(), _now(), why), None)
 
 
 def finish_interrupted(client: MlflowClient, cfg: Config) -> Move | None:
-    """Carry the last move through if it was cut off after the champion had changed; else None.
+    """Finish the last move if it was interrupted after the champion had changed, and return it.
 
-    One that was cut off before has changed nothing.
+    A move that was interrupted earlier has changed nothing.
     """
     run = _newest(client, cfg)
     if run is None or run.info.status == "FINISHED":
@@ -197,7 +197,7 @@ def finish_interrupted(client: MlflowClient, cfg: Config) -> Move | None:
 
 
 def _newest(client: MlflowClient, cfg: Config) -> Run | None:
-    """The last move's run; of two that a repeated request made of one move, the finished one."""
+    """Return the last move's run; if a repeated request made two, the finished one."""
     runs = client.search_runs(
         [experiment_id(client, cfg.register_.experiment)],
         f"tags.`move.model` = '{cfg.register_.model_name}'",
@@ -231,7 +231,7 @@ def _make(client: MlflowClient, cfg: Config, move: Move, via: str | None) -> Mov
 
 
 def _carry_out(client: MlflowClient, name: str, move: Move, run_id: str) -> None:
-    """Everything that a move writes; doing it again changes nothing."""
+    """Write everything that belongs to a move; doing it again changes nothing."""
     _point(client, name, move.before, move.after)
     if move.kind == ROLL_BACK:
         note = f"{move.at} by {move.by}: {move.why}"
@@ -247,7 +247,7 @@ def _carry_out(client: MlflowClient, name: str, move: Move, run_id: str) -> None
 
 
 def _point(client: MlflowClient, name: str, champion: int | None, version: int) -> None:
-    """`champion` first: until it has moved nothing has, and after it the rest can be finished."""
+    """Set `champion`, then `previous`: after `champion` has moved, the rest can be finished."""
     client.set_registered_model_alias(name, CHAMPION, str(version))
     if champion is not None:
         client.set_registered_model_alias(name, PREVIOUS, str(champion))
@@ -287,5 +287,5 @@ def _account() -> str:
 
 
 def _now() -> str:
-    """To the millisecond: two moves may fall into one second, and their order is the history."""
+    """Return the time to the millisecond, as the order of two moves within a second counts."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,9 +1,9 @@
 """Runs in MLflow: one parent run for the pipeline, one nested run for each stage.
 
-A stage's run holds its section of the parameters, its metrics and curves, what it cost, the DVC
-hashes of its inputs and outputs, and its report. It is written after the stages have run, from
-their artifacts: a stage that DVC skipped or restored is logged like one that ran.
-Reads the workspace's artifacts. Writes MLflow's store.
+A stage's run holds its section of the parameters, its metrics and curves, its use of CPU and
+memory, the DVC hashes of its inputs and outputs, and its report. Runs are written from the
+artifacts, after the stages have ended: a stage that DVC skipped or restored is logged like one that
+ran. Reads the workspace's artifacts. Writes MLflow's store.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ SYSTEM_METRICS = {  # MLflow shows names below system/ on a page of their own
 def log_pipeline(
     client: MlflowClient, cfg: Config, experiment: str, workspace: Workspace = HERE
 ) -> str:
-    """Log the parent run and its stages from the artifacts; returns the parent's run id.
+    """Log the parent run and its stages from the artifacts and return the parent's run id.
 
-    The parent is left running: the caller adds the model to it and ends it. What fails here ends
-    both runs as failed.
+    The parent stays open: the caller adds the model and ends it. A failure here ends both runs as
+    failed.
     """
     tags = run_tags(workspace)
     kind = "train" if tags["base.version"] == ABSENT else "refresh"
@@ -90,7 +90,7 @@ def _log_stage(
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots; other values, lists among them, stay."""
+    """Flatten nested mappings into one, keys joined by dots; lists stay as they are."""
     if not isinstance(value, dict):
         return {prefix: value}
     flat: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow accepts: hr@10 becomes hr_at_10, any other sign an underscore."""
+    """Return a name that MLflow accepts: hr@10 becomes hr_at_10, other signs an underscore."""
     name = name.replace("@", "_at_")
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
 
@@ -130,7 +130,7 @@ def _metrics(values: Any, timestamp: int) -> Iterator[Metric]:
 
 
 def _curves(source: Path, timestamp: int) -> Iterator[Metric]:
-    """Every numeric column of curves.csv against its `step` column, or its row number."""
+    """Yield every numeric column of curves.csv by its `step` column, or else its row number."""
     from mlflow.entities import Metric
 
     for number, row in enumerate(_rows(source)):
@@ -148,7 +148,7 @@ def _system(samples: list[dict[str, float]]) -> Iterator[Metric]:
 
 
 def _rows(source: Path) -> Iterator[dict[str, float]]:
-    """Rows of a CSV file, numbers only: a cell that is empty, text or NaN is left out."""
+    """Yield the rows of a CSV file without cells that are empty, text or not finite."""
     if not source.is_file():
         return
     with source.open(encoding="utf-8", newline="") as file:

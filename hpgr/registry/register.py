@@ -1,15 +1,14 @@
-"""Registration: the pipeline's runs and a model version in MLflow; the same model only once.
+"""Register the pipeline's runs and a model version in MLflow, each model only once.
 
-Not a DVC stage: it changes the world outside the workspace, which DVC's run cache would skip.
+This is not a DVC stage: it changes things outside the workspace, and DVC's run cache would skip it.
 Reads all artifacts. Writes the MLflow store and `artifacts/registered.json`: `name`, `version`,
-`alias` (null where it has none), `run_id`, `key`, `new` (False if this very model was there
-already).
+`alias` (null if it has none), `run_id`, `key`, `new` (False if this model was registered before).
 
-A version that a baseline beats on validation carries that baseline's name in its tag `beaten_by`,
-and the sentence of the evaluation in its description.
+If a baseline beats the version on validation, the version carries the baseline's name in its tag
+`beaten_by` and the evaluation's sentence in its description.
 
-Where there is no `champion` the version becomes it; every later new one is the `challenger`, which
-the gate judges (`hpgr.registry.judge`).
+If there is no `champion`, the version becomes it. Every later new version is the `challenger`,
+which the gate judges (`hpgr.registry.judge`).
 """
 
 from __future__ import annotations
@@ -55,14 +54,14 @@ def register(cfg: Config, workspace: Workspace = HERE) -> dict[str, Any]:
 
     Raises:
         UserError: a stage's output is missing, another process registers here, or MLflow fails;
-            runs that were begun then end as failed.
+            runs that were opened then end as failed.
     """
     with explained("register", workspace.registered, workspace):
         return _register(cfg, workspace)
 
 
 def _register(cfg: Config, workspace: Workspace) -> dict[str, Any]:
-    headline(workspace)  # a model is registered with its evaluation or not at all
+    headline(workspace)  # fails early: a model is registered only with its evaluation
     check_pins(workspace)
     client, name = connect(workspace), cfg.register_.model_name
     with sole_writer(workspace.registered), tempfile.TemporaryDirectory() as scratch:
@@ -88,7 +87,7 @@ def _register(cfg: Config, workspace: Workspace) -> dict[str, Any]:
 
 
 def content_key(bundle: Path, workspace: Workspace = HERE) -> str:
-    """sha256 over the bundle's files and the sessionized log: equal model and data, equal key."""
+    """Return the sha256 over the bundle's files and the sessionized log."""
     log = sha256_file(workspace.sessions / "events.parquet")
     hashes = content_hashes(bundle) | {"log": log}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
@@ -97,11 +96,10 @@ def content_key(bundle: Path, workspace: Workspace = HERE) -> str:
 def _version_of(
     client: MlflowClient, cfg: Config, bundle: Path, key: str, workspace: Workspace
 ) -> tuple[int, str, bool]:
-    """Version and run of the bundle, and whether it was made now.
+    """Return version and run of the bundle, and True if they are new.
 
-    A version with the key may come into being beside this one: another clone registers the same
-    model, or MLflow's client asks again because the reply to the first request was lost. The
-    oldest stays.
+    Two versions with one key can arise: another clone registers the same model, or MLflow's client
+    repeats a request whose reply was lost. The oldest stays.
     """
     name = cfg.register_.model_name
     if found := _version_with(client, name, key):
@@ -114,7 +112,7 @@ def _version_of(
 
 
 def _version_with(client: MlflowClient, name: str, key: str) -> tuple[int, str] | None:
-    """Version and run of the model that carries `key`, the oldest if there were several."""
+    """Return version and run of the oldest version with `key`; None if there is none."""
     found = client.search_model_versions(f"name='{name}' and tags.{KEY_TAG}='{key}'")
     return min(((int(v.version), str(v.run_id)) for v in found), default=None)
 
@@ -147,7 +145,7 @@ def _new_version(
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        # The key is part of the creation: no moment at which a version exists without it.
+        # The key is part of the creation, so that no version ever exists without it.
         version = client.create_model_version(
             name,
             source=model.model_uri,
@@ -160,7 +158,7 @@ def _new_version(
 
 
 def _mark(client: MlflowClient, name: str, version: int, beaten_by: str | None) -> None:
-    """Set or take the tag `beaten_by`; a version that was there may have been judged anew."""
+    """Set or delete the tag `beaten_by`; an old version may have been evaluated again."""
     before = client.get_model_version(name, str(version)).tags.get(BEATEN_TAG)
     if beaten_by and beaten_by != before:
         client.set_model_version_tag(name, str(version), BEATEN_TAG, beaten_by)
@@ -169,9 +167,9 @@ def _mark(client: MlflowClient, name: str, version: int, beaten_by: str | None) 
 
 
 def _alias(client: MlflowClient, cfg: Config, version: int, *, new: bool) -> str | None:
-    """What the version is called now: champion if there was none, else a new one is challenger.
+    """Set the version's alias and return it: champion if there is none, else challenger if new.
 
-    An old one becomes challenger only where there is none: another may wait for its promotion.
+    An old version becomes challenger only if there is none: another may wait for its promotion.
     """
     name = cfg.register_.model_name
     finish_interrupted(client, cfg)
@@ -186,14 +184,14 @@ def _alias(client: MlflowClient, cfg: Config, version: int, *, new: bool) -> str
 
 
 def _code(target: Path) -> Path:
-    """The package copied to `target`: its code alone, whatever else lies in its folder.
+    """Copy the package's code, and nothing else of its folder, to `target`.
 
     Raises:
         UserError: a file of it holds a secret.
     """
     for path in sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".j2")):
         if why := in_file(path):
-            raise UserError(f"{path} {why}. The code goes with every version: take the secret out")
+            raise UserError(f"{path} {why}. The code goes with every version: remove the secret")
         goal = target / path.relative_to(PACKAGE)
         goal.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, goal)
@@ -210,8 +208,8 @@ def _signature() -> Any:
     return ModelSignature(
         inputs=Schema(
             [
-                # Checked by the model (hpgr/serving/schema.py): MLflow would cut 1.5 to 1, make
-                # a missing action the text "None", and refuse without our reasons.
+                # Checked by the model (hpgr/serving/schema.py): MLflow would cut 1.5 to 1, turn a
+                # missing action into the text "None", and refuse without our reasons.
                 ColSpec(AnyType(), name, required=False)
                 for name in ("request_time", "item_ids", "timestamps", "actions", "session_ids")
             ]
@@ -233,7 +231,7 @@ def _signature() -> Any:
 
 
 def _example(workspace: Workspace) -> Any:
-    """A request made of the first events of the catalogue: real ids, one minute apart."""
+    """Return a request with the first items of the catalogue, one minute apart."""
     import pandas as pd
 
     items = pq.read_table(workspace.sessions / "items.parquet", columns=["item_id"])
@@ -244,7 +242,7 @@ def _example(workspace: Workspace) -> Any:
 
 
 def _requirements() -> list[str]:
-    """The lock's pins of the packages that serving imports."""
+    """Return the pinned versions of the packages that serving imports."""
     pins = ENVIRONMENT.read_text(encoding="utf-8").splitlines()
     return [pin for pin in pins if pin.split("==")[0].lower() in SERVED_WITH]
 
@@ -263,5 +261,5 @@ def _card(cfg: Config, tags: dict[str, str], key: str, workspace: Workspace) -> 
 
 
 def _meta(workspace: Workspace) -> dict[str, Any]:
-    """Counts and settings of the sessionized log."""
+    """Read counts and settings of the sessionized log."""
     return read_json(workspace.arrays / "meta.json")

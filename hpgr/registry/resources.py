@@ -1,8 +1,8 @@
-"""What a stage costs: its processes sampled while it runs, kept beside its outputs.
+"""Sample the CPU and memory use of a stage and store it beside the stage's outputs.
 
 Writes `resources.csv` into the stage's output folder, one row a sample: `time` (seconds since
 1970), `cpu_percent` (100 is one core), `memory_mb` (resident, with children), `gpu_memory_mb`
-(reserved by torch in this process). A stage that fails leaves none.
+(reserved by torch in this process). A stage that fails writes none.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import csv
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -28,8 +28,8 @@ MEGABYTE = 1 << 20
 def recorded(output: Path) -> Iterator[None]:
     """Sample this process and its children during the block, then write `resources.csv`.
 
-    The pause between samples grows by a tenth each time, so that a stage of seconds gets a curve
-    and one of hours a short file.
+    The pause between samples grows by a tenth each time: a stage of seconds gets a curve, one of
+    hours a short file.
     """
     samples: list[tuple[float, float, float, float]] = []
     done = threading.Event()
@@ -50,7 +50,7 @@ def _sample(samples: list[tuple[float, float, float, float]], done: threading.Ev
     process = psutil.Process()
     pause = FIRST_PAUSE_S
     clock, cpu = time.monotonic(), _cpu_seconds(process)
-    # Wall time of the start plus what a clock that never goes back has counted since.
+    # Start in wall time plus a monotonic clock, so that samples never go back in time.
     epoch = time.time() - clock
     while True:
         ended = done.wait(pause)
@@ -63,33 +63,25 @@ def _sample(samples: list[tuple[float, float, float, float]], done: threading.Ev
             return
 
 
-def _tree(process: psutil.Process) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
-
-
 def _cpu_seconds(process: psutil.Process) -> float:
-    total = 0.0
-    for member in _tree(process):
-        try:
-            times = member.cpu_times()
-        except psutil.NoSuchProcess:  # a child that ended between the listing and here
-            continue
-        total += times.user + times.system
-    return total
+    return _total(process, lambda member: sum(member.cpu_times()[:2]))  # user and system
 
 
 def _memory(process: psutil.Process) -> float:
-    total = 0
-    for member in _tree(process):
-        try:
-            total += member.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / MEGABYTE
+    return _total(process, lambda member: member.memory_info().rss) / MEGABYTE
+
+
+def _total(process: psutil.Process, measure: Callable[[psutil.Process], float]) -> float:
+    """Sum a measure over the process and its children."""
+    total = 0.0
+    for member in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # a child that ended after the listing
+            total += measure(member)
+    return total
 
 
 def _gpu_memory() -> float:
-    torch = sys.modules.get("torch")  # only where the stage itself uses it
+    torch = sys.modules.get("torch")  # only if the stage has imported it
     if torch is None or not getattr(torch, "cuda", None) or not torch.cuda.is_initialized():
         return 0.0
     return torch.cuda.memory_reserved() / MEGABYTE

@@ -1,8 +1,8 @@
-"""What the last evaluation says, for pages and programs: tables and the headline figures.
+"""Tables and headline figures of the last evaluation, for pages and programs.
 
 Reads `artifacts/evaluation/metrics.json`: protocol -> model -> metric -> value, the judged model
-first, and `counts` beside the models; and `verdict.json`, where the model stands on validation.
-Writes nothing.
+first, and `counts` beside the models; and `verdict.json`, the comparison with baselines on
+validation. Writes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Rows = dict[str, dict[str, float]]
 
 
 def protocols(workspace: Workspace = HERE) -> dict[str, Rows]:
-    """Protocol -> model -> metric -> value of the last evaluation.
+    """Read the last evaluation: protocol -> model -> metric -> value.
 
     Raises:
         UserError: there was none.
@@ -33,14 +33,14 @@ def protocols(workspace: Workspace = HERE) -> dict[str, Rows]:
 
 
 def headline(workspace: Workspace = HERE) -> dict[str, dict[str, float]]:
-    """Protocol -> metric -> value of the judged model."""
+    """Return protocol -> metric -> value of the judged model."""
     return {name: next(iter(rows.values())) for name, rows in protocols(workspace).items()}
 
 
 def verdict(workspace: Workspace = HERE) -> tuple[str | None, str]:
-    """The model to serve in place of the judged one, if any, and the result in one sentence.
+    """Return the baseline to serve instead of the model, or None, and the result in one sentence.
 
-    Where validation asked nothing, or the evaluation is of a time before verdicts, None and "".
+    None and "" if validation has no queries, or the evaluation is older than verdicts.
     """
     verdict = workspace.evaluation / "verdict.json"
     if not verdict.is_file():
@@ -50,7 +50,7 @@ def verdict(workspace: Workspace = HERE) -> tuple[str | None, str]:
 
 
 def markdown_tables(workspace: Workspace = HERE) -> str:
-    """Every protocol's table in Markdown."""
+    """Return every protocol's table in Markdown."""
     return "\n\n".join(
         f"### {protocol_label(name)}\n\n{markdown_table(rows)}"
         for name, rows in protocols(workspace).items()
@@ -58,7 +58,7 @@ def markdown_tables(workspace: Workspace = HERE) -> str:
 
 
 def terminal_tables(workspace: Workspace = HERE) -> list[Table]:
-    """Every protocol's table for the terminal, the judged model in bold."""
+    """Return every protocol's table for the terminal, the judged model in bold."""
     return [
         terminal_table(protocol_label(name), rows) for name, rows in protocols(workspace).items()
     ]

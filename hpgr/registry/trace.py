@@ -1,10 +1,10 @@
-"""From a version back to the exact rows: what it was made of, and how to have that again.
+"""Show the origin of a version, down to the exact rows, and restore it.
 
     hpgr lineage VERSION [--restore]
 
-At registration the files that pin a result - `params.yaml`, `data.dvc`, `dvc.lock`,
-`requirements.lock`, and a patch where the working tree differed from its commit - are kept with the
-run below `lineage/`. Reads the registry; `restore` writes those files into the current folder.
+Registration stores the files that pin a result with the run, below `lineage/`: `params.yaml`,
+`data.dvc`, `dvc.lock`, `requirements.lock`, and a patch if the working tree differed from its
+commit. Reads the registry; `restore` writes those files into the current folder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NOT_SET = object()
 
 
 class Origin(NamedTuple):
-    """What a version's run says of where it comes from; `kept` by file name, downloaded."""
+    """Origin of a version: tags of its run, and the kept files by name, downloaded."""
 
     title: str
     tags: dict[str, str]
@@ -56,17 +56,18 @@ class Origin(NamedTuple):
 
     @property
     def base(self) -> str:
-        """The version that training went on from, or ABSENT."""
+        """The version that training started from, or ABSENT."""
         return self.tags.get("base.version", ABSENT)
 
 
 def keep(client: MlflowClient, run_id: str, workspace: Workspace = HERE) -> None:
-    """Store what pins the current artifacts with the run; what is absent is left out.
+    """Store the files that pin the current artifacts with the run; missing ones are skipped.
 
-    New files are named, for they go where everybody reads; so is what is held back for its secrets.
+    Prints the names of new files, since everybody can read them in the registry, and of files held
+    back because of a secret.
 
     Raises:
-        UserError: a file that a version cannot do without holds a secret.
+        UserError: a file that every version needs holds a secret.
     """
     check_pins(workspace)
     pinned = pins(workspace)
@@ -96,7 +97,7 @@ def keep(client: MlflowClient, run_id: str, workspace: Workspace = HERE) -> None
 
 @answered()
 def check_pins(workspace: Workspace = HERE) -> None:
-    """Refuse to keep parameters or hashes with a secret among them: no version does without them.
+    """Refuse a secret in the parameters or hashes, which every version needs.
 
     Raises:
         UserError: the message names file and line.
@@ -104,13 +105,13 @@ def check_pins(workspace: Workspace = HERE) -> None:
     for path in pins(workspace):
         if path.is_file() and (why := in_file(path)):
             raise UserError(
-                f"{path} {why}. It is kept with every version, where everybody reads it: take the "
-                "secret out, and name it by the environment"
+                f"{path} {why}. It is kept with every version, where everybody can read it: move "
+                "the secret to an environment variable"
             )
 
 
 def trace(cfg: Config, version: int, workspace: Workspace = HERE) -> str:
-    """The version's origin and the commands that bring it back, for a person to read.
+    """Return the version's origin and the commands that restore it, as text.
 
     Raises:
         UserError: there is no such version, or no registry to ask.
@@ -175,10 +176,10 @@ def _missing(origin: Origin) -> list[str]:
 
 
 def _warnings(origin: Origin) -> list[str]:
-    """What stands between the version and having it again exactly."""
+    """List what keeps the version from being restored exactly."""
     found = []
     if origin.commit == ABSENT:
-        found.append("registered outside git: which code made it was not kept")
+        found.append("registered outside git: the code that made it was not kept")
     if LEFT_OUT in origin.kept:
         names = origin.kept[LEFT_OUT].read_text(encoding="utf-8").splitlines()
         found.append(f"not in git and too large to keep: {_listed(names)}")
@@ -187,21 +188,21 @@ def _warnings(origin: Origin) -> list[str]:
         found += [f"not kept, and not restored: {line}" for line in lines]
     named = origin.kept.keys() & {LEFT_OUT, HELD_BACK, PATCH}
     if origin.tags.get("git.dirty") == "true" and not named:
-        found.append("the working tree differed from the commit, and how was not kept")
+        found.append("the working tree differed from the commit, and the difference was not kept")
     changed = origin.tags.get("dvc.changed", ABSENT)
     if changed == ABSENT:
-        found.append("registered outside DVC: nothing says that dvc.lock belongs to the version")
+        found.append("registered outside DVC: dvc.lock may not belong to the version")
     elif changed != "none":
         found.append(
-            f"registered while {changed} differed from dvc.lock: what DVC brings back is what "
-            "dvc.lock records, not what was registered"
+            f"registered while {changed} differed from dvc.lock: DVC restores what dvc.lock "
+            "records, not what was registered"
         )
     return found
 
 
 def _commands(version: int, origin: Origin, workspace: Workspace) -> list[str]:
     if missing := _missing(origin):
-        return [f"it cannot be had again: {', '.join(missing)} was not kept with it"]
+        return [f"it cannot be restored: {', '.join(missing)} was not kept with it"]
     patched = " and what differed from the commit" if PATCH in origin.kept else ""
     tracking, registry = public(tracking_uri(workspace)), public(registry_uri(workspace))
     commands = [f"export MLFLOW_TRACKING_URI={shlex.quote(tracking)}"]
@@ -213,9 +214,9 @@ def _commands(version: int, origin: Origin, workspace: Workspace) -> list[str]:
         f"hpgr lineage {version} --restore   # params.yaml, data.dvc, dvc.lock as then{patched}",
         f"hpgr base {'--clear' if origin.base == ABSENT else origin.base}",
         "dvc pull      # the log and every stage's output, from the remote",
-        "dvc status    # says that all is up to date",
+        "dvc status    # reports that everything is up to date",
     ]
-    return ["to have it again, in a clone:", *(f"  {command}" for command in commands)]
+    return ["to restore it, in a clone:", *(f"  {command}" for command in commands)]
 
 
 def _parameters(origin: Origin, path: Path) -> list[str]:
@@ -235,9 +236,9 @@ def _parameters(origin: Origin, path: Path) -> list[str]:
 
 
 def _in_force(text: bytes) -> dict[str, Any]:
-    """Return section.key to value as `text`, a params.yaml, says; today's keys may be others.
+    """Return section.key -> value of `text`, a params.yaml, whose keys may be of another time.
 
-    One of a time when the file held all profiles names one of them: its values count.
+    An older file holds all profiles and names one of them; the values of that profile count.
     """
     params = yaml.safe_load(text)
     profiles = params.pop("profiles", {})
@@ -262,13 +263,13 @@ def _outputs(lock: Path) -> list[tuple[str, str]]:
 
 
 def _write_pin(path: Path, content: bytes) -> None:
-    """Write a pin; one that neither git nor the version has is put aside, under its content's name.
+    """Write a pin; a present file that neither git nor the version has is copied first.
 
-    Not refused: dvc.lock is never committed, and every run of the pipeline writes it.
+    It is not refused, since dvc.lock is never committed and every run of the pipeline writes it.
     """
     if path.is_file() and path.read_bytes() not in (content, committed(path)):
         aside = path.with_name(f"{path.name}.{sha256_file(path)[:8]}.before")
         shutil.copyfile(path, aside)
-        print(f"{path} was not committed: as it was it is now {aside}")
+        print(f"{path} was not committed: its content is now {aside}")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""MLflow's client on the project's store: made where it is missing, asked once before it is used.
+"""MLflow's client on the project's store, which is made if missing and tried once before use.
 
 Reads and writes the store that MLFLOW_TRACKING_URI names, or else the workspace's.
 """
@@ -32,16 +32,16 @@ from hpgr.workspace import HERE, Workspace
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CLASSIC = "?workflowType=machine_learning"  # MLflow shows its pages for language models otherwise
+CLASSIC = "?workflowType=machine_learning"  # without it MLflow opens its pages for language models
 EXPERIMENTS = f"#/experiments{CLASSIC}"
 NO_DATABASE = ("http:", "https:", "file:", "databricks", "uc:")
 
 
 def make_store(workspace: Workspace = HERE) -> None:
-    """Make the project's own store where there is none, whole or not at all.
+    """Make the project's own store if there is none, whole or not at all.
 
-    MLflow makes its tables one after the other and without a lock: two processes at once, or one
-    that is killed, would leave a store that MLflow never opens again.
+    MLflow makes its tables one by one and without a lock: two processes at once, or one that is
+    killed, would leave a store that MLflow can never open again.
     """
     file = database(workspace)
     if file.is_file():
@@ -58,9 +58,9 @@ def make_store(workspace: Workspace = HERE) -> None:
 
 
 def escape_mlflow() -> None:
-    """Have MLflow double each % of its own folder, which is below ours, where alembic reads it.
+    """Make MLflow double each % in the path of its own package, as alembic expects.
 
-    MLflow does so with the database's address, but not with the folder of its migrations.
+    MLflow does so for the database's address, but not for the folder of its migrations.
     """
     from mlflow.store.db import utils
 
@@ -70,7 +70,7 @@ def escape_mlflow() -> None:
 
 
 def artifacts_uri(workspace: Workspace = HERE) -> str:
-    """Folder of the own store's artifacts, beside it."""
+    """Return the folder of the own store's artifacts as a URI."""
     return (workspace.store / "artifacts").resolve().as_uri()
 
 
@@ -78,17 +78,17 @@ def connect(workspace: Workspace = HERE) -> MlflowClient:
     """Return MLflow's client on `tracking_uri`, which becomes the process's store.
 
     Raises:
-        UserError: the store or the registry does not answer. One question to each finds out, since
-            MLflow itself would keep asking for minutes.
+        UserError: the store or the registry does not answer. One request to each finds out, since
+            MLflow itself would retry for minutes.
     """
     for variable, uri in named_addresses().items():
         check_address(variable, uri)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a small file
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with its credentials
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one per file
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it has credentials
     with answered():
         import mlflow
 
-        # A failure is reported once, as the error; these would log each attempt with its stack.
+        # The error reports a failure once; these would log each attempt with a traceback.
         for name in ("mlflow.store.db.utils", "mlflow.exceptions", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         escape_mlflow()
@@ -109,10 +109,10 @@ def connect(workspace: Workspace = HERE) -> MlflowClient:
 
 @contextmanager
 def _environment_kept(name: str) -> Iterator[None]:
-    """Undo what the block does to a variable.
+    """Restore an environment variable after the block.
 
-    MLflow puts its address into the environment, where the next `connect`, of another workspace
-    perhaps, would take it for a person's.
+    MLflow writes its address into the environment. The next `connect`, perhaps of another
+    workspace, would take it for the user's.
     """
     before = os.environ.get(name)
     try:
@@ -124,7 +124,7 @@ def _environment_kept(name: str) -> Iterator[None]:
 
 
 def _try_database(uri: str) -> None:
-    """Connect to a database once; nothing happens for another store, or a file not made yet."""
+    """Connect once if `uri` is a database that exists; do nothing for other stores."""
     file = sqlite_file(uri)
     if "://" not in uri or uri.startswith(NO_DATABASE) or (file and not file.is_file()):
         return
@@ -158,7 +158,7 @@ def existing_store(workspace: Workspace = HERE) -> Iterator[MlflowClient]:
     """Yield MLflow's client for reading only.
 
     Raises:
-        UserError: there is no such store (connecting would make one), or it does not answer.
+        UserError: there is no such store (connecting would make it), or it does not answer.
     """
     file = sqlite_file(tracking_uri(workspace))
     if file is not None and not file.is_file():
@@ -166,7 +166,7 @@ def existing_store(workspace: Workspace = HERE) -> Iterator[MlflowClient]:
             f"nothing is registered at {public(tracking_uri(workspace))}: there is no such store. "
             "Where versions are registered elsewhere, name it: export MLFLOW_TRACKING_URI=..."
         )
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a person waits
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # someone is waiting
     with answered():
         yield connect(workspace)
 
@@ -175,7 +175,7 @@ def existing_store(workspace: Workspace = HERE) -> Iterator[MlflowClient]:
 def failing_run(client: MlflowClient, run_id: str) -> Iterator[None]:
     """End the run as FAILED if the block fails, so that none stays RUNNING.
 
-    On a full disk the run's own files, useless by then, make room for that.
+    On a full disk the run's own files, useless by then, are removed to make room.
     """
     try:
         yield
@@ -183,14 +183,14 @@ def failing_run(client: MlflowClient, run_id: str) -> Iterator[None]:
         try:
             client.set_terminated(run_id, status="FAILED")
         except Exception:
-            with suppress(Exception):  # the store does not answer: the first failure counts
+            with suppress(Exception):  # the first failure is the one to report
                 _drop_files(client, run_id)
                 client.set_terminated(run_id, status="FAILED")
         raise
 
 
 def _drop_files(client: MlflowClient, run_id: str) -> None:
-    """Remove the files of a run, and of the model it logged, that lie beside an SQLite store."""
+    """Remove the files of a run and of its model if they are beside an SQLite store."""
     own_store = sqlite_file(client.tracking_uri)
     info = client.get_run(run_id).info
     models = client.search_logged_models([info.experiment_id])
@@ -202,7 +202,7 @@ def _drop_files(client: MlflowClient, run_id: str) -> None:
 
 
 def experiment_id(client: MlflowClient, name: str, workspace: Workspace = HERE) -> str:
-    """Return the experiment's id; make it if need be, in the own store with artifacts beside it."""
+    """Return the experiment's id; make the experiment if there is none."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
@@ -212,7 +212,7 @@ def experiment_id(client: MlflowClient, name: str, workspace: Workspace = HERE) 
 
 
 def mlflow_address() -> str:
-    """Address of MLflow's pages: the tracking server, or that of `make up` over the own store."""
+    """Return the address of MLflow's pages: the tracking server, or the one of `make up`."""
     parts = urlsplit(tracking_uri())
     if parts.scheme not in ("http", "https"):
         return f"http://127.0.0.1:{os.environ.get('HPGR_MLFLOW_PORT', '5000')}"

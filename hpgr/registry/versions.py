@@ -1,6 +1,7 @@
-"""Versions of the model in the registry: which there are, what they are called, their bundles.
+"""Versions of the model in the registry: their aliases and bundles.
 
-Reads the store that MLFLOW_TRACKING_URI names, or else `mlflow/store/`. Writes nothing.
+Reads the store that MLFLOW_TRACKING_URI names, or else `mlflow/store/`. Writes only below the
+folders it is given.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-BUNDLE = "artifacts/bundle"  # where pyfunc keeps it inside a version
+BUNDLE = "artifacts/bundle"  # pyfunc's folder for it inside a version
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model; no such alias
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, int]:
-    """Alias to version; empty if nothing is registered."""
+    """Return alias -> version; empty if nothing is registered."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -37,13 +38,13 @@ def aliases(client: MlflowClient, name: str) -> dict[str, int]:
 
 
 def alias_of(client: MlflowClient, name: str, version: int) -> str | None:
-    """What the version is called now, the most telling alias first; None for none of them."""
+    """Return the version's most important alias, or None."""
     called = aliases(client, name)
     return next((a for a in (CHAMPION, PREVIOUS, CHALLENGER) if called.get(a) == version), None)
 
 
 def get_version(client: MlflowClient, name: str, version: int) -> ModelVersion:
-    """One version.
+    """Return one version.
 
     Raises:
         UserError: the registry has no such version.

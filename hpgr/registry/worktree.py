@@ -1,8 +1,8 @@
-"""What a working tree holds beyond its commit: as one git patch, and that patch put back.
+"""Write the difference between a working tree and its commit as one git patch, and apply it.
 
-Bytes from end to end, so that line ends, encodings and binary files come back as they were. Only
-git's plumbing compares: a person's settings (colours, prefixes, another diff program) do not reach
-it. Reads and patches the files below the folder it is given; git's own index stays as it is.
+The patch is handled as bytes, so that line ends, encodings and binary files are restored exactly.
+Only git's plumbing commands compare: a user's settings (colours, prefixes, another diff program) do
+not affect them. Reads and patches the files below the folder it is given; git's index is unchanged.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from hpgr.registry.held_back import as_text, by_content, by_name
 from hpgr.runtime import UserError
 from hpgr.workspace import HERE
 
-NEW_FILES = 10 << 20  # bytes of new files that a patch carries; logs and models are no code
-APPLY = ("apply", "--whitespace=nowarn")  # else apply.whitespace may "mend" what was kept
+NEW_FILES = 10 << 20  # bytes of new files in a patch: enough for code, not for logs or models
+APPLY = ("apply", "--whitespace=nowarn")  # else apply.whitespace may change the patch
 
 
 class Changes(NamedTuple):
-    """`patch` is empty where nothing differs, or where there is no commit to differ from."""
+    """Difference from the commit; `patch` is empty if nothing differs or there is no commit."""
 
     patch: bytes
-    new: list[str]  # files that the commit does not have, and the patch does
-    left_out: list[str]  # files that neither has
-    held_back: dict[str, str]  # files that the patch has not because of a secret, and why
+    new: list[str]  # new files in the patch
+    left_out: list[str]  # new files that are too large for it
+    held_back: dict[str, str]  # files with a secret, which are not in the patch, and the reason
 
 
 def changes(*, without: Iterable[str], root: Path = HERE.root) -> Changes:
-    """How the files below `root` differ from HEAD; what git ignores does not count.
+    """Compare the files below `root` with HEAD, except for those that git ignores.
 
-    New files are carried, the smallest first, while all of them stay within NEW_FILES. The others
-    are left out, and so are repositories inside this one. Files that hold a secret, new or changed,
-    are held back (`hpgr.registry.held_back`).
+    New files are included, the smallest first, up to NEW_FILES in total. The others are left out,
+    as are repositories inside this one. Files that hold a secret, new or changed, are held back
+    (`hpgr.registry.held_back`).
 
     Args:
         without: names of files that are kept in another way.
@@ -55,7 +55,7 @@ def changes(*, without: Iterable[str], root: Path = HERE.root) -> Changes:
         own = {"GIT_INDEX_FILE": str(Path(scratch) / "index"), "GIT_LITERAL_PATHSPECS": "0"}
         git("read-tree", "HEAD", env=own)
         known = _names(git("ls-files", "-z", env=own))
-        # By the real index: a file that was added by force counts although git ignores it.
+        # From the real index: a file that was added by force counts even if git ignores it.
         there = _names(git("ls-files", "-z", "--cached", "--others", "--exclude-standard"))
         candidates = there - known - set(apart)
         secret = {name: why for name in candidates if (why := by_name(name))}
@@ -65,7 +65,7 @@ def changes(*, without: Iterable[str], root: Path = HERE.root) -> Changes:
             add = ("add", "--force", "--intent-to-add", "--pathspec-from-file=-")
             literally = own | {"GIT_LITERAL_PATHSPECS": "1"}
             git(*add, "--pathspec-file-nul", given=names, env=literally)
-        # Without it --raw lists files whose content is the same; what differs is no error here.
+        # Else --raw lists files of the same content. The exit status only says that files differ.
         _git(root, "update-index", "-q", "--refresh", env=own)
         compare = ("diff-index", "--no-ext-diff", "--no-textconv", "--no-renames")
         selected = ("HEAD", "--", ".", *(f":!{name}" for name in apart))
@@ -79,7 +79,7 @@ def changes(*, without: Iterable[str], root: Path = HERE.root) -> Changes:
 
 
 def _without_secrets(root: Path, patch: bytes, raw: bytes) -> tuple[bytes, dict[str, str]]:
-    """The patch without the files that hold a secret, and why each of those is held back.
+    """Remove files that hold a secret from the patch; return the rest and the reasons.
 
     Args:
         root: the folder.
@@ -91,7 +91,7 @@ def _without_secrets(root: Path, patch: bytes, raw: bytes) -> tuple[bytes, dict[
     kept, held, at = [], {}, 0
     for entry in fields:
         name, (_, _, before, _, status) = os.fsdecode(next(fields)), entry.split()
-        count = 2 if status == b"T" else 1  # a link in place of a file is taken out and put in
+        count = 2 if status == b"T" else 1  # a link in place of a file has two pieces
         own = pieces[at : at + count]
         at += count
         why = by_name(name) or by_content(name, _lines(root, name, os.fsdecode(before), own))
@@ -106,9 +106,9 @@ def _without_secrets(root: Path, patch: bytes, raw: bytes) -> tuple[bytes, dict[
 def _lines(
     root: Path, name: str, before: str, pieces: Iterable[bytes]
 ) -> Iterator[tuple[int, str]]:
-    """What a file's patch shows, each line with its number in the new file, 0 if not in there.
+    """Yield the lines of a file's patch with their numbers in the new file, 0 if not in there.
 
-    Of a binary file, whose patch is packed, both versions are read instead.
+    The patch of a binary file is compressed: both versions are read instead.
     """
     for piece in pieces:
         rest = piece.split(b"\n")
@@ -132,37 +132,37 @@ def apply(patch: Path, root: Path = HERE.root) -> bool:
     """Apply `patch` to the files below `root`, whole or not at all.
 
     Returns:
-        False if all of it is there already.
+        False if the files have all of it already.
 
     Raises:
-        UserError: the files differ from what the patch was made for.
+        UserError: the files differ from those the patch was made for.
     """
     back = _git(root, *APPLY, "--check", "--reverse", str(patch.resolve()))
-    if back.returncode == 0 and not back.stderr:  # of another mode git only warns
+    if back.returncode == 0 and not back.stderr:  # git only warns of another file mode
         return False
     done = _git(root, *APPLY, str(patch.resolve()))
     if done.returncode != 0:
         raise UserError(
-            "what differed from the commit does not fit this working tree: "
+            "the patch of uncommitted changes does not fit this working tree: "
             f"{_errors(done)}. Nothing was changed; restore in a fresh clone"
         )
     return True
 
 
 def head(root: Path = HERE.root) -> str | None:
-    """The commit that is checked out; None outside git and before the first commit."""
+    """Return the commit that is checked out; None outside git and before the first commit."""
     done = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None
 
 
 def committed(path: Path, commit: str = "HEAD") -> bytes | None:
-    """`path` as `commit` has it; None if one of the two is not at hand."""
+    """Return the content of `path` at `commit`; None if either is missing."""
     done = _git(path.parent, "cat-file", "blob", f"{commit}:./{path.name}")
     return done.stdout if done.returncode == 0 else None
 
 
 def _within(root: Path, limit: int, names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Names of the files that fit, and of those that do not; what is not on disk is in neither."""
+    """Split the names into files that fit the limit and files that do not; skip missing files."""
     fit: list[str] = []
     rest: list[str] = []
     sizes = {n: os.lstat(root / n).st_size for n in names if os.path.lexists(root / n)}
@@ -176,7 +176,7 @@ def _within(root: Path, limit: int, names: Iterable[str]) -> tuple[list[str], li
 
 
 def _readable(names: Iterable[str]) -> list[str]:
-    """In order, and with a mark in place of what is no UTF-8."""
+    """Sort the names and replace bytes that are not UTF-8."""
     return sorted(os.fsencode(name).decode(errors="replace") for name in names)
 
 

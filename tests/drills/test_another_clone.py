@@ -58,7 +58,7 @@ def origin(project):
 def test_the_printed_commands_bring_a_version_back_in_another_clone(origin, tmp_path):
     message = well(hpgr("lineage", "2", cwd=origin)).stdout
     assert "warning" not in message
-    commands = message.split("to have it again, in a clone:\n")[1]
+    commands = message.split("to restore it, in a clone:\n")[1]
     clone = tmp_path / "clone"
     git("clone", "-q", str(origin), str(clone), cwd=tmp_path)
     git("commit", "-q", "--allow-empty", "-m", "later", cwd=clone)
