@@ -1,6 +1,6 @@
 """Embedding layer: items with side features, actions, and a time-aware position.
 
-Shape legend: T rows, V items, D width.
+Shape legend (suffixes of names): T rows, V items, M items and the mask token, D width.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class ItemEmbedding(nn.Module):
         """Item id of [M]."""
         return self.num_items
 
-    def table(self) -> Float[Tensor, "V_and_mask D"]:
-        """Return the vectors of the whole catalogue and the mask token, [V + 1, D]."""
+    def table(self) -> Float[Tensor, "M D"]:
+        """Return the vectors of the whole catalogue and the mask token, [M, D]."""
         if self.category_table is None:
             return self.item.weight
-        features = self.category_table(self.category, self.category_offsets[:-1])
-        return self.item.weight + functional.pad(features, (0, 0, 0, 1))
+        features_VD = self.category_table(self.category, self.category_offsets[:-1])
+        return self.item.weight + functional.pad(features_VD, (0, 0, 0, 1))
 
 
 class TimeAwarePosition(nn.Module):
@@ -85,19 +85,19 @@ class TimeAwarePosition(nn.Module):
 
     def forward(
         self,
-        position: Int[Tensor, "T"],
-        time: Int[Tensor, "T"],
-        previous_time: Int[Tensor, "T"],
-        next_time: Int[Tensor, "T"],
+        position_T: Int[Tensor, "T"],
+        time_T: Int[Tensor, "T"],
+        previous_time_T: Int[Tensor, "T"],
+        next_time_T: Int[Tensor, "T"],
     ) -> Float[Tensor, "T D"]:
         """Return the vectors of places and of times in seconds."""
-        place = self.position(position.clamp_max(self.position.num_embeddings - 1))
-        place = place + self.since_previous(time_bucket(time - previous_time))
+        place_TD = self.position(position_T.clamp_max(self.position.num_embeddings - 1))
+        place_TD = place_TD + self.since_previous(time_bucket(time_T - previous_time_T))
         if self.until_next is not None:
-            place = place + self.until_next(time_bucket(next_time - time))
-        return place
+            place_TD = place_TD + self.until_next(time_bucket(next_time_T - time_T))
+        return place_TD
 
 
-def scaled(vectors: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+def scaled(vectors_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
     """Scale item vectors for the network's input: times sqrt(D), as in HSTU."""
-    return vectors * math.sqrt(vectors.shape[-1])
+    return vectors_TD * math.sqrt(vectors_TD.shape[-1])

@@ -12,7 +12,8 @@ retrieval state) reads the history through its Gaussian mask. History rows below
 causal as in HSTU, or masked as well (`history_rows: preference`), so that cost grows as their
 number. With `sessions` and `preference` off and no side features this is HSTU with HPGR's heads.
 
-Shape legend: B users, T history rows, P sessions, C candidates, V items, D width, A anchors.
+Shape legend (suffixes of names): T history rows, P sessions, C candidates, V items, M items and the
+mask token, D width, H heads, d width of a head, E = H * d.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Trunk:
 
     fused: Float[Tensor, "T D"]
     sessions: Float[Tensor, "T_and_P D"] | None
-    table: Float[Tensor, "V_and_mask D"]
+    table: Float[Tensor, "M D"]
 
 
 class HPGRTrunk(nn.Module):
@@ -89,41 +90,43 @@ class HPGRTrunk(nn.Module):
             causal: False only in pretraining.
             masked: bool [T], rows whose item and action are hidden *before* anything reads them.
         """
-        table = self.items.table()
-        item, action = packed.item, packed.action
+        table_MD = self.items.table()
+        item_T, action_T = packed.item, packed.action
         if masked is not None:
-            item = torch.where(masked, self.items.mask_token, item)
-            action = torch.where(masked, 0, action)
-        x = scaled(functional.embedding(item, table))
+            item_T = torch.where(masked, self.items.mask_token, item_T)
+            action_T = torch.where(masked, 0, action_T)
+        x_TD = scaled(functional.embedding(item_T, table_MD))
         if self.action is not None:
-            x = x + self.action(action)
-        x = x + self.place(packed.position, packed.time, packed.previous_time, packed.next_time)
-        x = dropout(x, self.dropout, self.training)
-        if self.sessions is None or not len(x):
-            return Trunk(x, None, table)
-        fused, outputs = self.sessions(x, packed, tile=self.tile, causal=causal)
-        return Trunk(fused, outputs, table)
+            x_TD = x_TD + self.action(action_T)
+        x_TD = x_TD + self.place(
+            packed.position, packed.time, packed.previous_time, packed.next_time
+        )
+        x_TD = dropout(x_TD, self.dropout, self.training)
+        if self.sessions is None or not len(x_TD):
+            return Trunk(x_TD, None, table_MD)
+        fused_TD, outputs = self.sessions(x_TD, packed, tile=self.tile, causal=causal)
+        return Trunk(fused_TD, outputs, table_MD)
 
     def candidates(
         self, trunk: Trunk, packed: Packed, candidates: Candidates
     ) -> Float[Tensor, "C D"]:
         """Compute the fused representation of candidates, placed by their time in the history."""
-        x = scaled(functional.embedding(candidates.item, trunk.table))
-        visible = candidates.last - candidates.first
-        newest = (candidates.last - 1).clamp_min(0)
+        x_CD = scaled(functional.embedding(candidates.item, trunk.table))
+        visible_C = candidates.last - candidates.first
+        newest_C = (candidates.last - 1).clamp_min(0)
         if len(packed.item):
-            last_time = torch.where(visible > 0, packed.time[newest], candidates.time)
+            last_time_C = torch.where(visible_C > 0, packed.time[newest_C], candidates.time)
         else:
-            last_time = candidates.time
+            last_time_C = candidates.time
         # A candidate has no next event: its own time is both, so "until next" is bucket 0.
-        x = x + self.place(visible, candidates.time, last_time, candidates.time)
-        x = dropout(x, self.dropout, self.training)
+        x_CD = x_CD + self.place(visible_C, candidates.time, last_time_C, candidates.time)
+        x_CD = dropout(x_CD, self.dropout, self.training)
         if self.sessions is None or trunk.sessions is None:
-            return x
+            return x_CD
         # Only a session cut by the pause is known to be over: one with an id may always go on.
-        same = (candidates.time - last_time <= self.gap_s) | self.own_sessions
+        same_C = (candidates.time - last_time_C <= self.gap_s) | self.own_sessions
         return self.sessions.fuse_candidates(
-            x, trunk.sessions, packed, candidates.first, candidates.last, same
+            x_CD, trunk.sessions, packed, candidates.first, candidates.last, same_C
         )
 
 
@@ -144,15 +147,15 @@ class MaskedItemModel(nn.Module):
         )
 
     def forward(
-        self, packed: Packed, masked: Bool[Tensor, "T"]
+        self, packed: Packed, masked_T: Bool[Tensor, "T"]
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "V D"]]:
-        """Return the states of all rows and the catalogue's vectors; `masked` rows are hidden."""
-        trunk = self.trunk(packed, causal=False, masked=masked)
+        """Return the states of all rows and the catalogue's vectors; `masked_T` rows are hidden."""
+        trunk = self.trunk(packed, causal=False, masked=masked_T)
         tiles = build_tiles(packed.first, packed.user_end, len(packed.item), size=self.trunk.tile)
-        x = trunk.fused
+        x_TD = trunk.fused
         for block in self.blocks:
-            x = block(x, tiles)
-        return x, trunk.table[: self.trunk.items.num_items]
+            x_TD = block(x_TD, tiles)
+        return x_TD, trunk.table[: self.trunk.items.num_items]
 
 
 class HPGR(Network):
@@ -212,28 +215,29 @@ class HPGR(Network):
         below = self._history_tiles(trunk, packed)
         asking = packed.newest if newest_only else None
         last_tiles, last_weight = self._query_tiles(trunk, packed, asking, below)
-        x = trunk.fused
-        c = self.trunk.candidates(trunk, packed, candidates) if candidates is not None else None
-        c_input = c
-        reader = self._reader(trunk, packed, candidates, c) if candidates is not None else None
-        length = (packed.position + 1)[:, None]
+        x_TD = trunk.fused
+        c_CD = self.trunk.candidates(trunk, packed, candidates) if candidates is not None else None
+        c_input_CD = c_CD
+        reader = self._reader(trunk, packed, candidates, c_CD) if candidates is not None else None
+        length_T1 = (packed.position + 1)[:, None]
         for module in self.blocks:
             block = cast(HSTUBlock, module)
-            u, v, q, k = block.project(x)
-            if c is not None and candidates is not None and reader is not None:
-                cu, _, cq, _ = block.project(c)
-                seen = (candidates.last - candidates.first).clamp_min(1)[:, None]
-                c = block.attend(c, cu, cq, k, v, reader[0], seen, reader[1])
+            u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
+            if c_CD is not None and candidates is not None and reader is not None:
+                u_CE, _, q_CHd, _ = block.project(c_CD)
+                seen_C1 = (candidates.last - candidates.first).clamp_min(1)[:, None]
+                c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, reader[0], seen_C1, reader[1])
             tiles, weight, _ = below
             if block is self.blocks[-1]:
                 tiles, weight = last_tiles, last_weight
-                if asking is not None:
-                    x, u, q, length = x[asking], u[asking], q[asking], length[asking]
-            x = block.attend(x, u, q, k, v, tiles, length, weight)
-        logits = None
-        if c is not None and c_input is not None and candidates is not None:
-            logits = self.click(c, c_input, packed, candidates)
-        return Output(x, trunk.table[: self.trunk.items.num_items], logits)
+                if asking is not None:  # from here on T counts the newest rows alone
+                    rows = (x_TD, u_TE, q_THd, length_T1)
+                    x_TD, u_TE, q_THd, length_T1 = (row[asking] for row in rows)
+            x_TD = block.attend(x_TD, u_TE, q_THd, k_THd, v_THd, tiles, length_T1, weight)
+        logits_C = None
+        if c_CD is not None and c_input_CD is not None and candidates is not None:
+            logits_C = self.click(c_CD, c_input_CD, packed, candidates)
+        return Output(x_TD, trunk.table[: self.trunk.items.num_items], logits_C)
 
     def explain(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
         """Return the mask of the candidates or newest rows; None without signals or history.
@@ -245,8 +249,8 @@ class HPGR(Network):
         trunk = self.trunk(packed, causal=True)
         if candidates is None:
             return self._mask(trunk, packed, packed.newest)
-        c = self.trunk.candidates(trunk, packed, candidates)
-        return self._candidate_mask(trunk, packed, candidates, c)
+        c_CD = self.trunk.candidates(trunk, packed, candidates)
+        return self._candidate_mask(trunk, packed, candidates, c_CD)
 
     def _history_tiles(
         self, trunk: Trunk, packed: Packed
@@ -297,11 +301,11 @@ class HPGR(Network):
         )
 
     def _candidate_mask(
-        self, trunk: Trunk, packed: Packed, candidates: Candidates, c: Tensor
+        self, trunk: Trunk, packed: Packed, candidates: Candidates, c_CD: Tensor
     ) -> PreferenceMask:
         assert self.signals is not None
         return self.signals(
-            c,
+            c_CD,
             trunk.fused,
             candidates.first,
             candidates.last,
@@ -312,11 +316,11 @@ class HPGR(Network):
         )
 
     def _reader(
-        self, trunk: Trunk, packed: Packed, candidates: Candidates, c: Tensor | None
+        self, trunk: Trunk, packed: Packed, candidates: Candidates, c_CD: Tensor | None
     ) -> tuple[Tiles, Tensor | None]:
         """Tiles and weights through which the candidates read the history."""
-        if self.signals is not None and c is not None and len(packed.item):
-            mask = self._candidate_mask(trunk, packed, candidates, c)
+        if self.signals is not None and c_CD is not None and len(packed.item):
+            mask = self._candidate_mask(trunk, packed, candidates, c_CD)
             return mask.tiles, mask.weight
         tiles = build_tiles(
             candidates.first,

@@ -4,7 +4,8 @@
 code: LayerNorm without affine, one matrix `uvqk` with SiLU, scores without 1/sqrt(d), relative
 position and time bias shared by heads, SiLU weights divided by a length, gating by U.
 
-Shape legend: T rows, D width, H heads, d width of a head.
+Shape legend (suffixes of names): T history rows, C candidates, Q query rows (either of them), K key
+rows, D width, H heads, d width of a head, E = H * d.
 """
 
 from __future__ import annotations
@@ -64,45 +65,45 @@ class HSTUBlock(nn.Module):
             nn.init.zeros_(self.time_bias)
 
     def project(
-        self, x: Float[Tensor, "T D"]
+        self, x_TD: Float[Tensor, "T D"]
     ) -> tuple[
-        Float[Tensor, "T Hd"],
+        Float[Tensor, "T E"],
         Float[Tensor, "T H d"],
         Float[Tensor, "T H d"],
         Float[Tensor, "T H d"],
     ]:
-        """Compute U [T, H * d] and V, Q, K [T, H, d] of rows [T, D]."""
-        normed = functional.layer_norm(x, x.shape[-1:], eps=EPSILON)
-        u, v, q, k = functional.silu(normed @ self.uvqk).chunk(4, dim=-1)
-        shape = (len(x), self.num_heads, self.head_dim)
-        return u, v.view(shape), q.view(shape), k.view(shape)
+        """Compute U [T, E] and V, Q, K [T, H, d] of rows [T, D]."""
+        normed_TD = functional.layer_norm(x_TD, x_TD.shape[-1:], eps=EPSILON)
+        u_TE, v_TE, q_TE, k_TE = functional.silu(normed_TD @ self.uvqk).chunk(4, dim=-1)
+        shape = (len(x_TD), self.num_heads, self.head_dim)
+        return u_TE, v_TE.view(shape), q_TE.view(shape), k_TE.view(shape)
 
     def attend(
         self,
-        x: Float[Tensor, "Q D"],
-        u: Float[Tensor, "Q Hd"],
-        q: Float[Tensor, "Q H d"],
-        k: Float[Tensor, "K H d"],
-        v: Float[Tensor, "K H d"],
+        x_QD: Float[Tensor, "Q D"],
+        u_QE: Float[Tensor, "Q E"],
+        q_QHd: Float[Tensor, "Q H d"],
+        k_KHd: Float[Tensor, "K H d"],
+        v_KHd: Float[Tensor, "K H d"],
         tiles: Tiles,
         length: Int[Tensor, "Q 1"] | float,
-        weight: Float[Tensor, "N S S"] | None = None,
+        weight_NSS: Float[Tensor, "N S S"] | None = None,
     ) -> Float[Tensor, "Q D"]:
         """Compute the output of query rows x, with their u and q, over keys k and values v.
 
         `length` divides the sum: one number (HSTU's padded length) or [Q, 1].
         """
-        summed = additive_attention(
-            q,
-            k,
-            v,
+        summed_QE = additive_attention(
+            q_QHd,
+            k_KHd,
+            v_KHd,
             tiles,
             position_bias=self.position_bias,
             time_bias=self.time_bias,
-            weight=weight,
+            weight=weight_NSS,
         ).flatten(1)
-        read = functional.layer_norm(summed / length, summed.shape[-1:], eps=EPSILON)
-        return x + self.output(dropout(u * read, self.dropout, self.training))
+        read_QE = functional.layer_norm(summed_QE / length, summed_QE.shape[-1:], eps=EPSILON)
+        return x_QD + self.output(dropout(u_QE * read_QE, self.dropout, self.training))
 
 
 class HSTU(Network):
@@ -152,10 +153,10 @@ class HSTU(Network):
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
     ) -> Output:
         """Compute states and scores of one batch."""
-        x = self._embed(packed.item, packed.position)
+        x_TD = self._embed(packed.item, packed.position)
         if self.action is not None:
-            x = x + self.action(packed.action)
-        x = dropout(x, self.dropout, self.training)
+            x_TD = x_TD + self.action(packed.action)
+        x_TD = dropout(x_TD, self.dropout, self.training)
         tiles = build_tiles(
             packed.first,
             packed.row_end,
@@ -164,11 +165,11 @@ class HSTU(Network):
             query_time=packed.next_time,
             key_time=packed.time,
         )
-        c = None
+        c_CD = None
         if candidates is not None:
-            visible = candidates.last - candidates.first
-            c = dropout(self._embed(candidates.item, visible), self.dropout, self.training)
-            c_input = c
+            visible_C = candidates.last - candidates.first
+            c_CD = dropout(self._embed(candidates.item, visible_C), self.dropout, self.training)
+            c_input_CD = c_CD
             candidate_tiles = build_tiles(
                 candidates.first,
                 candidates.last,
@@ -180,15 +181,17 @@ class HSTU(Network):
             )
         for module in self.blocks:
             block = cast(HSTUBlock, module)
-            u, v, q, k = block.project(x)
-            if c is not None:
-                cu, _, cq, _ = block.project(c)
-                c = block.attend(c, cu, cq, k, v, candidate_tiles, self.padded_length)
-            x = block.attend(x, u, q, k, v, tiles, self.padded_length)
-        logits = None
-        if c is not None and candidates is not None:
-            logits = self.click(c, c_input, packed, candidates)
-        return Output(x[packed.newest] if newest_only else x, self.item.weight, logits)
+            u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
+            if c_CD is not None:
+                u_CE, _, q_CHd, _ = block.project(c_CD)
+                c_CD = block.attend(
+                    c_CD, u_CE, q_CHd, k_THd, v_THd, candidate_tiles, self.padded_length
+                )
+            x_TD = block.attend(x_TD, u_TE, q_THd, k_THd, v_THd, tiles, self.padded_length)
+        logits_C = None
+        if c_CD is not None and candidates is not None:
+            logits_C = self.click(c_CD, c_input_CD, packed, candidates)
+        return Output(x_TD[packed.newest] if newest_only else x_TD, self.item.weight, logits_C)
 
     def start_ranking(self, events: Tensor, positive: Tensor) -> None:
         """Start each item's bias at its rate."""

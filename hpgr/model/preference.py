@@ -11,7 +11,9 @@
 Published: top-K signals and a multi-peak Gaussian mask (arXiv 2603.00980). Ours: cosine with its
 own projection, the sigmoid, the maximum over peaks, the cut at 3 sigma, the recent window.
 
-Shape legend: Q queries, K keys, A anchors, R width of the signal space, N tiles, S tile side.
+Shape legend (suffixes of names): Q queries, K keys, q and k those of one chunk, D width, A anchors,
+R width of the signal space, N tiles, S tile side, B query blocks, C key blocks, W places under a
+peak.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class PreferenceMask:
 
 @torch.no_grad()
 def select_anchors(
-    query: Float[Tensor, "Q R"],
-    key: Float[Tensor, "K R"],
+    query_QR: Float[Tensor, "Q R"],
+    key_KR: Float[Tensor, "K R"],
     first: Int[Tensor, "Q"],
     last: Int[Tensor, "Q"],
     num: int,
@@ -56,28 +58,28 @@ def select_anchors(
     """Select the `num` visible keys most similar to each query: rows, best first, -1 for none.
 
     Args:
-        query: [Q, R], normalised.
-        key: [K, R], normalised.
+        query_QR: [Q, R], normalised.
+        key_KR: [K, R], normalised.
         first: first visible key of each query, int64 [Q], non-decreasing.
         last: one past the last visible key, int64 [Q].
         num: A.
     """
-    anchor = torch.full((len(query), num), -1, dtype=torch.int64, device=query.device)
-    step = QUERIES_AT_A_TIME if query.device.type == "cpu" else ACCELERATOR_QUERIES
-    for low in range(0, len(query), step):
+    anchor_QA = torch.full((len(query_QR), num), -1, dtype=torch.int64, device=query_QR.device)
+    step = QUERIES_AT_A_TIME if query_QR.device.type == "cpu" else ACCELERATOR_QUERIES
+    for low in range(0, len(query_QR), step):
         part = slice(low, low + step)
         start, stop = int(first[part].min()), int(last[part].max())
         if stop <= start:
             continue
-        similarity = query[part] @ key[start:stop].T
-        column = torch.arange(start, stop, device=query.device)
-        hidden = (column < first[part, None]) | (column >= last[part, None])
-        similarity.masked_fill_(hidden, -torch.inf)
-        best = similarity.topk(min(num, stop - start), dim=1)
-        anchor[part, : best.indices.shape[1]] = torch.where(
+        similarity_qk = query_QR[part] @ key_KR[start:stop].T
+        column_k = torch.arange(start, stop, device=query_QR.device)
+        hidden_qk = (column_k < first[part, None]) | (column_k >= last[part, None])
+        similarity_qk.masked_fill_(hidden_qk, -torch.inf)
+        best = similarity_qk.topk(min(num, stop - start), dim=1)
+        anchor_QA[part, : best.indices.shape[1]] = torch.where(
             best.values > -torch.inf, best.indices + start, -1
         )
-    return anchor
+    return anchor_QA
 
 
 class PreferenceSignals(nn.Module):
@@ -101,8 +103,8 @@ class PreferenceSignals(nn.Module):
 
     def forward(
         self,
-        query: Float[Tensor, "Q D"],
-        key: Float[Tensor, "K D"],
+        query_QD: Float[Tensor, "Q D"],
+        key_KD: Float[Tensor, "K D"],
         first: Int[Tensor, "Q"],
         last: Int[Tensor, "Q"],
         *,
@@ -114,8 +116,8 @@ class PreferenceSignals(nn.Module):
         """Build the mask of each query over its visible keys.
 
         Args:
-            query: fused representations of the queries, [Q, D].
-            key: fused representations of the history items, [K, D].
+            query_QD: fused representations of the queries, [Q, D].
+            key_KD: fused representations of the history items, [K, D].
             first: as in `build_tiles`, like all that follow.
             last: one past the last visible key.
             size: tile side.
@@ -123,81 +125,91 @@ class PreferenceSignals(nn.Module):
             key_time: seconds.
             query_position: row of each query among the keys.
         """
-        query_signal, key_signal = self.query(query), self.key(key)
+        query_QR, key_KR = self.query(query_QD), self.key(key_KD)
         # Selection is not smooth: cosines rounded to bfloat16 would tie and select other anchors.
-        with autocast_off(query):
-            query_signal = functional.normalize(wide(query_signal), dim=-1)
-            key_signal = functional.normalize(wide(key_signal), dim=-1)
-            anchor = select_anchors(
-                query_signal.detach(), key_signal.detach(), first, last, self.num_anchors
+        with autocast_off(query_QD):
+            query_QR = functional.normalize(wide(query_QR), dim=-1)
+            key_KR = functional.normalize(wide(key_KR), dim=-1)
+            anchor_QA = select_anchors(
+                query_QR.detach(), key_KR.detach(), first, last, self.num_anchors
             )
-            chosen = key_signal[anchor.clamp_min(0)]
-            cosine = torch.einsum("qr,qar->qa", query_signal, chosen)
-            peak = torch.sigmoid(self.sharpness * cosine + self.offset) * (anchor >= 0)
+            chosen_QAR = key_KR[anchor_QA.clamp_min(0)]
+            cosine_QA = torch.einsum("qr,qar->qa", query_QR, chosen_QAR)
+            peak_QA = torch.sigmoid(self.sharpness * cosine_QA + self.offset) * (anchor_QA >= 0)
 
         reach = int(REACH * self.sigma)
-        grid = _touched(anchor, first, last, len(key), size, reach, self.recent_window)
-        pairs = grid.nonzero()
+        grid_BC = _touched(anchor_QA, first, last, len(key_KD), size, reach, self.recent_window)
+        pairs = grid_BC.nonzero()
         tiles = build_tiles(
             first,
             last,
-            len(key),
+            len(key_KD),
             size=size,
             query_time=query_time,
             key_time=key_time,
             query_position=query_position,
             pairs=(pairs[:, 0], pairs[:, 1]),
         )
-        weight = self._bells(anchor, peak, grid, first, last, reach, size)
-        key_row = tiles.key_block[:, None, None] * size + torch.arange(size, device=first.device)
-        recent = blocks(last - self.recent_window, size)[tiles.query_block][:, :, None]
-        return PreferenceMask(anchor, peak, tiles, weight.masked_fill(key_row >= recent, 1.0))
+        weight_NSS = self._bells(anchor_QA, peak_QA, grid_BC, first, last, reach, size)
+        key_row_N1S = tiles.key_block[:, None, None] * size + torch.arange(
+            size, device=first.device
+        )
+        recent_NS1 = blocks(last - self.recent_window, size)[tiles.query_block][:, :, None]
+        return PreferenceMask(
+            anchor_QA, peak_QA, tiles, weight_NSS.masked_fill(key_row_N1S >= recent_NS1, 1.0)
+        )
 
     def _bells(
         self,
-        anchor: Tensor,
-        peak: Tensor,
-        grid: Tensor,
+        anchor_QA: Tensor,
+        peak_QA: Tensor,
+        grid_BC: Tensor,
         first: Tensor,
         last: Tensor,
         reach: int,
         size: int,
     ) -> Tensor:
         """Weights [N, S, S] under the peaks: the highest peak wins where bells overlap."""
-        step = torch.arange(-reach, reach + 1, device=anchor.device)
-        bell = torch.exp(-(step.to(peak.dtype) ** 2) / (2 * self.sigma**2))
-        column = anchor[:, :, None] + step
-        row = torch.arange(len(anchor), device=anchor.device)
-        seen = (column >= first[:, None, None]) & (column < last[:, None, None])
+        step_W = torch.arange(-reach, reach + 1, device=anchor_QA.device)
+        bell_W = torch.exp(-(step_W.to(peak_QA.dtype) ** 2) / (2 * self.sigma**2))
+        column_QAW = anchor_QA[:, :, None] + step_W
+        row_Q = torch.arange(len(anchor_QA), device=anchor_QA.device)
+        seen_QAW = (column_QAW >= first[:, None, None]) & (column_QAW < last[:, None, None])
         # A hidden entry adds zero at the anchor itself: no compaction, no dynamic shapes.
-        column = torch.where(seen, column, anchor.clamp_min(0)[:, :, None])
-        height = peak[:, :, None] * (bell * seen)
-        tile = (grid.flatten().cumsum(0) - 1).view(grid.shape)[
-            (row // size)[:, None, None], torch.div(column, size, rounding_mode="trunc")
+        column_QAW = torch.where(seen_QAW, column_QAW, anchor_QA.clamp_min(0)[:, :, None])
+        height_QAW = peak_QA[:, :, None] * (bell_W * seen_QAW)
+        tile_QAW = (grid_BC.flatten().cumsum(0) - 1).view(grid_BC.shape)[
+            (row_Q // size)[:, None, None], torch.div(column_QAW, size, rounding_mode="trunc")
         ]
-        inside = (row % size)[:, None, None] * size + column % size
+        inside_QAW = (row_Q % size)[:, None, None] * size + column_QAW % size
         # A query without anchors points at key 0, which its tiles need not cover.
-        place = (tile * size * size + inside).clamp_min_(0)
-        flat = height.new_zeros(int(grid.sum()) * size * size)
-        flat = flat.scatter_reduce(0, place.flatten(), height.flatten(), "amax")
+        place_QAW = (tile_QAW * size * size + inside_QAW).clamp_min_(0)
+        flat = height_QAW.new_zeros(int(grid_BC.sum()) * size * size)
+        flat = flat.scatter_reduce(0, place_QAW.flatten(), height_QAW.flatten(), "amax")
         return flat.view(-1, size, size)
 
 
 def _touched(
-    anchor: Tensor, first: Tensor, last: Tensor, num_keys: int, size: int, reach: int, window: int
+    anchor_QA: Tensor,
+    first: Tensor,
+    last: Tensor,
+    num_keys: int,
+    size: int,
+    reach: int,
+    window: int,
 ) -> Tensor:
     """Tiles with some weight above zero, bool [query blocks, key blocks]."""
-    query_block = torch.arange(len(anchor), device=anchor.device)[:, None] // size
-    grid = torch.zeros(
-        -(-len(anchor) // size), -(-num_keys // size), dtype=torch.bool, device=anchor.device
+    query_block_Q1 = torch.arange(len(anchor_QA), device=anchor_QA.device)[:, None] // size
+    grid_BC = torch.zeros(
+        -(-len(anchor_QA) // size), -(-num_keys // size), dtype=torch.bool, device=anchor_QA.device
     )
-    low = torch.maximum(anchor - reach, first[:, None])
-    high = torch.minimum(anchor + reach, last[:, None] - 1)
+    low_QA = torch.maximum(anchor_QA - reach, first[:, None])
+    high_QA = torch.minimum(anchor_QA + reach, last[:, None] - 1)
     # A bell may span many tiles only if its reach exceeds a tile; step through it tile by tile.
     for step in range(0, 2 * reach + size, size):
-        column = torch.minimum(low + step, high)
-        column = torch.where(anchor >= 0, column, (last[:, None] - 1).clamp_min(0))
-        grid[query_block, column // size] = True
+        column_QA = torch.minimum(low_QA + step, high_QA)
+        column_QA = torch.where(anchor_QA >= 0, column_QA, (last[:, None] - 1).clamp_min(0))
+        grid_BC[query_block_Q1, column_QA // size] = True
     rows, columns = cover(torch.maximum(first, last - window), last, num_keys, size)
-    grid[rows, columns] = True
-    return grid
+    grid_BC[rows, columns] = True
+    return grid_BC

@@ -6,7 +6,7 @@ The wide part is ours. It gives the network, from its first step, the two means 
 item's and the user's. A log's newest users have no training events, so the user's mean comes from
 the events that the candidate sees, shrunk towards zero like a smoothed mean.
 
-Shape legend: T history rows, C candidates, D width.
+Shape legend (suffixes of names): T history rows, C candidates, V items, D width.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ class RankingHead(nn.Module):
         self.scale = math.sqrt(dim)  # so that the user's scalars move as fast as vectors do
 
     @torch.no_grad()
-    def start_from(self, events: Float[Tensor, "V"], positive: Float[Tensor, "V"]) -> None:
+    def start_from(self, events_V: Float[Tensor, "V"], positive_V: Float[Tensor, "V"]) -> None:
         """Set each item's bias to the smoothed log odds of its training events.
 
         Args:
-            events: number of training events of each item, [V].
-            positive: number of positive ones among them, [V].
+            events_V: number of training events of each item, [V].
+            positive_V: number of positive ones among them, [V].
         """
-        common = (positive.sum() / events.sum().clamp_min(1)).clamp(1e-6, 1 - 1e-6)
-        rate = (positive + PRIOR_EVENTS * common) / (events + PRIOR_EVENTS)
-        self.item_bias.copy_(torch.logit(rate.clamp(1e-6, 1 - 1e-6)))
+        common = (positive_V.sum() / events_V.sum().clamp_min(1)).clamp(1e-6, 1 - 1e-6)
+        rate_V = (positive_V + PRIOR_EVENTS * common) / (events_V + PRIOR_EVENTS)
+        self.item_bias.copy_(torch.logit(rate_V.clamp(1e-6, 1 - 1e-6)))
 
     def forward(
         self,
-        state: Float[Tensor, "C D"],
-        entered: Float[Tensor, "C D"],
+        state_CD: Float[Tensor, "C D"],
+        entered_CD: Float[Tensor, "C D"],
         packed: Packed,
         candidates: Candidates,
     ) -> Float[Tensor, "C"]:
         """Compute the logits.
 
         Args:
-            state: output of the last block for the candidates, [C, D].
-            entered: their input to the first block, [C, D].
+            state_CD: output of the last block for the candidates, [C, D].
+            entered_CD: their input to the first block, [C, D].
             packed: the histories.
             candidates: the visible rows of each.
         """
         value = functional.pad(self.action_value[packed.action], (1, 0)).cumsum(0)
-        summed = value[candidates.last] - value[candidates.first]
-        count = (candidates.last - candidates.first).to(summed.dtype)
-        mean = summed / (count + functional.softplus(self.prior))
-        wide = self.item_bias[candidates.item] + self.scale * mean
-        return self.deep(torch.cat([state, entered], dim=-1)).squeeze(-1) + wide
+        summed_C = value[candidates.last] - value[candidates.first]
+        count_C = (candidates.last - candidates.first).to(summed_C.dtype)
+        mean_C = summed_C / (count_C + functional.softplus(self.prior))
+        wide_C = self.item_bias[candidates.item] + self.scale * mean_C
+        return self.deep(torch.cat([state_CD, entered_CD], dim=-1)).squeeze(-1) + wide_C

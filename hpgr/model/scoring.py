@@ -2,6 +2,9 @@
 
 The one code path for evaluation, batch scoring and serving. Reads a folder with `config.json` and
 `model.safetensors` (no pickle); histories come in as dense ids.
+
+Shape legend (suffixes of names): Q queries, V items, C candidates, N queries or candidates,
+A anchors, D width.
 """
 
 from __future__ import annotations
@@ -55,20 +58,20 @@ class Scorer:
 
         A query without history scores every item 0: it has no state to compare.
         """
-        table: Tensor | None = None
+        table_VD: Tensor | None = None
         parts = []
         for chunk, _ in _chunks(histories):
-            states, items, _ = self.model(pack(chunk, self.device), None, newest_only=True)
-            if table is None:
-                table = functional.normalize(items.float(), dim=-1)
-            parts.append(functional.normalize(states.float(), dim=-1) @ table.T)
+            states_QD, items_VD, _ = self.model(pack(chunk, self.device), None, newest_only=True)
+            if table_VD is None:
+                table_VD = functional.normalize(items_VD.float(), dim=-1)
+            parts.append(functional.normalize(states_QD.float(), dim=-1) @ table_VD.T)
         full = np.diff(histories.offsets) > 0
-        if table is None:
+        if table_VD is None:
             raise ValueError("no query has a history: nothing to score")
-        scores = np.zeros((len(histories), len(table)), dtype=np.float32)
-        scores[full] = torch.cat(parts).cpu().numpy()
-        scores[:, :FIRST_ITEM] = -np.inf
-        return scores
+        scores_QV = np.zeros((len(histories), len(table_VD)), dtype=np.float32)
+        scores_QV[full] = torch.cat(parts).cpu().numpy()
+        scores_QV[:, :FIRST_ITEM] = -np.inf
+        return scores_QV
 
     @torch.inference_mode()
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -79,9 +82,9 @@ class Scorer:
         parts = [np.zeros(0, dtype=np.float32)]
         for chunk, queries in _chunks(histories, keep_empty=True, extra=np.diff(offsets)):
             placed = self._placed(chunk, queries, offsets, candidates)
-            _, _, logits = self.model(pack(chunk, self.device), placed, newest_only=True)
-            assert logits is not None
-            parts.append(torch.sigmoid(logits.float()).cpu().numpy())
+            _, _, logits_C = self.model(pack(chunk, self.device), placed, newest_only=True)
+            assert logits_C is not None
+            parts.append(torch.sigmoid(logits_C.float()).cpu().numpy())
         return np.concatenate(parts)
 
     @torch.inference_mode()
@@ -105,14 +108,14 @@ class Scorer:
                 placed = self._placed(chunk, queries, offsets, candidates)
                 query = np.repeat(query, np.diff(offsets[queries.start : queries.stop + 1]))
             mask = self.model.explain(pack(chunk, self.device), placed)
-            anchor, peak = (
+            anchor_NA, peak_NA = (
                 np.zeros((len(query), 0), np.int64),
                 np.zeros((len(query), 0), np.float32),
             )
             if mask is not None:
-                anchor, peak = mask.anchor.cpu().numpy(), mask.peak.float().cpu().numpy()
-            positions.append(np.where(anchor >= 0, anchor - chunk.offsets[query, None], -1))
-            weights.append(peak)
+                anchor_NA, peak_NA = mask.anchor.cpu().numpy(), mask.peak.float().cpu().numpy()
+            positions.append(np.where(anchor_NA >= 0, anchor_NA - chunk.offsets[query, None], -1))
+            weights.append(peak_NA)
         return np.concatenate(positions), np.concatenate(weights)
 
     def _placed(

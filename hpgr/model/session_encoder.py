@@ -11,7 +11,8 @@ The caller's ranges decide what an event may see; a wrong range is a leak:
 - everything else is causal: an event sees earlier events of its own session and the tokens of
   *closed* earlier visits. A visit's token never reaches an event of that visit.
 
-Shape legend: T rows, P visits, C candidates, D width, H heads.
+Shape legend (suffixes of names): T rows, P visits, C candidates, D width, H heads,
+d width of a head.
 """
 
 from __future__ import annotations
@@ -50,15 +51,17 @@ class TransformerBlock(nn.Module):
             nn.Linear(FEED_FORWARD * dim, dim),
         )
 
-    def forward(self, x: Float[Tensor, "T D"], tiles: Tiles) -> Float[Tensor, "T D"]:
+    def forward(self, x_TD: Float[Tensor, "T D"], tiles: Tiles) -> Float[Tensor, "T D"]:
         """Let each row attend to the rows that `tiles` shows it."""
-        q, k, v = self.qkv(self.norm(x)).view(len(x), 3, self.num_heads, -1).unbind(1)
-        q = functional.normalize(q, dim=-1) * self.scale.clamp(0.0, MAX_SCORE)
-        k = functional.normalize(k, dim=-1)
-        read = softmax_attention(q, k, v, tiles, self.position_bias).flatten(1)
-        x = x + dropout(self.output(read), self.dropout, self.training)
-        mixed = self.feed_forward(x)
-        return x + dropout(mixed, self.dropout, self.training)
+        q_THd, k_THd, v_THd = (
+            self.qkv(self.norm(x_TD)).view(len(x_TD), 3, self.num_heads, -1).unbind(1)
+        )
+        q_THd = functional.normalize(q_THd, dim=-1) * self.scale.clamp(0.0, MAX_SCORE)
+        k_THd = functional.normalize(k_THd, dim=-1)
+        read_TD = softmax_attention(q_THd, k_THd, v_THd, tiles, self.position_bias).flatten(1)
+        x_TD = x_TD + dropout(self.output(read_TD), self.dropout, self.training)
+        mixed_TD = self.feed_forward(x_TD)
+        return x_TD + dropout(mixed_TD, self.dropout, self.training)
 
 
 class SessionEncoder(nn.Module):
@@ -90,12 +93,12 @@ class SessionEncoder(nn.Module):
         self.gate = nn.Linear(2 * dim, dim)
 
     def forward(
-        self, x: Float[Tensor, "T D"], packed: Packed, *, tile: int, causal: bool
+        self, x_TD: Float[Tensor, "T D"], packed: Packed, *, tile: int, causal: bool
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T_and_P D"]]:
         """Fuse every event with the sessions that it may see.
 
         Args:
-            x: embedded events, [T, D].
+            x_TD: embedded events, [T, D].
             packed: their ranges.
             tile: tile side.
             causal: False only in pretraining.
@@ -104,79 +107,80 @@ class SessionEncoder(nn.Module):
             fused events [T, D], and [T + P, D]: intra-session outputs, then inter-session outputs,
             for `fuse_candidates`.
         """
-        intra = self._within_sessions(x, packed, tile=tile, causal=causal)
-        inter = self._pool(intra, packed)
-        visit_row = torch.arange(packed.num_visits, device=x.device)
-        first_row = torch.zeros_like(visit_row).scatter_(0, packed.visit, packed.user_visit)
+        intra_TD = self._within_sessions(x_TD, packed, tile=tile, causal=causal)
+        inter_PD = self._pool(intra_TD, packed)
+        visit_P = torch.arange(packed.num_visits, device=x_TD.device)
+        first_P = torch.zeros_like(visit_P).scatter_(0, packed.visit, packed.user_visit)
         if causal:
-            last_row = visit_row + 1
+            last_P = visit_P + 1
         else:
-            count = torch.bincount(first_row, minlength=packed.num_visits)
-            last_row = first_row + count[first_row]
-        visit_tiles = build_tiles(first_row, last_row, packed.num_visits, size=tile)
+            count_P = torch.bincount(first_P, minlength=packed.num_visits)
+            last_P = first_P + count_P[first_P]
+        visit_tiles = build_tiles(first_P, last_P, packed.num_visits, size=tile)
         for block in self.inter:
-            inter = block(inter, visit_tiles)
-        known = packed.visit - 1 if causal else packed.visit
-        has_visit = known >= packed.user_visit
-        from_sessions = self.from_inter(inter[known.clamp_min(0)]) * has_visit[:, None]
-        return self._fuse(x, self.from_intra(intra) + from_sessions), torch.cat([intra, inter])
+            inter_PD = block(inter_PD, visit_tiles)
+        known_T = packed.visit - 1 if causal else packed.visit
+        has_visit_T = known_T >= packed.user_visit
+        sessions_TD = self.from_inter(inter_PD[known_T.clamp_min(0)]) * has_visit_T[:, None]
+        fused_TD = self._fuse(x_TD, self.from_intra(intra_TD) + sessions_TD)
+        return fused_TD, torch.cat([intra_TD, inter_PD])
 
     def fuse_candidates(
         self,
-        x: Float[Tensor, "C D"],
+        x_CD: Float[Tensor, "C D"],
         outputs: Float[Tensor, "T_and_P D"],
         packed: Packed,
-        first: Int[Tensor, "C"],
-        last: Int[Tensor, "C"],
-        same: Bool[Tensor, "C"],
+        first_C: Int[Tensor, "C"],
+        last_C: Int[Tensor, "C"],
+        same_C: Bool[Tensor, "C"],
     ) -> Float[Tensor, "C D"]:
         """Fuse candidates with the sessions before their request time.
 
         Args:
-            x: embedded candidates, [C, D].
+            x_CD: embedded candidates, [C, D].
             outputs: second result of a causal `forward`.
             packed: the histories.
-            first: first visible row, int64 [C].
-            last: one past the last visible row, int64 [C].
-            same: bool [C], true if the visit of the last visible event is still open. Then the
+            first_C: first visible row, int64 [C].
+            last_C: one past the last visible row, int64 [C].
+            same_C: bool [C], true if the visit of the last visible event is still open. Then the
                 candidate sees the session so far and the closed visits before it; otherwise that
                 visit is closed and its token is visible as well.
         """
         num_rows = len(packed.item)
         if not num_rows:
-            return x
-        some = last > first
-        row = (last - 1).clamp_min(0)
-        visit = packed.visit[row] - same.long()
-        closed = some & (visit >= packed.user_visit[row])
+            return x_CD
+        some_C = last_C > first_C
+        row_C = (last_C - 1).clamp_min(0)
+        visit_C = packed.visit[row_C] - same_C.long()
+        closed_C = some_C & (visit_C >= packed.user_visit[row_C])
         # The token of a visit cut at the request time is its event's running state, not the
         # token of the whole visit: pooled tokens may hold events after the request.
-        complete = packed.visit_end[row] <= last
-        closed &= same | complete
-        opened = self.from_intra(outputs[row]) * (some & (same | ~complete))[:, None]
-        before = self.from_inter(outputs[num_rows + visit.clamp_min(0)]) * closed[:, None]
-        return self._fuse(x, opened + before)
+        complete_C = packed.visit_end[row_C] <= last_C
+        closed_C &= same_C | complete_C
+        opened_CD = self.from_intra(outputs[row_C]) * (some_C & (same_C | ~complete_C))[:, None]
+        before_CD = self.from_inter(outputs[num_rows + visit_C.clamp_min(0)]) * closed_C[:, None]
+        return self._fuse(x_CD, opened_CD + before_CD)
 
-    def _within_sessions(self, x: Tensor, packed: Packed, *, tile: int, causal: bool) -> Tensor:
+    def _within_sessions(self, x_TD: Tensor, packed: Packed, *, tile: int, causal: bool) -> Tensor:
         """[T, D] -> [T, D]; each row attends to its own session, up to itself where `causal`."""
         if packed.by_session is not None:
-            x = x[packed.by_session]
+            x_TD = x_TD[packed.by_session]
         # In the list of sessions, too, the causal past of a place ends with itself.
-        end = packed.row_end if causal else packed.session_end
-        tiles = build_tiles(packed.session_first, end, len(x), size=tile)
+        end_T = packed.row_end if causal else packed.session_end
+        tiles = build_tiles(packed.session_first, end_T, len(x_TD), size=tile)
         for block in self.intra:
-            x = block(x, tiles)
+            x_TD = block(x_TD, tiles)
         if packed.by_session is not None:
-            x = torch.empty_like(x).index_copy(0, packed.by_session, x)
-        return x
+            x_TD = torch.empty_like(x_TD).index_copy(0, packed.by_session, x_TD)
+        return x_TD
 
-    def _pool(self, intra: Tensor, packed: Packed) -> Tensor:
+    def _pool(self, intra_TD: Tensor, packed: Packed) -> Tensor:
         """Attention pooling: one token [P, D] of each visit's rows."""
-        score = wide(self.pool(intra)).clamp(-MAX_SCORE, MAX_SCORE).exp()
-        shape = (packed.num_visits, intra.shape[1])
-        total = score.new_zeros(packed.num_visits, 1).index_add(0, packed.visit, score)
-        summed = score.new_zeros(shape).index_add(0, packed.visit, score * intra)
-        return summed / total
+        score_T1 = wide(self.pool(intra_TD)).clamp(-MAX_SCORE, MAX_SCORE).exp()
+        shape = (packed.num_visits, intra_TD.shape[1])
+        total_P1 = score_T1.new_zeros(packed.num_visits, 1).index_add(0, packed.visit, score_T1)
+        summed_PD = score_T1.new_zeros(shape).index_add(0, packed.visit, score_T1 * intra_TD)
+        return summed_PD / total_P1
 
     def _fuse(self, x: Tensor, session: Tensor) -> Tensor:
         gate = torch.sigmoid(self.gate(torch.cat([x, session], dim=-1)))

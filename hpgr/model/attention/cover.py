@@ -9,8 +9,8 @@ Where many small tiles cost more than a few large ones (on an accelerator), the 
 covered by one tile a segment instead: all queries that begin at the same key, and every key that
 any of them sees, padded to the longest segment.
 
-Shape legend: Q queries, K keys, N tiles, S tokens per tile side, A anchors; N tiles of segments
-have sides R (queries) and C (keys).
+Shape legend (suffixes of names): Q queries, K keys, N tiles, n tiles of one chunk, S tokens per
+tile side; tiles of segments have sides R (queries) and C (keys).
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ def build_tiles(
         segments: one tile a segment, where padding does not waste more than SEGMENT_WASTE and no
             `pairs` are given; None: on every device but a CPU.
     """
-    query_block, key_block = pairs if pairs is not None else cover(first, last, num_keys, size)
+    query_block_N, key_block_N = pairs if pairs is not None else cover(first, last, num_keys, size)
     if segments is None:
         segments = first.device.type != "cpu"
     if segments and pairs is None:
-        most = min(SEGMENT_PAIRS, SEGMENT_WASTE * len(query_block) * size**2)
+        most = min(SEGMENT_PAIRS, SEGMENT_WASTE * len(query_block_N) * size**2)
         whole = _segments(
             first, last, num_keys, size, query_time, key_time, query_position, most=most
         )
@@ -119,30 +119,32 @@ def build_tiles(
             return whole
     key_row = torch.arange(-(-num_keys // size) * size, device=first.device).view(-1, size)
     row_first, row_last = blocks(first, size), blocks(last, size)
-    columns = key_row[key_block][:, None, :]
-    seen = (columns >= row_first[query_block][:, :, None]) & (
-        columns < row_last[query_block][:, :, None]
+    columns_N1S = key_row[key_block_N][:, None, :]
+    seen_NSS = (columns_N1S >= row_first[query_block_N][:, :, None]) & (
+        columns_N1S < row_last[query_block_N][:, :, None]
     )
     if query_time is None or key_time is None:
-        bucket = torch.zeros(seen.shape, dtype=torch.uint8, device=seen.device)
+        bucket_NSS = torch.zeros(seen_NSS.shape, dtype=torch.uint8, device=seen_NSS.device)
     else:
-        elapsed = (
-            blocks(query_time, size)[query_block][:, :, None]
-            - blocks(key_time, size)[key_block][:, None, :]
+        elapsed_NSS = (
+            blocks(query_time, size)[query_block_N][:, :, None]
+            - blocks(key_time, size)[key_block_N][:, None, :]
         )
-        bucket = time_bucket(elapsed).to(torch.uint8)
-    bucket.masked_fill_(~seen, HIDDEN)
-    distance = None
+        bucket_NSS = time_bucket(elapsed_NSS).to(torch.uint8)
+    bucket_NSS.masked_fill_(~seen_NSS, HIDDEN)
+    distance_NSS = None
     if query_position is not None:
-        distance = (blocks(query_position, size)[query_block][:, :, None] - columns).clamp_min_(0)
+        distance_NSS = (
+            blocks(query_position, size)[query_block_N][:, :, None] - columns_N1S
+        ).clamp_min_(0)
     return Tiles(
         size=size,
         num_queries=first.shape[0],
         num_keys=num_keys,
-        query_block=query_block,
-        key_block=key_block,
-        bucket=bucket,
-        distance=distance,
+        query_block=query_block_N,
+        key_block=key_block_N,
+        bucket=bucket_NSS,
+        distance=distance_NSS,
         first=first,
         last=last,
     )
@@ -156,10 +158,12 @@ def cover(
     low = blocks(torch.where(empty, num_keys, first), size, fill=num_keys).amin(1) // size
     high = -(-blocks(torch.where(empty, 0, last), size).amax(1) // size)
     count = (high - low).clamp_min_(0)
-    query_block = torch.repeat_interleave(torch.arange(len(count), device=first.device), count)
+    query_block_N = torch.repeat_interleave(torch.arange(len(count), device=first.device), count)
     start = torch.cumsum(count, 0) - count
-    key_block = torch.arange(len(query_block), device=first.device) - (start - low)[query_block]
-    return query_block, key_block
+    key_block_N = (
+        torch.arange(len(query_block_N), device=first.device) - (start - low)[query_block_N]
+    )
+    return query_block_N, key_block_N
 
 
 def _segments(
@@ -182,46 +186,50 @@ def _segments(
         return None
     begins = torch.ones_like(first, dtype=torch.bool)
     begins[1:] = first[1:] != first[:-1]
-    start = begins.nonzero()[:, 0]
-    if query_position is None and not torch.equal(start, first[start]):
+    start_N = begins.nonzero()[:, 0]
+    if query_position is None and not torch.equal(start_N, first[start_N]):
         return None
-    num_queries = functional.pad(start[1:], (0, 1), value=len(first)) - start
-    key_first = first[start]
-    key_last = torch.zeros_like(start).scatter_reduce(0, begins.cumsum(0) - 1, last, "amax")
-    height, width = int(num_queries.max()), int((key_last - key_first).max())
-    if width < 1 or len(start) * height * width > most:
+    num_queries_N = functional.pad(start_N[1:], (0, 1), value=len(first)) - start_N
+    key_first_N = first[start_N]
+    key_last_N = torch.zeros_like(start_N).scatter_reduce(0, begins.cumsum(0) - 1, last, "amax")
+    height, width = int(num_queries_N.max()), int((key_last_N - key_first_N).max())
+    if width < 1 or len(start_N) * height * width > most:
         return None
     place = torch.arange(height, device=first.device)
-    real = place < num_queries[:, None]
-    query_row = torch.where(real, start[:, None] + place, start[:, None])
-    column = key_first[:, None] + torch.arange(width, device=first.device)
-    key_row = column.clamp_max(num_keys - 1)
-    row_first, row_last = first[query_row], torch.where(real, last[query_row], 0)
-    shape = (len(start), height, width)
-    bucket = torch.zeros(shape, dtype=torch.uint8, device=first.device)
+    real_NR = place < num_queries_N[:, None]
+    query_row_NR = torch.where(real_NR, start_N[:, None] + place, start_N[:, None])
+    column_NC = key_first_N[:, None] + torch.arange(width, device=first.device)
+    key_row_NC = column_NC.clamp_max(num_keys - 1)
+    first_NR, last_NR = first[query_row_NR], torch.where(real_NR, last[query_row_NR], 0)
+    shape = (len(start_N), height, width)
+    bucket_NRC = torch.zeros(shape, dtype=torch.uint8, device=first.device)
     step = max(1, BUCKETS_AT_A_TIME // (height * width))
-    for low in range(0, len(start), step):
+    for low in range(0, len(start_N), step):
         part = slice(low, low + step)
         if query_time is not None and key_time is not None:
-            elapsed = query_time[query_row[part], None] - key_time[key_row[part]][:, None, :]
-            bucket[part] = time_bucket(elapsed).to(torch.uint8)
-        seen = (column[part, None, :] >= row_first[part, :, None]) & (
-            column[part, None, :] < row_last[part, :, None]
+            elapsed_nRC = (
+                query_time[query_row_NR[part], None] - key_time[key_row_NC[part]][:, None, :]
+            )
+            bucket_NRC[part] = time_bucket(elapsed_nRC).to(torch.uint8)
+        seen_nRC = (column_NC[part, None, :] >= first_NR[part, :, None]) & (
+            column_NC[part, None, :] < last_NR[part, :, None]
         )
-        bucket[part].masked_fill_(~seen, HIDDEN)
-    distance = None
+        bucket_NRC[part].masked_fill_(~seen_nRC, HIDDEN)
+    distance_NRC = None
     if query_position is not None:
-        distance = (query_position[query_row][:, :, None] - column[:, None, :]).clamp_min_(0)
-    tile = torch.arange(len(start), device=first.device)
+        distance_NRC = (
+            query_position[query_row_NR][:, :, None] - column_NC[:, None, :]
+        ).clamp_min_(0)
+    tile_N = torch.arange(len(start_N), device=first.device)
     return Tiles(
         size=size,
         num_queries=len(first),
         num_keys=num_keys,
-        query_block=tile,
-        key_block=tile,
-        bucket=bucket,
-        distance=distance,
+        query_block=tile_N,
+        key_block=tile_N,
+        bucket=bucket_NRC,
+        distance=distance_NRC,
         first=first,
         last=last,
-        rows=(query_row, key_row),
+        rows=(query_row_NR, key_row_NC),
     )

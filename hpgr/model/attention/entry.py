@@ -6,7 +6,8 @@ with f = SiLU (HSTU, arXiv 2402.17152) or exp. No softmax statistics are needed,
 windowed, per-session and sparse attention are the same sum over another list of tiles. A softmax is
 two such sums (`softmax_attention`).
 
-Shape legend: Q queries, K keys, H heads, D width of a head, N tiles, S tile side.
+Shape legend (suffixes of names): Q queries, K keys, H heads, d width of a head's queries and keys,
+e of its values, N tiles, S tile side.
 """
 
 from __future__ import annotations
@@ -36,25 +37,25 @@ def back_end(device: torch.device, name: str = "auto") -> BackEnd:
 
 
 def additive_attention(
-    q: Float[Tensor, "Q H D"],
-    k: Float[Tensor, "K H D"],
-    v: Float[Tensor, "K H Dv"],
+    q_QHd: Float[Tensor, "Q H d"],
+    k_KHd: Float[Tensor, "K H d"],
+    v_KHe: Float[Tensor, "K H e"],
     tiles: Tiles,
     *,
     position_bias: Float[Tensor, "P"],
     time_bias: Float[Tensor, "buckets"],
     weight: Float[Tensor, "N S S"] | None = None,
     exponential: bool = False,
-) -> Float[Tensor, "Q H Dv"]:
+) -> Float[Tensor, "Q H e"]:
     """Compute the additive attention sum over a tile list, not normalised.
 
     Products have autocast's type if it is on, else the widest type of q, k and v. The sum over keys
     has float32 at least. Biases and their gradients keep their own type.
 
     Args:
-        q: [Q, H, D].
-        k: [K, H, D].
-        v: [K, H, Dv].
+        q_QHd: [Q, H, d].
+        k_KHd: [K, H, d].
+        v_KHe: [K, H, e].
         tiles: the keys that each query sees.
         position_bias: [P], by distance from query to key; greater distances share the last entry.
         time_bias: [129], by time bucket.
@@ -62,12 +63,12 @@ def additive_attention(
         exponential: f is exp instead of SiLU.
 
     Returns:
-        [Q, H, Dv].
+        [Q, H, e].
     """
-    return back_end(q.device)(
-        q,
-        k,
-        v,
+    return back_end(q_QHd.device)(
+        q_QHd,
+        k_KHd,
+        v_KHe,
         tiles,
         position_bias=position_bias,
         time_bias=time_bias,
@@ -77,23 +78,23 @@ def additive_attention(
 
 
 def softmax_attention(
-    q: Float[Tensor, "Q H D"],
-    k: Float[Tensor, "K H D"],
-    v: Float[Tensor, "K H Dv"],
+    q_QHd: Float[Tensor, "Q H d"],
+    k_KHd: Float[Tensor, "K H d"],
+    v_KHe: Float[Tensor, "K H e"],
     tiles: Tiles,
     position_bias: Float[Tensor, "P"],
-) -> Float[Tensor, "Q H Dv"]:
+) -> Float[Tensor, "Q H e"]:
     """Compute softmax attention as two additive sums: weighted values, and weights alone.
 
     Safe without subtracting a maximum because callers bound the scores (normalised q and k).
     A query that sees nothing gets zeros. Shapes as in `additive_attention`.
     """
-    ones = v.new_ones((*v.shape[:2], 1))
+    ones_KH1 = v_KHe.new_ones((*v_KHe.shape[:2], 1))
     no_time_bias = position_bias.new_zeros(1)
     summed = additive_attention(
-        q,
-        k,
-        torch.cat([v, ones], dim=-1),
+        q_QHd,
+        k_KHd,
+        torch.cat([v_KHe, ones_KH1], dim=-1),
         tiles,
         position_bias=position_bias,
         time_bias=no_time_bias,

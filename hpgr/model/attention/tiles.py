@@ -4,7 +4,9 @@ Contributions of key tiles add, so the same code serves small square tiles and o
 segment (`hpgr.model.attention.cover`). The backward pass recomputes the scores, so memory is linear
 in the number of tiles' buckets, not in heads x scores.
 
-Shape legend: Q queries, K keys, H heads, D width of a head, N tiles, S tile side.
+Shape legend (suffixes of names): Q queries, K keys, H heads, d width of a head's queries and keys,
+e of its values, N tiles, n tiles of one chunk, S tile side (tiles of segments have two: see
+`hpgr.model.attention.cover`), B blocks of rows, F differences between block numbers.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ QUERY, KEY = 0, 1  # side of a tile
 
 
 def _heads_first(rows: Tensor, tiles: Tiles, side: int) -> Tensor:
-    """[R, H, D] -> [blocks, H, S, D], contiguous."""
+    """[R, H, d] -> [B, H, S, d], contiguous."""
     if tiles.rows is None:
         return blocks(rows, tiles.size).transpose(1, 2).contiguous()
     return rows[tiles.rows[side]].transpose(1, 2).contiguous()
 
 
 def _gather(tile_rows: Tensor, index: Tensor) -> Tensor:
-    """Blocks `index` of [blocks, H, S, D]; flat rows make it one copy a block."""
+    """Blocks `index` of [B, H, S, d]; flat rows make it one copy a block."""
     return tile_rows.flatten(1).index_select(0, index).view(-1, *tile_rows.shape[1:])
 
 
@@ -42,7 +44,7 @@ def _scatter_add(total: Tensor, index: Tensor, part: Tensor) -> None:
 
 
 def _rows(tiles_out: Tensor, tiles: Tiles, side: int, count: int) -> Tensor:
-    """[blocks, H, S, D] -> [count, H, D]; rows of padding hold zeros."""
+    """[B, H, S, d] -> [count, H, d]; rows of padding hold zeros."""
     flat = tiles_out.transpose(1, 2).flatten(0, 1)
     if tiles.rows is None:
         return flat[:count]
@@ -69,102 +71,108 @@ class _TileAttention(torch.autograd.Function):
     """The sum above; see `tile_attention` for arguments."""
 
     @staticmethod
-    def forward(ctx, q, k, v, position_bias, time_bias, weight, tiles, exponential):  # type: ignore[override]
-        query = _heads_first(q, tiles, QUERY)
-        key, value = (_heads_first(x, tiles, KEY) for x in (k, v))
-        toeplitz, _ = _toeplitz(position_bias, tiles)
+    def forward(ctx, q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NSS, tiles, exponential):  # type: ignore[override]
+        query_BHSd = _heads_first(q_QHd, tiles, QUERY)
+        key_BHSd, value_BHSe = (_heads_first(x, tiles, KEY) for x in (k_KHd, v_KHe))
+        toeplitz_FSS, _ = _toeplitz(position_bias, tiles)
         table = _bias(time_bias)
-        accumulate = torch.promote_types(q.dtype, torch.float32)
-        out = torch.zeros((*query.shape[:3], value.shape[3]), dtype=accumulate, device=q.device)
-        step = _at_a_time(tiles, q)
+        accumulate = torch.promote_types(q_QHd.dtype, torch.float32)
+        out_BHSe = torch.zeros(
+            (*query_BHSd.shape[:3], value_BHSe.shape[3]), dtype=accumulate, device=q_QHd.device
+        )
+        step = _at_a_time(tiles, q_QHd)
         for low in range(0, len(tiles.query_block), step):
             part = slice(low, low + step)
-            rows, columns = tiles.query_block[part], tiles.key_block[part]
-            scores = _gather(query, rows) @ _gather(key, columns).transpose(-1, -2)
-            scores += _pair_bias(position_bias, toeplitz, table, tiles, part)[:, None]
-            active = scores.exp_() if exponential else functional.silu(scores, inplace=True)
-            if weight is not None:
-                active *= weight[part, None]
-            _scatter_add(out, rows, active @ _gather(value, columns))
-        ctx.save_for_backward(q, k, v, position_bias, time_bias, weight)
+            rows_n, columns_n = tiles.query_block[part], tiles.key_block[part]
+            q_nHSd, k_nHSd = _gather(query_BHSd, rows_n), _gather(key_BHSd, columns_n)
+            scores_nHSS = q_nHSd @ k_nHSd.transpose(-1, -2)
+            scores_nHSS += _pair_bias(position_bias, toeplitz_FSS, table, tiles, part)[:, None]
+            active_nHSS = (
+                scores_nHSS.exp_() if exponential else functional.silu(scores_nHSS, inplace=True)
+            )
+            if weight_NSS is not None:
+                active_nHSS *= weight_NSS[part, None]
+            _scatter_add(out_BHSe, rows_n, active_nHSS @ _gather(value_BHSe, columns_n))
+        ctx.save_for_backward(q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NSS)
         ctx.tiles, ctx.exponential = tiles, exponential
-        return _rows(out, tiles, QUERY, tiles.num_queries).to(q.dtype)
+        return _rows(out_BHSe, tiles, QUERY, tiles.num_queries).to(q_QHd.dtype)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        q, k, v, position_bias, time_bias, weight = ctx.saved_tensors
+    def backward(ctx, grad_QHe):  # type: ignore[override]
+        q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NSS = ctx.saved_tensors
         tiles, exponential = ctx.tiles, ctx.exponential
-        query, grad_out = (_heads_first(x, tiles, QUERY) for x in (q, grad))
-        key, value = (_heads_first(x, tiles, KEY) for x in (k, v))
-        toeplitz, offsets = _toeplitz(position_bias, tiles)
+        query_BHSd, grad_out_BHSe = (_heads_first(x, tiles, QUERY) for x in (q_QHd, grad_QHe))
+        key_BHSd, value_BHSe = (_heads_first(x, tiles, KEY) for x in (k_KHd, v_KHe))
+        toeplitz_FSS, offsets_FSS = _toeplitz(position_bias, tiles)
         table = _bias(time_bias)
-        accumulate = torch.promote_types(q.dtype, torch.float32)
-        grad_q, grad_k, grad_v = (
-            torch.zeros(x.shape, dtype=accumulate, device=q.device) for x in (query, key, value)
+        accumulate = torch.promote_types(q_QHd.dtype, torch.float32)
+        grad_q_BHSd, grad_k_BHSd, grad_v_BHSe = (
+            torch.zeros(x.shape, dtype=accumulate, device=q_QHd.device)
+            for x in (query_BHSd, key_BHSd, value_BHSe)
         )
         grad_position = torch.zeros(
-            toeplitz.shape if toeplitz is not None else position_bias.shape,
+            toeplitz_FSS.shape if toeplitz_FSS is not None else position_bias.shape,
             dtype=accumulate,
-            device=q.device,
+            device=q_QHd.device,
         )
-        grad_time = torch.zeros(HIDDEN + 1, dtype=accumulate, device=q.device)
-        grad_weight = torch.empty_like(weight) if weight is not None else None
-        step = _at_a_time(tiles, q)
+        grad_time = torch.zeros(HIDDEN + 1, dtype=accumulate, device=q_QHd.device)
+        grad_weight_NSS = torch.empty_like(weight_NSS) if weight_NSS is not None else None
+        step = _at_a_time(tiles, q_QHd)
         for low in range(0, len(tiles.query_block), step):
             part = slice(low, low + step)
-            rows, columns = tiles.query_block[part], tiles.key_block[part]
-            q_part, g_part = _gather(query, rows), _gather(grad_out, rows)
-            k_part, v_part = _gather(key, columns), _gather(value, columns)
-            scores = q_part @ k_part.transpose(-1, -2)
-            scores += _pair_bias(position_bias, toeplitz, table, tiles, part)[:, None]
-            active = scores.exp() if exponential else functional.silu(scores)
-            grad_active = g_part @ v_part.transpose(-1, -2)
-            if weight is not None and grad_weight is not None:
-                grad_weight[part] = (active * grad_active).sum(1, dtype=accumulate)
-                part_weight = weight[part, None].to(active.dtype)
-                grad_active *= part_weight
-                weighted = active * part_weight
+            rows_n, columns_n = tiles.query_block[part], tiles.key_block[part]
+            q_nHSd, g_nHSe = _gather(query_BHSd, rows_n), _gather(grad_out_BHSe, rows_n)
+            k_nHSd, v_nHSe = _gather(key_BHSd, columns_n), _gather(value_BHSe, columns_n)
+            scores_nHSS = q_nHSd @ k_nHSd.transpose(-1, -2)
+            scores_nHSS += _pair_bias(position_bias, toeplitz_FSS, table, tiles, part)[:, None]
+            active_nHSS = scores_nHSS.exp() if exponential else functional.silu(scores_nHSS)
+            grad_active_nHSS = g_nHSe @ v_nHSe.transpose(-1, -2)
+            if weight_NSS is not None and grad_weight_NSS is not None:
+                grad_weight_NSS[part] = (active_nHSS * grad_active_nHSS).sum(1, dtype=accumulate)
+                weight_n1SS = weight_NSS[part, None].to(active_nHSS.dtype)
+                grad_active_nHSS *= weight_n1SS
+                weighted_nHSS = active_nHSS * weight_n1SS
             else:
-                weighted = active
-            _scatter_add(grad_v, columns, weighted.transpose(-1, -2) @ g_part)
+                weighted_nHSS = active_nHSS
+            _scatter_add(grad_v_BHSe, columns_n, weighted_nHSS.transpose(-1, -2) @ g_nHSe)
             if exponential:
-                grad_scores = grad_active.mul_(active)
+                grad_scores_nHSS = grad_active_nHSS.mul_(active_nHSS)
             else:
-                grad_scores = torch.ops.aten.silu_backward(grad_active, scores)
-            _scatter_add(grad_q, rows, grad_scores @ k_part)
-            _scatter_add(grad_k, columns, grad_scores.transpose(-1, -2) @ q_part)
-            pair = grad_scores.sum(1, dtype=accumulate)
+                grad_scores_nHSS = torch.ops.aten.silu_backward(grad_active_nHSS, scores_nHSS)
+            _scatter_add(grad_q_BHSd, rows_n, grad_scores_nHSS @ k_nHSd)
+            _scatter_add(grad_k_BHSd, columns_n, grad_scores_nHSS.transpose(-1, -2) @ q_nHSd)
+            pair_nSS = grad_scores_nHSS.sum(1, dtype=accumulate)
             grad_time += torch.bincount(
                 tiles.bucket[part].flatten().to(torch.int32),
-                pair.flatten(),
+                pair_nSS.flatten(),
                 minlength=HIDDEN + 1,
             ).to(accumulate)
-            if toeplitz is not None:
-                _scatter_add(grad_position, (rows - columns) % len(grad_position), pair)
+            if toeplitz_FSS is not None:
+                _scatter_add(grad_position, (rows_n - columns_n) % len(grad_position), pair_nSS)
             else:
                 grad_position += torch.bincount(
                     _distance(tiles, part, position_bias).flatten(),
-                    pair.flatten(),
+                    pair_nSS.flatten(),
                     minlength=len(position_bias),
                 ).to(accumulate)
-        if offsets is not None:
+        if offsets_FSS is not None:
             grad_position = torch.bincount(
-                offsets.flatten(), grad_position.flatten(), minlength=len(position_bias)
+                offsets_FSS.flatten(), grad_position.flatten(), minlength=len(position_bias)
             )
         return (
-            _rows(grad_q, tiles, QUERY, len(q)).to(q.dtype),
-            _rows(grad_k, tiles, KEY, len(k)).to(k.dtype),
-            _rows(grad_v, tiles, KEY, len(v)).to(v.dtype),
+            _rows(grad_q_BHSd, tiles, QUERY, len(q_QHd)).to(q_QHd.dtype),
+            _rows(grad_k_BHSd, tiles, KEY, len(k_KHd)).to(k_KHd.dtype),
+            _rows(grad_v_BHSe, tiles, KEY, len(v_KHe)).to(v_KHe.dtype),
             grad_position.to(position_bias.dtype),
             grad_time[: len(time_bias)].to(time_bias.dtype),
-            grad_weight,
+            grad_weight_NSS,
             None,
             None,
         )
 
 
 def _toeplitz(position_bias: Tensor, tiles: Tiles) -> tuple[Tensor | None, Tensor | None]:
-    """Position bias of a tile by block difference, [differences, S, S], and its table indices.
+    """Position bias of a tile by block difference, [F, S, S], and its table indices.
 
     Only where queries and keys are the same rows: then i - j depends on the blocks' difference and
     the place inside the tile alone.
@@ -176,10 +184,12 @@ def _toeplitz(position_bias: Tensor, tiles: Tiles) -> tuple[Tensor | None, Tenso
     least = int((tiles.query_block - tiles.key_block).min()) if len(tiles.query_block) else 0
     row, column = (torch.arange(n, device=position_bias.device) for n in (height, width))
     # Negative block differences (bidirectional attention) index from the end, as in Python.
-    difference = torch.cat([torch.arange(0, most + 1), torch.arange(min(least, 0), 0)])
-    offsets = difference.to(position_bias.device)[:, None, None] * size + row[:, None] - column
-    offsets = offsets.abs().clamp_max_(len(position_bias) - 1)
-    return position_bias[offsets], offsets
+    difference_F = torch.cat([torch.arange(0, most + 1), torch.arange(min(least, 0), 0)])
+    offsets_FSS = (
+        difference_F.to(position_bias.device)[:, None, None] * size + row[:, None] - column
+    )
+    offsets_FSS = offsets_FSS.abs().clamp_max_(len(position_bias) - 1)
+    return position_bias[offsets_FSS], offsets_FSS
 
 
 def _distance(tiles: Tiles, part: slice, position_bias: Tensor) -> Tensor:
@@ -189,21 +199,21 @@ def _distance(tiles: Tiles, part: slice, position_bias: Tensor) -> Tensor:
 
 
 def _pair_bias(
-    position_bias: Tensor, toeplitz: Tensor | None, table: Tensor, tiles: Tiles, part: slice
+    position_bias: Tensor, toeplitz_FSS: Tensor | None, table: Tensor, tiles: Tiles, part: slice
 ) -> Tensor:
-    """Position plus time bias of a chunk of tiles, [chunk, S, S]; HIDDEN_BIAS where not visible."""
-    bucket = tiles.bucket[part]
-    bias = table.index_select(0, bucket.flatten().to(torch.int32)).view(bucket.shape)
-    if toeplitz is not None:
-        difference = tiles.query_block[part] - tiles.key_block[part]
-        return bias.add_(_gather(toeplitz, difference % len(toeplitz)))
-    return bias.add_(position_bias[_distance(tiles, part, position_bias)])
+    """Position plus time bias of a chunk of tiles, [n, S, S]; HIDDEN_BIAS where not visible."""
+    bucket_nSS = tiles.bucket[part]
+    bias_nSS = table.index_select(0, bucket_nSS.flatten().to(torch.int32)).view(bucket_nSS.shape)
+    if toeplitz_FSS is not None:
+        difference_n = tiles.query_block[part] - tiles.key_block[part]
+        return bias_nSS.add_(_gather(toeplitz_FSS, difference_n % len(toeplitz_FSS)))
+    return bias_nSS.add_(position_bias[_distance(tiles, part, position_bias)])
 
 
 def tile_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q_QHd: Tensor,
+    k_KHd: Tensor,
+    v_KHe: Tensor,
     tiles: Tiles,
     *,
     position_bias: Tensor,
@@ -212,7 +222,9 @@ def tile_attention(
     exponential: bool = False,
 ) -> Tensor:
     """Compute the additive attention sum; see `hpgr.model.attention.entry.additive_attention`."""
-    dtype = product_type(q, k, v)
-    with autocast_off(q):
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        return _TileAttention.apply(q, k, v, position_bias, time_bias, weight, tiles, exponential)
+    dtype = product_type(q_QHd, k_KHd, v_KHe)
+    with autocast_off(q_QHd):
+        q_QHd, k_KHd, v_KHe = q_QHd.to(dtype), k_KHd.to(dtype), v_KHe.to(dtype)
+        return _TileAttention.apply(
+            q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight, tiles, exponential
+        )
