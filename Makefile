@@ -31,15 +31,15 @@ run: .venv/ready  ## set up, fetch the log, train, register, recommend; PROFILE=
 
 .PHONY: up
 up: .venv/ready  ## start Prefect, MLflow, recommender and worker; HPGR_PREFECT_PORT, HPGR_MLFLOW_PORT
-	python -m host.services up
+	hpgr up
 
 .PHONY: down
 down: .venv/ready  ## stop them; a running flow writes its checkpoint
-	python -m host.services down
+	hpgr down
 
 .PHONY: worker
 worker: .venv/ready  ## on another machine: PREFECT_API_URL=... PREFECT_API_AUTH_STRING=... make worker POOL=gpu
-	python -m host.worker $(or $(POOL),gpu)
+	hpgr worker $(or $(POOL),gpu)
 
 .PHONY: test
 test: .venv/ready-dev lint  ## set up, check style, types and layers, run every test

@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from prefect.client.orchestration import get_client
 
@@ -94,26 +95,35 @@ def _lock(path: Path) -> int | None:
         os.close(handle)  # `tidy_up` removed it after it was opened: this lock locks nothing
 
 
+def work(pool: str) -> NoReturn:
+    """Tidy up, then replace this process by Prefect's worker of `pool`.
+
+    Raises:
+        UserError: a worker of the pool runs here already, or no server answers.
+    """
+    name = worker_name(pool)
+    hold_lock(pool)
+    wait_for_server(SERVER_DEADLINE_S)
+    with get_client(sync_client=True) as client:
+        ensure_pool(client, pool)
+        for run in reap(client, pool, name):
+            print(f"run {run.name} was {run.state_name} without a worker", flush=True)
+    os.environ |= {HOME: str(Path.cwd()), "TMPDIR": str(temporary_folder(pool))}
+    command = ["-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    os.execv(sys.executable, [sys.executable, *command, "--name", name])
+
+
 def main() -> None:
     """Entry point of `python -m host.worker POOL`."""
     mask_output()
     if len(sys.argv) != 2:
         sys.exit("usage: python -m host.worker POOL")
-    pool, name = sys.argv[1], worker_name(sys.argv[1])
     try:
         require_folder()
-        hold_lock(pool)
-        wait_for_server(SERVER_DEADLINE_S)
-        with get_client(sync_client=True) as client:
-            ensure_pool(client, pool)
-            for run in reap(client, pool, name):
-                print(f"run {run.name} was {run.state_name} without a worker", flush=True)
+        work(sys.argv[1])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    os.environ |= {HOME: str(Path.cwd()), "TMPDIR": str(temporary_folder(pool))}
-    command = ["-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-    os.execv(sys.executable, [sys.executable, *command, "--name", name])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Commands that packages above the library add to `hpgr`: entry points of the group hpgr.commands.
 
-The library knows nothing of Prefect; the package of the flows names its commands in pyproject.toml.
+The library knows nothing of Prefect; pyproject.toml lists the commands of the flows and services.
 Reads the metadata of the installed packages; writes nothing.
 """
 
@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 GROUP = "hpgr.commands"
-PANEL = "Flows"
+PANEL = "Flows and services"
 
 
 class Commands(TyperGroup):

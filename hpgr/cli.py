@@ -2,6 +2,7 @@
 
     hpgr validate | sessionize | pretrain | finetune | evaluate | register
     hpgr train | refresh PATH        a flow each, as a Prefect run (flows/commands.py)
+    hpgr up | down | worker POOL     the services (host/service_commands.py)
     hpgr gate | promote | lineage VERSION | base | monitor
     hpgr fetch NAME | doctor | incoming PATH | cache | params
     hpgr recommend | recommend-all | serve | result

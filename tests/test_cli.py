@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import yaml
 from params_text import params_of, params_text
 from waiting import PATIENCE_S, until
+
+from hpgr.added_commands import GROUP, as_command
 
 ROOT = Path(__file__).parents[1]
 HPGR = (sys.executable, "-m", "hpgr.cli")
@@ -182,3 +186,11 @@ def test_the_module_and_the_installed_command_are_one(project):
     command = Path(sys.executable).parent / "hpgr"
     done = subprocess.run([command, "params"], cwd=project, capture_output=True, check=True)
     assert done.stdout.decode() == hpgr("params", cwd=project).stdout
+
+
+def test_the_added_commands_are_functions_with_a_help():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, target in project["entry-points"][GROUP].items():
+        command = as_command(EntryPoint(name, target, GROUP).load(), name)
+        assert command.name == name
+        assert command.help
