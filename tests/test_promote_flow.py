@@ -104,7 +104,7 @@ def test_a_refused_version_is_a_table_and_moves_nothing(client, model, monkeypat
         {**CHECKS[0], "passed": "yes"},
         {**CHECKS[1], "passed": "NO"},
     ]
-    message = "**version 3: refused** against version 2, the champion then"
+    message = "**version 3: refused** against version 2, the champion at that time"
     assert artifacts["gate"].description == message
     assert "champion" not in artifacts
     assert aliases(client, model)["champion"] == 2

@@ -314,7 +314,7 @@ def test_a_version_that_fills_an_empty_place_is_not_called_the_first(others, cli
     client.delete_registered_model_alias("hpgr", "champion")
     assert register(load_config())["alias"] == "champion"
     why = client.get_model_version("hpgr", "1").tags["champion.why"]
-    assert why == "registered where there was no champion"
+    assert why == "registered when there was no champion"
 
 
 def test_a_registration_finishes_a_move_that_was_cut_off(others, client, monkeypatch):

@@ -73,6 +73,11 @@ class History:
     champion: int | None
     scores: tuple[Score, ...] = ()
 
+    @property
+    def current(self) -> Version | None:
+        """The version that is champion now; None without a champion."""
+        return self.versions.get(self.champion) if self.champion else None
+
 
 @answered()
 def history(cfg: Config, workspace: Workspace = HERE) -> History:

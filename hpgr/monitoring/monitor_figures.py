@@ -89,10 +89,10 @@ def metrics(past: History, metric: str, now: datetime) -> Figure:
     if steps:
         times, values = zip(*[*steps, (date2num(now), steps[-1][1])], strict=True)
         axes.step(times, values, where="post", color=MAIN, linewidth=2.2, label="champion")
-        axes.legend(frameon=False, fontsize=9, loc="lower right")
     if past.scores:
         again = [(date2num(score.at), score.metric) for score in past.scores]
         axes.plot(*zip(*again, strict=True), "D", color=MAIN, mfc="white", label="scored again")
+    if steps or past.scores:
         axes.legend(frameon=False, fontsize=9, loc="lower right")
     axes.set_ylabel(metric, color=INK)
     axes.margins(y=0.25)

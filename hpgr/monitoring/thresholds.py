@@ -204,7 +204,7 @@ def metric_fall(past: History) -> float | None:
     of its day; the gate's page compares two versions on the same queries. None if there is nothing
     to compare with.
     """
-    now = past.versions.get(past.champion) if past.champion else None
+    now = past.current
     if now is None or now.metric is None:
         return None
     since = max(reign.since for reign in past.reigns if reign.version == now.number)
@@ -251,8 +251,7 @@ def as_text(found: Monitoring) -> str:
 
 
 def _age_days(past: History, now: datetime) -> float | None:
-    champion = past.versions.get(past.champion) if past.champion else None
-    return (now - champion.made).total_seconds() / DAY_S if champion else None
+    return (now - past.current.made).total_seconds() / DAY_S if past.current else None
 
 
 def _page(
@@ -283,7 +282,7 @@ def _page(
             "count": lambda value: "–" if value is None else f"{value:,.0f}",
         },
         found=found,
-        champion=past.versions.get(past.champion) if past.champion else None,
+        champion=past.current,
         age_days=_age_days(past, now),
         metric=cfg.gate.metric,
         batches=shown[::-1],

@@ -108,7 +108,7 @@ def _table(path: Path, key: str, name: str, ids: range, *, whole: bool) -> pa.Ta
         raise DamagedFile(path, f"{key} beyond {ids[0]} to {ids[-1]}")
     for column in (key, name):
         if pc.count_distinct(table[column].cast(schema.field(column).type)).as_py() != rows:
-            raise DamagedFile(path, f"{column} stands in several rows")
+            raise DamagedFile(path, f"a value of {column} is in several rows")
     return table
 
 

@@ -102,7 +102,7 @@ def as_markdown(verdict: dict[str, Any]) -> str:
     """Format the verdict as a heading and a table of its checks."""
     lines = [f"**version {verdict['version']}: {verdict['verdict']}**", ""]
     if verdict["champion"] not in (None, verdict["version"]):
-        lines[0] += f" against version {verdict['champion']}, the champion then"
+        lines[0] += f" against version {verdict['champion']}, the champion at that time"
     if not verdict["checks"]:
         return "\n".join([*lines, *verdict["reasons"]])
     lines += ["| rule | found | expected | |", "|---|---|---|---|"]

@@ -176,7 +176,7 @@ def _alias(client: MlflowClient, cfg: Config, version: int, *, new: bool) -> str
     called = aliases(client, name)
     if CHAMPION not in called:
         alone = len(client.search_model_versions(f"name='{name}'")) == 1
-        why = "the first version registered" if alone else "registered where there was no champion"
+        why = "the first version registered" if alone else "registered when there was no champion"
         record_registered(client, cfg, version, why)
     elif called[CHAMPION] != version and (new or CHALLENGER not in called):
         client.set_registered_model_alias(name, CHALLENGER, str(version))

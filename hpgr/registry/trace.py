@@ -151,7 +151,7 @@ def restore(cfg: Config, version: int, workspace: Workspace = HERE) -> None:
             f"{here or 'none'}: git checkout {origin.commit}"
         )
     if PATCH in origin.kept and apply(origin.kept[PATCH], workspace.root):
-        print(f"applied what differed from commit {origin.commit}")
+        print(f"applied the changes since commit {origin.commit}")
     for path in pins(workspace):
         _write_pin(path, origin.kept[path.name].read_bytes())
     print(f"wrote {', '.join(map(str, pins(workspace)))} as they were for version {version}")
@@ -203,7 +203,7 @@ def _warnings(origin: Origin) -> list[str]:
 def _commands(version: int, origin: Origin, workspace: Workspace) -> list[str]:
     if missing := _missing(origin):
         return [f"it cannot be restored: {', '.join(missing)} was not kept with it"]
-    patched = " and what differed from the commit" if PATCH in origin.kept else ""
+    patched = " and the changes since the commit" if PATCH in origin.kept else ""
     tracking, registry = public(tracking_uri(workspace)), public(registry_uri(workspace))
     commands = [f"export MLFLOW_TRACKING_URI={shlex.quote(tracking)}"]
     if registry != tracking:
@@ -211,7 +211,7 @@ def _commands(version: int, origin: Origin, workspace: Workspace) -> list[str]:
     if origin.commit != ABSENT:
         commands.append(f"git checkout {origin.commit}")
     commands += [
-        f"hpgr lineage {version} --restore   # params.yaml, data.dvc, dvc.lock as then{patched}",
+        f"hpgr lineage {version} --restore   # params.yaml, data.dvc, dvc.lock{patched}",
         f"hpgr base {'--clear' if origin.base == ABSENT else origin.base}",
         "dvc pull      # the log and every stage's output, from the remote",
         "dvc status    # reports that everything is up to date",

@@ -164,7 +164,7 @@ def existing_store(workspace: Workspace = HERE) -> Iterator[MlflowClient]:
     if file is not None and not file.is_file():
         raise UserError(
             f"nothing is registered at {public(tracking_uri(workspace))}: there is no such store. "
-            "Where versions are registered elsewhere, name it: export MLFLOW_TRACKING_URI=..."
+            "If versions are registered elsewhere, name that store: export MLFLOW_TRACKING_URI=..."
         )
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # someone is waiting
     with answered():

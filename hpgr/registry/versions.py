@@ -81,7 +81,7 @@ def find_champion(client: MlflowClient, name: str) -> ModelVersion:
         if error.error_code in ABSENT:
             raise UserError(
                 f"the registry has no {name}@{CHAMPION} ({error.message}): `make run`, the flow "
-                "`train` or `hpgr register` makes one; `hpgr recommend --source artifacts` asks "
+                "`train` or `hpgr register` makes one; `hpgr recommend --source artifacts` uses "
                 "the last run's model"
             ) from error
         raise UserError(f"the registry cannot be reached: {reason(error)}") from error
