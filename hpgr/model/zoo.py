@@ -1,4 +1,4 @@
-"""The zoo: every model by name, one line each, resolved when it is asked for.
+"""The zoo: every model by name, one line each, resolved on first use.
 
 A line names two classes as `module:Class`: the model's section of params.yaml (a dataclass as in
 `hpgr.model.sections`) and its network (a subclass of `hpgr.model.interface.Network`). A model of

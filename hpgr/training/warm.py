@@ -114,7 +114,7 @@ class Base:
         """Refuse a base of another model, or with another set of heads.
 
         Args:
-            name: of the model that is asked for.
+            name: of the requested model.
             ranking: a ranking head is trained.
             enough_labels: the log's labels allow one.
 
