@@ -1,4 +1,4 @@
-"""What drift is normal: figures of a log in time order beside those of a corrupted batch.
+"""Normal drift: figures of a log in time order beside those of a corrupted batch.
 
     hpgr validate && python benchmarks/drift.py NAME
 

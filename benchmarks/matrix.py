@@ -73,7 +73,7 @@ class Cell(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """What benchmarks/params.yaml says."""
+    """The content of benchmarks/params.yaml."""
 
     cells: list[Cell]
     datasets: dict[str, dict[str, Any]]

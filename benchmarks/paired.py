@@ -91,7 +91,7 @@ def _both(
     if not tables[0].equals(tables[1]):
         raise UserError(
             f"{first} and {second} were judged on different rows of {file}: one of them is out of "
-            "date. Run `python -m flows.benchmark`, which runs what is not current"
+            "date. Run `hpgr benchmark`, which runs what is not current"
         )
     return tables[0], values
 
@@ -102,7 +102,7 @@ def main(models: tuple[str, str]) -> None:
     if not found:
         raise UserError(
             f"no finished cells of {' and '.join(models)} that differ in the model alone: run "
-            "`python -m flows.benchmark` first"
+            "`hpgr benchmark` first"
         )
     print("\n".join(found))
 

@@ -69,7 +69,7 @@ def publish(cell: Cell) -> list[Path]:
 
 
 def seconds(dataset: str, split: str, model: str) -> float | None:
-    """How long a cell like this took, from published results: the most alike count, on average."""
+    """Seconds that a cell like this took: the mean over the most similar published results."""
     alike: dict[int, list[float]] = {}
     for path in RESULTS.glob("*.json"):
         found: dict[str, Any] = read_json(path)

@@ -153,7 +153,7 @@ def run_cells(cells: Sequence[Cell], limit: int) -> dict[Cell, str]:
 
 
 def duration(cells: Sequence[Cell], limit: int) -> str:
-    """How long the cells will take, from what others like them took; in words."""
+    """Describe how long the cells will take, from the time of others like them."""
     known = [s for cell in cells if (s := results_file.seconds(*cell[:3])) is not None]
     if not cells or not known:
         return "; how long that takes is known after the first of its data set" if cells else ""

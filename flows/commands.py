@@ -1,4 +1,4 @@
-"""Commands of the flows: `hpgr train`, `hpgr refresh PATH`; every flow also as `python -m flows.X`.
+"""Commands of the flows: `hpgr train`, `refresh`, `benchmark`; each also as `python -m flows.X`.
 
 What `hpgr promote`, `hpgr monitor` and `hpgr recommend-all` do plainly, `python -m flows.promote`,
 `flows.monitor` and `flows.recommend` do as a Prefect run, with the options that hpgr.cli declares.

@@ -32,7 +32,7 @@ def stage_order() -> list[str]:
 
 
 def upstream(stage: str) -> list[str]:
-    """What the stage reads and DVC keeps, as targets of `dvc pull`: stages, `data.dvc`."""
+    """Inputs of the stage that DVC keeps, as targets of `dvc pull`: stages, `data.dvc`."""
     with _repository() as repo:
         graph = repo.index.graph
         (node,) = (node for node in graph if node.addressing == stage)
@@ -40,7 +40,7 @@ def upstream(stage: str) -> list[str]:
 
 
 def changes(target: str) -> list[Any]:
-    """What `dvc status` says of a stage or .dvc file; empty if its record is what lies here.
+    """Changes that `dvc status` reports for a stage or .dvc file; empty if its record is current.
 
     Raises:
         StageFailed: DVC cannot read its files.
@@ -63,7 +63,7 @@ def _repository() -> Iterator[Repo]:
 
 
 def dvc_output(*arguments: str) -> str:
-    """What a `dvc` command that runs no stage prints.
+    """Run a `dvc` command that runs no stage; return its output.
 
     Raises:
         StageFailed: it failed; the message is DVC's.

@@ -173,7 +173,7 @@ def _repro(stage: str, computed_by: str | None) -> str:
 
 
 def _outcome(line: str, stage: str) -> str | None:
-    """What a line of DVC's output says about the stage, if anything."""
+    """The outcome that a line of DVC's output names for the stage, or None."""
     if line.startswith(f"Stage '{stage}' didn't change"):
         return SKIPPED
     if line.startswith(f"Stage '{stage}' is cached"):
@@ -182,7 +182,7 @@ def _outcome(line: str, stage: str) -> str | None:
 
 
 def failure_message(lines: list[str]) -> str:
-    """What went wrong, from a failed stage's last lines.
+    """The reason of a failure, from a failed stage's last lines.
 
     That is the message after `error: `, which every stage prints for a user's mistake; failing that
     the last line (of a traceback, the exception). DVC's own closing line says nothing about it,

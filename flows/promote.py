@@ -53,8 +53,8 @@ def judge_model(version: int) -> dict[str, Any]:
     A refused challenger is an answer, not a failure.
     """
     verdict = judge(load_config(), version)
-    told = "; ".join(verdict["reasons"])
-    get_run_logger().info("gate: version %s %s: %s", version, verdict["verdict"], told)
+    reasons = "; ".join(verdict["reasons"])
+    get_run_logger().info("gate: version %s %s: %s", version, verdict["verdict"], reasons)
     publish_verdict(verdict)
     return verdict
 

@@ -1,4 +1,4 @@
-"""What the flows need of a Prefect server: an address that answers, pools, deployments, automation.
+"""Set up what the flows need of a Prefect server: address, pools, deployments, automation.
 
     python -m host.prefect_server      against PREFECT_API_URL
 

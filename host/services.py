@@ -186,7 +186,7 @@ def _left_behind() -> set[psutil.Process]:
 
 
 def _environment(wanted: list[Service]) -> dict[str, str]:
-    """What services.conf expands, and what every service and flow inherits."""
+    """The variables that services.conf expands and that every service and flow inherits."""
     folder, home = str(Path.cwd()), prefect_home()
     ports = {service.name: str(service.port) for service in wanted}
     origin = f"http://{HOST}:{ports['prefect']}"

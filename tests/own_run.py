@@ -66,7 +66,7 @@ def train(cfg: Config) -> None:
 
 
 def metrics() -> dict:
-    """What metrics.json says."""
+    """The content of metrics.json."""
     return json.loads(Path("artifacts/evaluation/metrics.json").read_text())
 
 
@@ -87,7 +87,7 @@ def served(cfg: Config, users: dict[str, list], k: int) -> list[list[str]]:
 
 
 def read_ranked() -> bool:
-    """Whether the model has a ranking head."""
+    """Return True if the model has a ranking head."""
     return json.loads(Path("artifacts/finetune/config.json").read_text())["ranking"]
 
 

@@ -84,7 +84,7 @@ def reproduce(folder: Path) -> None:
 
 
 def run(folder: Path, *command: str, code: int = 0) -> str:
-    """What the command printed; to a file, since a server that outlives it would hold a pipe."""
+    """The output of the command; to a file, since a server that outlives it would hold a pipe."""
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW"))},
         **TELEMETRY_OFF,

@@ -28,7 +28,7 @@ METRICS = {"R1": {"hpgr": {"hr@10": 0.5, "mrr": 0.25}, "counts": {"queries": 40}
 
 
 def write_network(folder, log, cfg, *, seed=0):
-    """What the finetune stage leaves, untrained."""
+    """Outputs of the finetune stage, untrained."""
     torch.manual_seed(seed)
     catalogue = Catalogue.of(log)
     model = build(cfg.model, catalogue, ranking=True)

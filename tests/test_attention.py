@@ -13,13 +13,13 @@ torch.set_num_threads(1)
 
 
 def causal_ranges(lengths):
-    first, last = [], []
+    first, end = [], []
     start = 0
     for length in lengths:
         first += [start] * length
-        last += range(start + 1, start + length + 1)
+        end += range(start + 1, start + length + 1)
         start += length
-    return torch.tensor(first, dtype=torch.long), torch.tensor(last, dtype=torch.long)
+    return torch.tensor(first, dtype=torch.long), torch.tensor(end, dtype=torch.long)
 
 
 def random_problem(lengths, seed, heads=2, dim=5):
@@ -34,9 +34,9 @@ def random_problem(lengths, seed, heads=2, dim=5):
     return q, k, v, rand(20), rand(NUM_TIME_BUCKETS), gaps.cumsum(0)
 
 
-def visible_matrix(first, last, num_keys):
+def visible_matrix(first, end, num_keys):
     key = torch.arange(num_keys)
-    return (key >= first[:, None]) & (key < last[:, None])
+    return (key >= first[:, None]) & (key < end[:, None])
 
 
 lengths_strategy = st.lists(st.integers(1, 40), min_size=1, max_size=6)
@@ -51,9 +51,9 @@ lengths_strategy = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 )
 def test_causal_tiles_equal_dense(lengths, seed, exponential, segments):
     q, k, v, position, time, stamps = random_problem(lengths, seed)
-    first, last = causal_ranges(lengths)
+    first, end = causal_ranges(lengths)
     tiles = build_tiles(
-        first, last, len(k), size=8, query_time=stamps + 60, key_time=stamps, segments=segments
+        first, end, len(k), size=8, query_time=stamps + 60, key_time=stamps, segments=segments
     )
     out = additive_attention(
         q, k, v, tiles, position_bias=position, time_bias=time, exponential=exponential
@@ -61,7 +61,7 @@ def test_causal_tiles_equal_dense(lengths, seed, exponential, segments):
     row = torch.arange(len(q))
     distance = (row[:, None] - row).abs().clamp_max(len(position) - 1)
     bias = position[distance] + time[time_bucket((stamps + 60)[:, None] - stamps)]
-    visible = visible_matrix(first, last, len(k))
+    visible = visible_matrix(first, end, len(k))
     expected = dense_attention(q, k, v, visible=visible, bias=bias, exponential=exponential)
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-8)
 
@@ -79,18 +79,18 @@ def test_candidates_with_weights_equal_dense(lengths, seed):
     """Queries apart from the keys, each with its own end and multiplicative weights."""
     _, k, v, position, time, stamps = random_problem(lengths, seed)
     generator = torch.Generator().manual_seed(seed)
-    first, last = [], []
+    first, end = [], []
     start = 0
     for length in lengths:
         ends = torch.randint(0, length + 1, (3,), generator=generator).sort().values + start
         first += [start] * 3
-        last += ends.tolist()
+        end += ends.tolist()
         start += length
-    first, last = torch.tensor(first), torch.tensor(last)
+    first, end = torch.tensor(first), torch.tensor(end)
     q = torch.randn(len(first), 2, 5, dtype=torch.float64, generator=generator).requires_grad_()
     query_time = torch.randint(0, 10**8, (len(first),), generator=generator)
     tiles = build_tiles(
-        first, last, len(k), size=8, query_time=query_time, key_time=stamps, query_position=last
+        first, end, len(k), size=8, query_time=query_time, key_time=stamps, query_position=end
     )
     shape = (len(tiles.query_block), 8, 8)
     weight = torch.rand(shape, dtype=torch.float64, generator=generator).requires_grad_()
@@ -100,9 +100,9 @@ def test_candidates_with_weights_equal_dense(lengths, seed):
     for tile, (a, b) in enumerate(zip(tiles.query_block, tiles.key_block, strict=True)):
         full[a * 8 : a * 8 + 8, b * 8 : b * 8 + 8] = weight[tile]
     full = full[: len(first), : len(k)]
-    distance = (last[:, None] - torch.arange(len(k))).clamp(0, len(position) - 1)
+    distance = (end[:, None] - torch.arange(len(k))).clamp(0, len(position) - 1)
     bias = position[distance] + time[time_bucket(query_time[:, None] - stamps)]
-    visible = visible_matrix(first, last, len(k))
+    visible = visible_matrix(first, end, len(k))
     expected = dense_attention(q, k, v, visible=visible, bias=bias, weight=full)
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-8)
     upstream = torch.randn_like(out)
@@ -119,11 +119,11 @@ def test_softmax_equals_torch(causal, segments):
     """Against torch's scaled_dot_product_attention, one sequence at a time."""
     lengths = [3, 17, 9]
     q, k, v, *_ = random_problem(lengths, 0)
-    first, last = causal_ranges(lengths)
+    first, end = causal_ranges(lengths)
     if not causal:
         ends = torch.tensor(lengths).cumsum(0)
-        last = torch.repeat_interleave(ends, torch.tensor(lengths))
-    tiles = build_tiles(first, last, len(k), size=8, segments=segments)
+        end = torch.repeat_interleave(ends, torch.tensor(lengths))
+    tiles = build_tiles(first, end, len(k), size=8, segments=segments)
     out = softmax_attention(q, k, v, tiles, q.new_zeros(1))
     start = 0
     for length in lengths:
@@ -137,8 +137,8 @@ def test_softmax_equals_torch(causal, segments):
 
 def test_a_query_without_keys_gets_zeros():
     first = torch.zeros(2, dtype=torch.long)
-    last = torch.tensor([0, 1])
-    tiles = build_tiles(first, last, 1, size=8, query_position=last)
+    end = torch.tensor([0, 1])
+    tiles = build_tiles(first, end, 1, size=8, query_position=end)
     q, k = torch.ones(2, 1, 4), torch.ones(1, 1, 4)
     assert softmax_attention(q, k, k, tiles, torch.zeros(1))[0].abs().sum() == 0
 
@@ -153,8 +153,8 @@ def test_time_bucket_is_the_published_formula():
 
 def test_only_visible_tiles_are_listed():
     """Two users of one tile each never meet: two tiles, not three."""
-    first, last = causal_ranges([8, 8])
-    tiles = build_tiles(first, last, 16, size=8)
+    first, end = causal_ranges([8, 8])
+    tiles = build_tiles(first, end, 16, size=8)
     assert list(zip(tiles.query_block.tolist(), tiles.key_block.tolist(), strict=True)) == [
         (0, 0),
         (1, 1),

@@ -39,7 +39,7 @@ def bundle(registered_project, tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def little_memory():
-    """What a claim of billions would take is not to be had."""
+    """Limit the memory below what a claim of billions would take."""
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (mapped + (SPARE_GB << 30), before[1]))

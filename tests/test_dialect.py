@@ -1,4 +1,4 @@
-"""What quotes mean in a text is taken from all its lines, or the file is refused.
+"""The meaning of quotes in a text is taken from all its lines, or the file is refused.
 
 The oracles are Python's csv module with the dialect stated, plain splitting, and rows spelled out.
 """
@@ -190,7 +190,7 @@ def folder(tmp_path_factory):
 
 
 def stripped(rows):
-    """What a table gives back: white space alone is no value."""
+    """The value that a table gives back: white space alone is no value."""
     return [tuple(v if v.strip() else "" for v in row) for row in rows]
 
 

@@ -84,6 +84,6 @@ def test_nothing_is_dropped_while_dvc_writes_the_lock(tmp_path, gone, monkeypatc
 
 
 def take(folder):
-    """What a DVC command does before and after its work."""
+    """Steps of a DVC command before and after its work."""
     with rwlock(str(folder), localfs, "dvc repro slow", ["a"], ["b"], False):
         pass

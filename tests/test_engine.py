@@ -42,7 +42,7 @@ def test_spark_without_java_says_what_it_needs(workspace, monkeypatch):
 
 
 def without_spark() -> str | None:
-    """Why Spark cannot run here, or None."""
+    """The reason why Spark cannot run here, or None."""
     if importlib.util.find_spec("pyspark") is None:
         return "pyspark is not installed (the spark extra)"
     java = Path(os.environ["JAVA_HOME"], "bin/java") if "JAVA_HOME" in os.environ else "java"

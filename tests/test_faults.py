@@ -1,4 +1,4 @@
-"""Which faults are tried again: messages as the tools print them, most of them taken from a run."""
+"""Faults that are tried again: messages as the tools print them, most of them taken from a run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which requests hpgr.serving.guard lets through, as an application behind it sees them."""
+"""Requests that hpgr.serving.guard lets through, as an application behind it sees them."""
 
 import asyncio
 

@@ -195,7 +195,7 @@ def test_users_do_not_see_each_other(interleaved):
 
 
 def test_a_visit_s_end_is_not_known_before_it_is_over():
-    """Whether a session goes on later must not be seen at a row before: it tells what comes next.
+    """A row must not see that its session goes on later: that reveals what comes next.
 
     The same prefix, once with its first session going on behind it and once without.
     """

@@ -1,4 +1,4 @@
-"""How long a training is: the plan, the budget, patience, and what is said at the end."""
+"""Length of a training: the plan, the budget, patience, and what is said at the end."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Which hosts the clients of Prefect, MLflow and S3 ask without a proxy."""
+"""Hosts that the clients of Prefect, MLflow and S3 ask without a proxy."""
 
 import os
 import subprocess

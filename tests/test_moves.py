@@ -92,7 +92,7 @@ def cut_off(monkeypatch, client, move, fatal, *, done=False):
 
 
 def finished(client, cfg):
-    """Where the finished moves of the model went, oldest first."""
+    """Targets of the finished moves of the model, oldest first."""
     experiment = client.get_experiment_by_name(cfg.register_.experiment).experiment_id
     runs = client.search_runs([experiment], f"tags.`move.model` = '{cfg.register_.model_name}'")
     done = [run.data.tags for run in runs if run.info.status == "FINISHED"]

@@ -89,7 +89,7 @@ def test_an_override_that_leads_out_is_not_kept(folder):
 
 @pytest.fixture(params=[True, False], ids=["by a deployment", "by a command"])
 def deployed(request, monkeypatch):
-    """Whether the run is one that Prefect's API started."""
+    """Return True if the run is one that Prefect's API started."""
     place = SimpleNamespace(id="1" if request.param else None)
     monkeypatch.setattr(flows.given_path, "deployment", place)
     return request.param

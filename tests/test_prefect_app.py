@@ -47,6 +47,6 @@ def test_a_transaction_that_reads_first_may_write(tmp_path):
 
 
 def test_prefects_own_may_not(tmp_path):
-    """Where this fails, Prefect has mended it, and host/prefect_app.py can lose it."""
+    """If this fails, Prefect has fixed it, and host/prefect_app.py can lose it."""
     with pytest.raises(sa.exc.OperationalError, match="database is locked"):
         interleaved(AioSqliteConfiguration, tmp_path)

@@ -13,13 +13,13 @@ from hpgr.model.preference import PreferenceSignals, select_anchors
 
 def problem(lengths, seed, dim=6):
     generator = torch.Generator().manual_seed(seed)
-    first, last, start = [], [], 0
+    first, end, start = [], [], 0
     for length in lengths:
         first += [start] * length
-        last += range(start + 1, start + length + 1)
+        end += range(start + 1, start + length + 1)
         start += length
     rows = torch.randn(start, dim, generator=generator)
-    return rows, torch.tensor(first), torch.tensor(last)
+    return rows, torch.tensor(first), torch.tensor(end)
 
 
 def full_matrix(mask, num_queries, num_keys, size):
@@ -43,19 +43,19 @@ def full_matrix(mask, num_queries, num_keys, size):
     window=st.integers(1, 20),
 )
 def test_mask_equals_brute_force(lengths, seed, sigma, num_anchors, window):
-    rows, first, last = problem(lengths, seed)
+    rows, first, end = problem(lengths, seed)
     signals = PreferenceSignals(6, num_anchors=num_anchors, sigma=sigma, recent_window=window)
     with torch.no_grad():
         signals.query.weight.add_(torch.randn(6, 6) * 0.3)
         mask = signals(
-            rows, rows, first, last,
+            rows, rows, first, end,
             size=8, query_time=None, key_time=None, query_position=None,
         )  # fmt: skip
     unit_q = functional.normalize(rows @ signals.query.weight.detach().T, dim=-1)
     unit_k = functional.normalize(rows @ signals.key.weight.detach().T, dim=-1)
     expected = torch.zeros(len(rows), len(rows))
     for i in range(len(rows)):
-        low, high = int(first[i]), int(last[i])
+        low, high = int(first[i]), int(end[i])
         cosine = [(float(unit_q[i] @ unit_k[j]), j) for j in range(low, high)]
         best = sorted(cosine, reverse=True)[:num_anchors]
         for j in range(low, high):
@@ -72,10 +72,10 @@ def test_mask_equals_brute_force(lengths, seed, sigma, num_anchors, window):
 
 def test_nothing_is_computed_where_the_mask_is_zero():
     """One long history: the tiles listed are those with a weight, and far fewer than all."""
-    rows, first, last = problem([640], 0)
+    rows, first, end = problem([640], 0)
     signals = PreferenceSignals(6, num_anchors=2, sigma=1.0, recent_window=4)
     mask = signals(
-        rows, rows, first, last, size=8, query_time=None, key_time=None, query_position=None
+        rows, rows, first, end, size=8, query_time=None, key_time=None, query_position=None
     )
     blocks = 640 // 8
     assert len(mask.tiles.query_block) < 0.4 * blocks * (blocks + 1) / 2
@@ -86,21 +86,21 @@ def test_nothing_is_computed_where_the_mask_is_zero():
 @given(count=st.integers(1, 30), num=st.integers(1, 12), seed=st.integers(0, 50))
 @settings(max_examples=20, deadline=None)
 def test_anchors_are_the_most_similar_visible_items(count, num, seed):
-    rows, first, last = problem([count, 3], seed)
+    rows, first, end = problem([count, 3], seed)
     unit = functional.normalize(rows, dim=-1)
-    anchor = select_anchors(unit, unit, first, last, num)
+    anchor = select_anchors(unit, unit, first, end, num)
     for i, picked in enumerate(anchor.tolist()):
-        visible = list(range(int(first[i]), int(last[i])))
+        visible = list(range(int(first[i]), int(end[i])))
         wanted = sorted(visible, key=lambda j: -float(unit[i] @ unit[j]))[:num]
         assert [j for j in picked if j >= 0] == wanted
         assert picked.count(-1) == num - len(wanted)
 
 
 def test_the_peak_receives_a_gradient():
-    rows, first, last = problem([40], 1)
+    rows, first, end = problem([40], 1)
     signals = PreferenceSignals(6, num_anchors=2, sigma=2.0, recent_window=2)
     mask = signals(
-        rows, rows, first, last, size=8, query_time=None, key_time=None, query_position=None
+        rows, rows, first, end, size=8, query_time=None, key_time=None, query_position=None
     )
     mask.weight.sum().backward()
     assert signals.query.weight.grad.abs().sum() > 0
@@ -110,10 +110,10 @@ def test_the_peak_receives_a_gradient():
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_query_without_history_has_no_anchor(count):
     signals = PreferenceSignals(6, num_anchors=2, sigma=1.0, recent_window=2)
-    first, last = torch.tensor([0, 0]), torch.tensor([0, count])
+    first, end = torch.tensor([0, 0]), torch.tensor([0, count])
     mask = signals(
-        torch.randn(2, 6), torch.randn(3, 6), first, last,
-        size=8, query_time=None, key_time=None, query_position=last,
+        torch.randn(2, 6), torch.randn(3, 6), first, end,
+        size=8, query_time=None, key_time=None, query_position=end,
     )  # fmt: skip
     assert (mask.anchor[0] == -1).all()
     assert (mask.anchor[1] >= 0).sum() == count

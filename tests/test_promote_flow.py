@@ -51,7 +51,7 @@ def after_registration(version):
 
 
 def run(started, **parameters):
-    """What the flow returned, its run, and the run's artifacts by key."""
+    """The flow's return value, its run, and the run's artifacts by key."""
     state = started(**parameters, return_state=True)
     number = state.state_details.flow_run_id
     with get_client(sync_client=True) as prefect:

@@ -64,7 +64,7 @@ def connect(port):
 
 
 def everything(connection):
-    """What arrives until the server closes, which a test waits for."""
+    """Bytes that arrive until the server closes; the test waits for that."""
     parts = []
     try:
         while part := connection.recv(2**16):

@@ -78,7 +78,7 @@ def without(name):
 
 
 def same(predictions, answers):
-    """Whether MLflow's rows are the recommender's answers."""
+    """Return True if MLflow's rows are the recommender's answers."""
     expected = [
         (q, rank, item.item_id, item.title, item.score, item.similarity, answer.source)
         for q, answer in enumerate(answers)

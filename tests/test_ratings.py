@@ -1,4 +1,4 @@
-"""What of an action is a number, and the labels that come of it; spelled out by hand."""
+"""Numbers that actions stand for, and the labels they lead to; spelled out by hand."""
 
 from __future__ import annotations
 

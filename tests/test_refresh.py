@@ -65,7 +65,7 @@ def project(tmp_path_factory, prefect_database) -> Path:
 
 @pytest.fixture(scope="module")
 def refreshed(project) -> dict:
-    """What each of a series of refreshes in one process came to."""
+    """Results of a series of refreshes in one process."""
     before = items(project)
     steps = ["bad.csv", "die while taking in", "one.csv", "one.csv", "two.csv"]
     outcomes, log = drive(project, *steps)

@@ -82,7 +82,7 @@ def trained(folder):
 
 @pytest.fixture(scope="module")
 def refused(folder, trained):
-    """What a batch with every rating upside down came to."""
+    """Result of a batch with every rating upside down."""
     turned = folder.parent / "turned.dat"
     rows = map(rating, (folder.parent / "one.dat").read_bytes().splitlines())
     turned.write_bytes(
@@ -94,7 +94,7 @@ def refused(folder, trained):
 
 @pytest.fixture(scope="module")
 def story(folder, trained, refused):
-    """What a training and two refreshes left behind, one after the other."""
+    """Leftovers of a training and two refreshes, one after the other."""
     batches = [folder.parent / "one.dat", folder.parent / "two.dat"]
     return [trained, *(flow(folder, "refresh", str(batch), *LIMITS) for batch in batches)]
 

@@ -112,7 +112,7 @@ def test_of_an_address_a_header_or_bytes(app, method, path, more):
 
 
 def test_of_the_registry(app):
-    """What MLflow says where it cannot be read may be long as well."""
+    """The message of MLflow about an unreadable file may be long as well."""
 
     def fails():
         raise UserError(HUGE)

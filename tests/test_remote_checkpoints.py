@@ -110,7 +110,7 @@ def test_what_was_brought_or_sent_is_not_sent_again(store, there):
 
 
 def test_the_best_weights_go_before_the_checkpoint_that_speaks_of_them(store, there):
-    """Where sending breaks off, the weights may be ahead of the checkpoint, never behind it."""
+    """If sending breaks off, the weights may be ahead of the checkpoint, never behind it."""
 
     class BreaksOff(LocalFileSystem):
         def mv(self, source, target, **options):

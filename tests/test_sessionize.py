@@ -181,7 +181,7 @@ def test_global_time_takes_its_shares_of_the_events(workspace):
 
 
 def resumed(events: pd.DataFrame) -> int:
-    """How often a session goes on after an event of another one, by brute force."""
+    """Number of times that a session goes on after an event of another one, by brute force."""
     total = 0
     for _, rows in events.sort_values("position").groupby("user"):
         session = rows.session.tolist()

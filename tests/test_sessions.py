@@ -154,7 +154,7 @@ def test_a_gap_of_exactly_the_limit_stays_in_the_session():
 
 
 def planted(user: list[Event]) -> list[tuple[str | None, int]]:
-    """Which session each event of a user belongs to, by brute force."""
+    """Session of each event of a user, by brute force."""
     keys: list[tuple[str | None, int]] = []
     for i, e in enumerate(user):
         pauses = 0

@@ -12,7 +12,19 @@ from hpgr.workspace import HERE
 CODE = ("hpgr/", "flows/", "host/")
 PYTHON = [file for file in tracked() if file.endswith(".py")]
 PRODUCT = [file for file in PYTHON if file.startswith(CODE)]
+TEXT = [
+    file
+    for file in tracked()
+    if file.startswith((*CODE, "profiles/", "docs/", "tests/", "benchmarks/", "mlflow/"))
+    or "/" not in file
+    if file.endswith((".py", ".j2", ".yaml", ".toml", ".md", ".conf", "Makefile"))
+    if file not in ("tests/test_style.py", "CHANGELOG.md")
+]
 MAX_LINES = 400
+
+# A docstring says what a thing is or does; these open a riddle instead.
+RIDDLES = "What|Whether|How|Where|Who|Whose|Why|When|Which|Is|Are|May|Does|Do|Can|Has"
+WORDS = r"told(?! apart)|cures?|cured|(?:in|out)side[ _-]?ids?"
 
 # Folders and files of a run that only `hpgr.workspace` may name, and the same in several parts.
 RUN_PATHS = [
@@ -49,6 +61,29 @@ def test_no_two_classes_have_one_name():
             if isinstance(node, ast.ClassDef):
                 homes[node.name].append(file)
     found = [f"{name}: {', '.join(files)}" for name, files in homes.items() if len(files) > 1]
+    assert not found, "\n".join(found)
+
+
+def test_no_docstring_opens_with_a_question():
+    found = []
+    for file in PYTHON:
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node) or ""
+                if re.match(rf"(?:{RIDDLES})\b", docstring):
+                    found.append(f"{file}: {docstring.partition(chr(10))[0]}")
+    assert not found, "\n".join(found)
+
+
+def test_words_are_those_of_today():
+    """No `told` or `cure`, and ids are an index or an external id."""
+    pattern = re.compile(rf"(?<![a-z])(?:{WORDS})(?![a-z])", re.IGNORECASE)
+    found = [
+        f"{file}:{number}: {line.strip()}"
+        for file in TEXT
+        for number, line in enumerate((ROOT / file).read_text().splitlines(), 1)
+        if pattern.search(line)
+    ]
     assert not found, "\n".join(found)
 
 

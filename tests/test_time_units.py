@@ -26,7 +26,7 @@ def advice_on(values: list[str]) -> str:
 
 
 def followed(values: list[str]) -> list[int | None]:
-    """What the advised expression makes of the column, which has an empty cell at its end."""
+    """Result of the advised expression on the column, which has an empty cell at its end."""
     advice = advice_on(values)
     assert "convert it" in advice or "cut the fraction off" in advice
     column = pandas.Series([*values, ""], dtype="str")

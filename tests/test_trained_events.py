@@ -1,4 +1,4 @@
-"""What a model has trained on is known again in any later log, or refused where it is held out.
+"""Trained events are recognised in any later log, and refused where they are held out.
 
 The oracle is plain Python: sets of events. Logs grow at their end and in their middle, lose events,
 and are split anew; sessionize must refuse the base exactly where a held-out event was trained on.

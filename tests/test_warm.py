@@ -82,7 +82,7 @@ def network(name, sizes, seed):
 
 
 def base_of(model, name, sizes):
-    """What base/ would hold of this network."""
+    """Content of base/ for this network."""
     names = ("num_items", "num_actions", "num_categories", "gap_s")
     written = {
         "ranking": True, "model": vars(named(name)),

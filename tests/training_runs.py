@@ -29,7 +29,7 @@ def log_with_categories(seed=0, *, num_users=60):
 
 
 def write_project(folder, log=None):
-    """What the stages read: the arrays of a sessionized log."""
+    """Input of the stages: the arrays of a sessionized log."""
     write_arrays(log or log_with_categories(), folder / "artifacts" / "sessions" / "arrays")
 
 

@@ -6,7 +6,7 @@ PATIENCE_S = 300
 
 
 def until(condition, what="it", *, every_s=0.05):
-    """What `condition` returns as soon as it is true; an error that says what was waited for."""
+    """Wait until `condition` is true and return it; else an error names what was waited for."""
     end = time.monotonic() + PATIENCE_S
     while not (found := condition()):
         assert time.monotonic() < end, f"{what}: not within {PATIENCE_S} s"

@@ -1,4 +1,4 @@
-"""What training will make of a sound log: no ranking, repeats kept.
+"""Consequences of a sound log for training: no ranking, repeats kept.
 
 The sessionize stage decides this from the training events; here it is estimated from all events,
 before any stage runs. Reads the rows that the doctor staged.

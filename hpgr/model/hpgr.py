@@ -112,8 +112,8 @@ class HPGRTrunk(nn.Module):
     ) -> Float[Tensor, "C D"]:
         """Compute the fused representation of candidates, placed by their time in the history."""
         x_CD = scaled(functional.embedding(candidates.item, trunk.table))
-        visible_C = candidates.last - candidates.first
-        newest_C = (candidates.last - 1).clamp_min(0)
+        visible_C = candidates.end - candidates.first
+        newest_C = (candidates.end - 1).clamp_min(0)
         if len(packed.item):
             last_time_C = torch.where(visible_C > 0, packed.time[newest_C], candidates.time)
         else:
@@ -126,7 +126,7 @@ class HPGRTrunk(nn.Module):
         # Only a session cut by the pause is known to be over: one with an id may always go on.
         same_C = (candidates.time - last_time_C <= self.gap_s) | self.own_sessions
         return self.sessions.fuse_candidates(
-            x_CD, trunk.sessions, packed, candidates.first, candidates.last, same_C
+            x_CD, trunk.sessions, packed, candidates.first, candidates.end, same_C
         )
 
 
@@ -225,7 +225,7 @@ class HPGR(Network):
             u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
             if c_CD is not None and candidates is not None and reader is not None:
                 u_CE, _, q_CHd, _ = block.project(c_CD)
-                seen_C1 = (candidates.last - candidates.first).clamp_min(1)[:, None]
+                seen_C1 = (candidates.end - candidates.first).clamp_min(1)[:, None]
                 c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, reader[0], seen_C1, reader[1])
             tiles, weight, _ = below
             if block is self.blocks[-1]:
@@ -308,11 +308,11 @@ class HPGR(Network):
             c_CD,
             trunk.fused,
             candidates.first,
-            candidates.last,
+            candidates.end,
             size=self.tile,
             query_time=candidates.time,
             key_time=packed.time,
-            query_position=candidates.last,
+            query_position=candidates.end,
         )
 
     def _reader(
@@ -324,12 +324,12 @@ class HPGR(Network):
             return mask.tiles, mask.weight
         tiles = build_tiles(
             candidates.first,
-            candidates.last,
+            candidates.end,
             len(packed.item),
             size=self.tile,
             query_time=candidates.time,
             key_time=packed.time,
-            query_position=candidates.last,
+            query_position=candidates.end,
         )
         return tiles, None
 

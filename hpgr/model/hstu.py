@@ -167,17 +167,17 @@ class HSTU(Network):
         )
         c_CD = None
         if candidates is not None:
-            visible_C = candidates.last - candidates.first
+            visible_C = candidates.end - candidates.first
             c_CD = dropout(self._embed(candidates.item, visible_C), self.dropout, self.training)
             c_input_CD = c_CD
             candidate_tiles = build_tiles(
                 candidates.first,
-                candidates.last,
+                candidates.end,
                 len(packed.item),
                 size=self.tile,
                 query_time=candidates.time,
                 key_time=packed.time,
-                query_position=candidates.last,
+                query_position=candidates.end,
             )
         for module in self.blocks:
             block = cast(HSTUBlock, module)

@@ -58,12 +58,12 @@ class Packed:
 class Candidates:
     """C candidates of the packed histories, sorted by history.
 
-    A candidate sees rows `first .. last - 1`; `time` is its request time.
+    A candidate sees rows `first .. end - 1`; `time` is its request time.
     """
 
     item: Tensor
     first: Tensor
-    last: Tensor
+    end: Tensor
     time: Tensor
 
 

@@ -52,7 +52,7 @@ def select_anchors(
     query_QR: Float[Tensor, "Q R"],
     key_KR: Float[Tensor, "K R"],
     first: Int[Tensor, "Q"],
-    last: Int[Tensor, "Q"],
+    end: Int[Tensor, "Q"],
     num: int,
 ) -> Int[Tensor, "Q A"]:
     """Select the `num` visible keys most similar to each query: rows, best first, -1 for none.
@@ -61,19 +61,19 @@ def select_anchors(
         query_QR: [Q, R], normalised.
         key_KR: [K, R], normalised.
         first: first visible key of each query, int64 [Q], non-decreasing.
-        last: one past the last visible key, int64 [Q].
+        end: one past the last visible key, int64 [Q].
         num: A.
     """
     anchor_QA = torch.full((len(query_QR), num), -1, dtype=torch.int64, device=query_QR.device)
     step = QUERIES_AT_A_TIME if query_QR.device.type == "cpu" else ACCELERATOR_QUERIES
     for low in range(0, len(query_QR), step):
         part = slice(low, low + step)
-        start, stop = int(first[part].min()), int(last[part].max())
+        start, stop = int(first[part].min()), int(end[part].max())
         if stop <= start:
             continue
         similarity_qk = query_QR[part] @ key_KR[start:stop].T
         column_k = torch.arange(start, stop, device=query_QR.device)
-        hidden_qk = (column_k < first[part, None]) | (column_k >= last[part, None])
+        hidden_qk = (column_k < first[part, None]) | (column_k >= end[part, None])
         similarity_qk.masked_fill_(hidden_qk, -torch.inf)
         best = similarity_qk.topk(min(num, stop - start), dim=1)
         anchor_QA[part, : best.indices.shape[1]] = torch.where(
@@ -106,7 +106,7 @@ class PreferenceSignals(nn.Module):
         query_QD: Float[Tensor, "Q D"],
         key_KD: Float[Tensor, "K D"],
         first: Int[Tensor, "Q"],
-        last: Int[Tensor, "Q"],
+        end: Int[Tensor, "Q"],
         *,
         size: int,
         query_time: Int[Tensor, "Q"] | None,
@@ -119,7 +119,7 @@ class PreferenceSignals(nn.Module):
             query_QD: fused representations of the queries, [Q, D].
             key_KD: fused representations of the history items, [K, D].
             first: as in `build_tiles`, like all that follow.
-            last: one past the last visible key.
+            end: one past the last visible key.
             size: tile side.
             query_time: seconds.
             key_time: seconds.
@@ -131,18 +131,18 @@ class PreferenceSignals(nn.Module):
             query_QR = functional.normalize(wide(query_QR), dim=-1)
             key_KR = functional.normalize(wide(key_KR), dim=-1)
             anchor_QA = select_anchors(
-                query_QR.detach(), key_KR.detach(), first, last, self.num_anchors
+                query_QR.detach(), key_KR.detach(), first, end, self.num_anchors
             )
             chosen_QAR = key_KR[anchor_QA.clamp_min(0)]
             cosine_QA = torch.einsum("qr,qar->qa", query_QR, chosen_QAR)
             peak_QA = torch.sigmoid(self.sharpness * cosine_QA + self.offset) * (anchor_QA >= 0)
 
         reach = int(REACH * self.sigma)
-        grid_BC = _touched(anchor_QA, first, last, len(key_KD), size, reach, self.recent_window)
+        grid_BC = _touched(anchor_QA, first, end, len(key_KD), size, reach, self.recent_window)
         pairs = grid_BC.nonzero()
         tiles = build_tiles(
             first,
-            last,
+            end,
             len(key_KD),
             size=size,
             query_time=query_time,
@@ -150,11 +150,11 @@ class PreferenceSignals(nn.Module):
             query_position=query_position,
             pairs=(pairs[:, 0], pairs[:, 1]),
         )
-        weight_NSS = self._bells(anchor_QA, peak_QA, grid_BC, first, last, reach, size)
+        weight_NSS = self._bells(anchor_QA, peak_QA, grid_BC, first, end, reach, size)
         key_row_N1S = tiles.key_block[:, None, None] * size + torch.arange(
             size, device=first.device
         )
-        recent_NS1 = blocks(last - self.recent_window, size)[tiles.query_block][:, :, None]
+        recent_NS1 = blocks(end - self.recent_window, size)[tiles.query_block][:, :, None]
         return PreferenceMask(
             anchor_QA, peak_QA, tiles, weight_NSS.masked_fill(key_row_N1S >= recent_NS1, 1.0)
         )
@@ -165,7 +165,7 @@ class PreferenceSignals(nn.Module):
         peak_QA: Tensor,
         grid_BC: Tensor,
         first: Tensor,
-        last: Tensor,
+        end: Tensor,
         reach: int,
         size: int,
     ) -> Tensor:
@@ -174,7 +174,7 @@ class PreferenceSignals(nn.Module):
         bell_W = torch.exp(-(step_W.to(peak_QA.dtype) ** 2) / (2 * self.sigma**2))
         column_QAW = anchor_QA[:, :, None] + step_W
         row_Q = torch.arange(len(anchor_QA), device=anchor_QA.device)
-        seen_QAW = (column_QAW >= first[:, None, None]) & (column_QAW < last[:, None, None])
+        seen_QAW = (column_QAW >= first[:, None, None]) & (column_QAW < end[:, None, None])
         # A hidden entry adds zero at the anchor itself: no compaction, no dynamic shapes.
         column_QAW = torch.where(seen_QAW, column_QAW, anchor_QA.clamp_min(0)[:, :, None])
         height_QAW = peak_QA[:, :, None] * (bell_W * seen_QAW)
@@ -192,7 +192,7 @@ class PreferenceSignals(nn.Module):
 def _touched(
     anchor_QA: Tensor,
     first: Tensor,
-    last: Tensor,
+    end: Tensor,
     num_keys: int,
     size: int,
     reach: int,
@@ -204,12 +204,12 @@ def _touched(
         -(-len(anchor_QA) // size), -(-num_keys // size), dtype=torch.bool, device=anchor_QA.device
     )
     low_QA = torch.maximum(anchor_QA - reach, first[:, None])
-    high_QA = torch.minimum(anchor_QA + reach, last[:, None] - 1)
+    high_QA = torch.minimum(anchor_QA + reach, end[:, None] - 1)
     # A bell may span many tiles only if its reach exceeds a tile; step through it tile by tile.
     for step in range(0, 2 * reach + size, size):
         column_QA = torch.minimum(low_QA + step, high_QA)
-        column_QA = torch.where(anchor_QA >= 0, column_QA, (last[:, None] - 1).clamp_min(0))
+        column_QA = torch.where(anchor_QA >= 0, column_QA, (end[:, None] - 1).clamp_min(0))
         grid_BC[query_block_Q1, column_QA // size] = True
-    rows, columns = cover(torch.maximum(first, last - window), last, num_keys, size)
+    rows, columns = cover(torch.maximum(first, end - window), end, num_keys, size)
     grid_BC[rows, columns] = True
     return grid_BC

@@ -62,8 +62,8 @@ class RankingHead(nn.Module):
             candidates: the visible rows of each.
         """
         value = functional.pad(self.action_value[packed.action], (1, 0)).cumsum(0)
-        summed_C = value[candidates.last] - value[candidates.first]
-        count_C = (candidates.last - candidates.first).to(summed_C.dtype)
+        summed_C = value[candidates.end] - value[candidates.first]
+        count_C = (candidates.end - candidates.first).to(summed_C.dtype)
         mean_C = summed_C / (count_C + functional.softplus(self.prior))
         wide_C = self.item_bias[candidates.item] + self.scale * mean_C
         return self.deep(torch.cat([state_CD, entered_CD], dim=-1)).squeeze(-1) + wide_C

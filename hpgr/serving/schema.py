@@ -124,7 +124,7 @@ class Answers(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Why there is no answer: what was found, what was expected, how to fix it."""
+    """The reason for a refusal: what was found, what was expected, how to fix it."""
 
     detail: str
 

@@ -1,4 +1,4 @@
-"""What a page of another site can do to a service on this machine, with a real HTTP client.
+"""Requests that a page of another site can send to this machine, with a real HTTP client.
 
 A browser lets a page send any "simple" request anywhere and, where the answer names the page's
 origin, read it. With DNS rebinding the page's own name leads here: then all is readable that is

@@ -160,12 +160,12 @@ class Project:
         return min(matching, key=lambda p: p.pid, default=None)
 
     def run_processes(self) -> list[psutil.Process]:
-        """What a flow run consists of: the flow's own process, dvc, the stage."""
+        """The processes of a flow run: the flow's own process, dvc, the stage."""
         words = ("prefect.engine", "_workspace_supervisor", "-m dvc", "slow.py")
         return [p for p in self.processes() if any(w in " ".join(_cmdline(p)) for w in words)]
 
     def answers(self, url: str | None = None) -> bool:
-        """Whether the Prefect server, or what else `url` names, is there."""
+        """Return True if the Prefect server, or the server that `url` names, answers."""
         try:
             return httpx.get(url or f"{self.api}/health", timeout=5, trust_env=False).is_success
         except httpx.HTTPError:
@@ -224,7 +224,7 @@ class Project:
         (self.folder / "hold").unlink(missing_ok=True)
 
     def step(self) -> int:
-        """Where the stage's checkpoint of this turn is; 0 without one."""
+        """Step of the stage's checkpoint of this turn; 0 without one."""
         turn = (self.folder / "turn.txt").read_text()
         return read_step(self.folder / f"checkpoints/slow-{turn}/checkpoint.safetensors")
 

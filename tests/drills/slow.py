@@ -26,7 +26,7 @@ def stop(*_):
 
 
 def read_step(path):
-    """Where the training was; 0 without a checkpoint."""
+    """Step that the training had reached; 0 without a checkpoint."""
     try:
         with safe_open(path, "numpy") as file:
             return json.loads(file.metadata()["state"])["step"]

@@ -149,7 +149,7 @@ def test_dvc_repro_brings_every_damaged_artifact_back(project, finished):
 
 
 def cached(project: Path, stage: str, file: str) -> Path:
-    """Where DVC's cache keeps a file of a stage's output."""
+    """The place in DVC's cache of a file of a stage's output."""
     store = project / ".dvc/cache/files/md5"
     lock = yaml.safe_load((project / "dvc.lock").read_text())
     (folder,) = (out["md5"] for out in lock["stages"][stage]["outs"])
@@ -217,7 +217,7 @@ def test_a_damaged_dvc_lock_is_reported_and_can_be_deleted(project, damage):
 
 
 def test_a_compiled_module_that_is_cut_off(project):
-    """What Python itself leaves on a full disk: it compiles a module and loses the end."""
+    """Python's own leftovers on a full disk: it compiles a module and loses the end."""
     expected = weights(project, "pretrain")
     compiled = py_compile.compile(str(project / "hpgr/training/pretrain.py"), doraise=True)
     cut(Path(compiled))

@@ -77,7 +77,7 @@ def launched(tmp_path):
 
 
 def printed(process):
-    """What it printed, after its end."""
+    """Its output, after its end."""
     text, _ = process.communicate(timeout=300)
     assert "Traceback" not in text
     return text

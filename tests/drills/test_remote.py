@@ -51,7 +51,7 @@ def commit_a_turn(project):
 
 
 def update(there, here):
-    """What a person does on the other machine: fetch and check out the same commit."""
+    """Fetch on the other machine, as a person there does, and check out the same commit."""
     there.call("git", "checkout", "-q", "--", ".")
     there.call("git", "pull", "-q", "--ff-only", str(here.folder), "HEAD")
 

@@ -1,4 +1,4 @@
-"""What kills, cancels and time-outs do to runs that a worker started, under the real supervisor.
+"""Effects of kills, cancels and time-outs on runs that a worker started, under the real supervisor.
 
 And what a page of another site gets from these servers: nothing.
 

@@ -1,4 +1,4 @@
-"""What the drills share: a project in a folder, real commands in it, and what they leave behind.
+"""Shared by the drills: a project in a folder, real commands in it, and what they leave behind.
 
 The project is this one's files with a log so small that a stage takes seconds. Commands run as a
 user runs them. A driver patches one function, to break something at a chosen moment, and then is
@@ -115,7 +115,7 @@ def driven(stage: str, patch: str, cwd: Path) -> Done:
 
 
 def no_traceback(text: str) -> bool:
-    """Whether nothing in `text` is a stack of calls."""
+    """Return True if nothing in `text` is a stack of calls."""
     return "Traceback" not in text and '  File "' not in text
 
 

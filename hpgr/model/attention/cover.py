@@ -1,7 +1,7 @@
 """Visible keys of each query: ranges over packed rows, covered by a list of tiles.
 
 Sequences of many users lie one after the other in packed rows, without padding. Query i sees the
-contiguous key rows `first[i] .. last[i] - 1`; causal history, closed sessions, whole sessions and a
+contiguous key rows `first[i] .. end[i] - 1`; causal history, closed sessions, whole sessions and a
 candidate's past are all such ranges. The score matrix is cut into tiles of S x S; only tiles that
 hold a visible pair are computed, so cost follows the visible pairs.
 
@@ -52,13 +52,13 @@ class Tiles:
     bucket: Tensor
     distance: Tensor | None
     first: Tensor  # [Q]
-    last: Tensor  # [Q]
+    end: Tensor  # [Q]
     rows: tuple[Tensor, Tensor] | None = None
 
     @property
     def visible(self) -> Tensor:
         """Number of keys each query sees, int64 [Q]."""
-        return self.last - self.first
+        return self.end - self.first
 
 
 def time_bucket(seconds: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
@@ -81,7 +81,7 @@ def blocks(rows: Tensor, size: int, fill: int = 0) -> Tensor:
 
 def build_tiles(
     first: Int[Tensor, "Q"],
-    last: Int[Tensor, "Q"],
+    end: Int[Tensor, "Q"],
     num_keys: int,
     *,
     size: int,
@@ -95,7 +95,7 @@ def build_tiles(
 
     Args:
         first: first visible key row of each query, int64 [Q], non-decreasing.
-        last: one past the last visible key row, int64 [Q]; a query with first == last sees nothing.
+        end: one past the last visible key row, int64 [Q]; a query with first == end sees nothing.
         num_keys: K.
         size: S.
         query_time: seconds, int64 [Q], for the time bias; None gives every visible pair bucket 0.
@@ -107,21 +107,21 @@ def build_tiles(
         segments: one tile a segment, where padding does not waste more than SEGMENT_WASTE and no
             `pairs` are given; None: on every device but a CPU.
     """
-    query_block_N, key_block_N = pairs if pairs is not None else cover(first, last, num_keys, size)
+    query_block_N, key_block_N = pairs if pairs is not None else cover(first, end, num_keys, size)
     if segments is None:
         segments = first.device.type != "cpu"
     if segments and pairs is None:
         most = min(SEGMENT_PAIRS, SEGMENT_WASTE * len(query_block_N) * size**2)
         whole = _segments(
-            first, last, num_keys, size, query_time, key_time, query_position, most=most
+            first, end, num_keys, size, query_time, key_time, query_position, most=most
         )
         if whole is not None:
             return whole
     key_row = torch.arange(-(-num_keys // size) * size, device=first.device).view(-1, size)
-    row_first, row_last = blocks(first, size), blocks(last, size)
+    row_first, row_end = blocks(first, size), blocks(end, size)
     columns_N1S = key_row[key_block_N][:, None, :]
     seen_NSS = (columns_N1S >= row_first[query_block_N][:, :, None]) & (
-        columns_N1S < row_last[query_block_N][:, :, None]
+        columns_N1S < row_end[query_block_N][:, :, None]
     )
     if query_time is None or key_time is None:
         bucket_NSS = torch.zeros(seen_NSS.shape, dtype=torch.uint8, device=seen_NSS.device)
@@ -146,17 +146,17 @@ def build_tiles(
         bucket=bucket_NSS,
         distance=distance_NSS,
         first=first,
-        last=last,
+        end=end,
     )
 
 
 def cover(
-    first: Int[Tensor, "Q"], last: Int[Tensor, "Q"], num_keys: int, size: int
+    first: Int[Tensor, "Q"], end: Int[Tensor, "Q"], num_keys: int, size: int
 ) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
     """Return query and key block of every tile that holds a visible pair, sorted by query block."""
-    empty = first >= last
+    empty = first >= end
     low = blocks(torch.where(empty, num_keys, first), size, fill=num_keys).amin(1) // size
-    high = -(-blocks(torch.where(empty, 0, last), size).amax(1) // size)
+    high = -(-blocks(torch.where(empty, 0, end), size).amax(1) // size)
     count = (high - low).clamp_min_(0)
     query_block_N = torch.repeat_interleave(torch.arange(len(count), device=first.device), count)
     start = torch.cumsum(count, 0) - count
@@ -168,7 +168,7 @@ def cover(
 
 def _segments(
     first: Tensor,
-    last: Tensor,
+    end: Tensor,
     num_keys: int,
     size: int,
     query_time: Tensor | None,
@@ -191,8 +191,8 @@ def _segments(
         return None
     num_queries_N = functional.pad(start_N[1:], (0, 1), value=len(first)) - start_N
     key_first_N = first[start_N]
-    key_last_N = torch.zeros_like(start_N).scatter_reduce(0, begins.cumsum(0) - 1, last, "amax")
-    height, width = int(num_queries_N.max()), int((key_last_N - key_first_N).max())
+    key_end_N = torch.zeros_like(start_N).scatter_reduce(0, begins.cumsum(0) - 1, end, "amax")
+    height, width = int(num_queries_N.max()), int((key_end_N - key_first_N).max())
     if width < 1 or len(start_N) * height * width > most:
         return None
     place = torch.arange(height, device=first.device)
@@ -200,7 +200,7 @@ def _segments(
     query_row_NR = torch.where(real_NR, start_N[:, None] + place, start_N[:, None])
     column_NC = key_first_N[:, None] + torch.arange(width, device=first.device)
     key_row_NC = column_NC.clamp_max(num_keys - 1)
-    first_NR, last_NR = first[query_row_NR], torch.where(real_NR, last[query_row_NR], 0)
+    first_NR, end_NR = first[query_row_NR], torch.where(real_NR, end[query_row_NR], 0)
     shape = (len(start_N), height, width)
     bucket_NRC = torch.zeros(shape, dtype=torch.uint8, device=first.device)
     step = max(1, BUCKETS_AT_A_TIME // (height * width))
@@ -212,7 +212,7 @@ def _segments(
             )
             bucket_NRC[part] = time_bucket(elapsed_nRC).to(torch.uint8)
         seen_nRC = (column_NC[part, None, :] >= first_NR[part, :, None]) & (
-            column_NC[part, None, :] < last_NR[part, :, None]
+            column_NC[part, None, :] < end_NR[part, :, None]
         )
         bucket_NRC[part].masked_fill_(~seen_nRC, HIDDEN)
     distance_NRC = None
@@ -230,6 +230,6 @@ def _segments(
         bucket=bucket_NRC,
         distance=distance_NRC,
         first=first,
-        last=last,
+        end=end,
         rows=(query_row_NR, key_row_NC),
     )
