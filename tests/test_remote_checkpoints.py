@@ -43,7 +43,7 @@ def contents(folder):
 def test_the_names_are_the_trainings_own():
     from hpgr.training import checkpoint
 
-    assert (FOLDER, NEWEST, BEST) == (checkpoint.SCRATCH, checkpoint.NEWEST, checkpoint.BEST)
+    assert (NEWEST, BEST) == (checkpoint.NEWEST, checkpoint.BEST)
 
 
 def test_how_far_it_is_stands_where_the_training_writes_it(tmp_path):
