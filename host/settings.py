@@ -17,7 +17,7 @@ DVC_RWLOCK = Path(".dvc/tmp/rwlock")
 
 HOME = "HPGR_HOME"  # prefect.yaml: the folder in which a worker's runs happen
 MARK = "HPGR_SERVICES"  # carried by all that `make up` starts: the folder whose services these are
-HOSTS = "HPGR_ALLOWED_HOSTS"  # further hosts, such as a proxy's, without port, parted by commas
+HOSTS = "HPGR_ALLOWED_HOSTS"  # further hosts, such as a proxy's, without port, separated by commas
 
 
 def prefect_home() -> Path:
