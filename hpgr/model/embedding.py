@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.model.attention.cover import NUM_TIME_BUCKETS, time_bucket
+from hpgr.model.catalogue import Catalogue
 from hpgr.model.shapes import Float, Int
 
 INITIAL_STD = 0.02
 
 
-def _table(rows: int, dim: int) -> nn.Embedding:
+def embedding_table(rows: int, dim: int) -> nn.Embedding:
+    """Make an embedding with small initial values."""
     table = nn.Embedding(rows, dim)
     nn.init.normal_(table.weight, std=INITIAL_STD)
     return table
@@ -34,27 +36,17 @@ class ItemEmbedding(nn.Module):
     category_offsets: Tensor
     category: Tensor
 
-    def __init__(
-        self,
-        num_items: int,
-        num_categories: int,
-        dim: int,
-        *,
-        category_offsets: Tensor,
-        category: Tensor,
-        side_features: bool,
-    ) -> None:
-        """Categories in CSR form: those of item v are category[category_offsets[v]:[v + 1]]."""
+    def __init__(self, catalogue: Catalogue, dim: int, *, side_features: bool) -> None:
         super().__init__()
-        self.num_items = num_items
-        self.item = _table(num_items + 1, dim)
+        self.num_items = catalogue.num_items
+        self.item = embedding_table(catalogue.num_items + 1, dim)
         self.category_table = None
-        if side_features and len(category):
-            self.category_table = nn.EmbeddingBag(num_categories, dim, mode="mean")
+        if side_features and len(catalogue.category):
+            self.category_table = nn.EmbeddingBag(catalogue.num_categories, dim, mode="mean")
             nn.init.normal_(self.category_table.weight, std=INITIAL_STD)
         # Features of the catalogue travel with the weights: no other file is needed to serve.
-        self.register_buffer("category_offsets", category_offsets.to(torch.int64))
-        self.register_buffer("category", category.to(torch.int64))
+        self.register_buffer("category_offsets", catalogue.category_offsets.to(torch.int64))
+        self.register_buffer("category", catalogue.category.to(torch.int64))
 
     @property
     def mask_token(self) -> int:
@@ -79,9 +71,9 @@ class TimeAwarePosition(nn.Module):
 
     def __init__(self, num_positions: int, dim: int, *, request_time: bool) -> None:
         super().__init__()
-        self.position = _table(num_positions, dim)
-        self.since_previous = _table(NUM_TIME_BUCKETS, dim)
-        self.until_next = _table(NUM_TIME_BUCKETS, dim) if request_time else None
+        self.position = embedding_table(num_positions, dim)
+        self.since_previous = embedding_table(NUM_TIME_BUCKETS, dim)
+        self.until_next = embedding_table(NUM_TIME_BUCKETS, dim) if request_time else None
 
     def forward(
         self,

@@ -28,10 +28,10 @@ from torch.nn import functional
 from hpgr.model.attention.cover import Tiles, build_tiles
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
-from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, scaled
-from hpgr.model.hstu import HSTUBlock
+from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, embedding_table, scaled
+from hpgr.model.hstu import HSTUBlock, history_tiles, hstu_blocks
 from hpgr.model.interface import Growth, Network, Output
-from hpgr.model.packed import Candidates, Packed
+from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.preference import PreferenceMask, PreferenceSignals
 from hpgr.model.ranking_head import RankingHead
 from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
@@ -56,18 +56,10 @@ class HPGRTrunk(nn.Module):
         self.own_sessions = catalogue.own_sessions
         self.dropout = settings.dropout
         num_positions = settings.max_history + 1  # one more for a candidate behind a full window
-        self.items = ItemEmbedding(
-            catalogue.num_items,
-            catalogue.num_categories,
-            settings.dim,
-            category_offsets=catalogue.category_offsets,
-            category=catalogue.category,
-            side_features=settings.side_features,
-        )
+        self.items = ItemEmbedding(catalogue, settings.dim, side_features=settings.side_features)
         self.action = None
         if settings.side_features and catalogue.num_actions > 1:
-            self.action = nn.Embedding(catalogue.num_actions + 1, settings.dim)
-            nn.init.normal_(self.action.weight, std=0.02)
+            self.action = embedding_table(catalogue.num_actions + 1, settings.dim)
         self.place = TimeAwarePosition(num_positions, settings.dim, request_time=settings.time_bias)
         self.sessions = None
         if settings.sessions:
@@ -175,19 +167,7 @@ class HPGR(Network):
         self.trunk = HPGRTrunk(settings, catalogue)
         self.tile = settings.tile
         self.history_rows = settings.history_rows
-        self.time_bias = settings.time_bias
-        self.blocks = nn.ModuleList(
-            HSTUBlock(
-                settings.dim,
-                settings.num_heads,
-                head_dim=settings.dim // settings.num_heads,
-                num_positions=settings.max_history + 1,
-                dropout=settings.dropout,
-                position_bias=settings.position_bias,
-                time_bias=settings.time_bias,
-            )
-            for _ in range(settings.num_blocks)
-        )
+        self.blocks = hstu_blocks(settings, num_positions=settings.max_history + 1)
         self.signals = None
         if settings.preference:
             self.signals = PreferenceSignals(
@@ -212,30 +192,36 @@ class HPGR(Network):
     ) -> Output:
         """Compute states and scores; with `newest_only` the last block serves newest rows alone."""
         trunk = self.trunk(packed, causal=True)
-        below = self._history_tiles(trunk, packed)
-        asking = packed.newest if newest_only else None
-        last_tiles, last_weight = self._query_tiles(trunk, packed, asking, below)
-        x_TD = trunk.fused
-        c_CD = self.trunk.candidates(trunk, packed, candidates) if candidates is not None else None
-        c_input_CD = c_CD
-        reader = self._reader(trunk, packed, candidates, c_CD) if candidates is not None else None
-        length_T1 = (packed.position + 1)[:, None]
+        preference_below = self.history_rows == "preference"
+        below = self._reading(
+            trunk.fused, trunk, packed, packed.readers(), preference=preference_below
+        )
+        asking, last = None, below
+        if newest_only:
+            asking = packed.newest
+            last = self._reading(trunk.fused[asking], trunk, packed, packed.readers(asking))
+        elif self.signals is not None and not preference_below:
+            last = self._reading(trunk.fused, trunk, packed, packed.readers())
+        c_CD = None
+        if candidates is not None:
+            c_CD = c_input_CD = self.trunk.candidates(trunk, packed, candidates)
+            c_tiles, c_weight = self._reading(c_CD, trunk, packed, candidates)
+            seen_C1 = (candidates.end - candidates.first).clamp_min(1)[:, None]
+        x_TD, length_T1 = trunk.fused, (packed.position + 1)[:, None]
         for module in self.blocks:
             block = cast(HSTUBlock, module)
             u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
-            if c_CD is not None and candidates is not None and reader is not None:
+            if c_CD is not None:
                 u_CE, _, q_CHd, _ = block.project(c_CD)
-                seen_C1 = (candidates.end - candidates.first).clamp_min(1)[:, None]
-                c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, reader[0], seen_C1, reader[1])
-            tiles, weight, _ = below
-            if block is self.blocks[-1]:
-                tiles, weight = last_tiles, last_weight
-                if asking is not None:  # from here on T counts the newest rows alone
-                    rows = (x_TD, u_TE, q_THd, length_T1)
-                    x_TD, u_TE, q_THd, length_T1 = (row[asking] for row in rows)
+                c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, c_tiles, seen_C1, c_weight)
+            tiles, weight = last if block is self.blocks[-1] else below
+            if asking is not None and block is self.blocks[-1]:
+                # From here on T counts the newest rows alone.
+                rows = (x_TD, u_TE, q_THd, length_T1)
+                x_TD, u_TE, q_THd, length_T1 = (row[asking] for row in rows)
             x_TD = block.attend(x_TD, u_TE, q_THd, k_THd, v_THd, tiles, length_T1, weight)
         logits_C = None
-        if c_CD is not None and c_input_CD is not None and candidates is not None:
+        if c_CD is not None and candidates is not None:
             logits_C = self.click(c_CD, c_input_CD, packed, candidates)
         return Output(x_TD, trunk.table[: self.trunk.items.num_items], logits_C)
 
@@ -248,91 +234,35 @@ class HPGR(Network):
             return None
         trunk = self.trunk(packed, causal=True)
         if candidates is None:
-            return self._mask(trunk, packed, packed.newest)
+            newest = packed.newest
+            return self._mask(trunk.fused[newest], trunk, packed, packed.readers(newest))
         c_CD = self.trunk.candidates(trunk, packed, candidates)
-        return self._candidate_mask(trunk, packed, candidates, c_CD)
+        return self._mask(c_CD, trunk, packed, candidates)
 
-    def _history_tiles(
-        self, trunk: Trunk, packed: Packed
-    ) -> tuple[Tiles, Tensor | None, PreferenceMask | None]:
-        """Tiles, weights and mask through which history rows read below the last block."""
-        if self.signals is not None and self.history_rows == "preference" and len(packed.item):
-            mask = self._mask(trunk, packed, None)
-            return mask.tiles, mask.weight, mask
-        return self._causal_tiles(packed, None), None, None
-
-    def _query_tiles(
+    def _reading(
         self,
+        x_QD: Tensor,
         trunk: Trunk,
         packed: Packed,
-        asking: Tensor | None,
-        below: tuple[Tiles, Tensor | None, PreferenceMask | None],
+        readers: Readers,
+        *,
+        preference: bool = True,
     ) -> tuple[Tiles, Tensor | None]:
-        """Tiles and weights through which the rows `asking` (None: all) read in the last block."""
-        if self.signals is None or not len(packed.item):
-            return below[0] if asking is None else self._causal_tiles(packed, asking), None
-        mask = below[2] if asking is None else None  # the same queries may have their mask already
-        if mask is None:
-            mask = self._mask(trunk, packed, asking)
+        """Tiles and weights through which `readers`, represented by x, read the history."""
+        if self.signals is None or not preference or not len(packed.item):
+            return history_tiles(packed, readers, self.tile), None
+        mask = self._mask(x_QD, trunk, packed, readers)
         return mask.tiles, mask.weight
 
-    def _causal_tiles(self, packed: Packed, asking: Tensor | None) -> Tiles:
-        return build_tiles(
-            _of(packed.first, asking),
-            _of(packed.row_end, asking),
-            len(packed.item),
-            size=self.tile,
-            query_time=_of(packed.next_time, asking),
-            key_time=packed.time,
-            query_position=asking,
-        )
-
-    def _mask(self, trunk: Trunk, packed: Packed, asking: Tensor | None) -> PreferenceMask:
+    def _mask(self, x_QD: Tensor, trunk: Trunk, packed: Packed, readers: Readers) -> PreferenceMask:
         assert self.signals is not None
         return self.signals(
-            _of(trunk.fused, asking),
+            x_QD,
             trunk.fused,
-            _of(packed.first, asking),
-            _of(packed.row_end, asking),
+            readers.first,
+            readers.end,
             size=self.tile,
-            query_time=_of(packed.next_time, asking),
+            query_time=readers.time,
             key_time=packed.time,
-            query_position=asking,
+            query_position=readers.position,
         )
-
-    def _candidate_mask(
-        self, trunk: Trunk, packed: Packed, candidates: Candidates, c_CD: Tensor
-    ) -> PreferenceMask:
-        assert self.signals is not None
-        return self.signals(
-            c_CD,
-            trunk.fused,
-            candidates.first,
-            candidates.end,
-            size=self.tile,
-            query_time=candidates.time,
-            key_time=packed.time,
-            query_position=candidates.end,
-        )
-
-    def _reader(
-        self, trunk: Trunk, packed: Packed, candidates: Candidates, c_CD: Tensor | None
-    ) -> tuple[Tiles, Tensor | None]:
-        """Tiles and weights through which the candidates read the history."""
-        if self.signals is not None and c_CD is not None and len(packed.item):
-            mask = self._candidate_mask(trunk, packed, candidates, c_CD)
-            return mask.tiles, mask.weight
-        tiles = build_tiles(
-            candidates.first,
-            candidates.end,
-            len(packed.item),
-            size=self.tile,
-            query_time=candidates.time,
-            key_time=packed.time,
-            query_position=candidates.end,
-        )
-        return tiles, None
-
-
-def _of(rows: Tensor, asking: Tensor | None) -> Tensor:
-    return rows if asking is None else rows[asking]

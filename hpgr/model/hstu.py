@@ -22,7 +22,7 @@ from hpgr.model.attention.entry import additive_attention
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.interface import Growth, Network, Output
-from hpgr.model.packed import Candidates, Packed
+from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.ranking_head import RankingHead
 from hpgr.model.shapes import Float, Int
 
@@ -106,6 +106,35 @@ class HSTUBlock(nn.Module):
         return x_QD + self.output(dropout(u_QE * read_QE, self.dropout, self.training))
 
 
+def hstu_blocks(settings: Any, *, num_positions: int) -> nn.ModuleList:
+    """Make the blocks that the section `model` asks for."""
+    return nn.ModuleList(
+        HSTUBlock(
+            settings.dim,
+            settings.num_heads,
+            head_dim=settings.dim // settings.num_heads,
+            num_positions=num_positions,
+            dropout=settings.dropout,
+            position_bias=settings.position_bias,
+            time_bias=settings.time_bias,
+        )
+        for _ in range(settings.num_blocks)
+    )
+
+
+def history_tiles(packed: Packed, readers: Readers, size: int) -> Tiles:
+    """Cover the history rows that `readers` see, with the time that lies between."""
+    return build_tiles(
+        readers.first,
+        readers.end,
+        len(packed.item),
+        size=size,
+        query_time=readers.time,
+        key_time=packed.time,
+        query_position=readers.position,
+    )
+
+
 class HSTU(Network):
     """The HSTU baseline as its authors run it on MovieLens; it has no stage 1.
 
@@ -126,27 +155,15 @@ class HSTU(Network):
     def __init__(self, settings: Any, catalogue: Catalogue, *, ranking: bool = True) -> None:
         super().__init__(settings, catalogue, ranking=ranking)
         self.tile, self.dropout = settings.tile, settings.dropout
-        self.num_items = catalogue.num_items
-        self.padded_length = float(settings.max_history + 11)
         num_positions = settings.max_history + 11
+        self.padded_length = float(num_positions)
         self.item = nn.Embedding(catalogue.num_items, settings.dim)
         self.position = nn.Embedding(num_positions, settings.dim)
         self.action = nn.Embedding(catalogue.num_actions, settings.dim) if ranking else None
         for table in (self.item, self.position, self.action):
             if table is not None:
                 nn.init.trunc_normal_(table.weight, std=0.02)
-        self.blocks = nn.ModuleList(
-            HSTUBlock(
-                settings.dim,
-                settings.num_heads,
-                head_dim=settings.dim // settings.num_heads,
-                num_positions=num_positions,
-                dropout=settings.dropout,
-                position_bias=settings.position_bias,
-                time_bias=settings.time_bias,
-            )
-            for _ in range(settings.num_blocks)
-        )
+        self.blocks = hstu_blocks(settings, num_positions=num_positions)
         self.click = RankingHead(settings.dim, catalogue.num_items, catalogue.num_actions)
 
     def forward(
@@ -157,28 +174,13 @@ class HSTU(Network):
         if self.action is not None:
             x_TD = x_TD + self.action(packed.action)
         x_TD = dropout(x_TD, self.dropout, self.training)
-        tiles = build_tiles(
-            packed.first,
-            packed.row_end,
-            len(packed.item),
-            size=self.tile,
-            query_time=packed.next_time,
-            key_time=packed.time,
-        )
+        tiles = history_tiles(packed, packed.readers(), self.tile)
         c_CD = None
         if candidates is not None:
             visible_C = candidates.end - candidates.first
             c_CD = dropout(self._embed(candidates.item, visible_C), self.dropout, self.training)
             c_input_CD = c_CD
-            candidate_tiles = build_tiles(
-                candidates.first,
-                candidates.end,
-                len(packed.item),
-                size=self.tile,
-                query_time=candidates.time,
-                key_time=packed.time,
-                query_position=candidates.end,
-            )
+            candidate_tiles = history_tiles(packed, candidates, self.tile)
         for module in self.blocks:
             block = cast(HSTUBlock, module)
             u_TE, v_THd, q_THd, k_THd = block.project(x_TD)

@@ -53,18 +53,32 @@ class Packed:
         """Rows of the newest event of each history that has one, int64 [at most B]."""
         return self.offsets[1:][self.offsets.diff() > 0] - 1
 
+    def readers(self, rows: Tensor | None = None) -> Readers:
+        """Return the history rows, or those of them at `rows`, as causal readers."""
+        if rows is None:
+            return Readers(self.first, self.row_end, self.next_time, None)
+        return Readers(self.first[rows], self.row_end[rows], self.next_time[rows], rows)
+
 
 @dataclass(frozen=True)
-class Candidates:
-    """C candidates of the packed histories, sorted by history.
+class Readers:
+    """Queries of the packed histories, sorted by history; each sees rows `first .. end - 1`.
 
-    A candidate sees rows `first .. end - 1`; `time` is its request time.
+    `time` is the request time of each; `position` its place among the rows, None where the readers
+    are the rows themselves.
     """
 
-    item: Tensor
     first: Tensor
     end: Tensor
     time: Tensor
+    position: Tensor | None
+
+
+@dataclass(frozen=True)
+class Candidates(Readers):
+    """C candidates of the packed histories; a candidate stands behind the rows that it sees."""
+
+    item: Tensor
 
 
 def pack(histories: Histories, device: torch.device) -> Packed:
@@ -89,7 +103,7 @@ def pack(histories: Histories, device: torch.device) -> Packed:
     previous_time = np.where(starts_user, time, np.append(0, time[:-1])[:total])
 
     def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
+        return _tensor(array, device)
 
     return Packed(
         offsets=tensor(offsets),
@@ -143,8 +157,11 @@ def place_candidates(
         device: of the result.
     """
     first = np.repeat(histories.offsets[:-1], np.diff(offsets))
+    end = _tensor(first + visible, device)
+    return Candidates(
+        _tensor(first, device), end, _tensor(time, device), end, _tensor(item, device)
+    )
 
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
 
-    return Candidates(tensor(item), tensor(first), tensor(first + visible), tensor(time))
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
