@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,23 +34,22 @@ def differences(first: Cell, second: Cell) -> dict[str, Estimate]:
         UserError: the cells were not judged on the same queries.
     """
     settings = load_config(first.workspace.params).evaluate
-    draw: dict[str, Any] = {"samples": settings.bootstrap_samples, "seed": settings.seed}
     k = settings.cutoffs[0]
     queries, ranks = _both(first, second, "queries.parquet", QUERY, "rank")
     found = {}
     per_query = {f"hr@{k}": metrics.hit_rate, f"ndcg@{k}": metrics.ndcg}
     for name, metric in per_query.items():
         gain = metric(ranks[0], k) - metric(ranks[1], k)
-        sample = bootstrap_means(queries["user"].to_numpy(), gain[:, None], **draw)
+        sample = bootstrap_means(queries["user"].to_numpy(), gain[:, None], settings)
         found[name] = estimate(gain.mean(), sample[:, 0])
     if all(
         (cell.workspace.evaluation / "candidates.parquet").is_file() for cell in (first, second)
     ):
         rows, score = _both(first, second, "candidates.parquet", CANDIDATE, "probability")
         user, label = rows["user"].to_numpy(), rows["label"].to_numpy()
-        sample = bootstrap_auc(user, label, np.stack(score, axis=1), **draw)
+        sampled = bootstrap_auc(user, label, {"first": score[0], "second": score[1]}, settings)
         own, other = (metrics.auc(label, column) or np.nan for column in score)
-        found["auc"] = estimate(own - other, sample[:, 0] - sample[:, 1])
+        found["auc"] = estimate(own - other, sampled["first"] - sampled["second"])
     return found
 
 

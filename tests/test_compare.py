@@ -1,5 +1,7 @@
 """Bootstrap: properties that hold for any data, scikit-learn as oracle; slices by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from evaluation_log import make_log, random_log
@@ -10,11 +12,13 @@ from sklearn.metrics import roc_auc_score
 from hpgr.data.log import TEST
 from hpgr.evaluation import compare, protocols
 
-DRAW = {"samples": 500, "seed": 0}
+
+def draw(samples=500, seed=0):
+    return SimpleNamespace(bootstrap_samples=samples, seed=seed)
 
 
-def means(user, values, **draw):
-    return compare.bootstrap_means(user, values, **(draw or DRAW))
+def means(user, values, **changes):
+    return compare.bootstrap_means(user, values, draw(**changes))
 
 
 def some_data(seed, columns=1):
@@ -75,15 +79,15 @@ def test_auc_replicates_equal_scikit_learn_on_the_resampled_rows():
     rng = np.random.default_rng(5)
     user = rng.integers(0, 15, 120)
     label, score = rng.integers(0, 2, 120), rng.integers(0, 9, 120) / 9
-    found = compare.bootstrap_auc(user, label, score[:, None], samples=20, seed=3)[:, 0]
+    found = compare.bootstrap_auc(user, label, {"": score}, draw(20, seed=3))[""]
     (drawn,) = compare.resamples(15, 20, 3)
     expected = [roc_auc_score(label, score, sample_weight=d[user]) for d in drawn]
     np.testing.assert_allclose(found, expected)
 
 
 def test_auc_replicates_without_both_classes_are_left_out_of_the_interval():
-    user, label, score = np.array([0, 1]), np.array([0, 1]), np.array([[0.1], [0.9]])
-    replicates = compare.bootstrap_auc(user, label, score, **DRAW)[:, 0]
+    user, label, score = np.array([0, 1]), np.array([0, 1]), np.array([0.1, 0.9])
+    replicates = compare.bootstrap_auc(user, label, {"": score}, draw())[""]
     assert np.isnan(replicates).any()
     found = compare.estimate(1.0, replicates)
     assert (found.low, found.high) == (1.0, 1.0)

@@ -13,7 +13,7 @@ from hpgr.data.histories import Histories
 from hpgr.data.id_map import IdMap
 from hpgr.data.log import FIRST_ITEM, TEST, UNKNOWN
 from hpgr.evaluation import protocols
-from hpgr.evaluation.contest import Contestant, Translated, contest
+from hpgr.evaluation.contest import Contestant, contest
 
 SETTINGS = load_config().evaluate.model_copy(update={"cutoffs": (3, 5), "bootstrap_samples": 200})
 REACH = 10
@@ -196,7 +196,7 @@ def test_another_vocabulary_gives_the_same_answers():
     plain = Follower(num_items, 1.0)
     other = Contestant(Reversed(num_items, 1.0), IdMap(reverse, np.arange(3)), REACH, 10, True)
     np.testing.assert_array_equal(
-        Translated(other).retrieve(asked)[:, FIRST_ITEM:], plain.retrieve(asked)[:, FIRST_ITEM:]
+        other.retrieve(asked)[:, FIRST_ITEM:], plain.retrieve(asked)[:, FIRST_ITEM:]
     )
 
 
@@ -208,7 +208,7 @@ def test_an_item_that_a_model_does_not_know_cannot_be_retrieved():
         Follower(log.meta.num_items - 5, 0.0), IdMap(known, np.arange(3)), REACH, 10, True
     )
     asked = protocols.next_item(log, TEST).histories(log, REACH)
-    scores = Translated(small).retrieve(asked)
+    scores = small.retrieve(asked)
     assert np.isneginf(scores[:, -5:]).all()
     assert np.isfinite(scores[:, FIRST_ITEM:-5]).all()
     seen = small.ids.histories(asked)

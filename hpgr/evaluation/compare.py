@@ -6,9 +6,8 @@ are judged on the same resamples, so differences are paired. Reads and writes no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 from scipy import sparse
@@ -43,86 +42,71 @@ def resamples(num_users: int, samples: int, seed: int) -> Iterator[np.ndarray]:
         yield counts.reshape(size, num_users).astype(np.float64)
 
 
-class Draw(TypedDict):
-    """Number of resamples, and the seed: equal seeds and users give equal resamples."""
-
-    samples: int
-    seed: int
-
-
-def draw(settings: Evaluate) -> Draw:
-    """The draw that the settings ask for."""
-    return {"samples": settings.bootstrap_samples, "seed": settings.seed}
-
-
 def bootstrap_means(
-    user: np.ndarray,
-    values: np.ndarray,
-    *,
-    samples: int,
-    seed: int,
-    weight: np.ndarray | None = None,
+    user: np.ndarray, values: np.ndarray, settings: Evaluate, *, weight: np.ndarray | None = None
 ) -> np.ndarray:
     """Weighted means of `values` in every resample of the users, float64 [samples, M].
 
     Args:
         user: user of every row, [Q].
         values: one column a model and metric, [Q, M].
-        samples: number of resamples.
-        seed: of the generator; equal seeds and users give equal resamples.
+        settings: number of resamples and seed; equal seeds and users give equal resamples.
         weight: of every row, [Q]; None: 1.
     """
-    _, index = np.unique(user, return_inverse=True)
-    num_users = int(index.max()) + 1
+    users, index = np.unique(user, return_inverse=True)
     weight = np.ones(len(user)) if weight is None else weight
     total = np.bincount(index, weights=weight)
     sums = np.stack(
         [np.bincount(index, weights=weight * column) for column in values.T.astype(np.float64)],
         axis=1,
     )
-    return np.concatenate(
-        [(drawn @ sums) / (drawn @ total)[:, None] for drawn in resamples(num_users, samples, seed)]
-    )
+    drawn = resamples(len(users), settings.bootstrap_samples, settings.seed)
+    return np.concatenate([(block @ sums) / (block @ total)[:, None] for block in drawn])
+
+
+def bootstrap_metrics(
+    user: np.ndarray, values: Mapping[str, Mapping[str, np.ndarray]], settings: Evaluate
+) -> dict[str, dict[str, np.ndarray]]:
+    """`bootstrap_means` of named `values` [Q], float64 [samples] by the same names."""
+    columns = [column for row in values.values() for column in row.values()]
+    means = iter(bootstrap_means(user, np.stack(columns, axis=1), settings).T)
+    return {name: {inner: next(means) for inner in row} for name, row in values.items()}
 
 
 def bootstrap_auc(
-    user: np.ndarray, label: np.ndarray, scores: np.ndarray, *, samples: int, seed: int
-) -> np.ndarray:
-    """AUC over all candidates in every resample of the users, float64 [samples, M].
+    user: np.ndarray, label: np.ndarray, scores: Mapping[str, np.ndarray], settings: Evaluate
+) -> dict[str, np.ndarray]:
+    """AUC over all candidates in every resample of the users, float64 [samples], by model.
 
     A candidate counts as often as its user was drawn. Resamples without both classes are NaN.
 
     Args:
         user: user of every candidate, [C].
         label: 0 or 1, [C].
-        scores: one column a model, [C, M].
-        samples: number of resamples.
-        seed: as in `bootstrap_means`.
+        scores: [C], by model.
+        settings: as in `bootstrap_means`.
     """
-    _, index = np.unique(user, return_inverse=True)
-    num_users = int(index.max()) + 1
+    users, index = np.unique(user, return_inverse=True)
     tables = []
-    for score in scores.T:
+    for score in scores.values():
         values, place = np.unique(score, return_inverse=True)
         # Candidates of each user at each distinct score, lowest score first, by class.
         tables.append(
             [
                 sparse.csr_matrix(
                     (np.ones(len(index))[chosen], (index[chosen], place[chosen])),
-                    shape=(num_users, len(values)),
+                    shape=(len(users), len(values)),
                 )
                 for chosen in (label == 1, label != 1)
             ]
         )
     rows = max(1, CELLS // max(1, len(label)))
     result = []
-    for block in resamples(num_users, samples, seed):
+    for block in resamples(len(users), settings.bootstrap_samples, settings.seed):
         for start in range(0, len(block), rows):
             drawn = block[start : start + rows]
-            result.append(
-                np.stack([auc_of_counts(drawn @ p, drawn @ n) for p, n in tables], axis=1)
-            )
-    return np.concatenate(result)
+            result.append([auc_of_counts(drawn @ p, drawn @ n) for p, n in tables])
+    return dict(zip(scores, np.concatenate(result, axis=1), strict=True))
 
 
 def estimate(value: float, replicates: np.ndarray) -> Estimate:

@@ -1,11 +1,10 @@
 """Challenger against champion on the same test queries: the figures that the gate decides on.
 
-Both networks answer for today's log: one with another vocabulary is wrapped so that it reads and
-answers in the log's ids. An item that it has never seen is the unknown item in a history and cannot
-be retrieved. Next item, leave-one-out (R1) or temporal (R2) as the split says, in retrieval's order
-and in the order that is served (`served.*`: the best items ordered by pCTR, where the network
-ranks); also CTR, temporal (K1) where both rank and the split is global-time. Reads the arrays of
-`hpgr.data.log`. Writes nothing.
+Both networks answer in the ids of today's log. An item that a network has never seen is the unknown
+item in a history and cannot be retrieved. Next item, leave-one-out (R1) or temporal (R2) as the
+split says, in retrieval's order and in the order that is served (`served.*`: the best items ordered
+by pCTR, where the network ranks); also CTR, temporal (K1) where both rank and the split is
+global-time. Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -22,27 +21,20 @@ from hpgr.data.histories import Histories
 from hpgr.data.id_map import IdMap
 from hpgr.data.log import FIRST_ITEM, TEST, EventLog
 from hpgr.evaluation import compare, protocols, ranking, retrieval
-from hpgr.evaluation.model_protocols import RankingModel
+from hpgr.evaluation.model_protocols import Ranker
 
 SERVED = "served."  # before the name of a metric of retrieval: of the order that is served
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A network, and how its vocabulary calls the log's ids."""
+    """A network that reads and answers in the log's ids, whatever its own vocabulary."""
 
-    network: RankingModel
-    ids: IdMap
+    network: Ranker
+    ids: IdMap  # how its vocabulary calls the log's ids
     max_history: int
-    retrieve: int  # best items that its ranking head orders when it serves
+    candidates: int  # best items that its ranking head orders when it serves
     ranks: bool  # the ranking head was trained
-
-
-class Translated:
-    """A contestant's network that reads and answers in the log's ids."""
-
-    def __init__(self, contestant: Contestant) -> None:
-        self.network, self.ids = contestant.network, contestant.ids
 
     def retrieve(self, histories: Histories) -> np.ndarray:
         """float32 [Q, num_items]; -inf for items that the network does not know."""
@@ -52,16 +44,6 @@ class Translated:
         """Probability of every candidate, float32 [C]; unknown items are judged as unknown."""
         own = self.ids.histories(histories)
         return self.network.rank(own, offsets, self.ids.item[candidates])
-
-    def explain(
-        self,
-        histories: Histories,
-        offsets: np.ndarray | None = None,
-        candidates: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and weights as the network gives them; positions need no translation."""
-        own = None if candidates is None else self.ids.item[candidates]
-        return self.network.explain(self.ids.histories(histories), offsets, own)
 
 
 @dataclass(frozen=True)
@@ -154,9 +136,9 @@ def _retrieval(
     log: EventLog, queries: protocols.Queries, own: Contestant, settings: Evaluate, title: str
 ) -> retrieval.Retrieved:
     """Ranks, and as many of the best items as coverage and the ranking head ask for."""
-    deep = settings.model_copy(update={"cutoffs": (max(own.retrieve, settings.cutoffs[0]),)})
-    models = {title: Translated(own)}
-    (found,) = retrieval.run(log, queries, models, deep, max_history=own.max_history, title=title)
+    deep = settings.model_copy(update={"cutoffs": (max(own.candidates, settings.cutoffs[0]),)})
+    reach = own.max_history
+    (found,) = retrieval.run(log, queries, {title: own}, deep, max_history=reach, title=title)
     return found[title]
 
 
@@ -173,7 +155,7 @@ def _served(
     """
     if not own.ranks:
         return outcome.ranks
-    top = outcome.top[:, : own.retrieve]
+    top = outcome.top[:, : own.candidates]
     ranks = np.maximum(outcome.ranks, (top >= FIRST_ITEM).sum(axis=1) + 1)
     found = np.flatnonzero((top == queries.target[:, None]).any(axis=1))
     with tqdm(total=len(found), desc=f"{title}, served", unit="query", mininterval=2.0) as bar:
@@ -181,9 +163,7 @@ def _served(
             part = found[block]
             asked = queries.take(part)
             histories = asked.histories(log, own.max_history)
-            ranks[part], _ = retrieval.reorder(
-                Translated(own), histories, top[part], asked.target, ranks[part]
-            )
+            ranks[part], _ = retrieval.reorder(own, histories, top[part], asked.target, ranks[part])
             bar.update(len(part))
     return ranks
 
@@ -197,22 +177,18 @@ def _ranking(
 ) -> tuple[dict[str, Change], dict[str, Change]]:
     """K1: the metrics over all candidates, and AUC by slice where it decides."""
     user, label = candidates.candidate_user(), candidates.label
-    probability = {
-        name: ranking.score(
-            Translated(own), log, candidates, max_history=own.max_history, title=f"{name}, K1"
-        )
+    scores = {
+        name: ranking.score(own, log, candidates, max_history=own.max_history, title=f"{name}, K1")
         for name, own in pair.items()
     }
-    scores = np.stack(list(probability.values()), axis=1).astype(np.float64)
 
     def areas(mask: np.ndarray) -> Change:
-        values = [metrics.auc(label[mask], column) or 0.0 for column in scores[mask].T]
-        replicates = compare.bootstrap_auc(
-            user[mask], label[mask], scores[mask], **compare.draw(settings)
-        )
-        return _change(values, replicates[:, 1] - replicates[:, 0], int(mask.sum()))
+        part = {name: score[mask] for name, score in scores.items()}
+        values = [metrics.auc(label[mask], score) or 0.0 for score in part.values()]
+        replicates = compare.bootstrap_auc(user[mask], label[mask], part, settings)
+        return _change(values, replicates, int(mask.sum()))
 
-    losses = {n: {"log_loss": metrics.log_loss(label, p)} for n, p in probability.items()}
+    losses = {n: {"log_loss": metrics.log_loss(label, p)} for n, p in scores.items()}
     found = {"auc": areas(np.ones(len(label), bool)), **_means(user, losses, settings)}
     slices: dict[str, Change] = {}
     if deciding == "auc":
@@ -226,22 +202,16 @@ def _means(
     user: np.ndarray, per_query: Mapping[str, Mapping[str, np.ndarray]], settings: Evaluate
 ) -> dict[str, Change]:
     """Change of the mean of every metric; `per_query` is champion, then challenger."""
-    names = list(per_query["champion"])
-    columns = [per_query[who][name] for name in names for who in ("champion", "challenger")]
-    values = np.stack(columns, axis=1)
-    replicates = compare.bootstrap_means(user, values, **compare.draw(settings))
-    means = values.mean(axis=0)
-    return {
-        name: _change(
-            means[2 * i : 2 * i + 2].tolist(),
-            replicates[:, 2 * i + 1] - replicates[:, 2 * i],
-            len(user),
-        )
-        for i, name in enumerate(names)
+    by_metric = {
+        name: {who: row[name] for who, row in per_query.items()} for name in per_query["champion"]
     }
+    replicates = compare.bootstrap_metrics(user, by_metric, settings)
+    means = {n: np.stack([*v.values()], axis=1).mean(axis=0) for n, v in by_metric.items()}
+    return {n: _change(v.tolist(), replicates[n], len(user)) for n, v in means.items()}
 
 
-def _change(values: list[float], differences: np.ndarray, queries: int) -> Change:
+def _change(values: list[float], replicates: Mapping[str, np.ndarray], queries: int) -> Change:
     champion, challenger = values
+    differences = replicates["challenger"] - replicates["champion"]
     found = compare.estimate(challenger - champion, differences)
     return Change(champion, challenger, found.low, found.high, found.p, queries)

@@ -25,6 +25,10 @@ CURVE_POINTS = 40
 # they were removed.
 WAYS = {True: "seen_removed", False: "seen_kept"}
 
+# By model and metric: a mean; a value a query or a resample.
+Values = Mapping[str, Mapping[str, float]]
+Replicates = Mapping[str, Mapping[str, np.ndarray]]
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -55,16 +59,8 @@ def retrieval_tables(
     per_query = {
         n: metrics.retrieval_metrics(o.ranks, settings.cutoffs) for n, o in outcomes.items()
     }
-    names = list(per_query[main])
     values = {n: {m: float(v.mean()) for m, v in q.items()} for n, q in per_query.items()}
-    stacked = np.concatenate(
-        [np.stack(list(q.values()), axis=1) for q in per_query.values()], axis=1
-    )
-    replicates = compare.bootstrap_means(queries.user, stacked, **compare.draw(settings))
-    by_model = {
-        model: dict(zip(names, replicates[:, i * len(names) : (i + 1) * len(names)].T, strict=True))
-        for i, model in enumerate(per_query)
-    }
+    replicates = compare.bootstrap_metrics(queries.user, per_query, settings)
     classes = compare.popularity_classes(log)
     for model, outcome in outcomes.items():
         values[model][f"coverage@{k}"] = metrics.coverage(outcome.top, log.meta.num_items)
@@ -81,13 +77,11 @@ def retrieval_tables(
             "repeated_targets": repeated_targets(log, queries),
         },
         plots={
-            "intervals": _intervals(protocol, values, by_model),
-            "differences": _differences(protocol, main, values, by_model),
-            "slices": _slices(
-                protocol, compare.slices(log, queries.user, queries.row), per_query, k
-            ),
-            "hr_at_k": _curves(protocol, outcomes, max(settings.cutoffs)),
-            "popularity": _popularity(protocol, outcomes, classes, queries.target),
+            "intervals": _intervals(values, replicates),
+            "differences": _differences(main, values, replicates),
+            "slices": _slices(compare.slices(log, queries.user, queries.row), per_query, k),
+            "hr_at_k": _curves(outcomes, max(settings.cutoffs)),
+            "popularity": _popularity(outcomes, classes, queries.target),
         },
     )
 
@@ -103,19 +97,17 @@ def ranking_tables(
     """The results of K1, for the report."""
     user, label = candidates.candidate_user(), candidates.label
     values = {n: ranking_metrics(candidates, p, settings) for n, p in probabilities.items()}
-    draw = compare.draw(settings)
-    scores = np.stack([p.astype(np.float64) for p in probabilities.values()], axis=1)
-    area = compare.bootstrap_auc(user, label, scores, **draw)
-    losses = np.stack([metrics.log_loss(label, p) for p in probabilities.values()], axis=1)
-    loss = compare.bootstrap_means(user, losses, **draw)
-    by_model = {n: {"auc": area[:, i], "log_loss": loss[:, i]} for i, n in enumerate(probabilities)}
+    areas = compare.bootstrap_auc(user, label, probabilities, settings)
+    losses = {n: {"log_loss": metrics.log_loss(label, p)} for n, p in probabilities.items()}
+    loss = compare.bootstrap_metrics(user, losses, settings)
+    replicates = {n: {"auc": area, **loss[n]} for n, area in areas.items()}
     groups = {n: metrics.group_auc(user, label, p) for n, p in probabilities.items()}
     users, _, weight = groups[main]
     if len(users):
-        per_user = np.stack([g[1] for g in groups.values()], axis=1)
-        grouped = compare.bootstrap_means(users, per_user, weight=weight.astype(np.float64), **draw)
-        for i, model in enumerate(probabilities):
-            by_model[model]["gauc"] = grouped[:, i]
+        per_user = np.stack([area for _, area, _ in groups.values()], axis=1)
+        grouped = compare.bootstrap_means(users, per_user, settings, weight=weight.astype(float))
+        for model, column in zip(groups, grouped.T, strict=True):
+            replicates[model]["gauc"] = column
     return Tables(
         protocol,
         main,
@@ -128,9 +120,9 @@ def ranking_tables(
             "positives": int(label.sum()),
         },
         plots={
-            "intervals": _intervals(protocol, values, by_model),
-            "differences": _differences(protocol, main, values, by_model),
-            "calibration": _calibration(protocol, label, probabilities, settings.calibration_bins),
+            "intervals": _intervals(values, replicates),
+            "differences": _differences(main, values, replicates),
+            "calibration": _calibration(label, probabilities, settings.calibration_bins),
         },
     )
 
@@ -145,98 +137,80 @@ def repeated_targets(log: EventLog, queries: Queries) -> int:
     return int(repeat[queries.row].sum())
 
 
-def _intervals(
-    protocol: str,
-    values: Mapping[str, Mapping[str, float]],
-    replicates: Mapping[str, Mapping[str, np.ndarray]],
-) -> pd.DataFrame:
+def _intervals(values: Values, replicates: Replicates) -> pd.DataFrame:
     rows = []
     for model, by_metric in replicates.items():
         for metric, sample in by_metric.items():
             found = compare.estimate(values[model][metric], sample)
-            rows.append((protocol, model, metric, found.value, found.low, found.high))
-    return pd.DataFrame(rows, columns=["protocol", "model", "metric", "value", "low", "high"])
+            rows.append((model, metric, found.value, found.low, found.high))
+    return pd.DataFrame(rows, columns=["model", "metric", "value", "low", "high"])
 
 
-def _differences(
-    protocol: str,
-    main: str,
-    values: Mapping[str, Mapping[str, float]],
-    replicates: Mapping[str, Mapping[str, np.ndarray]],
-) -> pd.DataFrame:
+def _differences(main: str, values: Values, replicates: Replicates) -> pd.DataFrame:
     rows = []
-    for other in replicates:
-        for metric in replicates[main] if other != main else ():
+    for other in [model for model in replicates if model != main]:
+        for metric, sample in replicates[main].items():
             found = compare.estimate(
-                values[main][metric] - values[other][metric],
-                replicates[main][metric] - replicates[other][metric],
+                values[main][metric] - values[other][metric], sample - replicates[other][metric]
             )
-            rows.append(
-                (protocol, main, other, metric, found.value, found.low, found.high, found.p)
-            )
-    columns = ["protocol", "model", "against", "metric", "difference", "low", "high", "p"]
+            rows.append((main, other, metric, found.value, found.low, found.high, found.p))
+    columns = ["model", "against", "metric", "difference", "low", "high", "p"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _slices(
-    protocol: str,
-    masks: Mapping[str, np.ndarray],
-    per_query: Mapping[str, Mapping[str, np.ndarray]],
-    k: int,
-) -> pd.DataFrame:
-    rows = []
-    for name, mask in masks.items():
-        for model, by_metric in per_query.items() if mask.any() else ():
-            hit, gain = (float(by_metric[m][mask].mean()) for m in (f"hr@{k}", f"ndcg@{k}"))
-            rows.append((protocol, name, int(mask.sum()), model, hit, gain))
-    columns = ["protocol", "slice", "queries", "model", f"hr@{k}", f"ndcg@{k}"]
-    return pd.DataFrame(rows, columns=columns)
+def _slices(masks: Mapping[str, np.ndarray], per_query: Replicates, k: int) -> pd.DataFrame:
+    names = [f"hr@{k}", f"ndcg@{k}"]
+    rows = [
+        (name, int(mask.sum()), model, *(float(by_metric[m][mask].mean()) for m in names))
+        for name, mask in masks.items()
+        if mask.any()
+        for model, by_metric in per_query.items()
+    ]
+    return pd.DataFrame(rows, columns=["slice", "queries", "model", *names])
 
 
-def _curves(protocol: str, outcomes: Mapping[str, Retrieved], deepest: int) -> pd.DataFrame:
+def _curves(outcomes: Mapping[str, Retrieved], deepest: int) -> pd.DataFrame:
     cutoffs = np.unique(np.geomspace(1, deepest, CURVE_POINTS).round().astype(int))
-    return pd.DataFrame(
-        [
-            (protocol, model, int(k), float(metrics.hit_rate(outcome.ranks, k).mean()))
-            for model, outcome in outcomes.items()
-            for k in cutoffs
-        ],
-        columns=["protocol", "model", "k", "hr"],
-    )
+    rows = [
+        (model, int(k), float(metrics.hit_rate(outcome.ranks, k).mean()))
+        for model, outcome in outcomes.items()
+        for k in cutoffs
+    ]
+    return pd.DataFrame(rows, columns=["model", "k", "hr"])
 
 
 def _popularity(
-    protocol: str, outcomes: Mapping[str, Retrieved], classes: np.ndarray, target: np.ndarray
+    outcomes: Mapping[str, Retrieved], classes: np.ndarray, target: np.ndarray
 ) -> pd.DataFrame:
     """Shares of the recommended places by popularity class; `hidden items` is what users took."""
     shown: dict[str, np.ndarray] = {"hidden items": target[target >= FIRST_ITEM]}
     shown |= {model: o.top[o.top >= FIRST_ITEM] for model, o in outcomes.items()}
-    return pd.DataFrame(
-        [
-            (protocol, model, name, float((classes[items] == i).mean()) if len(items) else 0.0)
-            for model, items in shown.items()
-            for i, name in enumerate(CLASSES)
-        ],
-        columns=["protocol", "model", "popularity", "share"],
-    )
+    rows = [
+        (model, name, float((classes[items] == i).mean()) if len(items) else 0.0)
+        for model, items in shown.items()
+        for i, name in enumerate(CLASSES)
+    ]
+    return pd.DataFrame(rows, columns=["model", "popularity", "share"])
 
 
 def _calibration(
-    protocol: str, label: np.ndarray, probabilities: Mapping[str, np.ndarray], bins: int
+    label: np.ndarray, probabilities: Mapping[str, np.ndarray], bins: int
 ) -> pd.DataFrame:
     rows = [
-        (protocol, model, float(p), float(o), int(n))
+        (model, float(p), float(o), int(n))
         for model, probability in probabilities.items()
         for p, o, n in zip(*metrics.calibration(label, probability, bins), strict=True)
     ]
-    columns = ["protocol", "model", "predicted", "observed", "candidates"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["model", "predicted", "observed", "candidates"])
 
 
 def merged(tables: Sequence[Tables]) -> dict[str, pd.DataFrame]:
     """The long tables of several protocols, one under the other, by name."""
-    names = dict.fromkeys(name for table in tables for name in table.plots)
+    parts: dict[str, dict[str, pd.DataFrame]] = {}
+    for table in tables:
+        for name, frame in table.plots.items():
+            parts.setdefault(name, {})[table.protocol] = frame
     return {
-        name: pd.concat([t.plots[name] for t in tables if name in t.plots], ignore_index=True)
-        for name in names
+        name: pd.concat(frames, names=["protocol"]).reset_index("protocol")
+        for name, frames in parts.items()
     }

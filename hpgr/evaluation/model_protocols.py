@@ -19,11 +19,15 @@ class Retriever(Protocol):
         """Scores of the catalogue, higher is better, float32 [Q, num_items]."""
 
 
-class RankingModel(Retriever, Protocol):
-    """A network, which also says how likely an item is to be liked and what it looked at."""
+class Ranker(Retriever, Protocol):
+    """A model that also says how likely an item is to be liked."""
 
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Probability (pCTR) of the jagged candidates of each query, float32 [C]."""
+
+
+class RankingModel(Ranker, Protocol):
+    """A network, which also says what it looked at."""
 
     def explain(
         self,

@@ -18,25 +18,18 @@ from hpgr.data.log import EventLog
 
 
 @dataclass(frozen=True)
-class Queries:
-    """Q retrieval queries, sorted by user and time.
+class Asking:
+    """Q queries, sorted by user and time, each int64 [Q]: who asks, when, and what he may see.
 
-    `user`, `row`, `end`, `target` and `request_time` are int64 [Q]: whose query, the log row that
-    holds the hidden event, the first row the query may not see, the hidden item, and when it asks.
+    `end` is the first row of the log that a query may not see.
     """
 
     user: np.ndarray
-    row: np.ndarray
     end: np.ndarray
-    target: np.ndarray
     request_time: np.ndarray
 
     def __len__(self) -> int:
         return len(self.user)
-
-    def take(self, index: np.ndarray | slice) -> Queries:
-        """The queries at `index`."""
-        return Queries(*(column[index] for column in vars(self).values()))
 
     def histories(self, log: EventLog, max_history: int) -> Histories:
         """The newest `max_history` events that each query may see."""
@@ -44,23 +37,29 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class LabelledQueries:
-    """K1: Q queries with C labelled candidates; those of query q are `offsets[q] : offsets[q + 1]`.
+class Queries(Asking):
+    """Retrieval queries: `row` int64 [Q] of the log holds the hidden event, `target` its item."""
 
-    `user`, `end` and `request_time` are int64 [Q], `offsets` int64 [Q + 1]; `row`, `item` int64 [C]
-    and `label` int8 [C] describe the candidates.
+    row: np.ndarray
+    target: np.ndarray
+
+    def take(self, index: np.ndarray | slice) -> Queries:
+        """The queries at `index`."""
+        return Queries(*(column[index] for column in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class LabelledQueries(Asking):
+    """K1: queries with C labelled candidates; those of query q are `offsets[q] : offsets[q + 1]`.
+
+    `offsets` is int64 [Q + 1]; `row`, `item` int64 [C] and `label` int8 [C] describe the
+    candidates.
     """
 
-    user: np.ndarray
-    end: np.ndarray
-    request_time: np.ndarray
     offsets: np.ndarray
     row: np.ndarray
     item: np.ndarray
     label: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.user)
 
     def candidate_user(self) -> np.ndarray:
         """User of every candidate, int64 [C]."""
@@ -78,10 +77,6 @@ class LabelledQueries:
             self.item[rows],
             self.label[rows],
         )
-
-    def histories(self, log: EventLog, max_history: int) -> Histories:
-        """The newest `max_history` events that each query may see."""
-        return histories(log, self.user, self.end, self.request_time, max_history)
 
 
 Asked = TypeVar("Asked", Queries, LabelledQueries)

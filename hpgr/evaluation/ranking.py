@@ -12,7 +12,7 @@ from tqdm import tqdm
 from hpgr.config import Evaluate
 from hpgr.data.histories import bounded
 from hpgr.data.log import TRAIN, EventLog
-from hpgr.evaluation.model_protocols import RankingModel
+from hpgr.evaluation.model_protocols import Ranker
 from hpgr.evaluation.protocols import LabelledQueries
 from hpgr.metrics import auc, expected_calibration_error, gauc, log_loss
 
@@ -20,7 +20,7 @@ BLOCK = 256  # queries
 
 
 def score(
-    network: RankingModel,
+    network: Ranker,
     log: EventLog,
     candidates: LabelledQueries,
     *,

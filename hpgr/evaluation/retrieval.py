@@ -16,7 +16,7 @@ from hpgr.config import Evaluate
 from hpgr.data.histories import Histories, bounded, offsets_of
 from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog
 from hpgr.evaluation.baselines import all_baselines
-from hpgr.evaluation.model_protocols import RankingModel, Retriever
+from hpgr.evaluation.model_protocols import Ranker, Retriever
 from hpgr.evaluation.protocols import Queries, next_item, sampled
 from hpgr.metrics import ndcg, ranks_of, removed_pairs, tied_rank, top_items
 
@@ -63,7 +63,7 @@ def run(
     *,
     max_history: int,
     title: str,
-    then_rank: RankingModel | None = None,
+    then_rank: Ranker | None = None,
     rules: Sequence[bool] = (),
 ) -> list[dict[str, Retrieved]]:
     """Ranks and best items of every model on `queries`, once for each of `rules`.
@@ -113,7 +113,7 @@ def run(
 
 
 def reorder(
-    network: RankingModel,
+    network: Ranker,
     histories: Histories,
     retrieved: np.ndarray,
     target: np.ndarray,

@@ -18,7 +18,7 @@ from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.compare import Estimate
 from hpgr.evaluation.headline import label, signed
-from hpgr.evaluation.model_protocols import RankingModel, Retriever
+from hpgr.evaluation.model_protocols import Ranker, Retriever
 from hpgr.metrics import metric_label
 
 Values = dict[str, dict[str, float]]
@@ -118,12 +118,12 @@ def retrieval_standing(
     found = {n: metrics.retrieval_metrics(o.ranks, [k]) for n, o in outcomes.items()}
     values = {model: {n: float(row[n].mean()) for n in names} for model, row in found.items()}
     deciding = np.stack([row[names[0]] for row in found.values()], axis=1)
-    samples = compare.bootstrap_means(queries.user, deciding, **compare.draw(settings))
-    return _standing(names[0], len(queries), values, samples)
+    means = compare.bootstrap_means(queries.user, deciding, settings)
+    return _standing(names[0], len(queries), values, dict(zip(found, means.T, strict=True)))
 
 
 def ranking_standing(
-    log: EventLog, name: str, network: RankingModel, settings: Evaluate, *, max_history: int
+    log: EventLog, name: str, network: Ranker, settings: Evaluate, *, max_history: int
 ) -> Standing | None:
     """By AUC of the labels of validation events, each given what happened strictly before.
 
@@ -137,22 +137,20 @@ def ranking_standing(
     means = ranking.mean_models(log, candidates, prior_events=settings.prior_events)
     scores: dict[str, np.ndarray] = {name: own, **means}
     values = {n: {"auc": metrics.auc(candidates.label, s) or 0.0} for n, s in scores.items()}
-    samples = compare.bootstrap_auc(
-        candidates.candidate_user(),
-        candidates.label,
-        np.stack([s.astype(np.float64) for s in scores.values()], axis=1),
-        **compare.draw(settings),
-    )
+    user = candidates.candidate_user()
+    samples = compare.bootstrap_auc(user, candidates.label, scores, settings)
     return _standing("auc", len(candidates.label), values, samples)
 
 
-def _standing(metric: str, queries: int, values: Values, samples: np.ndarray) -> Standing:
-    """`samples` [S, M] are the deciding metric's bootstrap means, models in the order of values."""
+def _standing(
+    metric: str, queries: int, values: Values, samples: Mapping[str, np.ndarray]
+) -> Standing:
+    """The first model of `values` is judged; `samples` are bootstrap means of `metric`."""
     main, *rivals = values
     differences = {
         rival: compare.estimate(
-            values[main][metric] - values[rival][metric], samples[:, 0] - samples[:, i]
+            values[main][metric] - values[rival][metric], samples[main] - samples[rival]
         )
-        for i, rival in enumerate(rivals, start=1)
+        for rival in rivals
     }
     return Standing(main, metric, queries, values, differences)

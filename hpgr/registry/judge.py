@@ -147,7 +147,7 @@ def contestant(bundle: Path, device: str, workspace: Workspace = HERE) -> Contes
         network=load_network(bundle / "model", device),
         ids=IdMap.between(Ids.read(workspace.sessions), Ids.read(bundle)),
         max_history=serving.max_history,
-        retrieve=serving.retrieve,
+        candidates=serving.retrieve,
         ranks=serving.ranked,
     )
 
