@@ -248,7 +248,7 @@ class Run:
         self.model = build(cfg.model, catalogue, ranking=True).to(device.device)
         self.model.train()
         self.optimizer = finetune._optimizer(self.model, cfg)
-        self.objective = finetune._Objective(cfg, catalogue, device)
+        self.loss = partial(finetune._loss, cfg, catalogue.num_items, device.device)
 
     def step(self) -> float:
         """One step; its loss."""
@@ -256,7 +256,7 @@ class Run:
         self.index += 1
         batch = self.windows.batch(self.plan[index], 0, index)
         with self.device.autocast():
-            loss = self.objective.loss(self.model, batch, 0, index)["loss"]
+            loss = self.loss(self.model, batch, 0, index)["loss"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

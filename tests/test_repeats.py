@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sample_log import PARAMS
 
 from hpgr.config import ConfigError, resolve
-from hpgr.data import repeats, sessionize
+from hpgr.data import histories, repeats, sessionize
 from hpgr.data.log import FIRST_ITEM, VALIDATION
 from hpgr.training import validation
 
@@ -44,7 +44,7 @@ def test_the_share_is_that_of_events_before_test_whose_item_the_user_had(users, 
     ]
     expected = np.mean([item in before for before, item in could_be]) if could_be else 0.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repeats, "BLOCK_ROWS", block)
+        patch.setattr(histories, "EVENTS_AT_A_TIME", block)
         assert repeats.repeat_share(log) == pytest.approx(expected)
 
 

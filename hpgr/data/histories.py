@@ -122,20 +122,22 @@ def offsets_of(length: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
 
 
-def bounded(events: np.ndarray, *, queries: int) -> Iterator[slice]:
+def bounded(events: np.ndarray, *, queries: int, most: int | None = None) -> Iterator[slice]:
     """Slices of consecutive queries that are answered together.
 
-    A slice has at most `queries` queries and, unless a single one has more, EVENTS_AT_A_TIME
-    events: histories of many queries of one long user would each hold its past.
+    A slice has at most `queries` queries and, unless a single one has more, `most` events:
+    histories of many queries of one long user would each hold its past.
 
     Args:
         events: how many events each query's history holds, [Q].
         queries: most of a slice, at least 1.
+        most: events of a slice; None: EVENTS_AT_A_TIME.
     """
     total = offsets_of(events)
     start = 0
     while start < len(events):
-        fits = int(np.searchsorted(total, total[start] + EVENTS_AT_A_TIME, side="right")) - 1
+        limit = total[start] + (most or EVENTS_AT_A_TIME)
+        fits = int(np.searchsorted(total, limit, side="right")) - 1
         stop = max(start + 1, min(fits, start + queries, len(events)))
         yield slice(start, stop)
         start = stop

@@ -118,6 +118,13 @@ class EventLog:
         """User index of every event, int64 [E]."""
         return np.repeat(np.arange(self.meta.num_users), np.diff(self.user_offsets))
 
+    def second_start(self) -> np.ndarray:
+        """First row of each event's user and second, int64 [E]: what lies before it is earlier."""
+        starts = np.ones(self.meta.num_events, dtype=bool)
+        starts[1:] = np.diff(self.timestamp) != 0
+        starts[self.user_offsets[:-1][np.diff(self.user_offsets) > 0]] = True
+        return np.maximum.accumulate(np.where(starts, np.arange(self.meta.num_events), 0))
+
 
 def opening(user: np.ndarray, session: np.ndarray, newest: int = -1) -> tuple[np.ndarray, int]:
     """Rows that open a session, bool [R], and the `newest` of the next call.

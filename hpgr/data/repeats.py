@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpgr.data.histories import bounded
 from hpgr.data.log import TEST, EventLog, Meta
 
 if TYPE_CHECKING:
     from hpgr.config import Evaluate
-
-BLOCK_ROWS = 1 << 22
 
 
 def repeat_share(log: EventLog) -> float:
@@ -26,18 +25,15 @@ def repeat_share(log: EventLog) -> float:
     Choices must not look at test events. 0 if there are no such events. Reads blocks of whole
     users.
     """
-    offsets = np.asarray(log.user_offsets)
-    repeats, events, start = 0, 0, 0
-    while start < log.meta.num_users:
-        stop = int(np.searchsorted(offsets, offsets[start] + BLOCK_ROWS, side="right")) - 1
-        stop = max(start + 1, min(stop, log.meta.num_users))
-        rows = slice(int(offsets[start]), int(offsets[stop]))
-        user = np.repeat(np.arange(start, stop), np.diff(offsets[start : stop + 1]))
+    length = np.diff(log.user_offsets)
+    repeats, events = 0, 0
+    for users in bounded(length, queries=max(1, log.meta.num_users)):
+        rows = slice(int(log.user_offsets[users.start]), int(log.user_offsets[users.stop]))
+        user = np.repeat(np.arange(users.start, users.stop), length[users])
         kept = np.asarray(log.split[rows]) != TEST
         key = user[kept] * log.meta.num_items + log.item[rows][kept]
         repeats += len(key) - len(np.unique(key))
         events += len(key) - len(np.unique(user[kept]))
-        start = stop
     return repeats / events if events else 0.0
 
 

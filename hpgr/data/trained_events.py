@@ -66,7 +66,7 @@ def remember(sessions: Path, base: Path) -> None:
                 "`train` does that)."
             )
     for keys, split in _events(sessions):
-        known = _smallest(known, keys[split == TRAIN])
+        known = np.union1d(known, keys[split == TRAIN])[:KEPT]
     np.save(sessions / SKETCH, known, allow_pickle=False)
 
 
@@ -135,7 +135,3 @@ def _mix(keys: np.ndarray) -> np.ndarray:
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return keys ^ (keys >> np.uint64(31))
-
-
-def _smallest(known: np.ndarray, more: np.ndarray) -> np.ndarray:
-    return np.union1d(known, more)[:KEPT]

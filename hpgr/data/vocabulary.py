@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpgr.data.base_folder import VOCABULARY, is_filled
+from hpgr.data.id_map import read_indices
 from hpgr.data.log import FIRST_ITEM
 from hpgr.runtime import UserError
 from hpgr.workspace import HERE, Workspace
@@ -45,13 +46,14 @@ def check_kept_ids(workspace: Workspace = HERE) -> None:
         UserError: the message names the first id that differs.
     """
     for table, columns in VOCABULARY.items():
-        path = workspace.sessions / f"{table}.parquet"
-        old, new = _names(workspace.base / path.name, columns), _names(path, columns)
-        moved = [number for number, name in old.items() if new.get(number) != name]
+        old = read_indices(workspace.base, table)
+        names = {number: name for name, number in read_indices(workspace.sessions, table).items()}
+        moved = [name for name, number in old.items() if names.get(number) != name]
         if moved:
-            number = moved[0]
+            number = old[moved[0]]
             raise UserError(
-                f"{path}: {columns[0]} {number} is {new.get(number)!r}, expected {old[number]!r} "
+                f"{workspace.sessions / table}.parquet: {columns[0]} {number} is "
+                f"{names.get(number)!r}, expected {moved[0]!r} "
                 f"as in {workspace.base} ({len(moved)} of {len(old)} differ): weights would change "
                 "their owners. Run `dvc repro sessionize` with the base in place, or train from "
                 "nothing after `hpgr base --clear`."
@@ -77,8 +79,3 @@ def _base_names(table: str, base: Path) -> pa.ChunkedArray:
     if names.null_count or len(pc.unique(names)) != len(names):
         raise UserError(f"{path}: expected each id to have one name of its own. {fix}")
     return names
-
-
-def _names(source: Path, columns: tuple[str, str]) -> dict[int, str]:
-    table = pq.read_table(source, columns=list(columns))
-    return dict(zip(*(table[name].to_pylist() for name in columns), strict=True))

@@ -126,14 +126,10 @@ def labelled(log: EventLog, split: int) -> LabelledQueries:
     new = np.ones(len(row), dtype=bool)
     new[1:] = (np.diff(user) != 0) | (np.diff(time) != 0)
     first = np.flatnonzero(new)
-    # A split's boundary can fall inside a second: step back over equal timestamps before it.
-    starts = np.ones(log.meta.num_events, dtype=bool)
-    starts[1:] = np.diff(log.timestamp) != 0
-    starts[log.user_offsets[:-1][np.diff(log.user_offsets) > 0]] = True
-    second_start = np.maximum.accumulate(np.where(starts, np.arange(log.meta.num_events), 0))
     return LabelledQueries(
         user=user[first],
-        end=second_start[row[first]],
+        # A split's boundary can fall inside a second: step back over equal timestamps before it.
+        end=log.second_start()[row[first]],
         request_time=time[first],
         offsets=np.append(first, len(row)).astype(np.int64),
         row=row,

@@ -9,6 +9,7 @@ A anchors, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from hpgr.data.histories import Histories
+from hpgr.data.histories import Histories, bounded
 from hpgr.data.log import FIRST_ITEM
 from hpgr.model.interface import Network, build
 from hpgr.model.packed import Candidates, pack, place_candidates
@@ -119,7 +120,7 @@ class Scorer:
         return np.concatenate(positions), np.concatenate(weights)
 
     def _placed(
-        self, chunk: Histories, queries: range, offsets: np.ndarray, candidates: np.ndarray
+        self, chunk: Histories, queries: slice, offsets: np.ndarray, candidates: np.ndarray
     ) -> Candidates:
         """Candidates of a chunk, each at its query's request time."""
         bounds = np.asarray(offsets[queries.start : queries.stop + 1])
@@ -134,18 +135,15 @@ class Scorer:
         )
 
 
-def _chunks(histories: Histories, *, keep_empty: bool = False, extra: np.ndarray | None = None):
-    """Slices of at most TOKENS_AT_A_TIME rows (at least one query), with their query range.
+def _chunks(
+    histories: Histories, *, keep_empty: bool = False, extra: np.ndarray | None = None
+) -> Iterator[tuple[Histories, slice]]:
+    """Histories of at most TOKENS_AT_A_TIME rows (at least one query), and which queries they are.
 
     Queries without history are left out unless `keep_empty`; `extra` [Q] counts further rows.
     """
     if not keep_empty:
         histories = histories.without_empty()
     cost = histories.length if extra is None else histories.length + extra
-    start, total = 0, 0
-    for query in range(len(histories)):
-        total += cost[query]
-        last = query + 1 == len(histories)
-        if last or total + cost[query + 1] > TOKENS_AT_A_TIME:
-            yield histories.take(slice(start, query + 1)), range(start, query + 1)
-            start, total = query + 1, 0
+    for queries in bounded(cost, queries=max(1, len(histories)), most=TOKENS_AT_A_TIME):
+        yield histories.take(queries), queries

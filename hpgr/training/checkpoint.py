@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,20 +22,27 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hpgr.runtime import DamagedFile, scratch_prefix
+from hpgr.workspace import HERE, Workspace
+
+if TYPE_CHECKING:
+    from hpgr.config import Config
 
 NEWEST, PREVIOUS = "checkpoint.safetensors", "previous.safetensors"
 BEST = "best.safetensors"
 
 
-def run_key(settings: dict[str, Any], inputs: Iterable[Path]) -> str:
-    """Hash of the settings and of the bytes of the input files."""
+def scratch_folder(
+    stage: str, cfg: Config, inputs: Iterable[Path], workspace: Workspace = HERE
+) -> Path:
+    """Folder of a run, by a hash of the settings and of the bytes of the input files."""
+    settings = {"stage": stage, "model": vars(cfg.model), "own": vars(getattr(cfg, stage))}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for path in sorted(inputs):
         digest.update(path.name.encode())
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
-    return digest.hexdigest()[:16]
+    return workspace.checkpoints / f"{stage}-{digest.hexdigest()[:16]}"
 
 
 def save_atomic(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ Reads: artifacts/sessions/arrays, artifacts/pretrain, base/. Writes: artifacts/f
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +22,10 @@ from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import Network, build
 from hpgr.model.packed import pack, place_candidates
+from hpgr.model.stored_config import CATALOGUE
 from hpgr.runtime import UserError
-from hpgr.training.checkpoint import run_key
-from hpgr.training.device import Device, choose_device
+from hpgr.training.checkpoint import scratch_folder
+from hpgr.training.device import choose_device
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised, sampled_softmax
@@ -72,8 +74,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     if settings.inherit and model.inherited is not None:
         inputs.append(inherit(model, cfg.model.name, base, workspace.pretrained))
     model.to(device.device)
-    key = run_key({"stage": "finetune", "model": vars(cfg.model), "own": vars(settings)}, inputs)
-    scratch = workspace.checkpoints / f"finetune-{key}"
+    scratch = scratch_folder("finetune", cfg, inputs, workspace)
     validation = Validation(
         log,
         max_history=cfg.model.max_history,
@@ -85,18 +86,12 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         model,
         _optimizer(model, cfg),
         windows,
-        loss=_Objective(cfg, catalogue, device).loss,
+        loss=partial(_loss, cfg, catalogue.num_items, device.device),
         validate=lambda: validation(model, device.device),
         device=device,
-        schedule=Schedule(
+        schedule=Schedule.of(
+            settings,
             steps=settings.warm_steps if base else settings.steps,
-            validate_steps=settings.validate_steps,
-            patience=settings.patience,
-            max_minutes=settings.max_minutes,
-            warmup_steps=settings.warmup_steps,
-            decay=settings.decay,
-            clip_norm=settings.clip_norm,
-            checkpoint_steps=settings.checkpoint_steps,
             monitor=settings.monitor if len(validation.rows) else "loss",
         ),
         scratch=scratch,
@@ -107,22 +102,10 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
             "ranking": ranking,
             "model": vars(cfg.model),
             "finetune": vars(settings),
-            "catalogue": {
-                "num_items": catalogue.num_items,
-                "num_actions": catalogue.num_actions,
-                "num_categories": catalogue.num_categories,
-                "gap_s": catalogue.gap_s,
-                "own_sessions": catalogue.own_sessions,
-            },
+            "catalogue": {name: getattr(catalogue, name) for name in CATALOGUE},
         }
         config |= {"base": base.origin} if base else {}
-        write_outputs(
-            workspace.finetuned,
-            outcome.best_weights,
-            config,
-            outcome,
-            device,
-        )
+        write_outputs(workspace.finetuned, outcome.best_weights, config, outcome, device)
     finish(scratch, device)
 
 
@@ -170,35 +153,34 @@ def _optimizer(model: Network, cfg: Config) -> torch.optim.Optimizer:
     )
 
 
-class _Objective:
-    """The losses of stage 2 for one batch."""
-
-    def __init__(self, cfg: Config, catalogue: Catalogue, device: Device) -> None:
-        self.settings, self.catalogue, self.device = cfg.finetune, catalogue, device
-
-    def loss(self, model: nn.Module, batch: Batch, epoch: int, index: int) -> dict[str, Tensor]:
-        """Compute `loss` and its parts `retrieval_loss` and `ranking_loss`."""
-        settings, place = self.settings, self.device.device
-        packed = pack(batch.histories, place)
-        rows = batch.candidates
-        candidates = None
-        if rows is not None:
-            candidates = place_candidates(
-                batch.histories, rows.offsets, rows.item, rows.visible, rows.time, place
-            )
-        states, items, logits = model(packed, candidates)
-        target = torch.from_numpy(batch.target).to(place, torch.int64)
-        states, items = normalised(states, items, settings.temperature)
-        if settings.loss == "full":
-            retrieval = full_softmax(states, items, target, first_item=FIRST_ITEM)
-        else:
-            shape = (len(target), settings.num_negatives)
-            negatives = torch.randint(FIRST_ITEM, self.catalogue.num_items, shape, device=place)
-            retrieval = sampled_softmax(states, items, target, negatives)
-        losses = {"loss": retrieval, "retrieval_loss": retrieval}
-        if rows is not None and logits is not None:
-            label = torch.from_numpy(rows.label).to(place, torch.float32)
-            ranking = functional.binary_cross_entropy_with_logits(logits.float(), label)
-            losses["ranking_loss"] = ranking
-            losses["loss"] = retrieval + settings.ranking_weight * ranking
-        return losses
+def _loss(
+    cfg: Config,
+    num_items: int,
+    place: torch.device,
+    model: nn.Module,
+    batch: Batch,
+    epoch: int,
+    index: int,
+) -> dict[str, Tensor]:
+    """Compute `loss` of a batch and its parts `retrieval_loss` and `ranking_loss`."""
+    settings, rows, candidates = cfg.finetune, batch.candidates, None
+    if rows is not None:
+        candidates = place_candidates(
+            batch.histories, rows.offsets, rows.item, rows.visible, rows.time, place
+        )
+    states, items, logits = model(pack(batch.histories, place), candidates)
+    target = torch.from_numpy(batch.target).to(place, torch.int64)
+    states, items = normalised(states, items, settings.temperature)
+    if settings.loss == "full":
+        retrieval = full_softmax(states, items, target, first_item=FIRST_ITEM)
+    else:
+        shape = (len(target), settings.num_negatives)
+        negatives = torch.randint(FIRST_ITEM, num_items, shape, device=place)
+        retrieval = sampled_softmax(states, items, target, negatives)
+    losses = {"loss": retrieval, "retrieval_loss": retrieval}
+    if rows is not None and logits is not None:
+        label = torch.from_numpy(rows.label).to(place, torch.float32)
+        ranking = functional.binary_cross_entropy_with_logits(logits.float(), label)
+        losses["ranking_loss"] = ranking
+        losses["loss"] = retrieval + settings.ranking_weight * ranking
+    return losses

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -37,6 +37,12 @@ class Schedule:
     clip_norm: float
     checkpoint_steps: int
     monitor: str
+
+    @classmethod
+    def of(cls, settings: Any, **own: Any) -> Schedule:
+        """Take from a stage's section what the stage itself does not set by `own`."""
+        names = {field.name for field in fields(cls)} - own.keys()
+        return cls(**{name: getattr(settings, name) for name in names}, **own)
 
 
 class Speed:

@@ -9,6 +9,7 @@ Reads: artifacts/sessions, base/. Writes: artifacts/pretrain (the weights that s
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import network_class
 from hpgr.model.packed import pack
 from hpgr.torchrun import launched
-from hpgr.training.checkpoint import run_key
+from hpgr.training.checkpoint import scratch_folder
 from hpgr.training.device import Device, choose_device
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
@@ -101,34 +102,26 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     if base:
         base.start(model.get_submodule(kind.inherits), catalogue, vars(cfg.model), prefix=prefix)
     model.to(device.device)
-    key = run_key(
-        {"stage": "pretrain", "model": vars(cfg.model), "own": vars(settings)},
-        [*workspace.arrays.iterdir(), *(base.files if base else ())],
-    )
-    scratch = workspace.checkpoints / f"pretrain-{key}"
+    inputs = [*workspace.arrays.iterdir(), *(base.files if base else ())]
+    scratch = scratch_folder("pretrain", cfg, inputs, workspace)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,
     )
-    task = _MaskedItems(cfg, device)
     outcome = train(
         model,
         optimizer,
         windows,
-        loss=task.loss,
+        loss=partial(_loss, cfg, device),
         validate=lambda: {},
         device=device,
-        schedule=Schedule(
+        schedule=Schedule.of(
+            settings,
             steps=settings.warm_steps if base else settings.steps,
-            validate_steps=settings.validate_steps,
             patience=None,
-            max_minutes=settings.max_minutes,
-            warmup_steps=settings.warmup_steps,
             decay=True,
-            clip_norm=settings.clip_norm,
-            checkpoint_steps=settings.checkpoint_steps,
             monitor="step",  # the last weights are the ones to keep
         ),
         scratch=scratch,
@@ -146,29 +139,20 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     finish(scratch, device)
 
 
-class _MaskedItems:
-    """The loss of stage 1 for one batch."""
-
-    def __init__(self, cfg: Config, device: Device) -> None:
-        self.settings, self.temperature, self.device = (
-            cfg.pretrain,
-            cfg.finetune.temperature,
-            device,
-        )
-
-    def loss(self, model: nn.Module, batch: Batch, epoch: int, index: int) -> dict[str, Tensor]:
-        """Compute `loss`: cross-entropy over the catalogue at the masked rows."""
-        random = np.random.default_rng([self.settings.seed, epoch, index, self.device.rank])
-        hidden = mask_events(
-            batch.histories,
-            random,
-            mask_share=self.settings.mask_share,
-            session_mask_share=self.settings.session_mask_share,
-        )
-        packed = pack(batch.histories, self.device.device)
-        masked = torch.from_numpy(hidden).to(self.device.device)
-        states, items = model(packed, masked)
-        # Same geometry as the retrieval head of stage 2, so that the table serves both.
-        states, items = normalised(states[masked], items, self.temperature)
-        loss = full_softmax(states, items, packed.item[masked], first_item=FIRST_ITEM)
-        return {"loss": loss}
+def _loss(
+    cfg: Config, device: Device, model: nn.Module, batch: Batch, epoch: int, index: int
+) -> dict[str, Tensor]:
+    """Compute `loss` of a batch: cross-entropy over the catalogue at the masked rows."""
+    settings = cfg.pretrain
+    hidden = mask_events(
+        batch.histories,
+        np.random.default_rng([settings.seed, epoch, index, device.rank]),
+        mask_share=settings.mask_share,
+        session_mask_share=settings.session_mask_share,
+    )
+    packed = pack(batch.histories, device.device)
+    masked = torch.from_numpy(hidden).to(device.device)
+    states, items = model(packed, masked)
+    # Same geometry as the retrieval head of stage 2, so that the table serves both.
+    states, items = normalised(states[masked], items, cfg.finetune.temperature)
+    return {"loss": full_softmax(states, items, packed.item[masked], first_item=FIRST_ITEM)}

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from hpgr.data.batches import events_before
 from hpgr.data.histories import bounded, histories
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.metrics import MISS, auc, hit_rate, ndcg, ranks_of
@@ -37,7 +36,7 @@ class Validation:
         if len(rows) > num_queries:
             rows = np.sort(np.random.default_rng(seed).choice(rows, num_queries, replace=False))
         self.rows, self.user = rows, user[rows]
-        self.start = np.asarray(log.user_offsets[self.user])
+        self.start, self.second = log.user_offsets[self.user], log.second_start()[rows]
 
     def __call__(self, model: Network, device: torch.device) -> dict[str, float]:
         """Return named scores of `model`; an empty validation split gives none."""
@@ -75,14 +74,9 @@ class Validation:
         log, scores = self.log, []
         for part in self._parts(len(self.rows)):
             rows, users = self.rows[part], self.user[part]
-            time = np.asarray(log.timestamp[rows])
-            past = histories(log, users, rows, time, self.max_history)
             # Events at the time of the request itself are hidden from a candidate.
-            visible = events_before(past, np.arange(len(rows)), time)
-            end = rows - (np.diff(past.offsets) - visible)
-            past = histories(log, users, end, time, self.max_history)
-            items = np.asarray(log.item[rows])
-            scores.append(scorer.rank(past, np.arange(len(rows) + 1), items))
+            past = histories(log, users, self.second[part], log.timestamp[rows], self.max_history)
+            scores.append(scorer.rank(past, np.arange(len(rows) + 1), log.item[rows]))
         found = auc(np.asarray(log.label[self.rows]), np.concatenate(scores))
         return 0.5 if found is None else found  # labels all alike: no order is better than another
 
