@@ -6,6 +6,7 @@ sessionize stage stores the results as `stats.json` and `gaps.csv`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ GAP_EDGES_S = (
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all events of a log; S sessions, U users, V rows of the item table.
+    """Sums over all events of a log; S sessions, U users, V items, A actions.
 
     Attributes:
         gap_edges: upper edges of the gap bins, seconds.
@@ -33,14 +34,10 @@ class Totals:
         session_lengths: events of each session, [S].
         sessions_per_user: [U].
         resumed: number of times that a session continued after an event of another one of its user.
-        train_events: training events of each item, [V].
-        train_actions: training events of each action, [A].
-        events: events by split, [3].
+        items: events of each item by split, [3, V].
+        actions: events of each action by split, [3, A]; those of action 0 have none.
         positives: events with label 1 by split, [3].
-        actions: events by action, [actions]; the first have none.
         users: users with an event in the split, [3].
-        item_seen: True for an item with an event in the split, [3, V].
-        cold_events: events by split whose item has no training event, [3].
         span: first and last timestamp, seconds.
     """
 
@@ -49,51 +46,43 @@ class Totals:
     session_lengths: np.ndarray
     sessions_per_user: np.ndarray
     resumed: int
-    train_events: np.ndarray
-    train_actions: np.ndarray
-    events: np.ndarray
-    positives: np.ndarray
+    items: np.ndarray
     actions: np.ndarray
+    positives: np.ndarray
     users: np.ndarray
-    item_seen: np.ndarray
-    cold_events: np.ndarray
     span: tuple[int, int]
+
+    @property
+    def events(self) -> np.ndarray:
+        """Events by split, int64 [3]."""
+        return self.items.sum(axis=1)
 
 
 def totals(log: EventLog) -> Totals:
     """Sum over the log in blocks of rows."""
-    num_events, num_users, num_items = log.meta.num_events, log.meta.num_users, log.meta.num_items
+    num_users = log.meta.num_users
     edges = np.array(sorted({*GAP_EDGES_S, log.meta.gap_s}))
     gaps = np.zeros(len(edges) + 1, dtype=np.int64)
-    per_item = np.zeros((3, num_items), dtype=np.int64)
+    items = np.zeros((3, log.meta.num_items), dtype=np.int64)
+    actions = np.zeros((3, log.meta.num_actions), dtype=np.int64)
     positives = np.zeros(3, dtype=np.int64)
-    actions = np.zeros(log.meta.num_actions, dtype=np.int64)
-    train_actions = np.zeros(log.meta.num_actions, dtype=np.int64)
     user_seen = np.zeros((3, num_users), dtype=bool)
     sessions_per_user = np.zeros(num_users, dtype=np.int64)
     newest_key, resumed = -1, 0
     span = (np.iinfo(np.int64).max, np.iinfo(np.int64).min)
-    for begin in range(0, num_events, BLOCK_ROWS):
-        rows = np.arange(begin, min(begin + BLOCK_ROWS, num_events))
-        user = np.searchsorted(log.user_offsets, rows, side="right") - 1
+    for rows, user in _blocks(log):
+        split, times = log.split[rows], log.timestamp[rows]
         opens = log.user_offsets[user] == rows
         before = np.maximum(rows - 1, 0)
-        since = (log.timestamp[rows] - log.timestamp[before])[~opens]
+        since = (times - log.timestamp[before])[~opens]
         gaps += np.bincount(np.searchsorted(edges, since), minlength=len(gaps))
         start, newest_key = opening(user, log.session[rows], newest_key)
         resumed += int((~start & (log.session[rows] != log.session[before])).sum())
         sessions_per_user += np.bincount(user[start], minlength=num_users)
-        actions += np.bincount(log.action[rows], minlength=len(actions))
-        split, item = log.split[rows], log.item[rows]
-        for part in (TRAIN, VALIDATION, TEST):
-            chosen = split == part
-            per_item[part] += np.bincount(item[chosen], minlength=num_items)
-            positives[part] += int(log.label[rows][chosen].sum(dtype=np.int64))
-            user_seen[part, user[chosen]] = True
-        train_actions += np.bincount(
-            log.action[rows][split == TRAIN], minlength=log.meta.num_actions
-        )
-        times = log.timestamp[rows]
+        items += _by_split(split, log.item[rows], log.meta.num_items)
+        actions += _by_split(split, log.action[rows], log.meta.num_actions)
+        positives += np.bincount(split[log.label[rows] == 1], minlength=3)
+        user_seen[split, user] = True
         span = (min(span[0], int(times.min())), max(span[1], int(times.max())))
     return Totals(
         gap_edges=edges,
@@ -101,25 +90,31 @@ def totals(log: EventLog) -> Totals:
         session_lengths=_session_lengths(log, sessions_per_user),
         sessions_per_user=sessions_per_user,
         resumed=resumed,
-        train_events=per_item[TRAIN],
-        train_actions=train_actions,
-        events=per_item.sum(axis=1),
-        positives=positives,
+        items=items,
         actions=actions,
+        positives=positives,
         users=user_seen.sum(axis=1),
-        item_seen=per_item > 0,
-        cold_events=per_item[:, per_item[TRAIN] == 0].sum(axis=1),
         span=span,
     )
+
+
+def _blocks(log: EventLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of a block of the log and the user of each."""
+    for begin in range(0, log.meta.num_events, BLOCK_ROWS):
+        rows = np.arange(begin, min(begin + BLOCK_ROWS, log.meta.num_events))
+        yield rows, np.searchsorted(log.user_offsets, rows, side="right") - 1
+
+
+def _by_split(split: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
+    """Number of rows of each split and index below `size`, int64 [3, size]."""
+    return np.bincount(split.astype(np.int64) * size + index, minlength=3 * size).reshape(3, size)
 
 
 def _session_lengths(log: EventLog, sessions_per_user: np.ndarray) -> np.ndarray:
     """Events of each session, [S], in order of user and number; sessions may interleave."""
     before = np.cumsum(sessions_per_user) - sessions_per_user
     lengths = np.zeros(int(sessions_per_user.sum()), dtype=np.int64)
-    for begin in range(0, log.meta.num_events, BLOCK_ROWS):
-        rows = np.arange(begin, min(begin + BLOCK_ROWS, log.meta.num_events))
-        user = np.searchsorted(log.user_offsets, rows, side="right") - 1
+    for rows, user in _blocks(log):
         number = before[user] + log.session[rows]
         low, high = int(number.min()), int(number.max())
         lengths[low : high + 1] += np.bincount(number - low, minlength=high + 1 - low)
@@ -130,21 +125,21 @@ def statistics(log: EventLog, sums: Totals) -> dict[str, Any]:
     """Content of `stats.json`: no wall clock, so a repeated run gives the same bytes."""
     per_user = np.diff(log.user_offsets)
     neighbours = int(sums.gaps.sum())
-    cold = sums.item_seen & ~sums.item_seen[TRAIN]
+    seen, cold = sums.items > 0, sums.items[TRAIN] == 0
     splits = {}
     for name, part in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
         events = int(sums.events[part])
         splits[name] = {
             "events": events,
             "users": int(sums.users[part]),
-            "items": int(sums.item_seen[part].sum()),
+            "items": int(seen[part].sum()),
             "positive_share": _share(int(sums.positives[part]), events),
-            "cold_items": int(cold[part].sum()),
-            "cold_events": int(sums.cold_events[part]),
+            "cold_items": int(seen[part, cold].sum()),
+            "cold_events": int(sums.items[part, cold].sum()),
         }
     return {
         "users": log.meta.num_users,
-        "items": int(sums.item_seen.any(axis=0).sum()),
+        "items": int(seen.any(axis=0).sum()),
         "events": log.meta.num_events,
         "actions": log.meta.num_actions - 1,
         "categories": log.meta.num_categories - 1,

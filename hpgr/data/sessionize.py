@@ -69,7 +69,7 @@ def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
         _check_split(sums, settings)
         log = _decided(log, sums, cfg)
         write_json(out / "arrays/meta.json", asdict(log.meta))
-        items = items.append_column("train_events", pa.array(sums.train_events[FIRST_ITEM:]))
+        items = items.append_column("train_events", pa.array(sums.items[TRAIN, FIRST_ITEM:]))
         pq.write_table(items.drop_columns("category_ids"), out / "items.parquet")
         remember(out, workspace.base)
         write_json(out / "stats.json", {**statistics(log, sums), "dropped": dropped})
@@ -355,7 +355,7 @@ def _report(log: EventLog, sums: Totals, out: Path, cfg: Config) -> None:
     """Print the decisions that differ from those for most logs."""
     meta, evaluation = log.meta, cfg.evaluate
     names = pq.read_table(out / "actions.parquet")["name"].to_pylist()
-    actions = dict(zip(names, sums.actions[1:].tolist(), strict=True))
+    actions = dict(zip(names, sums.actions.sum(axis=0)[1:].tolist(), strict=True))
     if meta.can_rank and (words := unread(actions, cfg.sessionize)):  # else see below
         print("actions that are no numbers: {}, expected {}; {}".format(*words))
     if meta.repeat_share > evaluation.max_repeat_share or evaluation.remove_history != "auto":
@@ -366,7 +366,7 @@ def _report(log: EventLog, sums: Totals, out: Path, cfg: Config) -> None:
             f"{sums.resumed:,} times"
         )
     if not meta.can_rank:
-        counts = zip([None, *names], sums.train_actions.tolist(), strict=True)
+        counts = zip([None, *names], sums.actions[TRAIN].tolist(), strict=True)
         seen = {name: n for name, n in counts if n}
         found, advice = finding(
             int(sums.positives[TRAIN]), int(sums.events[TRAIN]), seen, cfg.sessionize
