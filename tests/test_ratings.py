@@ -6,7 +6,7 @@ import pytest
 from sample_log import TESTED
 
 from hpgr.config import Sessionize
-from hpgr.data.ratings import labels, numbers, unread
+from hpgr.data.labels import labels, numbers, unread
 
 
 def settings(**changes) -> Sessionize:

@@ -15,7 +15,7 @@ import pytest
 from sample_log import TESTED, config, contents, table_of_events, write_validated
 
 from hpgr.config import Sessionize
-from hpgr.data import engine, ratings, session_statistics, sessionize
+from hpgr.data import engine, labels, session_statistics, sessionize
 from hpgr.data.log import EventLog
 from hpgr.runtime import UserError
 
@@ -125,7 +125,7 @@ def test_label_is_a_rating_or_a_word(action, positive_from, positive_actions, ex
     settings = Sessionize(
         **{**TESTED, "positive_from": positive_from, "positive_actions": positive_actions}
     )
-    assert ratings.labels([action, "skip"], settings)[0] == int(expected)
+    assert labels.labels([action, "skip"], settings)[0] == int(expected)
 
 
 def test_items_fall_back_to_their_id_and_lose_empty_and_repeated_categories(workspace):

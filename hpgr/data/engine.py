@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,8 +61,11 @@ def open_engine(name: Literal["duckdb", "spark"], parent: Path) -> Iterator[Engi
     """
     import ibis
 
-    scratch = Path(tempfile.mkdtemp(prefix=scratch_prefix(parent / "sessionize"), dir=parent))
-    try:
+    prefix = scratch_prefix(parent / "sessionize")
+    with tempfile.TemporaryDirectory(
+        prefix=prefix, dir=parent, ignore_cleanup_errors=True
+    ) as folder:
+        scratch = Path(folder)
         if name == "duckdb":
             # Without this a log beyond memory would spill into the working directory.
             backend = ibis.duckdb.connect(temp_directory=str(scratch / "spill"))
@@ -74,8 +76,6 @@ def open_engine(name: Literal["duckdb", "spark"], parent: Path) -> Iterator[Engi
         else:
             with _spark() as session:
                 yield Engine(ibis.pyspark.connect(session), scratch, remote=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

@@ -23,9 +23,8 @@ import pyarrow.parquet as pq
 
 from hpgr.data.base_folder import is_filled
 from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
-from hpgr.data.labels import can_rank, finding
+from hpgr.data.labels import can_rank, finding, labels, unread
 from hpgr.data.log import DTYPES, FIRST_ITEM, TRAIN, EventLog, Meta
-from hpgr.data.ratings import labels, unread
 from hpgr.data.repeats import removes_history, repeat_share, rule
 from hpgr.data.session_statistics import Totals, gap_table, statistics, totals
 from hpgr.data.trained_events import remember

@@ -6,6 +6,7 @@ only. Reads the arrays of `hpgr.data.log`. Writes nothing.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,11 @@ class Retrieved:
 
     ranks: np.ndarray
     top: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Retrieved]) -> Retrieved:
+        """The answers to one block of queries after another."""
+        return cls(np.concatenate([p.ranks for p in parts]), np.concatenate([p.top for p in parts]))
 
 
 def blocks(log: EventLog, queries: Queries, max_history: int | None) -> Iterator[slice]:
@@ -83,7 +89,7 @@ def run(
             default the log's own rule.
     """
     rules = rules or [log.meta.remove_history]
-    parts: dict[tuple[bool, str], list[Retrieved]] = {}
+    parts: dict[bool, dict[str, list[Retrieved]]] = {rule: defaultdict(list) for rule in rules}
     with tqdm(total=len(queries), desc=title, unit="query", mininterval=2.0) as bar:
         for block in blocks(log, queries, None if settings.remove_history else max_history):
             asked = queries.take(block)
@@ -96,20 +102,14 @@ def run(
                         scores, asked.target, removed, catalogue_chunk=settings.catalogue_chunk
                     )
                     top = top_items(scores, removed, settings.cutoffs[0])
-                    parts.setdefault((rule, name), []).append(Retrieved(ranks, top))
+                    parts[rule][name].append(Retrieved(ranks, top))
                     if retriever is then_rank:
                         best = top_items(scores, removed, settings.retrieve)
                         ranks, best = reorder(then_rank, histories, best, asked.target, ranks)
-                        parts.setdefault((rule, f"{name}_then_rank"), []).append(
-                            Retrieved(ranks, best[:, : settings.cutoffs[0]])
-                        )
+                        best = best[:, : settings.cutoffs[0]]
+                        parts[rule][f"{name}_then_rank"].append(Retrieved(ranks, best))
             bar.update(len(asked))
-    found: dict[bool, dict[str, Retrieved]] = {rule: {} for rule in rules}
-    for (rule, name), part in parts.items():
-        found[rule][name] = Retrieved(
-            np.concatenate([p.ranks for p in part]), np.concatenate([p.top for p in part])
-        )
-    return list(found.values())
+    return [{n: Retrieved.joined(part) for n, part in found.items()} for found in parts.values()]
 
 
 def reorder(
@@ -165,31 +165,25 @@ def tuned_baselines(
     """
     variants, notes = all_baselines(log, settings)
     queries = validation_queries(log, settings)
-    k = settings.cutoffs[0]
-    open_choices = {
-        f"{name} {i}": model
-        for name, models in variants.items()
-        if len(models) > 1
-        for i, model in enumerate(models)
-    }
-    (outcomes,) = run(
-        log,
-        queries,
-        open_choices,
-        settings,
-        max_history=max_history,
-        title="baselines on validation",
-    )
+    k, decays = settings.cutoffs[0], [f"{decay:g}" for decay in settings.history_decays]
     chosen: dict[str, Retriever] = {}
     for name, models in variants.items():
-        best = 0
-        if len(models) > 1 and len(queries):
-            gains = [ndcg(outcomes[f"{name} {i}"].ranks, k).mean() for i in range(len(models))]
-            best = int(np.argmax(gains))
-            notes.append(
-                f"{name}: decay {settings.history_decays[best]:g} of "
-                f"{', '.join(f'{d:g}' for d in settings.history_decays)} was best on "
-                f"{len(queries):,} validation queries (NDCG@{k} {gains[best]:.4f})."
-            )
+        chosen[name] = models[0]
+        if len(models) == 1 or not len(queries):
+            continue
+        (outcomes,) = run(
+            log,
+            queries,
+            {str(number): model for number, model in enumerate(models)},
+            settings,
+            max_history=max_history,
+            title=f"{name} on validation",
+        )
+        gains = [ndcg(outcome.ranks, k).mean() for outcome in outcomes.values()]
+        best = int(np.argmax(gains))
         chosen[name] = models[best]
+        notes.append(
+            f"{name}: decay {decays[best]} of {', '.join(decays)} was best on "
+            f"{len(queries):,} validation queries (NDCG@{k} {gains[best]:.4f})."
+        )
     return chosen, notes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from hpgr.data.ratings import unread
+from hpgr.data.labels import unread
 from hpgr.intake.contract import ACTION, ITEM, SESSION, UNKNOWN_ITEM, USER
 from hpgr.intake.file_problems import FileProblem, note
 from hpgr.intake.raw_log import RawLog

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hpgr.data.ratings import ZEROS_AT_THE_END
+from hpgr.data.labels import ZEROS_AT_THE_END
 from hpgr.intake.contract import MISSING_WORDS
 
 NESTED = (

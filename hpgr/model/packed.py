@@ -10,6 +10,7 @@ Shape legend: B users (queries), T history rows, P visits, C candidates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -102,9 +103,7 @@ def pack(histories: Histories, device: torch.device) -> Packed:
     next_time[offsets[1:][full] - 1] = np.asarray(histories.request_time)[full]
     previous_time = np.where(starts_user, time, np.append(0, time[:-1])[:total])
 
-    def tensor(array: np.ndarray) -> Tensor:
-        return _tensor(array, device)
-
+    tensor = partial(_tensor, device=device)
     return Packed(
         offsets=tensor(offsets),
         item=tensor(histories.item),

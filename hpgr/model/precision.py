@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -31,7 +32,4 @@ def product_type(*factors: Tensor) -> torch.dtype:
     kind = factors[0].device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
-    dtype = factors[0].dtype
-    for factor in factors[1:]:
-        dtype = torch.promote_types(dtype, factor.dtype)
-    return dtype
+    return reduce(torch.promote_types, [factor.dtype for factor in factors])
