@@ -48,9 +48,10 @@ def read_config(path: Path) -> dict[str, Any]:
     section = section_class(model["name"])
     _check_section(path, "model", model, _rules(section))
     _check_section(path, "catalogue", config.get("catalogue"), CATALOGUE)
-    for name, limits in _open_limits(section).items():
-        if model[name] in limits:
-            raise DamagedFile(path, f"model.{name} is {model[name]}, which is the limit itself")
+    for field in fields(section):
+        value = model[field.name]
+        if value in (field.metadata.get("gt"), field.metadata.get("lt")):
+            raise DamagedFile(path, f"model.{field.name} is {value}, which is the limit itself")
     if problems := list(settings_of(config).problems()):
         raise DamagedFile(path, f"model.{problems[0]}")
     return config
@@ -88,14 +89,6 @@ def _rules(section: type[ModelSection]) -> dict[str, tuple[Any, ...]]:
         if kind in (int, float):
             rules[field.name] = (kind, -inf if low is None else low, inf if high is None else high)
     return rules | {"name": tuple(ZOO)}
-
-
-def _open_limits(section: type[ModelSection]) -> dict[str, set[float]]:
-    """Limits that a value may not reach, by key of the section."""
-    return {
-        field.name: {field.metadata[name] for name in ("gt", "lt") if name in field.metadata}
-        for field in fields(section)
-    }
 
 
 def _check_section(path: Path, section: str, values: Any, rules: dict[str, Any]) -> None:
