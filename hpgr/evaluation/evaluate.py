@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -300,28 +301,24 @@ def query_table(
     queries: protocols.Queries, outcomes: Mapping[str, retrieval.Retrieved]
 ) -> pd.DataFrame:
     """One row a query: user, target and request time, and the target's rank by every model."""
-    ranks = {f"rank_{name}": o.ranks.astype(np.int32) for name, o in outcomes.items()}
-    return pd.DataFrame(
-        {
-            "user": queries.user.astype(np.int32),
-            "target": queries.target.astype(np.int32),
-            "request_time": queries.request_time,
-            **ranks,
-        }
-    )
+    columns: dict[str, Any] = {
+        "user": queries.user.astype(np.int32),
+        "target": queries.target.astype(np.int32),
+        "request_time": queries.request_time,
+    }
+    columns |= {f"rank_{name}": o.ranks.astype(np.int32) for name, o in outcomes.items()}
+    return pd.DataFrame(columns)
 
 
 def candidate_table(
     candidates: protocols.LabelledQueries, probabilities: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
     """One row a candidate of K1: user, item, request time, label, probability by every model."""
-    scores = {f"probability_{n}": p.astype(np.float32) for n, p in probabilities.items()}
-    return pd.DataFrame(
-        {
-            "user": candidates.candidate_user().astype(np.int32),
-            "item": candidates.item.astype(np.int32),
-            "request_time": np.repeat(candidates.request_time, np.diff(candidates.offsets)),
-            "label": candidates.label,
-            **scores,
-        }
-    )
+    columns: dict[str, Any] = {
+        "user": candidates.candidate_user().astype(np.int32),
+        "item": candidates.item.astype(np.int32),
+        "request_time": np.repeat(candidates.request_time, np.diff(candidates.offsets)),
+        "label": candidates.label,
+    }
+    columns |= {f"probability_{n}": p.astype(np.float32) for n, p in probabilities.items()}
+    return pd.DataFrame(columns)
