@@ -19,7 +19,7 @@ from serving_project import call, vary_weights
 
 from hpgr.config import load_config
 from hpgr.registry.addresses import database, public, tracking_uri
-from hpgr.registry.moves import promote
+from hpgr.registry.moves import move
 from hpgr.registry.register import register
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError
@@ -165,17 +165,17 @@ def test_a_promotion_while_the_database_is_locked_is_one_line_and_changes_nothin
         with pytest.raises(
             UserError, match="the database is locked by another process"
         ) as reported:
-            promote(cfg, 3, why="x", force=True)
+            move(cfg, 3, why="x", force=True)
         other.execute("ROLLBACK")
     assert "\n" not in str(reported.value)
     assert client.get_model_version_by_alias("hpgr", "champion").version == 2
-    promote(cfg, 3, why="x", force=True)
+    move(cfg, 3, why="x", force=True)
 
 
 def test_a_reason_with_a_secret_is_kept_without_it():
     client, cfg = connect(), load_config()
     make_versions(client, cfg)
-    promote(cfg, 3, why=f"see http://me:{PLANTED}@host", force=True)
+    move(cfg, 3, why=f"see http://me:{PLANTED}@host", force=True)
     assert PLANTED not in database().read_bytes().decode("latin-1")
 
 

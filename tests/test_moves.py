@@ -80,7 +80,11 @@ def cfg(client, request):
 
 
 def promote(cfg, why="better"):
-    return moves.promote(cfg, why=why, force=True)
+    return moves.move(cfg, why=why, force=True)
+
+
+def roll_back(cfg, why="clicks fell"):
+    return moves.move(cfg, why=why, back=True)
 
 
 def cut_off(monkeypatch, client, move, fatal, *, done=False):
@@ -108,7 +112,7 @@ def test_the_drills_reach_every_write(client, cfg, monkeypatch):
     monkeypatch.setattr(moves, "connect", lambda *_: faulty)
     promote(cfg)
     assert faulty.writes == PROMOTE
-    moves.roll_back(cfg, why="clicks fell")
+    roll_back(cfg)
     assert faulty.writes == PROMOTE + ROLL_BACK
 
 
@@ -126,8 +130,8 @@ def test_a_promotion_cut_off_anywhere_succeeds_when_repeated(client, cfg, monkey
 @pytest.mark.parametrize("done", [False, True], ids=["not done", "done, no reply"])
 @pytest.mark.parametrize("fatal", range(ROLL_BACK))
 def test_a_roll_back_cut_off_anywhere_succeeds_when_repeated(client, cfg, monkeypatch, fatal, done):
-    cut_off(monkeypatch, client, lambda: moves.roll_back(cfg, why="clicks fell"), fatal, done=done)
-    assert moves.roll_back(cfg, why="clicks fell").after == 1
+    cut_off(monkeypatch, client, lambda: roll_back(cfg), fatal, done=done)
+    assert roll_back(cfg).after == 1
     called = aliases(client, cfg.register_.model_name)
     assert called == {"champion": 1, "previous": 2, "challenger": 3}
     assert "clicks fell" in tags_of(client, cfg, 2)["rolled_back"]
@@ -138,14 +142,14 @@ def test_a_roll_back_cut_off_anywhere_succeeds_when_repeated(client, cfg, monkey
 
 def test_after_a_promotion_cut_off_the_way_back_is_to_the_champion_then(client, cfg, monkeypatch):
     cut_off(monkeypatch, client, lambda: promote(cfg), CHAMPION_MOVED)
-    assert moves.roll_back(cfg, why="clicks fell").after == 2
+    assert roll_back(cfg).after == 2
     assert aliases(client, cfg.register_.model_name) == {"champion": 2, "previous": 3}
     assert "clicks fell" in tags_of(client, cfg, 3)["rolled_back"]
     assert finished(client, cfg) == [3, 2]
 
 
 def test_after_a_roll_back_cut_off_another_promotion_leaves_its_mark(client, cfg, monkeypatch):
-    cut_off(monkeypatch, client, lambda: moves.roll_back(cfg, why="slow"), CHAMPION_MOVED)
+    cut_off(monkeypatch, client, lambda: roll_back(cfg, "slow"), CHAMPION_MOVED)
     assert promote(cfg).before == 1
     assert aliases(client, cfg.register_.model_name) == {"champion": 3, "previous": 1}
     assert "slow" in tags_of(client, cfg, 2)["rolled_back"]
@@ -155,7 +159,7 @@ def test_after_a_roll_back_cut_off_another_promotion_leaves_its_mark(client, cfg
 def test_a_move_cut_off_before_the_champion_changed_is_not_finished(client, cfg, monkeypatch):
     cut_off(monkeypatch, client, lambda: promote(cfg), CHAMPION_MOVED - 1)
     assert moves.finish_interrupted(client, cfg) is None
-    assert moves.roll_back(cfg, why="clicks fell").after == 1
+    assert roll_back(cfg).after == 1
     assert finished(client, cfg) == [1]
 
 
@@ -167,5 +171,5 @@ def test_a_finished_move_is_not_done_again(client, cfg):
 def test_a_previous_that_is_the_champion_is_no_way_back(client, cfg):
     client.set_registered_model_alias(cfg.register_.model_name, "previous", "2")
     with pytest.raises(UserError, match="no previous champion"):
-        moves.roll_back(cfg, why="clicks fell")
+        roll_back(cfg)
     assert "rolled_back" not in tags_of(client, cfg, 2)

@@ -144,8 +144,8 @@ def test_a_roll_back_is_another_question(client, start):
     """The same champion, version, rules and log as before: the mark alone asks anew."""
     rules = config(**GENEROUS)
     judge(rules, 3)
-    moves.promote(config(), 3, why="try", force=True)
-    moves.roll_back(config(), why="clicks fell")
+    moves.move(config(), 3, why="try", force=True)
+    moves.move(config(), back=True, why="clicks fell")
     try:
         verdict = judge(rules, 3)
         assert verdict["verdict"] == "refused"
@@ -208,20 +208,20 @@ def test_versions_that_trained_on_todays_test_events_are_no_comparison(start):
 def test_a_refused_version_needs_force(client, start):
     judge(config(**{**GENEROUS, "margin": 1000.0}))
     with pytest.raises(UserError, match=r"the gate refused version 3: hr@10 gains"):
-        moves.promote(config(), why="I like it")
+        moves.move(config(), why="I like it")
     assert aliases(client, "hpgr")["champion"] == 1
-    moves.promote(config(), why="I like it", force=True)
+    moves.move(config(), why="I like it", force=True)
     assert aliases(client, "hpgr") == {"champion": 3, "previous": 1}
 
 
 def test_a_version_that_was_never_judged_needs_force(start):
     with pytest.raises(UserError, match="never judged"):
-        moves.promote(config(), 2, why="try it")
+        moves.move(config(), 2, why="try it")
 
 
 def test_an_accepted_version_is_promoted_and_the_move_recorded(client, start):
     accept(client, 3, against=1)
-    move = moves.promote(config(), why="better")
+    move = moves.move(config(), why="better")
     assert aliases(client, "hpgr") == {"champion": 3, "previous": 1}
     run = last_move(client)
     assert run.info.status == "FINISHED"
@@ -235,7 +235,7 @@ def test_accepted_against_another_champion_is_not_accepted(client, start):
     accept(client, 3, against=2)
     message = r"judged against version 2, the champion is 1: run `hpgr gate 3`"
     with pytest.raises(moves.OldVerdict, match=message):
-        moves.promote(config(), why="better")
+        moves.move(config(), why="better")
     assert aliases(client, "hpgr")["champion"] == 1
 
 
@@ -248,27 +248,27 @@ def test_a_move_keeps_who_decided_and_what_started_it(client, start):
 
 def test_promoting_the_champion_changes_nothing(client, start):
     before = last_move(client).info.run_id
-    assert moves.promote(config(), 1, why="").kind == "none"
+    assert moves.move(config(), 1, why="").kind == "none"
     assert last_move(client).info.run_id == before
 
 
 def test_the_way_back_and_no_further(client, start):
-    moves.promote(config(), 3, why="try", force=True)
-    moves.roll_back(config(), why="clicks fell")
+    moves.move(config(), 3, why="try", force=True)
+    moves.move(config(), back=True, why="clicks fell")
     assert aliases(client, "hpgr") == {"champion": 1, "previous": 3}
     assert "clicks fell" in client.get_model_version("hpgr", "3").tags["rolled_back"]
     with pytest.raises(UserError, match=r"previous is version 3, which was rolled back"):
-        moves.roll_back(config(), why="again")
+        moves.move(config(), back=True, why="again")
     client.set_registered_model_alias("hpgr", "challenger", "3")
     verdict = judge(config(**{**GENEROUS, "margin": 0.002}))
     assert any("rolled back" in reason for reason in verdict["reasons"])
-    moves.promote(config(), 3, why="the clicks were the season's", force=True)
+    moves.move(config(), 3, why="the clicks were the season's", force=True)
     assert "rolled_back" not in client.get_model_version("hpgr", "3").tags
 
 
 def test_without_a_previous_champion_there_is_no_way_back(start):
     with pytest.raises(UserError, match="no previous champion"):
-        moves.roll_back(config(), why="x")
+        moves.move(config(), back=True, why="x")
 
 
 @pytest.mark.parametrize("back", [True, False])
@@ -289,7 +289,7 @@ def test_an_interrupted_move_shows_and_keeps_a_champion(client, start, monkeypat
 
     monkeypatch.setattr(moves, "_point", die)
     with pytest.raises(KeyboardInterrupt):
-        moves.promote(config(), 3, why="try", force=True)
+        moves.move(config(), 3, why="try", force=True)
     assert last_move(client).info.status == "FAILED"
     assert aliases(client, "hpgr")["champion"] == 1
 

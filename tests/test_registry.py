@@ -16,10 +16,10 @@ from registry_project import make_project
 
 from hpgr.config import load_config
 from hpgr.monitoring.champions import history
-from hpgr.registry import addresses, lineage, pipeline_runs, tracking
+from hpgr.registry import addresses, pipeline_runs, tracking
 from hpgr.registry import register as registration
 from hpgr.registry.bundle import content_hashes, write_bundle
-from hpgr.registry.moves import promote
+from hpgr.registry.moves import move
 from hpgr.registry.register import content_key, register
 from hpgr.registry.versions import aliases
 from hpgr.runtime import UserError, read_json, sole_writer, write_json
@@ -323,7 +323,7 @@ def test_a_registration_finishes_a_move_that_was_cut_off(others, client, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_model_version_tag", None)
         with pytest.raises(TypeError):
-            promote(load_config(), 1, why="better", force=True)
+            move(load_config(), 1, why="better", force=True)
     assert register(load_config())["alias"] == "champion"
     (last, *_) = history(load_config()).reigns[::-1]
     assert (last.version, last.why) == (1, "better")
@@ -345,7 +345,7 @@ def test_a_configured_tracking_server_is_honoured(monkeypatch):
 def test_lineage_says_absent_where_nothing_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert set(lineage.run_tags().values()) == {"absent"}
+    assert set(pipeline_runs.run_tags().values()) == {"absent"}
 
 
 def test_nested_values_are_flattened_by_dots():

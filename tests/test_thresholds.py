@@ -20,7 +20,7 @@ from hpgr.cli import app
 from hpgr.config import load_config
 from hpgr.monitoring.champions import History, Reign, Score, Version, history
 from hpgr.monitoring.thresholds import judge, metric_fall, monitor, volume_change
-from hpgr.registry.moves import promote
+from hpgr.registry.moves import move
 from hpgr.registry.register import register
 from hpgr.runtime import write_json
 from hpgr.workspace import HERE
@@ -64,7 +64,7 @@ def project(tmp_path_factory):
         write_network(folder / "artifacts/finetune", random_log(0), cfg, seed=1)
         write_json(folder / "artifacts/evaluation/metrics.json", {"R1": {"hpgr": {"ndcg@10": 0.3}}})
         register(cfg)
-        promote(cfg, 2, why="a drill", force=True)
+        move(cfg, 2, why="a drill", force=True)
     yield folder
     mlflow.set_tracking_uri(None)
 

@@ -13,22 +13,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpgr.config import Config
 from hpgr.data.base_folder import is_filled
 from hpgr.data.trained_events import SKETCH
-from hpgr.registry.bundle import content_hashes
-from hpgr.registry.bundle_check import check_bundle
+from hpgr.registry.bundle import check_bundle, content_hashes
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.register import KEY_TAG
 from hpgr.registry.tracking import connect
 from hpgr.registry.versions import fetch_bundle, find_champion, get_version
 from hpgr.runtime import UserError, read_json, write_json
 from hpgr.workspace import HERE, Workspace
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
 
 CONTENTS = ("model", "items.parquet", "actions.parquet", "categories.parquet", SKETCH)
 STAYS = ".gitignore"  # tracked by git, so that every clone has the folder DVC depends on
@@ -50,9 +46,11 @@ def fill_base(
     Raises:
         UserError: there is no such version, it cannot be fetched, or it is too old to start from.
     """
-    base, found = workspace.base, _find(cfg, version, workspace)
+    base, client, name = workspace.base, connect(workspace), cfg.register_.model_name
+    found = find_champion(client, name) if version is None else get_version(client, name, version)
+    title = f"{name} version {found.version}"
     wanted = {
-        "name": cfg.register_.model_name,
+        "name": name,
         "version": int(found.version),
         "run_id": str(found.run_id),
         "key": found.tags.get(KEY_TAG, ""),
@@ -62,12 +60,13 @@ def fill_base(
         there = content_hashes(base)
         own = {path: there[path] for path in there.keys() - {"base.json", STAYS}}
         if filled == {**wanted, "files": own}:
-            print(f"{base}/ holds {_title(wanted)} already")
+            print(f"{base}/ holds {title} already")
             return filled
     base.mkdir(exist_ok=True)
     # Inside base/, which git ignores, so that only renames follow the download.
     with tempfile.TemporaryDirectory(prefix=".", dir=base) as scratch:
-        bundle = _fetch(wanted, Path(scratch))
+        bundle = fetch_bundle(name, int(found.version), Path(scratch))
+        _check(bundle, title)
         hashes = content_hashes(bundle)
         taken = {path: hashes[path] for path in hashes if path.split("/")[0] in CONTENTS}
         filled = {**wanted, "files": taken}
@@ -75,7 +74,7 @@ def fill_base(
         for name in CONTENTS:
             (bundle / name).rename(base / name)
         write_json(base / "base.json", filled)
-    print(f"{base}/ holds {_title(wanted)}: training starts from it")
+    print(f"{base}/ holds {title}: training starts from it")
     return filled
 
 
@@ -84,20 +83,12 @@ def clear_base(workspace: Workspace = HERE) -> None:
     _remove(workspace.base)
 
 
-def _find(cfg: Config, version: int | None, workspace: Workspace) -> ModelVersion:
-    client, name = connect(workspace), cfg.register_.model_name
-    if version is None:
-        return find_champion(client, name)
-    return get_version(client, name, version)
-
-
-def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:
-    """Download the version's bundle below `scratch` and check it."""
-    bundle = fetch_bundle(wanted["name"], wanted["version"], scratch)
+def _check(bundle: Path, title: str) -> None:
+    """Refuse a version that training cannot start from."""
     missing = [name for name in CONTENTS if not (bundle / name).exists()]
     if missing:
         raise UserError(
-            f"{_title(wanted)} has no {', '.join(missing)}: it was registered before versions "
+            f"{title} has no {', '.join(missing)}: it was registered before versions "
             "carried their whole vocabulary and what they trained on. Register a new version "
             "with the flow `train`, then start from that."
         )
@@ -105,8 +96,7 @@ def _fetch(wanted: dict[str, Any], scratch: Path) -> Path:
         check_bundle(bundle)
     except UserError as error:
         wrong = str(error).replace(f"{bundle}/", "")
-        raise UserError(f"{_title(wanted)} cannot be started from: {wrong}") from error
-    return bundle
+        raise UserError(f"{title} cannot be started from: {wrong}") from error
 
 
 def _remove(base: Path, keep: Path | None = None) -> None:
@@ -119,7 +109,3 @@ def _remove(base: Path, keep: Path | None = None) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _title(wanted: dict[str, Any]) -> str:
-    return f"{wanted['name']} version {wanted['version']}"

@@ -25,7 +25,7 @@ from hpgr.data.log import TEST
 from hpgr.data.trained_events import overlap, read_sketch
 from hpgr.evaluation.contest import Change, Contest, Contestant, contest
 from hpgr.evaluation.evaluate import load_network, open_log
-from hpgr.registry.bundle_check import check_bundle
+from hpgr.registry.bundle import check_bundle
 from hpgr.registry.gate import Past, Verdict, decide
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import connect
@@ -64,17 +64,19 @@ def judge(cfg: Config, version: int | None = None, workspace: Workspace = HERE) 
         raise UserError(f"the registry has no version of {name}: run `make run` first")
     found, champion = get_version(client, name, version), called.get(CHAMPION)
     facts = {"name": name, "version": version, "champion": champion}
-    if champion is None:
-        return _nothing(
-            workspace.gate,
-            facts,
-            UNJUDGED,
-            f"there is no champion to compare version {version} with; "
-            f"`hpgr promote {version} --why TEXT` makes it the champion",
-        )
-    if champion == version:
+    if champion in (None, version):
+        word = IS_CHAMPION
         reason = f"version {version} is the champion: there is nothing to compare it with"
-        return _nothing(workspace.gate, facts, IS_CHAMPION, reason)
+        if champion is None:
+            word = UNJUDGED
+            reason = (
+                f"there is no champion to compare version {version} with; "
+                f"`hpgr promote {version} --why TEXT` makes it the champion"
+            )
+        verdict = {**facts, "verdict": word, "reasons": [reason], "checks": [], "metrics": {}}
+        verdict |= {"slices": {}, "judged_at": _now(), "key": None}
+        _write(workspace.gate, _files(verdict))
+        return verdict
     key = _key(cfg, champion, found, workspace)
     if found.tags.get(KEY_TAG) == key and (stored := _stored(found, key)):
         _write(workspace.gate, _files(stored))
@@ -169,15 +171,6 @@ def _plain(change: Change) -> dict[str, float | int | None]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _nothing(folder: Path, facts: dict[str, Any], word: str, reason: str) -> dict[str, Any]:
-    """Write and return a verdict without a comparison."""
-    figures: dict[str, Any] = {"checks": [], "metrics": {}, "slices": {}}
-    outcome = {"verdict": word, "reasons": [reason], "judged_at": _now(), "key": None}
-    verdict = {**facts, **outcome, **figures}
-    _write(folder, _files(verdict))
-    return verdict
 
 
 def _files(verdict: dict[str, Any]) -> dict[str, str]:

@@ -28,11 +28,11 @@ from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 PROMOTE, ROLL_BACK, REGISTER = "promote", "roll back", "register"
 NOBODY = "none"  # the champion before the first one
+ANOTHER = "Name the version you want: `hpgr promote VERSION --why TEXT --force`"
 
 
 class OldVerdict(UserError):
@@ -51,29 +51,67 @@ class Move:
     why: str
 
 
+@answered()
 def move(
     cfg: Config,
-    version: int | None,
+    version: int | None = None,
     *,
     why: str,
-    back: bool,
-    force: bool,
+    back: bool = False,
+    force: bool = False,
     who: str | None = None,
     via: str | None = None,
     workspace: Workspace = HERE,
 ) -> Move:
-    """Call `roll_back` if `back` is set, else `promote`.
+    """Make `version` the champion, or the previous champion again; the champion is then `previous`.
+
+    If the version is the champion already, nothing is written.
+
+    Args:
+        cfg: gives the names of model and experiment.
+        version: registered version; by default the challenger.
+        why: the reason, kept with the move.
+        back: roll back to `previous`; the gate will not promote what was rolled back.
+        force: promote a version that the gate refused, never judged, or that was rolled back.
+        who: the person; None is the account of the process.
+        via: what started the move, such as a flow's run; kept with it.
+        workspace: its store is the registry if the environment names none.
 
     Raises:
-        UserError: as those functions do, or a version is named for a roll-back.
+        OldVerdict: the gate accepted it against another champion.
+        UserError: no such version, no reason, the gate has not accepted it, or a roll-back names a
+            version, or goes to one that was itself rolled back.
     """
-    if not back:
-        return promote(cfg, version, why=why, force=force, who=who, via=via, workspace=workspace)
-    if version is not None:
+    if back and version is not None:
         raise UserError(
             f"a roll-back goes to the {PREVIOUS} champion; to go to version {version}, promote it"
         )
-    return roll_back(cfg, why=why, who=who, via=via, workspace=workspace)
+    why = masked(why)  # everybody can read tags
+    client, name = connect(workspace), cfg.register_.model_name
+    if version is None and not back:
+        version = aliases(client, name).get(CHALLENGER)
+    kind, finished = ROLL_BACK if back else PROMOTE, finish_interrupted(client, cfg)
+    if finished and finished.kind == kind and version in (None, finished.after):
+        return finished
+    called, at = aliases(client, name), _now()
+    champion, after = called.get(CHAMPION), called.get(PREVIOUS) if back else version
+    if back and (champion is None or after in (None, champion)):
+        raise UserError(f"{name} has no {PREVIOUS} champion to roll back to. {ANOTHER}")
+    if after is None:
+        raise UserError(f"{name} has no {CHALLENGER}: train one, or name the version to promote")
+    found = get_version(client, name, after)
+    if champion == after:
+        return Move("none", champion, after, _account(), at, f"version {after} is champion")
+    if not why.strip():
+        raise UserError("say why: the reason is kept with the move (--why TEXT)")
+    if back and ROLLED_BACK_TAG in found.tags:
+        raise UserError(
+            f"{PREVIOUS} is version {after}, which was rolled back: {found.tags[ROLLED_BACK_TAG]}. "
+            f"{ANOTHER}"
+        )
+    if not back and not force and champion is not None:
+        _check_accepted(found, champion)
+    return _make(client, cfg, Move(kind, champion, after, who or _account(), at, why), via)
 
 
 def describe(move: Move) -> str:
@@ -82,91 +120,6 @@ def describe(move: Move) -> str:
         return f"{move.why} already; nothing was changed"
     before = "none" if move.before is None else f"version {move.before}"
     return f"{move.kind}: champion is version {move.after}, before it {before}; {move.why}"
-
-
-@answered()
-def promote(
-    cfg: Config,
-    version: int | None = None,
-    *,
-    why: str,
-    force: bool = False,
-    who: str | None = None,
-    via: str | None = None,
-    workspace: Workspace = HERE,
-) -> Move:
-    """Make `version`, by default the challenger, the champion; the champion becomes `previous`.
-
-    If it is the champion already, nothing is written.
-
-    Args:
-        cfg: gives the names of model and experiment.
-        version: registered version.
-        why: the reason, kept with the move.
-        force: promote a version that the gate refused, never judged, or that was rolled back.
-        who: the person; None is the account of the process.
-        via: what started the move, such as a flow's run; kept with it.
-        workspace: its store is the registry if the environment names none.
-
-    Raises:
-        OldVerdict: the gate accepted it against another champion.
-        UserError: no such version, no reason, or the gate has not accepted it.
-    """
-    why = masked(why)  # everybody can read tags
-    client, name = connect(workspace), cfg.register_.model_name
-    if version is None:
-        version = aliases(client, name).get(CHALLENGER)
-    finished = finish_interrupted(client, cfg)
-    if finished and finished.kind == PROMOTE and version in (None, finished.after):
-        return finished
-    if version is None:
-        raise UserError(f"{name} has no {CHALLENGER}: train one, or name the version to promote")
-    found, champion = get_version(client, name, version), aliases(client, name).get(CHAMPION)
-    if champion == version:
-        return Move("none", champion, version, _account(), _now(), f"version {version} is champion")
-    _require(why)
-    if not force and champion is not None:
-        _check_accepted(found, champion)
-    return _make(client, cfg, Move(PROMOTE, champion, version, who or _account(), _now(), why), via)
-
-
-@answered()
-def roll_back(
-    cfg: Config,
-    *,
-    why: str,
-    who: str | None = None,
-    via: str | None = None,
-    workspace: Workspace = HERE,
-) -> Move:
-    """Make `previous` the champion again; the gate will not promote what was rolled back.
-
-    `who`, `via` and `workspace` are those of `promote`.
-
-    Raises:
-        UserError: there is no previous champion, it was itself rolled back, or no reason is given.
-    """
-    why = masked(why)
-    client, name = connect(workspace), cfg.register_.model_name
-    finished = finish_interrupted(client, cfg)
-    if finished and finished.kind == ROLL_BACK:
-        return finished
-    called = aliases(client, name)
-    champion, back = called.get(CHAMPION), called.get(PREVIOUS)
-    if champion is None or back in (None, champion):
-        raise UserError(
-            f"{name} has no {PREVIOUS} champion to roll back to. Name the version you want: "
-            "`hpgr promote VERSION --why TEXT --force`"
-        )
-    assert back is not None
-    _require(why)
-    found = get_version(client, name, back)
-    if ROLLED_BACK_TAG in found.tags:
-        raise UserError(
-            f"{PREVIOUS} is version {back}, which was rolled back: {found.tags[ROLLED_BACK_TAG]}. "
-            "Name the version you want: `hpgr promote VERSION --why TEXT --force`"
-        )
-    return _make(client, cfg, Move(ROLL_BACK, champion, back, who or _account(), _now(), why), via)
 
 
 def record_registered(client: MlflowClient, cfg: Config, version: int, why: str) -> None:
@@ -179,7 +132,17 @@ def finish_interrupted(client: MlflowClient, cfg: Config) -> Move | None:
 
     A move that was interrupted earlier has changed nothing.
     """
-    run = _newest(client, cfg)
+    runs = client.search_runs(
+        [experiment_id(client, cfg.register_.experiment)],
+        f"tags.`move.model` = '{cfg.register_.model_name}'",
+        order_by=["attributes.start_time DESC"],
+    )
+    # A repeated request may have made two runs of one move; the finished one counts.
+    run = max(
+        runs,
+        key=lambda run: (run.data.tags["move.at"], run.info.status == "FINISHED"),
+        default=None,
+    )
     if run is None or run.info.status == "FINISHED":
         return None
     tags = run.data.tags
@@ -194,20 +157,6 @@ def finish_interrupted(client: MlflowClient, cfg: Config) -> Move | None:
     )
     _carry_out(client, cfg.register_.model_name, found, run.info.run_id)
     return found
-
-
-def _newest(client: MlflowClient, cfg: Config) -> Run | None:
-    """Return the last move's run; if a repeated request made two, the finished one."""
-    runs = client.search_runs(
-        [experiment_id(client, cfg.register_.experiment)],
-        f"tags.`move.model` = '{cfg.register_.model_name}'",
-        order_by=["attributes.start_time DESC"],
-    )
-    return max(
-        runs,
-        key=lambda run: (run.data.tags["move.at"], run.info.status == "FINISHED"),
-        default=None,
-    )
 
 
 def _make(client: MlflowClient, cfg: Config, move: Move, via: str | None) -> Move:
@@ -272,11 +221,6 @@ def _check_accepted(version: ModelVersion, champion: int) -> None:
             f"{where} was judged against version {against}, the champion is {champion}: "
             f"run `hpgr gate {version.version}`, or add --force"
         )
-
-
-def _require(why: str) -> None:
-    if not why.strip():
-        raise UserError("say why: the reason is kept with the move (--why TEXT)")
 
 
 def _account() -> str:

@@ -1,34 +1,44 @@
 """Runs in MLflow: one parent run for the pipeline, one nested run for each stage.
 
-A stage's run holds its section of the parameters, its metrics and curves, its use of CPU and
-memory, the DVC hashes of its inputs and outputs, and its report. Runs are written from the
-artifacts, after the stages have ended: a stage that DVC skipped or restored is logged like one that
-ran. Reads the workspace's artifacts. Writes MLflow's store.
+The parent's tags identify the origin: git commit, data, workspace state, environment. A stage's run
+holds its section of the parameters, its metrics and curves, its use of CPU and memory, the DVC
+hashes of its inputs and outputs, and its report. The tag of a missing source has the value
+`absent`, so that a missing tag has no meaning of its own.
+
+Runs are written from the artifacts, after the stages have ended: a stage that DVC skipped or
+restored is logged like one that ran. Reads git, `requirements.lock` and the workspace. Writes
+MLflow's store.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from hpgr.config import Config
 from hpgr.masking import masked
-from hpgr.registry.lineage import ABSENT, run_tags, stage_tags
 from hpgr.registry.summary import headline
 from hpgr.registry.tracking import failing_run
-from hpgr.runtime import read_json
+from hpgr.registry.worktree import head
+from hpgr.runtime import read_json, sha256_file
 from hpgr.workspace import HERE, STAGES, Workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, RunInfo
+    from mlflow.entities import Metric, Param, RunInfo
 
-BATCH = 1000  # metrics that one request to MLflow may carry
+ABSENT = "absent"
+ENVIRONMENT = Path("requirements.lock")  # the project's, for every workspace
 SYSTEM_METRICS = {  # MLflow shows names below system/ on a page of their own
     "cpu_percent": "system/cpu_utilization_percentage",
     "memory_mb": "system/system_memory_usage_megabytes",
@@ -49,13 +59,11 @@ def log_pipeline(
     parent = client.create_run(experiment, run_name=f"{kind}-{cfg.data.path.name}", tags=tags)
     run_id: str = parent.info.run_id
     with failing_run(client, run_id):
-        _log_params(client, run_id, {"data": _section(cfg, "data")})
-        now = int(time.time() * 1000)
-        _log_metrics(client, run_id, _metrics(headline(workspace), now))
-        report = workspace.evaluation / "report.html"
+        metrics = _metrics(headline(workspace), int(time.time() * 1000))
+        client.log_batch(run_id, metrics, _params(cfg, "data"))
+        report, figures = workspace.evaluation / "report.html", workspace.evaluation / "figures"
         if report.is_file():
             client.log_artifact(run_id, str(report))
-        figures = workspace.evaluation / "figures"
         if figures.is_dir():
             client.log_artifacts(run_id, str(figures), figures.name)
         for stage in STAGES:
@@ -74,19 +82,57 @@ def _log_stage(
     run = client.create_run(parent.experiment_id, start_time=began, run_name=stage, tags=tags)
     run_id = run.info.run_id
     with failing_run(client, run_id):
-        params = {stage: _section(cfg, stage)}
-        if "model" in STAGES[stage].params:
-            params["model"] = _section(cfg, "model")
-        _log_params(client, run_id, params)
+        metrics = [*_curves(output / "curves.csv", ended), *_system(resources)]
         if (output / "metrics.json").is_file():
-            _log_metrics(client, run_id, _metrics(read_json(output / "metrics.json"), ended))
-        _log_metrics(client, run_id, _curves(output / "curves.csv", ended))
-        _log_metrics(client, run_id, _system(resources))
+            metrics += _metrics(read_json(output / "metrics.json"), ended)
+        sections = (stage, "model") if "model" in STAGES[stage].params else (stage,)
+        client.log_batch(run_id, metrics, _params(cfg, *sections))
         for pattern in ("*.json", "report.html", "figures"):
             for path in sorted(output.glob(pattern)):
                 log = client.log_artifacts if path.is_dir() else client.log_artifact
                 log(run_id, str(path), "figures" if path.is_dir() else None)
         client.set_terminated(run_id, end_time=ended)
+
+
+def pins(workspace: Workspace = HERE) -> tuple[Path, ...]:
+    """Return the files that are kept whole with a version's run."""
+    return workspace.params, workspace.data_pin, workspace.dvc_lock
+
+
+def run_tags(workspace: Workspace = HERE) -> dict[str, str]:
+    """Return the parent run's tags: git commit and state, data, workspace state, environment.
+
+    `git.dirty` ignores the files that are kept with the run. `dvc.changed` lists the stages whose
+    recorded inputs or outputs differ from the workspace, as after a training by hand without DVC.
+    `base.version` is the version that training started from.
+    """
+    root, apart = workspace.root, [f":!{path.name}" for path in pins(workspace)]
+    changes = _output(root, "git", "status", "--porcelain", "--", ".", *apart)
+    status = _output(root, sys.executable, "-m", "dvc", "status", "--json")
+    stages = ", ".join(sorted(json.loads(status or "{}"))) or "none"
+    (data, *_) = _yaml(workspace.data_pin).get("outs") or [{}]
+    config = workspace.finetuned / "config.json"
+    base = read_json(config).get("base") if config.is_file() else None
+    return {
+        "git.commit": head(root) or ABSENT,
+        "git.dirty": ABSENT if changes is None else str(bool(changes)).lower(),
+        "dvc.data": _digest(data),
+        "dvc.changed": ABSENT if status is None else stages,
+        "environment.lock": sha256_file(ENVIRONMENT) if ENVIRONMENT.is_file() else ABSENT,
+        "base.version": str(base["version"]) if base else ABSENT,
+    }
+
+
+def stage_tags(stage: str, workspace: Workspace = HERE) -> dict[str, str]:
+    """Return a stage's tags: the DVC hash of every input and output that dvc.lock records."""
+    recorded = (_yaml(workspace.dvc_lock).get("stages") or {}).get(stage)
+    if recorded is None:
+        return {"dvc.lock": ABSENT}
+    return {
+        masked(f"dvc.{kind}.{entry['path']}"): _digest(entry)
+        for kind in ("deps", "outs")
+        for entry in recorded.get(kind) or []
+    }
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -105,28 +151,22 @@ def metric_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
 
 
-def _section(cfg: Config, name: str) -> dict[str, Any]:
-    return cfg.model_dump(mode="json", by_alias=True)[name]
-
-
-def _log_params(client: MlflowClient, run_id: str, params: dict[str, Any]) -> None:
+def _params(cfg: Config, *sections: str) -> list[Param]:
     from mlflow.entities import Param
 
-    entries = [Param(key, masked(value)) for key, value in flatten(params).items()]
-    client.log_batch(run_id, params=entries)
+    values = cfg.model_dump(mode="json", by_alias=True)
+    flat = flatten({name: values[name] for name in sections})
+    return [Param(key, masked(value)) for key, value in flat.items()]
 
 
-def _log_metrics(client: MlflowClient, run_id: str, metrics: Iterator[Metric]) -> None:
-    while batch := list(islice(metrics, BATCH)):
-        client.log_batch(run_id, metrics=batch)
-
-
-def _metrics(values: Any, timestamp: int) -> Iterator[Metric]:
+def _metrics(values: Any, timestamp: int) -> list[Metric]:
     from mlflow.entities import Metric
 
-    for name, value in flatten(values).items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield Metric(metric_name(name), float(value), timestamp, 0)
+    return [
+        Metric(metric_name(name), float(value), timestamp, 0)
+        for name, value in flatten(values).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
 
 
 def _curves(source: Path, timestamp: int) -> Iterator[Metric]:
@@ -155,10 +195,25 @@ def _rows(source: Path) -> Iterator[dict[str, float]]:
         for row in csv.DictReader(file):
             numbers: dict[str, float] = {}
             for name, cell in row.items():
-                try:
-                    number = float(cell)
-                except (TypeError, ValueError):
-                    continue
-                if math.isfinite(number):
-                    numbers[name] = number
+                with suppress(TypeError, ValueError):
+                    if math.isfinite(number := float(cell)):
+                        numbers[name] = number
             yield numbers
+
+
+def _digest(entry: dict[str, Any]) -> str:
+    """Return the hash of an entry of data.dvc or dvc.lock, which says if it is not an md5."""
+    return str(entry.get(entry.get("hash", "md5"), ABSENT))
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.is_file() else {}
+
+
+def _output(root: Path, *command: str) -> str | None:
+    """Return what a command prints in `root`, stripped; None if it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

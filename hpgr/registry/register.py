@@ -27,10 +27,9 @@ from hpgr.config import Config
 from hpgr.failure import explained
 from hpgr.registry.bundle import content_hashes, write_bundle
 from hpgr.registry.held_back import in_file
-from hpgr.registry.lineage import ENVIRONMENT
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.moves import finish_interrupted, record_registered
-from hpgr.registry.pipeline_runs import log_pipeline
+from hpgr.registry.pipeline_runs import ENVIRONMENT, log_pipeline
 from hpgr.registry.summary import headline, markdown_tables, verdict
 from hpgr.registry.trace import check_pins, keep
 from hpgr.registry.tracking import connect, experiment_id, failing_run
@@ -57,29 +56,25 @@ def register(cfg: Config, workspace: Workspace = HERE) -> dict[str, Any]:
             runs that were opened then end as failed.
     """
     with explained("register", workspace.registered, workspace):
-        return _register(cfg, workspace)
-
-
-def _register(cfg: Config, workspace: Workspace) -> dict[str, Any]:
-    headline(workspace)  # fails early: a model is registered only with its evaluation
-    check_pins(workspace)
-    client, name = connect(workspace), cfg.register_.model_name
-    with sole_writer(workspace.registered), tempfile.TemporaryDirectory() as scratch:
-        bundle = write_bundle(cfg, Path(scratch) / "bundle", workspace)
-        key = content_key(bundle, workspace)
-        version, run_id, new = _version_of(client, cfg, bundle, key, workspace)
-        beaten_by, sentence = verdict(workspace)
-        _mark(client, name, version, beaten_by)
-        registered = {
-            "name": name,
-            "version": version,
-            "alias": _alias(client, cfg, version, new=new),
-            "run_id": run_id,
-            "key": key,
-            "new": new,
-        }
-        write_json(workspace.registered, registered)
-    word = "registered" if registered["new"] else "already there:"
+        headline(workspace)  # fails early: a model is registered only with its evaluation
+        check_pins(workspace)
+        client, name = connect(workspace), cfg.register_.model_name
+        with sole_writer(workspace.registered), tempfile.TemporaryDirectory() as scratch:
+            bundle = write_bundle(cfg, Path(scratch) / "bundle", workspace)
+            key = content_key(bundle, workspace)
+            version, run_id, new = _version_of(client, cfg, bundle, key, workspace)
+            beaten_by, sentence = verdict(workspace)
+            _mark(client, name, version, beaten_by)
+            registered = {
+                "name": name,
+                "version": version,
+                "alias": _alias(client, cfg, version, new=new),
+                "run_id": run_id,
+                "key": key,
+                "new": new,
+            }
+            write_json(workspace.registered, registered)
+    word = "registered" if new else "already there:"
     print(f"{word} {name} version {version}, alias {registered['alias']}")
     if beaten_by:
         print(f"{BEATEN_TAG} {beaten_by}: {sentence}")
@@ -137,7 +132,17 @@ def _new_version(
             input_example=_example(workspace),
             pip_requirements=_requirements(),
         )
-        card = _card(cfg, client.get_run(run_id).data.tags, key, workspace)
+        stats = read_json(workspace.arrays / "meta.json")
+        card = rendered(
+            CARD,
+            {},
+            cfg=cfg,
+            tags=client.get_run(run_id).data.tags,
+            key=key,
+            tables=markdown_tables(workspace),
+            verdict=verdict(workspace)[1],
+            stats=stats,
+        )
         client.log_text(run_id, card, "model_card.md")
         keep(client, run_id, workspace)
         try:
@@ -150,7 +155,7 @@ def _new_version(
             name,
             source=model.model_uri,
             run_id=run_id,
-            tags={KEY_TAG: key, "split": _meta(workspace)["split"]},
+            tags={KEY_TAG: key, "split": stats["split"]},
             description=card,
             model_id=model.model_id,
         )
@@ -245,21 +250,3 @@ def _requirements() -> list[str]:
     """Return the pinned versions of the packages that serving imports."""
     pins = ENVIRONMENT.read_text(encoding="utf-8").splitlines()
     return [pin for pin in pins if pin.split("==")[0].lower() in SERVED_WITH]
-
-
-def _card(cfg: Config, tags: dict[str, str], key: str, workspace: Workspace) -> str:
-    return rendered(
-        CARD,
-        {},
-        cfg=cfg,
-        tags=tags,
-        key=key,
-        tables=markdown_tables(workspace),
-        verdict=verdict(workspace)[1],
-        stats=_meta(workspace),
-    )
-
-
-def _meta(workspace: Workspace) -> dict[str, Any]:
-    """Read counts and settings of the sessionized log."""
-    return read_json(workspace.arrays / "meta.json")

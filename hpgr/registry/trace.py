@@ -21,10 +21,9 @@ import yaml
 from hpgr.config import Config
 from hpgr.registry.addresses import public, registry_uri, tracking_uri
 from hpgr.registry.held_back import in_file
-from hpgr.registry.lineage import ABSENT, ENVIRONMENT, pins
 from hpgr.registry.mlflow_faults import answered
-from hpgr.registry.pipeline_runs import flatten
-from hpgr.registry.tracking import existing_store
+from hpgr.registry.pipeline_runs import ABSENT, ENVIRONMENT, flatten, pins
+from hpgr.registry.tracking import connect_for_reading
 from hpgr.registry.versions import get_version
 from hpgr.registry.worktree import apply, changes, committed, head
 from hpgr.runtime import UserError, atomic_path, sha256_file
@@ -72,11 +71,11 @@ def keep(client: MlflowClient, run_id: str, workspace: Workspace = HERE) -> None
     check_pins(workspace)
     pinned = pins(workspace)
     found = changes(without=[path.name for path in pinned], root=workspace.root)
+    if ENVIRONMENT.is_file() and (why := in_file(ENVIRONMENT)):
+        found.held_back[str(ENVIRONMENT)] = why
     for path in (*pinned, ENVIRONMENT):
-        if path.is_file() and (path in pinned or not (why := in_file(path))):
+        if path.is_file() and str(path) not in found.held_back:
             client.log_artifact(run_id, str(path), FOLDER)
-        elif path.is_file():
-            found.held_back[str(path)] = str(why)
     if found.new:
         print(f"kept with the version though not in git: {_listed(found.new)}")
     if found.left_out:
@@ -110,6 +109,7 @@ def check_pins(workspace: Workspace = HERE) -> None:
             )
 
 
+@answered()
 def trace(cfg: Config, version: int, workspace: Workspace = HERE) -> str:
     """Return the version's origin and the commands that restore it, as text.
 
@@ -123,8 +123,10 @@ def trace(cfg: Config, version: int, workspace: Workspace = HERE) -> str:
     lines += [f"{'began from':<18}{began}"]
     lines += [f"warning: {warning}" for warning in _warnings(origin)]
     if "dvc.lock" in origin.kept:
+        stages = yaml.safe_load(origin.kept["dvc.lock"].read_text(encoding="utf-8"))["stages"]
+        outs = [out for stage in stages.values() for out in stage["outs"]]
         lines += ["", "stage outputs (DVC hashes)"]
-        lines += [f"  {path:<24}{digest}" for path, digest in _outputs(origin.kept["dvc.lock"])]
+        lines += [f"  {out['path']:<24}{out['md5']}" for out in outs]
     if workspace.params.name in origin.kept:
         lines += ["", *_parameters(origin, workspace.params)]
     return "\n".join([*lines, "", *_commands(version, origin, workspace)])
@@ -160,15 +162,15 @@ def restore(cfg: Config, version: int, workspace: Workspace = HERE) -> None:
 
 
 def _origin(cfg: Config, version: int, workspace: Workspace) -> Origin:
-    with existing_store(workspace) as client:
-        found = get_version(client, cfg.register_.model_name, version)
-        run_id = str(found.run_id)
-        kept: dict[str, Path] = {}
-        if any(entry.path == FOLDER for entry in client.list_artifacts(run_id)):
-            folder = Path(client.download_artifacts(run_id, FOLDER))
-            kept = {path.name: path for path in sorted(folder.iterdir())}
-        title = f"{found.name} version {found.version}, run {run_id}"
-        return Origin(title, client.get_run(run_id).data.tags, kept)
+    client = connect_for_reading(workspace)
+    found = get_version(client, cfg.register_.model_name, version)
+    run_id = str(found.run_id)
+    kept: dict[str, Path] = {}
+    if any(entry.path == FOLDER for entry in client.list_artifacts(run_id)):
+        folder = Path(client.download_artifacts(run_id, FOLDER))
+        kept = {path.name: path for path in sorted(folder.iterdir())}
+    title = f"{found.name} version {found.version}, run {run_id}"
+    return Origin(title, client.get_run(run_id).data.tags, kept)
 
 
 def _missing(origin: Origin) -> list[str]:
@@ -255,11 +257,6 @@ def _shown(value: Any) -> str:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
-
-
-def _outputs(lock: Path) -> list[tuple[str, str]]:
-    stages: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
-    return [(out["path"], out["md5"]) for stage in stages.values() for out in stage["outs"]]
 
 
 def _write_pin(path: Path, content: bytes) -> None:

@@ -85,7 +85,9 @@ def connect(workspace: Workspace = HERE) -> MlflowClient:
         check_address(variable, uri)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one per file
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it has credentials
-    with answered():
+    limits = {"MAX_RETRIES": 1, "TIMEOUT": int(PATIENCE_S)}
+    named = {f"MLFLOW_HTTP_REQUEST_{name}": str(value) for name, value in limits.items()}
+    with answered(), _environment_kept("MLFLOW_TRACKING_URI", *named):
         import mlflow
 
         # The error reports a failure once; these would log each attempt with a traceback.
@@ -93,34 +95,35 @@ def connect(workspace: Workspace = HERE) -> MlflowClient:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         escape_mlflow()
         tracking, registry = tracking_uri(workspace), registry_uri(workspace)
-        with _environment_kept("MLFLOW_TRACKING_URI"):
-            mlflow.set_tracking_uri(tracking)
+        mlflow.set_tracking_uri(tracking)
         if tracking == own_uri(workspace):
             make_store(workspace)
         for uri in {tracking, registry}:
             _try_database(uri)
         client = mlflow.MlflowClient()
-        with _asking_once():
-            client.search_experiments(max_results=1)
-            if registry != tracking:
-                client.search_registered_models(max_results=1)
+        for name, value in named.items():
+            os.environ.setdefault(name, value)
+        client.search_experiments(max_results=1)
+        if registry != tracking:
+            client.search_registered_models(max_results=1)
     return client
 
 
 @contextmanager
-def _environment_kept(name: str) -> Iterator[None]:
-    """Restore an environment variable after the block.
+def _environment_kept(*names: str) -> Iterator[None]:
+    """Restore environment variables after the block.
 
     MLflow writes its address into the environment. The next `connect`, perhaps of another
     workspace, would take it for the user's.
     """
-    before = os.environ.get(name)
+    before = {name: os.environ.get(name) for name in names}
     try:
         yield
     finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _try_database(uri: str) -> None:
@@ -139,26 +142,11 @@ def _try_database(uri: str) -> None:
         engine.dispose()
 
 
-@contextmanager
-def _asking_once() -> Iterator[None]:
-    """Retry requests to MLflow once, within seconds, unless the environment sets other limits."""
-    limits = {"MAX_RETRIES": 1, "TIMEOUT": int(PATIENCE_S)}
-    named = {f"MLFLOW_HTTP_REQUEST_{name}": str(value) for name, value in limits.items()}
-    added = {name: value for name, value in named.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-@contextmanager
-def existing_store(workspace: Workspace = HERE) -> Iterator[MlflowClient]:
-    """Yield MLflow's client for reading only.
+def connect_for_reading(workspace: Workspace = HERE) -> MlflowClient:
+    """Return MLflow's client on a store that exists already; `connect` would make it.
 
     Raises:
-        UserError: there is no such store (connecting would make it), or it does not answer.
+        UserError: there is no such store, or it does not answer.
     """
     file = sqlite_file(tracking_uri(workspace))
     if file is not None and not file.is_file():
@@ -167,8 +155,7 @@ def existing_store(workspace: Workspace = HERE) -> Iterator[MlflowClient]:
             "If versions are registered elsewhere, name that store: export MLFLOW_TRACKING_URI=..."
         )
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # someone is waiting
-    with answered():
-        yield connect(workspace)
+    return connect(workspace)
 
 
 @contextmanager

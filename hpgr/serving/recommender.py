@@ -25,8 +25,7 @@ from hpgr.data.id_map import read_indices
 from hpgr.data.log import FIRST_ITEM, UNKNOWN
 from hpgr.evaluation.model_protocols import RankingModel
 from hpgr.metrics import removed_pairs, top_items
-from hpgr.registry.bundle import Serving
-from hpgr.registry.bundle_check import check_bundle
+from hpgr.registry.bundle import Serving, check_bundle
 from hpgr.runtime import UserError
 from hpgr.serving.request import Request, encode
 from hpgr.serving.shown import short, shown
