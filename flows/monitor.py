@@ -42,10 +42,10 @@ def watch() -> list[str]:
         table=monitoring.as_rows(found),
         description=f"thresholds of params.yaml's section monitor, champion {found.champion}",
     )
-    if run := monitoring.champion_run(found):
+    if found.run:
         create_link_artifact(
             key="monitoring-page",
-            link=artifact_address(run, "monitoring/report.html"),
+            link=artifact_address(found.run, "monitoring/report.html"),
             link_text="monitoring page in MLflow",
             description=f"the same file: {found.report.resolve()}",
         )

@@ -15,8 +15,8 @@ from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion
 from hpgr.serving.server import create_app
-from hpgr.serving.shown import SHOWN_CHARACTERS, short, shown
 from hpgr.serving.typed_request import find_items, seconds
+from hpgr.terminal import SHOWN_CHARACTERS, short, shown
 
 HUGE = "x" * 10**6
 LONG = "x" * 60_000  # in an address, of which uvicorn reads 64 KiB

@@ -42,6 +42,7 @@ class Version:
     metric: float | None
     base: str | None
     rolled_back: bool = False
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def _versions(
             metric=metrics[protocol] if protocol else None,
             base=run.data.tags.get("base.version"),
             rolled_back=ROLLED_BACK_TAG in found.tags,
+            run_id=run.info.run_id,
         )
 
 

@@ -20,7 +20,6 @@ from hpgr.config import Config
 from hpgr.monitoring.champions import History, history
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.tracking import connect
-from hpgr.registry.versions import get_version
 from hpgr.runtime import read_json, write_text
 from hpgr.templates import rendered
 from hpgr.workspace import HERE, Workspace
@@ -59,10 +58,11 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Monitoring:
-    """Result of monitoring, and the path of its page."""
+    """Result of monitoring, and its page: path, and the champion's run that holds a copy."""
 
     model: str
     champion: int | None
+    run: str | None
     thresholds: tuple[Threshold, ...]
     report: Path
 
@@ -87,22 +87,16 @@ def monitor(cfg: Config, now: datetime | None = None, workspace: Workspace = HER
     past = history(cfg, workspace)
     thresholds = judge(cfg, batches, log, past, now, workspace)
     report = workspace.monitoring / "report.html"
-    found = Monitoring(cfg.register_.model_name, past.champion, thresholds, report)
+    run = past.current.run_id if past.current else None
+    found = Monitoring(cfg.register_.model_name, past.champion, run, thresholds, report)
     write_text(report, _page(cfg, found, batches, log, past, now))
-    if run := champion_run(found, workspace):
+    if run:
         connect(workspace).log_artifact(run, str(report), "monitoring")
     return found
 
 
 def _read(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
-
-
-def champion_run(found: Monitoring, workspace: Workspace = HERE) -> str | None:
-    """Return the id of the champion's run, which holds the page; None without a champion."""
-    if found.champion is None:
-        return None
-    return str(get_version(connect(workspace), found.model, found.champion).run_id)
 
 
 def judge(
@@ -124,62 +118,57 @@ def judge(
         workspace: its reports are named in the fixes.
     """
     newest = batches[-1] if batches else {}
-    quarantined = (newest or log or {}).get("quarantined_share")
-    volume = volume_change(batches)
-    limits = cfg.monitor
     refused = "" if newest.get("accepted", True) else "the batch was refused: "
-    return (
-        Threshold(
+    again = "bring new events with the flow refresh, or train again"
+    judged = [
+        (
             "max_age_days",
             "age of the champion since it was registered",
             _age_days(past, now),
-            limits.max_age_days,
-            "bring new events with the flow refresh, or train again",
+            again,
         ),
-        Threshold(
+        (
             "max_metric_fall",
             f"fall of the champion's {cfg.gate.metric}, as scored last, against its own before and "
             "the champions' before it",
             metric_fall(past),
-            limits.max_metric_fall,
-            "bring new events with the flow refresh, or train again; if an older version is better "
-            "on the same queries (hpgr gate VERSION), go back to it (hpgr promote --roll-back)",
+            f"{again}; if an older version is better on the same queries (hpgr gate VERSION), go "
+            "back to it (hpgr promote --roll-back)",
         ),
-        Threshold(
+        (
             "max_volume_change",
             "factor between the newest batch's volume and that before it (events a day, rows)",
-            volume,
-            limits.max_volume_change,
+            volume_change(batches),
             f"{refused}look for a lost or doubled part of the source",
         ),
-        Threshold(
+        (
             "max_item_drift",
             "drift of the items in the newest batch",
             newest.get("item_drift"),
-            limits.max_item_drift,
             f"{refused}look for ids of another catalogue; if tastes moved, refresh more often",
         ),
-        Threshold(
+        (
             "max_action_drift",
             "drift of the actions in the newest batch",
             newest.get("action_drift"),
-            limits.max_action_drift,
             f"{refused}look for another scale or other words in the source",
         ),
-        Threshold(
+        (
             "max_unknown_items",
             "share of events with items that the log did not have",
             newest.get("unknown_items"),
-            limits.max_unknown_items,
             f"{refused}refresh so that the vocabulary grows; check the ids of the source",
         ),
-        Threshold(
+        (
             "max_quarantined",
             "share of quarantined rows " + ("in the newest batch" if batches else "in the log"),
-            quarantined,
-            limits.max_quarantined,
+            (newest or log or {}).get("quarantined_share"),
             f"read {workspace.validated / 'report.html'} and correct the source",
         ),
+    ]
+    return tuple(
+        Threshold(name, meaning, value, getattr(cfg.monitor, name), fix)
+        for name, meaning, value, fix in judged
     )
 
 

@@ -6,7 +6,7 @@ figure shows. Reads and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hpgr.config import Gate
@@ -70,63 +70,51 @@ def decide(contest: Contest, rules: Gate, past: Past) -> Verdict:
     Raises:
         UserError: a rule names a metric that the contest does not have.
     """
+    return Verdict(tuple(_checks(contest, rules, past)))
+
+
+def _checks(contest: Contest, rules: Gate, past: Past) -> Iterator[Check]:
     deciding = _metric(contest, rules.metric, "gate.metric")
     gain = deciding.relative
-    checks = [
-        Check(
-            f"{rules.metric} gains",
-            gain > rules.margin,
-            _shown(deciding),
-            f"more than {rules.margin:+.1%}",
-        )
-    ]
+    yield Check(
+        f"{rules.metric} gains",
+        gain > rules.margin,
+        _shown(deciding),
+        f"more than {rules.margin:+.1%}",
+    )
     if rules.significance < 1:
-        checks.append(
-            Check(
-                f"{rules.metric} gains beyond chance",
-                gain > 0 and deciding.p < rules.significance,
-                f"p = {deciding.p:.4f} over {deciding.queries:,} queries",
-                f"p < {rules.significance:g} (paired bootstrap over users)",
-            )
+        yield Check(
+            f"{rules.metric} gains beyond chance",
+            gain > 0 and deciding.p < rules.significance,
+            f"p = {deciding.p:.4f} over {deciding.queries:,} queries",
+            f"p < {rules.significance:g} (paired bootstrap over users)",
         )
     for name, limit in rules.guards.items():
         change = _metric(contest, name, f"gate.guards.{name}")
-        checks.append(
-            Check(f"{name} holds", _fall(name, change) <= limit, _shown(change), _most(name, limit))
-        )
+        held = _fall(name, change) <= limit
+        yield Check(f"{name} holds", held, _shown(change), _most(name, limit))
     for name, change in contest.slices.items():
         if change.queries >= rules.min_slice_queries:
-            checks.append(
-                Check(
-                    f"{rules.metric} holds for {name}",
-                    _fall(rules.metric, change) <= rules.max_slice_fall,
-                    f"{_shown(change)}, {change.queries:,} queries",
-                    _most(rules.metric, rules.max_slice_fall),
-                )
+            yield Check(
+                f"{rules.metric} holds for {name}",
+                _fall(rules.metric, change) <= rules.max_slice_fall,
+                f"{_shown(change)}, {change.queries:,} queries",
+                _most(rules.metric, rules.max_slice_fall),
             )
-    return Verdict((*checks, *_past(past)))
-
-
-def _past(past: Past) -> list[Check]:
-    checks = [
-        Check(
+    for version, found in past.trained.items():
+        yield Check(
             f"version {version} has not trained on today's test events",
             found.trained == 0,
             f"{found.trained:,} of {found.known:,}",
             "none" if found.trained == 0 else f"none; {TRAIN_AGAIN}",
         )
-        for version, found in past.trained.items()
-    ]
     if past.rolled_back is not None:
-        checks.append(
-            Check(
-                "the version was not rolled back",
-                False,
-                f"rolled back: {past.rolled_back}",
-                "a version that served well; promote by hand with --force",
-            )
+        yield Check(
+            "the version was not rolled back",
+            False,
+            f"rolled back: {past.rolled_back}",
+            "a version that served well; promote by hand with --force",
         )
-    return checks
 
 
 def _metric(contest: Contest, name: str, key: str) -> Change:

@@ -56,6 +56,8 @@ def judge(cfg: Config, version: int | None = None, workspace: Workspace = HERE) 
     Raises:
         UserError: nothing is registered, the version is unknown, or a rule names no metric.
     """
+    import mlflow
+
     client, name = connect(workspace), cfg.register_.model_name
     called = aliases(client, name)
     if version is None:
@@ -78,9 +80,11 @@ def judge(cfg: Config, version: int | None = None, workspace: Workspace = HERE) 
         _write(workspace.gate, _files(verdict))
         return verdict
     key = _key(cfg, champion, found, workspace)
-    if found.tags.get(KEY_TAG) == key and (stored := _stored(found, key)):
-        _write(workspace.gate, _files(stored))
-        return stored
+    if found.tags.get(KEY_TAG) == key:
+        text = mlflow.artifacts.load_text(f"runs:/{found.run_id}/gate/verdict.json")
+        if (stored := json.loads(text)).get("key") == key:
+            _write(workspace.gate, _files(stored))
+            return stored
     figures, decided = _decide(cfg, champion, found, workspace)
     verdict = {
         **facts,
@@ -117,17 +121,11 @@ def as_markdown(verdict: dict[str, Any]) -> str:
 def _decide(
     cfg: Config, champion: int, challenger: ModelVersion, workspace: Workspace
 ) -> tuple[Contest, Verdict]:
-    log, name = open_log(workspace), challenger.name
-    with bundle_of(name, champion) as old, bundle_of(name, int(challenger.version)) as new:
-        device = cfg.finetune.device
-        figures = contest(
-            log,
-            contestant(old, device, workspace),
-            contestant(new, device, workspace),
-            cfg.evaluate,
-            deciding=cfg.gate.metric,
-        )
-        bundles = {champion: old, int(challenger.version): new}
+    log, name, version = open_log(workspace), challenger.name, int(challenger.version)
+    with bundle_of(name, champion) as old, bundle_of(name, version) as new:
+        before, after = (contestant(at, cfg.finetune.device, workspace) for at in (old, new))
+        figures = contest(log, before, after, cfg.evaluate, deciding=cfg.gate.metric)
+        bundles = {champion: old, version: new}
         trained = {v: overlap(read_sketch(b), workspace.sessions, TEST) for v, b in bundles.items()}
     past = Past(trained, challenger.tags.get(ROLLED_BACK_TAG))
     return figures, decide(figures, cfg.gate, past)
@@ -186,15 +184,6 @@ def _write(folder: Path, files: dict[str, str]) -> None:
     with atomic_folder(folder) as fresh:
         for name, text in files.items():
             write_text(fresh / name, text)
-
-
-def _stored(version: ModelVersion, key: str) -> dict[str, Any] | None:
-    """Return the verdict stored with the version's run; None if its key is not `key`."""
-    import mlflow
-
-    text = mlflow.artifacts.load_text(f"runs:/{version.run_id}/gate/verdict.json")
-    verdict = json.loads(text)
-    return verdict if verdict.get("key") == key else None
 
 
 def _publish(

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import walk_tb
 
 from hpgr import failure
 from hpgr.folder import sqlite_file
 from hpgr.params_file import ConfigError
 from hpgr.registry.addresses import VARIABLES, no_answer, public
 from hpgr.runtime import UserError
+from hpgr.terminal import short
 from hpgr.workspace import HERE
 
 SHOWN = 300  # characters of a library's own message
@@ -138,7 +140,7 @@ def reason(error: BaseException) -> str:
     if (inner := re.findall(r"\(Caused by (.*)\)$", text.strip(), re.DOTALL)) and inner[0]:
         text = inner[0]
     text = " ".join(text.split())
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return short(text, SHOWN)
 
 
 def where() -> str:
@@ -158,12 +160,8 @@ def _store() -> Path:
 
 def _is_stores(error: BaseException) -> bool:
     """Return True if MLflow or a library that it uses raised the error or is in its traceback."""
-    if type(error).__module__.partition(".")[0] in LIBRARIES:
-        return True
-    frames, frame = set(), error.__traceback__
-    while frame is not None:
-        frames.add(str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
-        frame = frame.tb_next
-    return isinstance(error, ImportError | OSError | ValueError) and not frames.isdisjoint(
-        LIBRARIES
-    )
+    names = [type(error).__module__]
+    if isinstance(error, ImportError | OSError | ValueError):
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+        names += [str(frame.f_globals.get("__name__", "")) for frame in frames]
+    return any(name.partition(".")[0] in LIBRARIES for name in names)

@@ -38,8 +38,8 @@ from hpgr.intake.raw_file import require_file
 from hpgr.runtime import UserError, atomic_path, read_json, sha256_file, write_json
 from hpgr.serving.champion import load_champion
 from hpgr.serving.recommender import Best, Recommender
-from hpgr.serving.shown import shown
 from hpgr.serving.typed_request import seconds
+from hpgr.terminal import shown
 from hpgr.workspace import HERE, Workspace
 
 HASHED = (

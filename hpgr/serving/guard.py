@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hpgr.serving.shown import shown
+from hpgr.terminal import shown
 
 KNOWN = ("127.0.0.1", "localhost", "[::1]")
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s\[\]:/?#@]+)(:\d*)?", re.ASCII)

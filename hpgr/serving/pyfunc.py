@@ -68,16 +68,7 @@ class RecommenderModel(PythonModel):
         except UserError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         rows = [
-            {
-                "request": number,
-                "rank": rank,
-                "item_id": item.item_id,
-                "title": item.title,
-                "score": item.score,
-                "similarity": item.similarity,
-                "source": answer.source,
-                "anchors": [asdict(anchor) for anchor in item.anchors],
-            }
+            {"request": number, "rank": rank, "source": answer.source, **asdict(item)}
             for number, answer in enumerate(answers)
             for rank, item in enumerate(answer.items, start=1)
         ]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,7 +28,7 @@ from hpgr.metrics import removed_pairs, top_items
 from hpgr.registry.bundle import Serving, check_bundle
 from hpgr.runtime import UserError
 from hpgr.serving.request import Request, encode
-from hpgr.serving.shown import short, shown
+from hpgr.terminal import short, shown
 
 Source = Literal["history", "popular"]  # where an answer's candidates came from
 NEAREST: Source = "history"
@@ -88,8 +88,7 @@ class Answer:
     unknown_items: int
 
 
-@dataclass(frozen=True)
-class Best:
+class Best(NamedTuple):
     """The best K items of Q queries in the model's ids.
 
     `item` int64 [Q, K], -1 where fewer were left; `score` and `similarity` float32 [Q, K], NaN
@@ -103,8 +102,7 @@ class Best:
     @classmethod
     def of(cls, parts: Sequence[Best]) -> Best:
         """The answers of several parts of the queries, one after the other."""
-        names = ("item", "score", "similarity")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 class Recommender:

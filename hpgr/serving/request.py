@@ -21,7 +21,7 @@ from hpgr.data.histories import Histories, offsets_of
 from hpgr.data.id_map import NO_ACTION
 from hpgr.data.log import UNKNOWN
 from hpgr.runtime import UserError
-from hpgr.serving.shown import short, shown
+from hpgr.terminal import short, shown
 
 LATEST_SECONDS = 100_000_000_000  # the year 5138; milliseconds of our time lie above
 

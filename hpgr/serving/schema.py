@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from hpgr.serving.recommender import Answer
 from hpgr.serving.request import Request
-from hpgr.serving.shown import short, shown
+from hpgr.terminal import short, shown
 
 SHOWN_PROBLEMS = 5
 
@@ -77,9 +77,7 @@ class Asked(Sent):
 
     def request(self) -> Request:
         """The same for the recommender."""
-        return Request(
-            self.request_time, self.item_ids, self.timestamps, self.actions, self.session_ids
-        )
+        return Request(**dict(self))
 
 
 class Question(Sent):

@@ -41,17 +41,9 @@ from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion, Served
 from hpgr.serving.guard import Guard
-from hpgr.serving.schema import (
-    Answers,
-    ModelName,
-    Question,
-    Ready,
-    Refusal,
-    Title,
-    explain,
-)
-from hpgr.serving.shown import short, shown
+from hpgr.serving.schema import Answers, ModelName, Question, Ready, Refusal, Title, explain
 from hpgr.templates import rendered
+from hpgr.terminal import short, shown
 from hpgr.workspace import HERE, Workspace
 
 PAGE = Path(__file__).parent / "page.html.j2"
@@ -124,17 +116,11 @@ def bind(host: str, port: int) -> socket.socket:
         UserError: it cannot; the message says how to fix it.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )[0]
-        listening = socket.socket(family, kind, protocol)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-            listening.listen()  # two servers may bind one address, but only one may listen
-        except OSError:
-            listening.close()
-            raise
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # The system's usual setting for IPv6, which `create_server` drops by default.
+        dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        # It also listens: two servers may bind one address, but only one may listen.
+        return socket.create_server(address, family=family, dualstack_ipv6=dual)
     except (OSError, UnicodeError) as error:  # a host such as a..b cannot even be asked for
         taken = getattr(error, "errno", None) == errno.EADDRINUSE
         reason = "another process listens there" if taken else str(error)
@@ -142,7 +128,6 @@ def bind(host: str, port: int) -> socket.socket:
             f"cannot serve on {host}:{port}: {reason}. Stop that process, or change serve.port or "
             "serve.host in params.yaml."
         ) from error
-    return listening
 
 
 def create_app(champion: Champion, limits: Serve) -> FastAPI:
@@ -157,10 +142,9 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
     )
     app.add_middleware(BodyLimit, max_bytes=int(limits.max_body_mb * 2**20))
     app.add_middleware(Guard, hosts=[limits.host, *limits.allowed_hosts])  # the outermost
-    app.add_exception_handler(400, _refuse_bytes)
-    app.add_exception_handler(RequestValidationError, _refuse_form)
-    app.add_exception_handler(UserError, _refuse_content)
-    page = _page(limits)
+    for refused in (400, RequestValidationError, UserError):
+        app.add_exception_handler(refused, _refuse)
+    page = rendered(PAGE, {}, k=limits.k, max_k=limits.max_k)
     policy = _policy(page)
 
     def served() -> Served:
@@ -183,10 +167,7 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
             allow=question.allow,
             deny=question.deny,
         )
-        return Answers(
-            model=ModelName(name=model.name, version=model.version),
-            answers=answers,
-        )
+        return Answers(model=ModelName(name=model.name, version=model.version), answers=answers)
 
     @app.get("/items", responses={422: REFUSALS[422], **NO_MODEL})
     def items(q: Annotated[str, Query(description="part of a title, or an id")]) -> list[Title]:
@@ -291,32 +272,21 @@ class BodyLimit:
         await self.app(scope, counted, send)
 
 
-def _refuse_bytes(_: HttpRequest, error: Exception) -> Response:
-    """Refuse what Python's JSON cannot read; FastAPI calls it a 400 and says no more."""
-    cause = error.__cause__
-    reason = str(cause).split(";")[0]  # of a number too long, Python goes on to offer a setting
-    if isinstance(cause, RecursionError):
-        reason = "lists or objects are nested too deep"
-    return _refusal(f"the body is not JSON in UTF-8: {reason}")
-
-
-def _refuse_form(_: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _refusal(explain(list(error.errors())))
-
-
-def _refuse_content(_: HttpRequest, error: Exception) -> Response:
-    return _refusal(str(error))
-
-
-def _refusal(message: str) -> Response:
+def _refuse(_: HttpRequest, error: Exception) -> Response:
+    """Refuse wrong input with a 422 of one message."""
+    if isinstance(error, RequestValidationError):
+        message = explain(list(error.errors()))
+    elif isinstance(error, UserError):
+        message = str(error)
+    else:  # Python's JSON cannot read the body; FastAPI calls it a 400 and says no more
+        cause = error.__cause__
+        message = str(cause).split(";")[0]  # of a number too long, Python offers a setting
+        if isinstance(cause, RecursionError):
+            message = "lists or objects are nested too deep"
+        message = f"the body is not JSON in UTF-8: {message}"
     # ASCII: a caller's lone surrogate, echoed in the message, has no UTF-8 form.
     body = json.dumps({"detail": _cut(message)}, ensure_ascii=True)
     return Response(body, status_code=422, media_type="application/json")
-
-
-def _page(limits: Serve) -> str:
-    return rendered(PAGE, {}, k=limits.k, max_k=limits.max_k)
 
 
 def _policy(page: str) -> str:

@@ -18,7 +18,7 @@ from hpgr.data.id_map import Ids
 from hpgr.runtime import UserError
 from hpgr.serving.recommender import Recommender
 from hpgr.serving.request import LATEST_SECONDS, Request
-from hpgr.serving.shown import short, shown
+from hpgr.terminal import short, shown
 from hpgr.workspace import HERE, Workspace
 
 YEAR = re.compile(r"\s*\(\d{4}\)$")
