@@ -30,7 +30,7 @@ from host.prefect_server import end_orphans, ensure_automation, own_database, wa
 from hpgr.config import ConfigError
 from hpgr.folder import require_folder, require_repository
 from hpgr.masking import install as mask_output
-from hpgr.registry.addresses import named_addresses
+from hpgr.registry.tracking import named_addresses
 from hpgr.runtime import UserError
 
 SERVER_DEADLINE_S = 15  # it is there, or the address is wrong; slow on a busy machine

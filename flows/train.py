@@ -23,9 +23,10 @@ from flows.promote import judge_and_promote
 from host.cancellation import recallable
 from hpgr.config import load_config
 from hpgr.profiles import set_params
-from hpgr.registry.addresses import public, tracking_uri
 from hpgr.registry.fill_base import clear_base
+from hpgr.registry.mlflow_faults import public
 from hpgr.registry.register import register
+from hpgr.registry.tracking import tracking_uri
 from hpgr.runtime import sole_run
 from hpgr.workspace import HERE
 

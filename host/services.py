@@ -40,12 +40,15 @@ from host.worker import tidy_up
 from hpgr.config import ConfigError, load_config
 from hpgr.folder import require_folder
 from hpgr.masking import install as mask_output
-from hpgr.registry.addresses import named_addresses, own_uri, public, tracking_uri
+from hpgr.registry.mlflow_faults import public
 from hpgr.registry.tracking import (
     EXPERIMENTS,
     artifacts_uri,
     make_store,
     mlflow_address,
+    named_addresses,
+    own_uri,
+    tracking_uri,
 )
 from hpgr.runtime import UserError
 from hpgr.serving.guard import KNOWN

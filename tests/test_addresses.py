@@ -13,8 +13,7 @@ from flows.faults import is_transient
 from flows.launch import launch
 from host.prefect_server import named_by, wait_for_server
 from host.services import services
-from hpgr.registry.addresses import check_address, split_address
-from hpgr.registry.tracking import connect
+from hpgr.registry.tracking import check_address, connect, split_address
 from hpgr.runtime import UserError
 
 VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")

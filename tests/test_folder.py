@@ -25,7 +25,7 @@ from hpgr.folder import (
     require_repository,
     sqlite_file,
 )
-from hpgr.registry.addresses import own_uri
+from hpgr.registry.tracking import own_uri
 from hpgr.runtime import UserError
 
 ROOT = Path(__file__).parents[1]

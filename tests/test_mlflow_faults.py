@@ -18,10 +18,10 @@ from params_text import params_text
 from serving_project import call, vary_weights
 
 from hpgr.config import load_config
-from hpgr.registry.addresses import database, public, tracking_uri
+from hpgr.registry.mlflow_faults import public
 from hpgr.registry.moves import move
 from hpgr.registry.register import register
-from hpgr.registry.tracking import connect
+from hpgr.registry.tracking import connect, database, tracking_uri
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion
 from hpgr.serving.server import create_app

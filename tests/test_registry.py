@@ -16,7 +16,7 @@ from registry_project import make_project
 
 from hpgr.config import load_config
 from hpgr.monitoring.champions import history
-from hpgr.registry import addresses, pipeline_runs, tracking
+from hpgr.registry import pipeline_runs, tracking
 from hpgr.registry import register as registration
 from hpgr.registry.bundle import content_hashes, write_bundle
 from hpgr.registry.moves import move
@@ -339,7 +339,7 @@ def test_without_an_evaluation_nothing_is_registered(tmp_path, monkeypatch):
 
 def test_a_configured_tracking_server_is_honoured(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    assert addresses.tracking_uri() == "http://127.0.0.1:1"
+    assert tracking.tracking_uri() == "http://127.0.0.1:1"
 
 
 def test_lineage_says_absent_where_nothing_is(tmp_path, monkeypatch):

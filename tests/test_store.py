@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpgr.registry.addresses import database
-from hpgr.registry.tracking import connect
+from hpgr.registry.tracking import connect, database
 
 ROOT = Path(__file__).parents[1]
 ASK = f"""

@@ -13,8 +13,9 @@ from params_text import params_text
 
 from hpgr.config import load_config
 from hpgr.registry import tracking, worktree
-from hpgr.registry.addresses import own_uri, public, tracking_uri
+from hpgr.registry.mlflow_faults import public
 from hpgr.registry.trace import keep, restore, trace
+from hpgr.registry.tracking import own_uri, tracking_uri
 from hpgr.runtime import UserError
 
 AUTHOR = ("-c", "user.name=test", "-c", "user.email=test@localhost")

@@ -16,13 +16,14 @@ from pathlib import Path
 from traceback import walk_tb
 
 from hpgr import failure
-from hpgr.folder import sqlite_file
+from hpgr.folder import sqlite_file, sqlite_uri
+from hpgr.masking import masked
 from hpgr.params_file import ConfigError
-from hpgr.registry.addresses import VARIABLES, no_answer, public
 from hpgr.runtime import UserError
 from hpgr.terminal import short
 from hpgr.workspace import HERE
 
+VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 SHOWN = 300  # characters of a library's own message
 LIBRARIES = (
     "mlflow", "sqlalchemy", "alembic", "sqlite3", "psycopg2", "psycopg", "pymysql", "MySQLdb",
@@ -121,6 +122,20 @@ def describe(error: Exception) -> str | None:
     return f"MLflow at {where()} failed: {reason(error)}"
 
 
+def no_answer(place: str, why: object, *variables: str) -> str:
+    """Return the message for a store or registry at `place` that does not answer.
+
+    `variables` are those of the environment that its address may come from.
+    """
+    message = f"MLflow at {place} does not answer ({why})"
+    if not variables:
+        return f"{message}: name another store with {VARIABLES[0]}"
+    return (
+        f"{message}. The address comes from the environment variable {' or '.join(variables)}: "
+        "start the server, or name another one"
+    )
+
+
 def _no_driver(module: str) -> str:
     package = DRIVERS.get(module, module)
     instead = INSTEAD
@@ -141,6 +156,12 @@ def reason(error: BaseException) -> str:
         text = inner[0]
     text = " ".join(text.split())
     return short(text, SHOWN)
+
+
+def public(uri: str) -> str:
+    """Return `uri` as others may see and use it: absolute, and without credentials."""
+    file = sqlite_file(uri)
+    return masked(sqlite_uri(file) if file else uri)
 
 
 def where() -> str:

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from hpgr.config import Config
-from hpgr.registry.addresses import public, registry_uri, tracking_uri
 from hpgr.registry.held_back import in_file
-from hpgr.registry.mlflow_faults import answered
+from hpgr.registry.mlflow_faults import answered, public
 from hpgr.registry.pipeline_runs import ABSENT, ENVIRONMENT, flatten, pins
-from hpgr.registry.tracking import connect_for_reading
+from hpgr.registry.tracking import connect_for_reading, registry_uri, tracking_uri
 from hpgr.registry.versions import get_version
 from hpgr.registry.worktree import apply, changes, committed, head
 from hpgr.runtime import UserError, atomic_path, sha256_file

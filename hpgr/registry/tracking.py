@@ -1,6 +1,8 @@
-"""MLflow's client on the project's store, which is made if missing and tried once before use.
+"""MLflow's store: its address, and the client on it.
 
-Reads and writes the store that MLFLOW_TRACKING_URI names, or else the workspace's.
+The store is that of MLFLOW_TRACKING_URI, or else the workspace's, which is made if missing. Each
+address is checked and each store tried once before use: MLflow itself would retry for minutes, and
+end in a traceback that does not say where the address comes from.
 """
 
 from __future__ import annotations
@@ -8,24 +10,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import httpx
 
 from hpgr.folder import sqlite_file, sqlite_uri
-from hpgr.registry.addresses import (
-    PATIENCE_S,
-    check_address,
-    database,
-    named_addresses,
-    own_uri,
-    public,
-    registry_uri,
-    tracking_uri,
-)
-from hpgr.registry.mlflow_faults import answered
+from hpgr.registry.mlflow_faults import VARIABLES, answered, no_answer, public
 from hpgr.runtime import UserError, atomic_path, sole_writer
 from hpgr.workspace import HERE, Workspace
 
@@ -34,7 +29,86 @@ if TYPE_CHECKING:
 
 CLASSIC = "?workflowType=machine_learning"  # without it MLflow opens its pages for language models
 EXPERIMENTS = f"#/experiments{CLASSIC}"
+PATIENCE_S = 10.0  # for the first answer of a server
+FILES = ("", "file")
+DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # default ports
+EXPECTED = "http://HOST:PORT, sqlite:///PATH or a database server"
 NO_DATABASE = ("http:", "https:", "file:", "databricks", "uc:")
+
+
+def database(workspace: Workspace = HERE) -> Path:
+    """SQLite file of the project's own store."""
+    return workspace.store / "mlflow.db"
+
+
+def own_uri(workspace: Workspace = HERE) -> str:
+    """Address of the project's own SQLite store."""
+    return sqlite_uri(database(workspace))
+
+
+def tracking_uri(workspace: Workspace = HERE) -> str:
+    """MLFLOW_TRACKING_URI if set, else the own store."""
+    return os.environ.get(VARIABLES[0]) or own_uri(workspace)
+
+
+def registry_uri(workspace: Workspace = HERE) -> str:
+    """MLFLOW_REGISTRY_URI if set, else `tracking_uri`."""
+    return os.environ.get(VARIABLES[1]) or tracking_uri(workspace)
+
+
+def named_addresses() -> dict[str, str]:
+    """Return the addresses that the environment names, by variable.
+
+    Raises:
+        UserError: one of them is not valid; see `split_address`.
+    """
+    named = {name: uri for name in VARIABLES if (uri := os.environ.get(name))}
+    for name, uri in named.items():
+        split_address(name, uri)
+    return named
+
+
+def split_address(variable: str, uri: str) -> SplitResult:
+    """Split the address in the environment's `variable`, without asking the network.
+
+    Raises:
+        UserError: it is not an address, or MLflow keeps no versions at an address of this kind.
+    """
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError as error:
+        raise UserError(f"{variable} is not an address ({error}), expected {EXPECTED}") from error
+    if parts.scheme in FILES:
+        raise UserError(
+            f"{variable} is {uri!r}: MLflow keeps no versions in plain files, expected {EXPECTED}. "
+            f"Without it (`unset {variable}`) the project's own store is used"
+        )
+    if parts.scheme.partition("+")[0] not in ("http", "https", "sqlite", *DATABASES):
+        raise UserError(f"{variable} begins with {parts.scheme!r}, expected {EXPECTED}")
+    return parts
+
+
+def check_address(variable: str, uri: str) -> None:
+    """Refuse the address in the environment's `variable` if it is not valid or nothing answers.
+
+    Raises:
+        UserError: as `split_address`, or nothing answers there; its cause is the network's error.
+    """
+    parts = split_address(variable, uri)
+    kind, host = parts.scheme.partition("+")[0], parts.hostname
+    port = parts.port or DATABASES.get(kind)
+    try:
+        if kind in ("http", "https"):
+            httpx.get(uri, timeout=PATIENCE_S)
+        elif host and port:
+            socket.create_connection((host, port), PATIENCE_S).close()
+    except (httpx.TransportError, OSError) as error:
+        if "certificate" in str(error).lower():
+            return  # it answers; trust in certificates is set elsewhere
+        raise UserError(no_answer(public(uri), error, variable)) from error
+    except httpx.InvalidURL as error:
+        raise UserError(f"{variable} is not an address ({error}), expected {EXPECTED}") from error
 
 
 def make_store(workspace: Workspace = HERE) -> None:
@@ -78,8 +152,7 @@ def connect(workspace: Workspace = HERE) -> MlflowClient:
     """Return MLflow's client on `tracking_uri`, which becomes the process's store.
 
     Raises:
-        UserError: the store or the registry does not answer. One request to each finds out, since
-            MLflow itself would retry for minutes.
+        UserError: the store or the registry does not answer; one request to each finds out.
     """
     for variable, uri in named_addresses().items():
         check_address(variable, uri)

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpgr.registry.addresses import public, registry_uri
-from hpgr.registry.mlflow_faults import reason
+from hpgr.registry.mlflow_faults import public, reason
+from hpgr.registry.tracking import registry_uri
 from hpgr.runtime import UserError
 
 if TYPE_CHECKING:
