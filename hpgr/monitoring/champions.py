@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-# Protocols of a deciding metric: ctr temporal (K1) for auc; next item leave-one-out (R1) or next
-# item temporal (R2) for every other.
-PROTOCOLS = {"auc": ("K1",)}
-RETRIEVAL = ("R1", "R2")
+PROTOCOLS = {"auc": ("K1",)}  # of a deciding metric: ctr temporal
+RETRIEVAL = ("R1", "R2")  # of every other: next item leave-one-out, next item temporal
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,7 @@ class Monitoring:
 
 @answered()
 def monitor(cfg: Config, now: datetime | None = None, workspace: Workspace = HERE) -> Monitoring:
-    """Judge every threshold and write the page.
-
-    Args:
-        cfg: limits, the model's name, the gate's deciding metric.
-        now: time of judgement, UTC; by default the present.
-        workspace: holds the batches and the log, and gets the page.
-    """
+    """Judge every threshold at the time `now` (UTC, by default the present) and write the page."""
     now = now or datetime.now(UTC)
     batches = _read(workspace.accepted / "batches.json") or []
     log = _read(workspace.validated / "summary.json")
@@ -107,15 +101,10 @@ def judge(
     now: datetime,
     workspace: Workspace = HERE,
 ) -> tuple[Threshold, ...]:
-    """Return every threshold with its value; the newest batch counts, accepted or not.
+    """Return every threshold with its value at the time `now`, UTC.
 
-    Args:
-        cfg: the limits.
-        batches: oldest first, as batches.json holds them.
-        log: summary of the validate stage; its quarantine counts while there is no batch.
-        past: versions, reigns and scores.
-        now: time of judgement, UTC.
-        workspace: its reports are named in the fixes.
+    Of `batches`, oldest first, the newest counts, accepted or not. While there is none, the
+    quarantine of `log` counts, the validate stage's summary. Fixes name the workspace's reports.
     """
     newest = batches[-1] if batches else {}
     refused = "" if newest.get("accepted", True) else "the batch was refused: "

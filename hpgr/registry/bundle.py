@@ -16,44 +16,39 @@ a wrong bundle costs neither memory nor time.
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from hpgr.config import Config
 from hpgr.data.log import FIRST_ITEM, Meta
 from hpgr.data.repeats import removes_history
 from hpgr.data.trained_events import SKETCH, read_sketch
-from hpgr.runtime import DamagedFile, UserError, check_value, read_json, sha256_file, write_json
+from hpgr.runtime import DamagedFile, UserError, read_json, sha256_file, write_json
+from hpgr.terminal import shown
 from hpgr.workspace import HERE, Workspace
 
 MODEL_FILES = ("model.safetensors", "config.json")
 TABLES = ("items.parquet", "actions.parquet", "categories.parquet")
 LARGEST_JSON, LARGEST_TABLE, LONGEST_TEXT = 1 << 20, 1 << 30, 1 << 16  # bytes
 NEEDED = ("serving.json", "items.parquet", "actions.parquet", "model")
-SERVING: dict[str, tuple[Any, ...]] = {
-    "gap_s": (int, 0, 1 << 40),
-    "max_history": (int, 2, 1 << 24),
-    "retrieve": (int, 1, 1 << 20),
-    "remove_history": (bool,),
-    "ranked": (bool,),
-}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Serving:
     """Settings for answering a request, as the model was trained and evaluated.
 
     `gap_s` is in seconds, `max_history` in events, `retrieve` in items.
     """
 
-    gap_s: int
-    max_history: int
-    retrieve: int
+    gap_s: int = Field(ge=0, le=1 << 40)
+    max_history: int = Field(ge=2, le=1 << 24)
+    retrieve: int = Field(ge=1, le=1 << 20)
     remove_history: bool
     ranked: bool  # the ranking head was trained
 
@@ -86,14 +81,14 @@ def write_bundle(cfg: Config, target: Path, workspace: Workspace = HERE) -> Path
     judged: dict[str, Any] = {"retrieve": cfg.evaluate.retrieve, "remove_history": seen}
     if (rules := workspace.evaluation / "rules.json").is_file():
         judged = read_json(rules)
-    serving = Serving(
-        gap_s=log["gap_s"],
-        max_history=trained["model"]["max_history"],
-        retrieve=judged["retrieve"],
-        remove_history=judged["remove_history"],
-        ranked=trained["ranking"],
-    )
-    write_json(target / "serving.json", asdict(serving))
+    settings = {
+        "gap_s": log["gap_s"],
+        "max_history": trained["model"]["max_history"],
+        "retrieve": judged["retrieve"],
+        "remove_history": judged["remove_history"],
+        "ranked": trained["ranking"],
+    }
+    write_json(target / "serving.json", settings)
     return target
 
 
@@ -135,20 +130,20 @@ def check_bundle(bundle: Path) -> Serving:
 def _serving(path: Path, config: dict[str, Any]) -> Serving:
     if path.stat().st_size > LARGEST_JSON:
         raise DamagedFile(path, f"larger than {LARGEST_JSON >> 20} MiB")
-    values = read_json(path)
     try:
-        serving = Serving(**values)
-    except TypeError as error:  # other keys, or no object at all
+        serving = Serving(**read_json(path))
+    except TypeError as error:  # no object
         raise DamagedFile(path, error) from error
-    for name, rule in SERVING.items():
-        check_value(path, name, values[name], rule)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise DamagedFile(path, f"{shown(wrong['loc'][0])}: {wrong['msg']}") from error
     for name, trained in (
         ("max_history", config["model"]["max_history"]),
         ("ranked", config["ranking"]),
         ("gap_s", config["catalogue"]["gap_s"]),
     ):
-        if values[name] != trained:
-            raise DamagedFile(path, f"{name} is {values[name]}, the model has {trained}")
+        if (found := getattr(serving, name)) != trained:
+            raise DamagedFile(path, f"{name} is {found}, the model has {trained}")
     return serving
 
 

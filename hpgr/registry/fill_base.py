@@ -34,14 +34,9 @@ STAYS = ".gitignore"  # tracked by git, so that every clone has the folder DVC d
 def fill_base(
     cfg: Config, version: int | None = None, workspace: Workspace = HERE
 ) -> dict[str, Any]:
-    """Put a registered version into base/ and return what base.json holds.
+    """Put a version, by default the champion, into base/ and return what base.json holds.
 
     If that version is there already, no file is touched, so that DVC hashes nothing again.
-
-    Args:
-        cfg: names the registered model.
-        version: default is the champion.
-        workspace: its base/ is filled.
 
     Raises:
         UserError: there is no such version, it cannot be fetched, or it is too old to start from.

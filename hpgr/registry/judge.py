@@ -132,12 +132,7 @@ def _decide(
 
 
 def contestant(bundle: Path, device: str, workspace: Workspace = HERE) -> Contestant:
-    """Load the bundle's network with the map from today's indices to its own.
-
-    Args:
-        bundle: see `hpgr.registry.bundle`.
-        device: as torch names it.
-        workspace: holds the tables of today's log.
+    """Load the bundle's network with the map from the indices of the workspace's log to its own.
 
     Raises:
         UserError: a file of the bundle is missing or wrong.

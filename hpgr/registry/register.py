@@ -17,7 +17,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,7 +240,7 @@ def _example(workspace: Workspace) -> Any:
 
     items = pq.read_table(workspace.sessions / "items.parquet", columns=["item_id"])
     ids = items["item_id"].slice(0, 3).to_pylist()
-    now = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+    now = 1_767_225_600  # 2026-01-01
     times = [now - 60 * (len(ids) - i) for i in range(len(ids))]
     return pd.DataFrame({"request_time": [now], "item_ids": [ids], "timestamps": [times]})
 

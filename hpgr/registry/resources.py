@@ -11,7 +11,7 @@ import csv
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,35 +49,28 @@ def recorded(output: Path) -> Iterator[None]:
 def _sample(samples: list[tuple[float, float, float, float]], done: threading.Event) -> None:
     process = psutil.Process()
     pause = FIRST_PAUSE_S
-    clock, cpu = time.monotonic(), _cpu_seconds(process)
+    clock, (cpu, _) = time.monotonic(), _used(process)
     # Start in wall time plus a monotonic clock, so that samples never go back in time.
     epoch = time.time() - clock
     while True:
         ended = done.wait(pause)
         pause = min(pause * 1.1, LONGEST_PAUSE_S)
-        now, used = time.monotonic(), _cpu_seconds(process)
+        now, (used, memory) = time.monotonic(), _used(process)
         percent = 100 * max(used - cpu, 0.0) / max(now - clock, 1e-9)
         clock, cpu = now, used
-        samples.append((epoch + clock, percent, _memory(process), _gpu_memory()))
+        samples.append((epoch + clock, percent, memory / MEGABYTE, _gpu_memory()))
         if ended:
             return
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
-    return _total(process, lambda member: sum(member.cpu_times()[:2]))  # user and system
-
-
-def _memory(process: psutil.Process) -> float:
-    return _total(process, lambda member: member.memory_info().rss) / MEGABYTE
-
-
-def _total(process: psutil.Process, measure: Callable[[psutil.Process], float]) -> float:
-    """Sum a measure over the process and its children."""
-    total = 0.0
+def _used(process: psutil.Process) -> tuple[float, int]:
+    """Return CPU seconds and resident bytes of the process and its children."""
+    seconds, memory = 0.0, 0
     for member in (process, *process.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):  # a child that ended after the listing
-            total += measure(member)
-    return total
+            seconds += sum(member.cpu_times()[:2])  # user and system
+            memory += member.memory_info().rss
+    return seconds, memory
 
 
 def _gpu_memory() -> float:

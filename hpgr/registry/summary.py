@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from hpgr.evaluation.headline import markdown_table, protocol_label, terminal_table
+from hpgr.evaluation.headline import Rows, markdown_table, protocol_label, terminal_table
 from hpgr.runtime import UserError, read_json
 from hpgr.workspace import HERE, Workspace
-
-Rows = dict[str, dict[str, float]]
 
 
 def protocols(workspace: Workspace = HERE) -> dict[str, Rows]:
@@ -32,7 +30,7 @@ def protocols(workspace: Workspace = HERE) -> dict[str, Rows]:
     }
 
 
-def headline(workspace: Workspace = HERE) -> dict[str, dict[str, float]]:
+def headline(workspace: Workspace = HERE) -> Rows:
     """Return protocol -> metric -> value of the judged model."""
     return {name: next(iter(rows.values())) for name, rows in protocols(workspace).items()}
 
@@ -42,10 +40,10 @@ def verdict(workspace: Workspace = HERE) -> tuple[str | None, str]:
 
     None and "" if validation has no queries, or the evaluation is older than verdicts.
     """
-    verdict = workspace.evaluation / "verdict.json"
-    if not verdict.is_file():
+    file = workspace.evaluation / "verdict.json"
+    if not file.is_file():
         return None, ""
-    found = read_json(verdict)
+    found = read_json(file)
     return found["serve_instead"], found["sentence"]
 
 

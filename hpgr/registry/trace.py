@@ -93,7 +93,6 @@ def keep(client: MlflowClient, run_id: str, workspace: Workspace = HERE) -> None
                 client.log_artifact(run_id, str(Path(scratch) / name), FOLDER)
 
 
-@answered()
 def check_pins(workspace: Workspace = HERE) -> None:
     """Refuse a secret in the parameters or hashes, which every version needs.
 

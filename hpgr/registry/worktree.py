@@ -38,11 +38,7 @@ def changes(*, without: Iterable[str], root: Path = HERE.root) -> Changes:
 
     New files are included, the smallest first, up to NEW_FILES in total. The others are left out,
     as are repositories inside this one. Files that hold a secret, new or changed, are held back
-    (`hpgr.registry.held_back`).
-
-    Args:
-        without: names of files that are kept in another way.
-        root: a folder of a working tree.
+    (`hpgr.registry.held_back`). `without` names files that are kept in another way.
 
     Raises:
         UserError: git cannot read one of the files.
@@ -81,10 +77,7 @@ def changes(*, without: Iterable[str], root: Path = HERE.root) -> Changes:
 def _without_secrets(root: Path, patch: bytes, raw: bytes) -> tuple[bytes, dict[str, str]]:
     """Remove files that hold a secret from the patch; return the rest and the reasons.
 
-    Args:
-        root: the folder.
-        patch: of several files.
-        raw: the same files in the same order, as `diff-index --raw -z` lists them.
+    `raw` lists the same files in the same order (`diff-index --raw -z`).
     """
     pieces = re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE)[1:]
     fields = iter(raw.split(b"\0")[:-1])

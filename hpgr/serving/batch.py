@@ -95,10 +95,7 @@ def recommend_all(
 ) -> Done:
     """Score every user of the log with the champion, as `cfg.recommend` asks.
 
-    Args:
-        cfg: its section `recommend` says how many items, when, and which may be recommended.
-        progress: called after every part with the users done so far and those of the whole log.
-        workspace: holds the sessionized log and takes the answers.
+    `progress` is called after every part with the users done so far and those of the whole log.
 
     Raises:
         UserError: no champion, no log, no event before the time asked, an allow list that names
@@ -132,7 +129,7 @@ def _recommend_all(cfg: Config, progress: Progress, workspace: Workspace) -> Don
     eligible = model.eligible(allow, deny or ())
     if eligible is not None and not eligible[list(model.names)].any():
         print("warning: recommend.allow and recommend.deny leave no item: every answer is empty")
-    scorer = Scoring(model, sessions, at, asked.k, eligible=eligible, drop_seen=drop_seen)
+    scorer = Scoring(model, sessions, at, asked.k, eligible, drop_seen)
     users, scored, began = sessions.log.meta.num_users, 0, time.monotonic()
     with _locked(folder), tqdm(total=users, desc="recommend", unit="user", mininterval=2.0) as bar:
         counts = {"users": users, "dropped_users": sessions.dropped_users}
@@ -155,24 +152,24 @@ def _recommend_all(cfg: Config, progress: Progress, workspace: Workspace) -> Don
     return Done(folder, manifest, scored)
 
 
+@dataclass
 class Scoring:
-    """One question to one model about the users of a log."""
+    """One question to one model about the users of a log.
 
-    def __init__(
-        self,
-        model: Recommender,
-        sessions: Sessions,
-        at: int,
-        k: int,
-        *,
-        eligible: np.ndarray | None,
-        drop_seen: bool,
-    ) -> None:
-        """`at` is the time of the request, seconds; the rest as in `Recommender.best`."""
-        self.model, self.log, self.at, self.k = model, sessions.log, at, k
-        self.eligible, self.drop_seen = eligible, drop_seen
-        self.user_ids = sessions.users.sort_by("user")["user_id"]
-        self.ids = IdMap.between(sessions.ids, Ids(model.item, model.actions))
+    `at` is the time of the request, seconds; the rest is as in `Recommender.best`.
+    """
+
+    model: Recommender
+    sessions: Sessions
+    at: int
+    k: int
+    eligible: np.ndarray | None
+    drop_seen: bool
+
+    def __post_init__(self) -> None:
+        model = self.model
+        self.user_ids = self.sessions.users.sort_by("user")["user_id"]
+        self.ids = IdMap.between(self.sessions.ids, Ids(model.item, model.actions))
         # The model's catalogue by index, the reserved ones without a name.
         catalogue = [model.names.get(i, (None, None)) for i in range(len(model.popularity))]
         self.item_ids = pa.array([item_id for item_id, _ in catalogue], pa.string())
@@ -183,7 +180,7 @@ class Scoring:
 
         Sessions are the log's own; an empty history is a newcomer's.
         """
-        log = self.log
+        log = self.sessions.log
         bounds = np.asarray(log.user_offsets[start : stop + 1])
         earlier = np.asarray(log.timestamp[bounds[0] : bounds[-1]]) < self.at
         before = np.concatenate([[0], np.cumsum(earlier)])[bounds - bounds[0]]
@@ -193,14 +190,9 @@ class Scoring:
         for part in bounded(np.diff(before), queries=len(user)):
             at = np.full(len(user[part]), self.at)
             asked = histories(log, user[part], end[part], at, log.meta.num_events)
-            parts.append(
-                self.model.best(
-                    self.ids.histories(asked),
-                    k=self.k,
-                    eligible=self.eligible,
-                    drop_seen=self.drop_seen,
-                )
-            )
+            own = self.ids.histories(asked)
+            best = self.model.best(own, k=self.k, eligible=self.eligible, drop_seen=self.drop_seen)
+            parts.append(best)
         return Best.of(parts)
 
     def table(self, start: int, stop: int) -> pa.Table:
@@ -240,13 +232,9 @@ def _request_time(asked: Any, log: EventLog) -> int:
 
 
 def _read_list(path: Path | None, model: Recommender, *, some_known: bool) -> list[str] | None:
-    """Item ids of a file, one a line; print how many of them the model does not know.
+    """Item ids of a file, one a line, of which `some_known` says that one at least must be known.
 
     Lines of a file without any known id are not shown: it may be no list of ids at all.
-
-    Raises:
-        UserError: the file is missing, is not UTF-8 text, or names no known item although
-            `some_known`: one at least must be.
     """
     if path is None:
         return None

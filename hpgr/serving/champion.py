@@ -94,17 +94,16 @@ class Champion:
         try:
             self._client = self._client or self._connect()
             version = find_champion(self._client, self.name)
-            if self.served is None or self._is_other(version, self.served):
+            found = (int(version.version), str(version.run_id))
+            if self.served is None or found != (self.served.version, self.served.run_id):
                 served = load(version)
                 logger.info("serving %s version %s", served.name, served.version)
                 self.served = served
             problem = None
+        except UserError as error:
+            problem = str(error)
         except Exception as error:  # the watch must outlive every failure of the registry
-            problem = (
-                str(error)
-                if isinstance(error, UserError)
-                else masked(describe(error) or repr(error))
-            )
+            problem = masked(describe(error) or repr(error))
         if problem not in (None, self.problem):
             kept = f"; version {self.served.version} stays" if self.served else ""
             logger.warning("%s%s", problem, kept)
@@ -115,7 +114,3 @@ class Champion:
         while not stop.is_set():
             self.look()
             stop.wait(every_s)
-
-    @staticmethod
-    def _is_other(version: ModelVersion, served: Served) -> bool:
-        return (int(version.version), str(version.run_id)) != (served.version, served.run_id)

@@ -309,15 +309,10 @@ class Recommender:
 
 
 def load_bundle(bundle: Path, what: str, fix: str) -> Recommender:
-    """The bundle on the best device; what is wrong with it is one message.
-
-    Args:
-        bundle: a copy, of which the message says nothing.
-        what: the model that it is a copy of.
-        fix: what to do where it cannot be read.
+    """The bundle on the best device.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read; one message says so of `what` it is a copy of, and the `fix`.
     """
     try:
         return Recommender.load(bundle, device="auto")

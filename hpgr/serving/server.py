@@ -26,6 +26,7 @@ import socket
 import threading
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,12 +58,10 @@ HEADERS = [
 ]
 STOP_GRACE_S = 10  # for requests in flight when the server is asked to end
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
+RESPONSES: dict[int | str, dict[str, Any]] = {
     413: {"model": Refusal, "description": "more than serve.max_* allows"},
     422: {"model": Refusal, "description": "wrong input; the message says what was expected"},
-}
-NO_MODEL: dict[int | str, dict[str, Any]] = {
-    503: {"model": Refusal, "description": "no model is loaded yet; the message says why"}
+    503: {"model": Refusal, "description": "no model is loaded yet; the message says why"},
 }
 
 
@@ -153,12 +152,11 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
             raise HTTPException(503, f"no model is loaded yet: {_cut(champion.problem)}")
         return model
 
-    def sized(body: Any) -> Any:
-        return check_size(body, limits)
+    sized = BeforeValidator(partial(check_size, limits=limits))
 
     # Plain functions run in worker threads: scoring one request does not hold up the others.
-    @app.post("/recommend", responses={**REFUSALS, **NO_MODEL})
-    def recommend(question: Annotated[Question, BeforeValidator(sized)]) -> Answers:
+    @app.post("/recommend", responses=RESPONSES)
+    def recommend(question: Annotated[Question, sized]) -> Answers:
         """The best items for each request, and the history items that placed them."""
         model = served()
         answers = model.recommender.recommend(
@@ -169,7 +167,7 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
         )
         return Answers(model=ModelName(name=model.name, version=model.version), answers=answers)
 
-    @app.get("/items", responses={422: REFUSALS[422], **NO_MODEL})
+    @app.get("/items", responses={n: RESPONSES[n] for n in (422, 503)})
     def items(q: Annotated[str, Query(description="part of a title, or an id")]) -> list[Title]:
         """The first items of the catalogue whose title holds `q`, or whose id it is."""
         names = served().recommender.names.values()
@@ -189,7 +187,7 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
         """The process lives."""
         return {"status": "alive"}
 
-    @app.get("/ready", responses=NO_MODEL)
+    @app.get("/ready", responses={503: RESPONSES[503]})
     def ready() -> Ready:
         """The version that answers, or 503 with the reason why there is none."""
         model = served()
@@ -211,12 +209,7 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
 def check_size(body: Any, limits: Serve) -> Any:
     """Refuse what is larger than the server is set to answer, before anything is made of it.
 
-    Args:
-        body: as posted, of any form; bytes where it did not come as JSON.
-        limits: the section `serve`.
-
-    Returns:
-        `body`.
+    Return `body` as posted, of any form; it is bytes where it did not come as JSON.
 
     Raises:
         HTTPException: 413, too many requests or events.

@@ -72,15 +72,11 @@ def typed(text: str, at: str | None, recommender: Recommender) -> Request:
 
 
 def find_items(text: str, titles: dict[str, str]) -> list[str]:
-    """Item ids of the comma-separated entries of `text`; ids and titles may hold commas too.
+    """Item ids of the comma-separated entries of `text`, by the `titles` of all ids.
 
     An entry is an id, a title, or a title without its year where that is unambiguous; letter case
-    and the amount of white space do not matter. The longest run of comma-separated pieces that is
-    one of these is taken first.
-
-    Args:
-        text: the entries.
-        titles: item id to title.
+    and the amount of white space do not matter. Ids and titles may hold commas too: the longest run
+    of pieces that is one of these is taken first.
 
     Raises:
         UserError: a piece is no item, or a title without year fits several.
