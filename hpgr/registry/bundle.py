@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -46,9 +46,9 @@ class Serving:
     `gap_s` is in seconds, `max_history` in events, `retrieve` in items.
     """
 
-    gap_s: int = Field(ge=0, le=1 << 40)
-    max_history: int = Field(ge=2, le=1 << 24)
-    retrieve: int = Field(ge=1, le=1 << 20)
+    gap_s: Annotated[int, Field(ge=0, le=1 << 40)]
+    max_history: Annotated[int, Field(ge=2, le=1 << 24)]
+    retrieve: Annotated[int, Field(ge=1, le=1 << 20)]
     remove_history: bool
     ranked: bool  # the ranking head was trained
 

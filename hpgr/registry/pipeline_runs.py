@@ -61,11 +61,7 @@ def log_pipeline(
     with failing_run(client, run_id):
         metrics = _metrics(headline(workspace), int(time.time() * 1000))
         client.log_batch(run_id, metrics, _params(cfg, "data"))
-        report, figures = workspace.evaluation / "report.html", workspace.evaluation / "figures"
-        if report.is_file():
-            client.log_artifact(run_id, str(report))
-        if figures.is_dir():
-            client.log_artifacts(run_id, str(figures), figures.name)
+        _log_files(client, run_id, workspace.evaluation, "report.html", "figures")
         for stage in STAGES:
             _log_stage(client, cfg, stage, parent.info, workspace)
     return run_id
@@ -82,16 +78,19 @@ def _log_stage(
     run = client.create_run(parent.experiment_id, start_time=began, run_name=stage, tags=tags)
     run_id = run.info.run_id
     with failing_run(client, run_id):
-        metrics = [*_curves(output / "curves.csv", ended), *_system(resources)]
+        metrics = _series(output / "curves.csv", resources, ended)
         if (output / "metrics.json").is_file():
             metrics += _metrics(read_json(output / "metrics.json"), ended)
         sections = (stage, "model") if "model" in STAGES[stage].params else (stage,)
         client.log_batch(run_id, metrics, _params(cfg, *sections))
-        for pattern in ("*.json", "report.html", "figures"):
-            for path in sorted(output.glob(pattern)):
-                log = client.log_artifacts if path.is_dir() else client.log_artifact
-                log(run_id, str(path), "figures" if path.is_dir() else None)
+        _log_files(client, run_id, output, "*.json", "report.html", "figures")
         client.set_terminated(run_id, end_time=ended)
+
+
+def _log_files(client: MlflowClient, run_id: str, folder: Path, *patterns: str) -> None:
+    for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
+        log = client.log_artifacts if path.is_dir() else client.log_artifact
+        log(run_id, str(path), path.name if path.is_dir() else None)
 
 
 def pins(workspace: Workspace = HERE) -> tuple[Path, ...]:
@@ -169,22 +168,21 @@ def _metrics(values: Any, timestamp: int) -> list[Metric]:
     ]
 
 
-def _curves(source: Path, timestamp: int) -> Iterator[Metric]:
-    """Yield every numeric column of curves.csv by its `step` column, or else its row number."""
+def _series(curves: Path, resources: list[dict[str, float]], ended: int) -> list[Metric]:
+    """Return the columns of curves.csv by `step`, or else row, and the use of resources."""
     from mlflow.entities import Metric
 
-    for number, row in enumerate(_rows(source)):
-        step = int(row.pop("step", number))
-        for name, value in row.items():
-            yield Metric(metric_name(name), value, timestamp, step)
-
-
-def _system(samples: list[dict[str, float]]) -> Iterator[Metric]:
-    from mlflow.entities import Metric
-
-    for number, sample in enumerate(samples):
-        for column, name in SYSTEM_METRICS.items():
-            yield Metric(name, sample[column], int(sample["time"] * 1000), number)
+    trained = [
+        Metric(metric_name(name), value, ended, int(row.get("step", number)))
+        for number, row in enumerate(_rows(curves))
+        for name, value in row.items()
+        if name != "step"
+    ]
+    return trained + [
+        Metric(name, sample[column], int(sample["time"] * 1000), number)
+        for number, sample in enumerate(resources)
+        for column, name in SYSTEM_METRICS.items()
+    ]
 
 
 def _rows(source: Path) -> Iterator[dict[str, float]]:
