@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-PROTOCOLS = {"auc": ("K1",)}  # of a deciding metric: ctr temporal
-RETRIEVAL = ("R1", "R2")  # of every other: next item leave-one-out, next item temporal
-
 
 @dataclass(frozen=True)
 class Version:
@@ -99,11 +96,13 @@ def _versions(
     client: MlflowClient, cfg: Config, registered: Iterable[ModelVersion]
 ) -> Iterator[Version]:
     wanted = cfg.gate.metric
+    # ctr temporal (K1), or next item leave-one-out (R1) or temporal (R2).
+    protocols = ("K1",) if wanted == "auc" else ("R1", "R2")
     for found in registered:
         run = client.get_run(str(found.run_id))
         metrics = {
             protocol: run.data.metrics.get(f"{protocol}.{metric_name(wanted)}")
-            for protocol in PROTOCOLS.get(wanted, RETRIEVAL)
+            for protocol in protocols
         }
         protocol = next((key for key, value in metrics.items() if value is not None), None)
         yield Version(

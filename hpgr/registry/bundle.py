@@ -130,13 +130,16 @@ def check_bundle(bundle: Path) -> Serving:
 def _serving(path: Path, config: dict[str, Any]) -> Serving:
     if path.stat().st_size > LARGEST_JSON:
         raise DamagedFile(path, f"larger than {LARGEST_JSON >> 20} MiB")
+    values = read_json(path)
     try:
-        serving = Serving(**read_json(path))
+        serving = Serving(**values)
     except TypeError as error:  # no object
         raise DamagedFile(path, error) from error
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise DamagedFile(path, f"{shown(wrong['loc'][0])}: {wrong['msg']}") from error
+        name = wrong["loc"][0]
+        why = f"{shown(name)} is {shown(values.get(name))}: {wrong['msg']}"
+        raise DamagedFile(path, why) from error
     for name, trained in (
         ("max_history", config["model"]["max_history"]),
         ("ranked", config["ranking"]),

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from traceback import walk_tb
 
 from hpgr import failure
@@ -105,7 +104,9 @@ def describe(error: Exception) -> str | None:
     """Return cause and fix of `error` in one line; None if MLflow is not involved."""
     errors = list(failure.chain(error))
     if any(failure.is_full(one) for one in errors):
-        return failure.describe(error, _store())
+        import mlflow
+
+        return failure.describe(error, sqlite_file(mlflow.get_tracking_uri()) or HERE.store)
     if not any(_is_stores(one) for one in errors):
         return None
     for one in errors:
@@ -170,13 +171,6 @@ def where() -> str:
 
     tracking, registry = public(mlflow.get_tracking_uri()), public(mlflow.get_registry_uri())
     return tracking if tracking == registry else f"{tracking}, registry {registry}"
-
-
-def _store() -> Path:
-    """Return the local file or folder to which MLflow writes."""
-    import mlflow
-
-    return sqlite_file(mlflow.get_tracking_uri()) or HERE.store
 
 
 def _is_stores(error: BaseException) -> bool:

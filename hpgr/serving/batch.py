@@ -232,7 +232,7 @@ def _request_time(asked: Any, log: EventLog) -> int:
 
 
 def _read_list(path: Path | None, model: Recommender, *, some_known: bool) -> list[str] | None:
-    """Item ids of a file, one a line, of which `some_known` says that one at least must be known.
+    """Item ids of a file, one a line; if `some_known`, the model must know at least one.
 
     Lines of a file without any known id are not shown: it may be no list of ids at all.
     """
