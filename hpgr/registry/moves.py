@@ -90,11 +90,13 @@ def move(
     client, name = connect(workspace), cfg.register_.model_name
     if version is None and not back:
         version = aliases(client, name).get(CHALLENGER)
-    kind, finished = ROLL_BACK if back else PROMOTE, finish_interrupted(client, cfg)
+    kind = ROLL_BACK if back else PROMOTE
+    finished = finish_interrupted(client, cfg)
     if finished and finished.kind == kind and version in (None, finished.after):
         return finished
     called, at = aliases(client, name), _now()
-    champion, after = called.get(CHAMPION), called.get(PREVIOUS) if back else version
+    champion = called.get(CHAMPION)
+    after = called.get(PREVIOUS) if back else version
     if back and (champion is None or after in (None, champion)):
         raise UserError(f"{name} has no {PREVIOUS} champion to roll back to. {ANOTHER}")
     if after is None:
