@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from own_log import START, config, good_rows, write_csv
 
 from hpgr.intake import raw_file
+from hpgr.intake.delimited_text import Dialect
 from hpgr.intake.dialect import dialect_of
 from hpgr.intake.doctor import doctor
 from hpgr.intake.table_files import table_chunks, table_whole
-from hpgr.intake.text_records import Dialect
 from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
 from hpgr.workspace import HERE
@@ -174,7 +174,7 @@ def test_a_table_of_items_keeps_escaped_quotes(tmp_path):
     assert frame["title"].tolist() == ['The "Best" of, six', "Ends with \\", "C:\\dir"]
 
 
-# --- random texts, cut into blocks of a few bytes ---------------------------------------------
+# --- random texts -------------------------------------------------------------------------------
 
 VALUES = st.text(st.sampled_from("ab\"\\,;\t|\n 0é'"), max_size=8)
 TABLES = st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=12)
@@ -184,9 +184,7 @@ WRITERS = [("\n", csv.QUOTE_MINIMAL), ("\r\n", csv.QUOTE_MINIMAL), ("\r", csv.QU
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(raw_file, "BLOCK_BYTES", 29)
-        yield tmp_path_factory.mktemp("texts")
+    return tmp_path_factory.mktemp("texts")
 
 
 def stripped(rows):

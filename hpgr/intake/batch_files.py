@@ -6,11 +6,11 @@ that the log's own have. Reads names and kinds of files; writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpgr.intake.formats import format_of
+from hpgr.intake.contract import EVENTS
+from hpgr.intake.formats import Part, format_of
 from hpgr.intake.raw_file import PARQUET, holds_parts, parts_of, require_file, require_path
 from hpgr.runtime import UserError
 
@@ -18,39 +18,36 @@ if TYPE_CHECKING:
     from hpgr.config import Data
 
 
-def batch_tables(data: Data, source: Path) -> dict[str, Path]:
-    """The tables of the batch at `source` by the names that the log's own have.
-
-    Each table is a file or a folder of parts.
+def batch_tables(data: Data, source: Path) -> Part:
+    """The tables of the batch at `source`.
 
     Raises:
         UserError: nothing readable is there, it lies inside the log, or the format has no such
             table.
     """
-    layout = format_of(data)
+    roles = {table.name: role for role, table in format_of(data).tables.items()}
+    events, *others = roles
     require_path(source, "give the file or folder of new events")
     if source.resolve().is_relative_to(data.path.parent.resolve()):
         raise UserError(
             f"{source} lies in {data.path.parent}, which data.dvc pins: move it elsewhere; what "
             "is accepted is copied"
         )
-    own = data.path / layout.events
+    own = data.path / events
     if source.is_file() or (data.format == "table" and _is_parts(source, own)):
         like = parts_of(own)[0] if own.exists() else own
         if (parts_of(source)[0].suffix in PARQUET) != (like.suffix in PARQUET):
             raise UserError(f"{source}: expected the format of {own}, the log's events")
-        return {layout.events: source}
+        return {EVENTS: source}
     found = {path.name: path for path in source.iterdir() if not path.name.startswith((".", "_"))}
-    expected = f"expected {layout.events}" + "".join(
-        f", if need be {name}" for name in layout.names[1:]
-    )
-    if strange := sorted(found.keys() - set(layout.names)):
+    expected = f"expected {events}" + "".join(f", if need be {name}" for name in others)
+    if strange := sorted(found.keys() - roles.keys()):
         raise UserError(f"{source} holds {', '.join(strange)}: {expected}, and nothing else")
-    if layout.events not in found:
+    if events not in found:
         raise UserError(f"{source} holds no events: {expected}")
     for path in found.values():
         (require_path if data.format == "table" else require_file)(path, "correct the path")
-    return found
+    return {role: found[name] for name, role in roles.items() if name in found}
 
 
 def _is_parts(source: Path, own: Path) -> bool:
@@ -58,10 +55,11 @@ def _is_parts(source: Path, own: Path) -> bool:
     return holds_parts(source) or (own.is_dir() and not (source / own.name).exists())
 
 
-def batch_files(data: Data, tables: Mapping[str, Path]) -> dict[str, Path]:
+def batch_files(data: Data, tables: Part) -> dict[str, Path]:
     """The data files of a batch's `tables` by the names that they get in the log."""
-    files: dict[str, Path] = {}
-    for name, table in tables.items():
+    layout, files = format_of(data), dict[str, Path]()
+    for role, table in tables.items():
+        name = layout.tables[role].name
         if table.is_dir():
             files |= {f"{name}/{p.relative_to(table).as_posix()}": p for p in parts_of(table)}
         elif (data.path / name).is_dir():  # the suffix says what a part is

@@ -23,9 +23,12 @@ USER, ITEM, TIMESTAMP, ACTION, SESSION = "user_id", "item_id", "timestamp", "act
 EVENT_COLUMNS = (USER, ITEM, TIMESTAMP, ACTION, SESSION)
 REQUIRED = (USER, ITEM, TIMESTAMP)
 TITLE, CATEGORIES = "title", "categories"
+EVENTS = "events"  # the role of a table; the roles of items and users are their id columns
 ROW = "row"  # number of the row in the log, from 0, counted through all increments
 PART = "part"  # which file of events the row is from: 0 the base, then the increments in order
 UNKNOWN_ITEM = "item is not in the items table"
+SOURCE = "source"  # number of the file that a row is from
+LINE = "line"  # line of the text file, from 1; of Parquet the row, from 1
 RAGGED = "ragged"  # what is wrong with a line's number of fields; missing where it is right
 
 # What programs write for "no value". An id spelled like one of these counts as missing.

@@ -1,129 +1,128 @@
-"""Delimited text as Arrow tables of text columns, a record a row, with the line of each.
+"""The records of a delimited text: their lines and values.
 
-`text_records.py` cuts the text into whole records and counts their fields; Arrow's CSV reader cuts
-these into values. So a record with too few or too many fields is one bad row rather than the end,
-each row knows its line, and the two must agree on the number of rows. Reads the file it is given.
+In a well-formed text a quote opens or closes a value, or is escaped in one as the dialect says;
+a record ends with the first line outside quotes. Any other text is Malformed: nothing is guessed
+here. Reads the file it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.csv as pc_csv
+from hpgr.intake.raw_file import MAX_LINE, text_lines
 
-from hpgr.intake.contract import RAGGED
-from hpgr.intake.text_records import Dialect, Malformed, Records, doubled, records
-from hpgr.runtime import UserError
+Quotes = Literal["doubled", "backslash", "none"]
+SEPARATOR_NAMES = {",": "comma", "\t": "tab", ";": "semicolon"}
+QUOTES_NAMES = {
+    "doubled": 'a quote in a quoted value is written twice ("")',
+    "backslash": 'a quote in a quoted value is written \\"',
+    "none": 'a quote (") is a character like any other',
+}
+# A quoted value without the quote that closes it. No repetition gives a character back, so that
+# the time grows linearly with the text.
+OPEN = {
+    "doubled": r'"[^"]*+(?:""[^"]*+)*+',
+    "backslash": r'"[^"\\]*+(?:\\.[^"\\]*+)*+',
+}
+ESCAPED = re.compile(r'\\(["\\])')  # with backslashes
 
-LINE = "line"  # line of the text file, from 1; of Parquet the row, from 1
+
+@dataclass(frozen=True)
+class Dialect:
+    """The separator of a text and the meaning of its quotes.
+
+    `separator` is one character, or several if `quotes` is "none". `names` are those of the fields;
+    without them the first line holds names.
+    """
+
+    separator: str
+    quotes: Quotes
+    encoding: str = "utf-8"
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        separator = SEPARATOR_NAMES.get(self.separator, self.separator)
+        return f"{separator}-separated; {QUOTES_NAMES[self.quotes]}"
+
+    def values(self, text: str) -> list[str] | None:
+        """The values of a record without its line end; None if its quotes are out of place."""
+        if self.quotes == "none" or '"' not in text:
+            return text.split(self.separator)
+        found = self._value.findall(self.separator + text)
+        if sum(map(len, found)) + len(found) != len(text) + 1:  # something lies between them
+            return None
+        return [self._plain(value) if value[:1] == '"' else value for value in found]
+
+    def is_open(self, line: str) -> bool:
+        """Return True if the quotes of a line are in place, and the last one is not closed."""
+        return self._open.fullmatch(self.separator + line) is not None
+
+    def _plain(self, quoted: str) -> str:
+        inside = quoted[1:-1]
+        return inside.replace('""', '"') if self.quotes == "doubled" else ESCAPED.sub(r"\1", inside)
+
+    @cached_property
+    def _value(self) -> re.Pattern[str]:
+        mark = re.escape(self.separator)
+        return re.compile(f'{mark}({OPEN[self.quotes]}"|[^"{mark}]*+)', re.DOTALL)
+
+    @cached_property
+    def _open(self) -> re.Pattern[str]:
+        mark = re.escape(self.separator)
+        return re.compile(f"(?:{self._value.pattern}(?={mark}))*+{mark}{OPEN[self.quotes]}", re.S)
 
 
-def text_tables(
-    path: Path, dialect: Dialect, width: int, places: Sequence[int], chunk_rows: int
-) -> Iterator[pa.Table]:
-    """The rows of a text file, `chunk_rows` at a time, without blank lines.
+class Malformed(Exception):
+    """The text does not fit the dialect: the line of the quote that shows it, and why."""
 
-    Args:
-        path: a text file.
-        dialect: how to read it.
-        width: number of fields of a good row. Excess fields are cut off, missing ones are empty.
-        places: the wanted fields, from 0.
-        chunk_rows: rows of each table but the last.
+    def __init__(self, line: int, why: str) -> None:
+        super().__init__(f"line {line}: {why}")
+        self.line, self.why = line, why
 
-    Returns:
-        Tables with a column for each field, named by its number, `line`, and `ragged`: what is
-        wrong with the number of fields, missing where it is right.
+
+class Record(NamedTuple):
+    """A row of a text: the number of its first line, from 1, its lines with their ends, values."""
+
+    line: int
+    lines: tuple[str, ...]
+    values: list[str]
+
+
+def records(path: Path, dialect: Dialect) -> Iterator[Record]:
+    """The records of a file below its header, without blank lines.
 
     Raises:
-        UserError: the file is unreadable or not in `dialect`.
+        Malformed: a quote is out of place or never closed, or a record is too long.
+        UserError: see `text_lines`.
     """
-    held: list[pa.Table] = []
-    for table in _blocks(path, dialect, width, sorted(set(places))):
-        held.append(table)
-        while sum(map(len, held)) >= chunk_rows:
-            joined = pa.concat_tables(held)
-            yield joined.slice(0, chunk_rows)
-            held = [joined.slice(chunk_rows)]
-    if sum(map(len, held)):
-        yield pa.concat_tables(held)
-
-
-def _blocks(path: Path, dialect: Dialect, width: int, places: Sequence[int]) -> Iterator[pa.Table]:
-    try:
-        for found in records(path, dialect):
-            present = found.ends > found.starts
-            if present.any():
-                yield _table(path, found, present, dialect, width, places)
-    except Malformed as malformed:
-        raise UserError(
-            f"{path}, row that starts in line {malformed.line}: {malformed.why}; correct it, or "
-            f"change data.quoting; now the file is read as {dialect}"
-        ) from malformed
-
-
-def _table(
-    path: Path,
-    found: Records,
-    present: np.ndarray,
-    dialect: Dialect,
-    width: int,
-    places: Sequence[int],
-) -> pa.Table:
-    """The records of one block that are `present`: those that are not blank."""
-    data = _squared(found, present, width, dialect.mark)
-    if dialect.quotes == "backslash":
-        data = doubled(data)
-    quoted = dialect.quotes != "none"
-    table = pc_csv.read_csv(
-        pa.py_buffer(data),
-        pc_csv.ReadOptions(
-            column_names=[str(place) for place in range(width)],
-            block_size=len(data) + 1,
-            use_threads=False,
-        ),
-        pc_csv.ParseOptions(
-            delimiter=dialect.mark.decode(),
-            quote_char='"' if quoted else False,
-            double_quote=quoted,
-            newlines_in_values=quoted,
-            ignore_empty_lines=False,
-        ),
-        pc_csv.ConvertOptions(
-            column_types={str(place): pa.string() for place in places},
-            include_columns=[str(place) for place in places],
-            check_utf8=False,  # the blocks are
-        ),
-    )
-    lines, fields = found.lines[present], found.fields[present]
-    if len(table) != len(lines):
-        raise UserError(
-            f"{path}, lines {lines[0]} to {lines[-1]}: {len(lines):,} records were counted, "
-            f"{len(table):,} read; export the file again, without line breaks in values"
-        )
-    ragged = np.full(len(fields), None, dtype=object)
-    for place in np.flatnonzero(fields != width):
-        ragged[place] = f"{fields[place]} fields instead of {width}"
-    return table.append_column(LINE, pa.array(lines, pa.int64())).append_column(
-        RAGGED, pa.array(ragged, pa.string())
-    )
-
-
-def _squared(found: Records, present: np.ndarray, width: int, mark: bytes) -> bytes:
-    """The records without blank ones, each with `width` fields."""
-    wrong = np.flatnonzero(~present | (found.fields != width))
-    if not len(wrong):
-        return found.data[: found.stop]
-    pieces, done = [], 0
-    for place in wrong:
-        start, end = int(found.starts[place]), int(found.ends[place])
-        pieces.append(found.data[done:start])
-        done = int(found.nexts[place])
-        if present[place]:
-            lacking = width - int(found.fields[place])
-            if lacking < 0:
-                end = int(found.separators[found.first[place] + width - 1])
-            pieces.append(found.data[start:end] + mark * max(lacking, 0) + b"\n")
-    return b"".join([*pieces, found.data[done : found.stop]])
+    held: list[str] = []  # lines of a record whose last quote is open
+    size = 0
+    for number, line in enumerate(text_lines(path, dialect.encoding), start=1):
+        bare = line[:-2] if line.endswith("\r\n") else line[:-1]
+        if (number == 1 and not dialect.names) or not (held or bare):
+            continue
+        opened = '"' if held else ""  # a line inside a value is read as if it began the value
+        values = dialect.values(opened + bare)
+        if values is not None:
+            if held:
+                values = dialect.values("".join(held) + bare) or []
+            yield Record(number - len(held), (*held, line), values)
+            held, size = [], 0
+        elif dialect.is_open(opened + line):
+            held.append(line)
+            size += len(line)
+            if size > MAX_LINE:
+                raise Malformed(
+                    number - len(held) + 1,
+                    f'a row is longer than {MAX_LINE:,} characters; look for a quote (") that is '
+                    "never closed",
+                )
+        else:
+            raise Malformed(number, 'a quote (") neither wraps a whole value nor is escaped in one')
+    if held:
+        raise Malformed(number - len(held) + 1, 'a quote (") is opened and never closed')

@@ -11,24 +11,22 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from time import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from hpgr.intake.contract import (
     ACTION,
     CATEGORIES,
     EVENT_COLUMNS,
+    EVENTS,
     FIELDS_RULE,
     ITEM,
     TIMESTAMP,
     TITLE,
     UNKNOWN_ITEM,
     USER,
-    prepare,
     row_rules,
     table_rules,
 )
@@ -54,7 +52,8 @@ from hpgr.intake.raw_file import (
 )
 from hpgr.intake.raw_log import read_raw, whole_ids
 from hpgr.intake.row_problems import Listing, mixed
-from hpgr.intake.staging import copies, mend_ids, stage
+from hpgr.intake.screening import check_rows
+from hpgr.intake.staging import mend_ids, stage
 from hpgr.intake.table_files import header, repeated, suggestion, table_chunks
 from hpgr.intake.time_units import shapes
 from hpgr.intake.training_outlook import training_notes
@@ -64,7 +63,6 @@ if TYPE_CHECKING:
     from hpgr.config import Config, Data
 
 CHUNK_ROWS = 1 << 18
-EVENTS = "events"  # the role of a table; those of items and users are their id columns
 
 
 def doctor(path: Path, cfg: Config, outlook: list[FileProblem] | None = None) -> list[FileProblem]:
@@ -152,7 +150,7 @@ def _faults_of_items(path: Path, data: Data) -> bool:
     if any(p.serious for p in _examine_shape(path, ITEM, data)):
         return True
     try:
-        format_of(data).open_items(path)
+        format_of(data).open_table(ITEM, path)
     except UserError:
         return True
     return False
@@ -238,7 +236,7 @@ def _examine_table(path: Path, key: str, data: Data) -> list[FileProblem]:
         layout = format_of(data)
         if problems := _examine_ids(path, columns, frame, key):
             return problems
-        return (layout.open_items if key == ITEM else layout.open_users)(path)[1]
+        return layout.open_table(key, path)[1]
     except UserError as error:
         return [unreadable(path, error)]
 
@@ -256,18 +254,15 @@ def _examine_ids(
 def _examine_log(data: Data, cfg: Config, outlook: list[FileProblem]) -> list[FileProblem]:
     """Check every row of the events that `data` names by the rules of the validate stage."""
     layout = format_of(data)
-    items_file = data.path / layout.items if layout.items else None
-    rules, counted = row_rules(cfg.validate_, items_file), Counter[str]()
+    items_file = data.path / layout.tables[ITEM].name if ITEM in layout.tables else None
+    rules, counted, rows = row_rules(cfg.validate_, items_file), Counter[str](), 0
     try:
         raw = read_raw(data, cfg.validate_.chunk_rows)
     except UserError as error:
         return [unreadable(_file_of(error, data, layout), error)]
-    path, columns = raw.parts[0].events, column_names(data)
-    files = [part.events for part in raw.parts]
+    path, columns = raw.parts[0][EVENTS], column_names(data)
+    files = [part[EVENTS] for part in raw.parts]
     listing = Listing(raw.sources, _columns_of(EVENTS, data) if data.format == "table" else columns)
-    expectations = Expectations()
-    expectations.add("events", rules)
-    known = None if raw.items is None else pd.Index(raw.items[ITEM].dropna().unique())
     unknown: list[str] = []
     with tempfile.TemporaryDirectory(prefix="hpgr-doctor-") as scratch:
         staged = Path(scratch) / "staged.parquet"
@@ -276,28 +271,24 @@ def _examine_log(data: Data, cfg: Config, outlook: list[FileProblem]) -> list[Fi
             mended = mend_ids(staged, files)
         except UserError as error:
             return [unreadable(path, error)]
-        (within, repeated), now = copies(staged), int(time())
-        with pq.ParquetFile(staged) as file:
-            if file.metadata.num_rows == 0:
-                return [no_rows(path)]
-            for batch in file.iter_batches(cfg.validate_.chunk_rows):
-                chunk = prepare(
-                    batch.to_pandas(), now=now, copies=within, repeated=repeated, known_items=known
-                )
-                found = expectations.check("events", chunk)
-                listing.add(chunk, found, rules)
-                strangers = chunk[ITEM].iloc[found.get(UNKNOWN_ITEM, [])]
-                unknown += strangers.iloc[: LINES_PER_KIND - len(unknown)].tolist()
-                counted.update(shapes(chunk[TIMESTAMP]).value_counts().to_dict())
+        chunks = check_rows(staged, rules, Expectations(), cfg.validate_.chunk_rows, raw.items)
+        for chunk, found in chunks:
+            listing.add(chunk, found, rules)
+            strangers = chunk[ITEM].iloc[found.get(UNKNOWN_ITEM, [])]
+            unknown += strangers.iloc[: LINES_PER_KIND - len(unknown)].tolist()
+            counted.update(shapes(chunk[TIMESTAMP]).value_counts().to_dict())
+            rows += len(chunk)
+        if not rows:
+            return [no_rows(path)]
         notes = notes_on_rows(staged, files, columns, mended)
         if data.format != "table" or data.columns.action is not None:
             notes += notes_on_actions(staged, path, columns[ACTION], cfg.sessionize)
         outlook += training_notes(staged, path, columns, cfg)
-    if known is not None and items_file is not None:
-        notes += notes_on_spelling(unknown, known, path, items_file)
+    if raw.items is not None and items_file is not None:
+        notes += notes_on_spelling(unknown, raw.items[ITEM], path, items_file)
     problems = [*mixed(path, columns[TIMESTAMP], counted), *notes, *listing.problems()]
     for file_path, key, table in raw.tables:
-        if data.format != "table" or file_path not in (raw.parts[0].items, raw.parts[0].users):
+        if data.format != "table" or file_path not in raw.parts[0].values():
             frame = table[[key]].assign(line=np.arange(1, len(table) + 1), ragged=None)
             problems += _examine_ids(file_path, {key: key}, frame, key)
     return problems
@@ -305,5 +296,5 @@ def _examine_log(data: Data, cfg: Config, outlook: list[FileProblem]) -> list[Fi
 
 def _file_of(error: UserError, data: Data, layout: Format) -> Path:
     """The file that an error of reading a log is about."""
-    files = [data.path / name for name in layout.names]
+    files = [data.path / table.name for table in layout.tables.values()]
     return next((file for file in files if str(error).startswith(str(file))), files[0])

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hpgr.intake.delimited_text import QUOTES_NAMES
 from hpgr.intake.dialect import Quoting, dialect_of
 from hpgr.intake.raw_file import MAX_LINE
-from hpgr.intake.text_records import QUOTES_NAMES
 from hpgr.runtime import UserError
 
 LINES_PER_KIND = 5

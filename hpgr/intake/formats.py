@@ -1,4 +1,4 @@
-"""The known formats of raw folders: the names of their files, and functions that open them.
+"""The known formats of raw folders: their tables, with the names and columns of each.
 
 Reads files through `table_files.py`. Writes nothing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,48 +17,47 @@ from hpgr.intake.contract import (
     ACTION,
     CATEGORIES,
     EVENT_COLUMNS,
+    EVENTS,
     ITEM,
     SESSION,
     TIMESTAMP,
     TITLE,
     USER,
 )
-from hpgr.intake.dialect import dialect_of
+from hpgr.intake.delimited_text import Dialect
 from hpgr.intake.file_problems import FileProblem, note
 from hpgr.intake.list_cells import split
-from hpgr.intake.raw_file import PARQUET, parts_of, require_path
-from hpgr.intake.table_files import (
-    header,
-    parquet_chunks,
-    parquet_whole,
-    table_chunks,
-    table_whole,
-    text_chunks,
-    text_whole,
-)
-from hpgr.intake.text_records import Dialect
+from hpgr.intake.raw_file import parts_of, require_path
+from hpgr.intake.table_files import Reading, dialect_in, header, table_chunks, table_whole
 from hpgr.runtime import UserError
 
 if TYPE_CHECKING:
     from hpgr.config import Data
 
 
-@dataclass(frozen=True)
-class Part:
-    """The tables of the base or of one increment, each a file or a folder of parts.
+Part = dict[str, Path]
+"""The tables of the base or of one increment by role, the events first.
 
-    `items` and `users` are None if it has no such table.
+Each is a file or a folder of parts. There may be no items and no users.
+"""
+
+
+def files_of(part: Part) -> list[Path]:
+    """All data files of a part, those of the events first."""
+    return [file for path in part.values() for file in parts_of(path)]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a format: its file or folder, and name there of each of our columns.
+
+    Columns of items beside id, title and categories hold one category each. Of users every column
+    is read, and only the id's has to be named.
     """
 
-    events: Path
-    items: Path | None
-    users: Path | None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All data files, those of the events first."""
-        tables = (path for path in (self.events, self.items, self.users) if path is not None)
-        return tuple(file for table in tables for file in parts_of(table))
+    name: str
+    columns: dict[str, str]
+    reading: Reading = "auto"
 
 
 # A table of items or users, and notes on how it was read.
@@ -66,24 +66,15 @@ Opened = tuple[pd.DataFrame, list[FileProblem]]
 
 @dataclass(frozen=True)
 class Format:
-    """File names of one format, and a function that opens each.
+    """The tables of one format by role, the events first; there may be no items and no users.
 
-    `open_events` takes the path and the rows of a chunk. A name is None if the log has no such
-    table; its function is then never called. `dialect` returns how a data file is read.
+    `separator` lies between the categories in a cell. `own` is True if params.yaml names the
+    columns, and not the format.
     """
 
-    events: str
-    items: str | None
-    users: str | None
-    open_events: Callable[[Path, int], Iterator[pd.DataFrame]]
-    open_items: Callable[[Path], Opened]
-    open_users: Callable[[Path], Opened]
-    dialect: Callable[[Path], Dialect | Literal["Parquet"]]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All file names, the events' first."""
-        return tuple(name for name in (self.events, self.items, self.users) if name is not None)
+    tables: dict[str, Table]
+    separator: str = "|"
+    own: bool = False
 
     def part(self, folder: Path) -> Part:
         """The tables in `folder`, which is assumed to hold the events.
@@ -91,115 +82,104 @@ class Format:
         Raises:
             UserError: something unreadable has the name of a table.
         """
-        items, users = (
-            folder / name if name is not None and _is_there(folder / name) else None
-            for name in (self.items, self.users)
-        )
-        return Part(folder / self.events, items, users)
+        paths = {role: folder / table.name for role, table in self.tables.items()}
+        return {role: path for role, path in paths.items() if role == EVENTS or _is_there(path)}
 
-
-def _movielens_1m(data: Data) -> Format:
-    """GroupLens' ml-1m: fields separated by "::", Latin-1, no header."""
-    dialect = Dialect("::", "none", encoding="latin-1", header=False)
-    people = [USER, "gender", "age", "occupation", "zip"]
-
-    def items(path: Path) -> Opened:
-        table = _fields(path, dialect, [ITEM, TITLE, CATEGORIES])
-        return _with_lists(path, table, "|", [])
-
-    return Format(
-        events="ratings.dat",
-        items="movies.dat",
-        users="users.dat",
-        open_events=lambda path, rows: _ratings(path, dialect, rows),
-        open_items=items,
-        open_users=lambda path: (_fields(path, dialect, people), []),
-        dialect=lambda path: dialect,
-    )
-
-
-def _movielens_100k(data: Data) -> Format:
-    """GroupLens' ml-100k with the items table that `public_logs.py` makes; no headers."""
-    tabs, bars = Dialect("\t", "none", header=False), Dialect("|", "none", header=False)
-
-    def items(path: Path) -> Opened:
-        table = _fields(path, tabs, [ITEM, TITLE, CATEGORIES])
-        return _with_lists(path, table, "|", [])
-
-    return Format(
-        events="u.data",
-        items="items.tsv",
-        users="u.user",
-        open_events=lambda path, rows: _ratings(path, tabs, rows),
-        open_items=items,
-        open_users=lambda path: (
-            _fields(path, bars, [USER, "age", "gender", "occupation", "zip"]),
-            [],
-        ),
-        dialect=lambda path: bars if path.name == "u.user" else tabs,
-    )
-
-
-def _ratings(path: Path, dialect: Dialect, chunk_rows: int) -> Iterator[pd.DataFrame]:
-    """Both MovieLens formats: user, item, rating, time."""
-    places = {USER: 0, ITEM: 1, ACTION: 2, TIMESTAMP: 3}
-    return text_chunks(path, dialect, places, len(places), chunk_rows)
-
-
-def _fields(path: Path, dialect: Dialect, names: Sequence[str]) -> pd.DataFrame:
-    """A whole text whose fields have `names`."""
-    table = text_whole(path, dialect, {name: n for n, name in enumerate(names)}, len(names))
-    if table.empty:
-        raise UserError(f"{path} has no rows: expected one for each id")
-    return table
-
-
-def _complete_journey(data: Data) -> Format:
-    """Household -> user, product -> item, basket -> session; times are read as UTC."""
-    levels = ["department", "product_category", "brand"]
-    columns = {
-        USER: "household_id",
-        ITEM: "product_id",
-        TIMESTAMP: "transaction_timestamp",
-        SESSION: "basket_id",
-    }
-
-    def items(path: Path) -> Opened:
-        wanted = {ITEM: "product_id", TITLE: "product_type"} | _same(levels)
-        found, notes = parquet_whole(path, _present(path, wanted))
-        found = found.reindex(columns=list(wanted))
-        categories = [
-            [value for value in values if isinstance(value, str)]
-            for values in found[levels].itertuples(index=False, name=None)
+    def dialects(self, part: Part) -> list[Dialect | Literal["Parquet"]]:
+        """How each file of `part` is read, in the order of `files_of`."""
+        return [
+            dialect_in(file, self.tables[role].reading) or "Parquet"
+            for role, path in part.items()
+            for file in parts_of(path)
         ]
-        lists = pd.Series(categories, dtype=object)
-        return found[[ITEM, TITLE]].assign(categories=lists), notes
 
-    def users(path: Path) -> Opened:
-        named, notes = _features(path, "household_id")
-        table, found = parquet_whole(path, _present(path, named))
-        return table, notes + found
+    def open_events(self, path: Path, chunk_rows: int) -> Iterator[pd.DataFrame]:
+        """The events at `path`, see `table_chunks`."""
+        table = self.tables[EVENTS]
+        self._names(path, table)
+        return table_chunks(path, table.columns, chunk_rows, table.reading)
 
-    return Format(
-        events="transactions.parquet",
-        items="products.parquet",
-        users="demographics.parquet",
-        open_events=lambda path, rows: parquet_chunks(path, _present(path, columns), rows),
-        open_items=items,
-        open_users=users,
-        dialect=lambda path: "Parquet",
-    )
+    def open_table(self, role: str, path: Path) -> Opened:
+        """The items at `path` (id, title, a list of categories), or the users with all columns."""
+        table = self.tables[role]
+        names = self._names(path, table)
+        if role == ITEM:
+            frame, notes = table_whole(path, table.columns, table.reading)
+            lists, more = self._lists(path, table, frame)
+            return frame.reindex(columns=[ITEM, TITLE]).assign(categories=lists), notes + more
+        columns, notes = _features(names, path, table.columns[USER])
+        frame, more = table_whole(path, columns, table.reading)
+        return frame, notes + more
+
+    def _lists(
+        self, path: Path, table: Table, items: pd.DataFrame
+    ) -> tuple[pd.Series, list[FileProblem]]:
+        """The list of categories of each item, and a note if cells look like lists."""
+        if levels := [name for name in table.columns if name not in (ITEM, TITLE, CATEGORIES)]:
+            rows = items.reindex(columns=levels).itertuples(index=False, name=None)
+            named = [[value for value in row if isinstance(value, str)] for row in rows]
+            return pd.Series(named, dtype=object), []
+        cells = items.reindex(columns=[CATEGORIES])[CATEGORIES]
+        lists, found = split(cells, self.separator)
+        if not found:
+            return lists, []
+        column, expected = table.columns[CATEGORIES], f"values separated by {self.separator!r}"
+        fix = "look whether that is what they mean; write every cell the same way"
+        return lists, [note(path, "lists as text", column, found, expected, fix)]
+
+    def _names(self, path: Path, table: Table) -> list[str]:
+        """Names in the header; refuse one that lacks a column of the format."""
+        names = header(path, table.reading)
+        absent = [name for name in table.columns.values() if name not in names]
+        if absent and not self.own:
+            raise UserError(
+                f"{path} lacks {', '.join(absent)}: the format has them; it has {', '.join(names)}"
+            )
+        return names
 
 
-def _present(path: Path, columns: dict[str, str]) -> dict[str, str]:
-    """Return `columns` if the file has them all."""
-    names = header(path)
-    if absent := [name for name in columns.values() if name not in names]:
-        raise UserError(
-            f"{path} lacks {', '.join(absent)}: the format complete-journey has them; "
-            f"it has {', '.join(names)}"
-        )
-    return columns
+def _plain(name: str, dialect: Callable[..., Dialect], *fields: str) -> Table:
+    """A text without a header whose `fields` have our names."""
+    return Table(name, {field: field for field in fields}, dialect(names=fields))
+
+
+COLONS = partial(Dialect, "::", "none", "latin-1")
+TABS, BARS = partial(Dialect, "\t", "none"), partial(Dialect, "|", "none")
+FORMATS = {
+    "movielens-1m": Format(
+        {
+            EVENTS: _plain("ratings.dat", COLONS, USER, ITEM, ACTION, TIMESTAMP),
+            ITEM: _plain("movies.dat", COLONS, ITEM, TITLE, CATEGORIES),
+            USER: _plain("users.dat", COLONS, USER, "gender", "age", "occupation", "zip"),
+        }
+    ),
+    "movielens-100k": Format(
+        {  # the items are the table that `public_logs.py` makes
+            EVENTS: _plain("u.data", TABS, USER, ITEM, ACTION, TIMESTAMP),
+            ITEM: _plain("items.tsv", TABS, ITEM, TITLE, CATEGORIES),
+            USER: _plain("u.user", BARS, USER, "age", "gender", "occupation", "zip"),
+        }
+    ),
+    "complete-journey": Format(
+        {  # a basket is a session; times are read as UTC
+            EVENTS: Table(
+                "transactions.parquet",
+                {
+                    USER: "household_id",
+                    ITEM: "product_id",
+                    TIMESTAMP: "transaction_timestamp",
+                    SESSION: "basket_id",
+                },
+            ),
+            ITEM: Table(
+                "products.parquet",
+                {ITEM: "product_id", TITLE: "product_type"}
+                | {name: name for name in ("department", "product_category", "brand")},
+            ),
+            USER: Table("demographics.parquet", {USER: "household_id"}),
+        }
+    ),
+}
 
 
 def _table(data: Data) -> Format:
@@ -209,41 +189,19 @@ def _table(data: Data) -> Format:
             "data.format is table, but data.interactions names no file: "
             f"set it in params.yaml to the file of events inside {data.path}"
         )
-    mapped = data.columns
-    columns = {name: getattr(mapped, name) for name in EVENT_COLUMNS if getattr(mapped, name)}
+    named = {ours: name for ours, name in data.columns.model_dump().items() if name is not None}
 
-    def items(path: Path) -> Opened:
-        wanted = {ITEM: mapped.item_id, TITLE: mapped.title, CATEGORIES: mapped.categories}
-        present = {k: v for k, v in wanted.items() if v is not None}
-        table, notes = table_whole(path, present, data.quoting)
-        table = table.reindex(columns=[ITEM, TITLE, CATEGORIES])
-        return _with_lists(path, table, data.category_separator, notes, mapped.categories)
-
-    def users(path: Path) -> Opened:
-        columns, notes = _features(path, mapped.user_id)
-        table, found = table_whole(path, columns, data.quoting)
-        return table, notes + found
-
-    def dialect(path: Path) -> Dialect | Literal["Parquet"]:
-        return "Parquet" if path.suffix in PARQUET else dialect_of(path, data.quoting)
-
-    return Format(
-        events=data.interactions,
-        items=data.items,
-        users=data.users,
-        open_events=lambda path, rows: table_chunks(path, columns, rows, data.quoting),
-        open_items=items,
-        open_users=users,
-        dialect=dialect,
-    )
-
-
-FORMATS: dict[str, Callable[[Data], Format]] = {
-    "movielens-1m": _movielens_1m,
-    "movielens-100k": _movielens_100k,
-    "complete-journey": _complete_journey,
-    "table": _table,
-}
+    wanted = {
+        EVENTS: (data.interactions, EVENT_COLUMNS),
+        ITEM: (data.items, (ITEM, TITLE, CATEGORIES)),
+        USER: (data.users, (USER,)),
+    }
+    tables = {
+        role: Table(name, {ours: named[ours] for ours in columns if ours in named}, data.quoting)
+        for role, (name, columns) in wanted.items()
+        if name is not None
+    }
+    return Format(tables, data.category_separator, own=True)
 
 
 def format_of(data: Data) -> Format:
@@ -252,7 +210,7 @@ def format_of(data: Data) -> Format:
     Raises:
         UserError: the format is table, but no file is named.
     """
-    return FORMATS[data.format](data)
+    return _table(data) if data.format == "table" else FORMATS[data.format]
 
 
 def column_names(data: Data) -> dict[str, str]:
@@ -261,34 +219,16 @@ def column_names(data: Data) -> dict[str, str]:
     return {name: mapped.get(name) or name for name in EVENT_COLUMNS}
 
 
-def _same(names: Sequence[str]) -> dict[str, str]:
-    return {name: name for name in names}
-
-
-def _with_lists(
-    path: Path,
-    table: pd.DataFrame,
-    separator: str,
-    notes: list[FileProblem],
-    column: str | None = CATEGORIES,
-) -> Opened:
-    """The items with a list of categories in each row."""
-    lists, found = split(table[CATEGORIES], separator)
-    if found:
-        fix = "look whether that is what they mean; write every cell the same way"
-        expected = f"values separated by {separator!r}"
-        notes = [*notes, note(path, "lists as text", column, found, expected, fix)]
-    return table.assign(categories=lists), notes
-
-
-def _features(path: Path, key: str) -> tuple[dict[str, str], list[FileProblem]]:
-    """All columns of a users file, ours -> theirs; `key` is the user.
+def _features(
+    names: Sequence[str], path: Path, key: str
+) -> tuple[dict[str, str], list[FileProblem]]:
+    """All columns of a users file that has `names`, ours -> theirs; `key` is the user.
 
     Another column of that name gets a new one. Names that differ only in case are equal, as in
     DuckDB.
     """
     columns, notes = {USER: key}, []
-    for name in header(path):
+    for name in names:
         if name == key:
             continue
         ours, taken = name, {column.lower() for column in columns}

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from hpgr.intake.batch_records import last_accepted
 from hpgr.intake.contract import ITEM, Rule, batch_rules, between
 from hpgr.intake.drift import compare
 from hpgr.intake.expectations import Expectations, failures
-from hpgr.intake.formats import Format, Part, format_of
+from hpgr.intake.formats import Format, files_of, format_of
 from hpgr.intake.increments import digest, find, increments
 from hpgr.intake.raw_log import RawLog, read_parts
 from hpgr.intake.screening import Counts, bad_rows, breach, publish, screen
@@ -107,7 +108,7 @@ def examine(
     if taken := find(cfg.data.path, content):
         return BatchFinding(content, files, record, (), (), taken)
     layout, log = format_of(cfg.data), _validated_log(cfg.data, workspace)
-    raw = read_parts(layout, [_part(layout, tables)], cfg.validate_.chunk_rows)
+    raw = read_parts(layout, [tables], cfg.validate_.chunk_rows)
     log_events, expectations = workspace.validated / "events.parquet", Expectations()
     prefix = scratch_prefix(workspace.artifacts / "incoming")
     workspace.artifacts.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,7 @@ def examine(
             expectations,
             files=[str(path) for path in raw.sources],
             items=_known_items(layout, raw, workspace.validated),
-            items_file=None if layout.items is None else Path(layout.items),
+            items_file=Path(layout.tables[ITEM].name) if ITEM in layout.tables else None,
             known_events=log_events,
         )
         out = Path(scratch) / "out"
@@ -130,11 +131,9 @@ def examine(
             facts = facts_of(out / "events.parquet")
             names = {path: name for name, path in files.items()}
             inputs = {names[path]: sha256_file(path) for path in raw.files}
-            dialects = dict(zip(inputs, map(str, raw.dialects), strict=True))
             summary = {
                 **figures,
-                **summary_of(source, cfg.data.format, inputs, dialects, counts, facts),
-                "notes": [str(note) for note in notes],
+                **summary_of(source, cfg.data.format, inputs, raw, counts, facts, notes),
                 "last_accepted": None,
             }
             write_reports(out, summary, counts, facts, expectations, broken)
@@ -155,18 +154,13 @@ def examine(
     return BatchFinding(content, files, record, reasons, tuple(bad), None)
 
 
-def _part(layout: Format, tables: Mapping[str, Path]) -> Part:
-    items, users = (tables.get(name) if name else None for name in (layout.items, layout.users))
-    return Part(tables[layout.events], items, users)
-
-
 def _validated_log(data: Data, workspace: Workspace) -> dict[str, Any]:
     """The validate stage's summary of the log; refuse one that is out of date."""
     path = workspace.validated / "summary.json"
     summary = read_json(path) if path.is_file() else {}
     layout = format_of(data)
     parts = [layout.part(folder) for folder in (data.path, *increments(data.path))]
-    files = [file for part in parts for file in part.files if file.is_file()]
+    files = [file for part in parts for file in files_of(part) if file.is_file()]
     if summary.get("inputs") != hashes(files, data.path):
         state = "is of another state of the log" if summary else "not found"
         raise UserError(
@@ -178,7 +172,7 @@ def _validated_log(data: Data, workspace: Workspace) -> dict[str, Any]:
 
 def _known_items(layout: Format, raw: RawLog, validated: Path) -> pd.DataFrame | None:
     """Items of the log's table and of the batch's; None if the log has no such table."""
-    if layout.items is None:
+    if ITEM not in layout.tables:
         return None
     known = pq.read_table(validated / "items.parquet", columns=[ITEM]).to_pandas()
     return known if raw.items is None else pd.concat([known, raw.items[[ITEM]]])
@@ -187,22 +181,22 @@ def _known_items(layout: Format, raw: RawLog, validated: Path) -> pd.DataFrame |
 def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
     """Rules for a batch compared with the log; `_check_batch` makes the columns."""
     most = limits.max_volume_change
+    factor = partial(
+        between,
+        expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
+        least=1 / most,
+        most=most,
+    )
     return (
-        between(
+        factor(
             name="rows against the batch accepted last",
             column="rows_factor",
-            expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
             fix="look for a file that was cut off or written twice, or raise the limit",
-            least=1 / most,
-            most=most,
         ),
-        between(
+        factor(
             name="events a day against the newest of the log",
             column="volume_factor",
-            expected=f"between 1/{most:g} and {most:g} times as many (refresh.max_volume_change)",
             fix="look for a lost or doubled part of the batch, or raise the limit",
-            least=1 / most,
-            most=most,
         ),
         between(
             name="drift of the items",

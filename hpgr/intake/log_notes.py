@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from hpgr.data.labels import unread
-from hpgr.intake.contract import ACTION, ITEM, SESSION, UNKNOWN_ITEM, USER
+from hpgr.intake.contract import ACTION, EVENTS, ITEM, SESSION, UNKNOWN_ITEM, USER
 from hpgr.intake.file_problems import FileProblem, note
 from hpgr.intake.raw_log import RawLog
 from hpgr.intake.spelling import plain_words
@@ -48,13 +48,12 @@ def notes_on_log(
     `counts` are the results of the check, `items` the known items, if any, and `items_file` their
     file; for the others see `notes_on_rows`.
     """
-    files = [part.events for part in raw.parts]
+    files = [part[EVENTS] for part in raw.parts]
     notes = [*raw.notes, *notes_on_rows(staged, files, columns, mended)]
     notes += notes_on_copies(files[0], counts)
     if items is not None and items_file is not None:
         unknown = [row[ITEM] for row in counts.examples.get(UNKNOWN_ITEM, [])]
-        known = pd.Index(items[ITEM].dropna().unique())
-        notes += notes_on_spelling(unknown, known, files[0], items_file)
+        notes += notes_on_spelling(unknown, items[ITEM], files[0], items_file)
     return notes
 
 
@@ -132,11 +131,12 @@ def notes_on_copies(file: Path, counts: Counts) -> list[FileProblem]:
 
 
 def notes_on_spelling(
-    unknown: Iterable[str], known: pd.Index, log: Path, items: Path
+    unknown: Iterable[str], known: pd.Series, log: Path, items: Path
 ) -> list[FileProblem]:
-    """A note if `items` has an unknown id of `log` in another spelling."""
+    """A note if `items`, which has the ids `known`, has an unknown id of `log` otherwise spelt."""
     if not (asked := list(dict.fromkeys(unknown))):
         return []
+    known = known.dropna()
     spellings = dict(zip(_folded(pd.Series(known, dtype="str")), known, strict=True))
     for one, folded in zip(asked, _folded(pd.Series(asked, dtype="str")), strict=True):
         if (other := spellings.get(folded)) is not None:

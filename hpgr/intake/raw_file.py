@@ -1,4 +1,4 @@
-"""A raw file before it is parsed: check that it is readable text, and yield its lines in blocks.
+"""A raw file before it is parsed: check that it is readable text, and yield its lines.
 
 The first bytes of a file show whether it can be a table, and no line is read beyond MAX_LINE
 characters: a file of any size and content costs a bounded amount of memory. Reads the paths it is
@@ -13,16 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-import numpy as np
-
 from hpgr.runtime import UserError
 
 PARQUET = (".parquet", ".pq")
 MAX_LINE = 1 << 20  # characters; the longest honest line is a thousand times shorter
-BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 4096
-BOM = b"\xef\xbb\xbf"
-LF, CR = 10, 13
 UNPACK = "unpack it, and name the file inside"
 FOREIGN = (  # first bytes, what they mean, what to do
     (b"PAR1", "a Parquet file", f"give it the suffix {PARQUET[0]}"),
@@ -147,71 +142,36 @@ def require_text(path: Path) -> None:
         raise UserError(f"{path} holds NUL bytes only: a write was cut off; export it again")
 
 
-def line_ends(data: bytes) -> np.ndarray:
-    """Positions of the last byte of each line end (LF, CR LF or a lone CR), int64, ascending."""
-    codes = np.frombuffer(data, np.uint8)
-    ends = codes == LF
-    if b"\r" in data:
-        lone = codes == CR
-        lone[:-1] &= ~ends[1:]
-        ends |= lone
-    return np.flatnonzero(ends)
+def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+    """The lines of a text file without byte order mark.
 
-
-def line_blocks(path: Path, encoding: str) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of a text file as UTF-8, about BLOCK_BYTES at a time, without byte order mark.
-
-    Each block comes with the number of its first line, from 1. Every line has an end; that of the
-    last line is added if missing.
+    Each has its end: LF, CR LF or a lone CR. The last line gets one if it has none.
 
     Raises:
         UserError: the file is not text in `encoding`, a line is too long or holds a NUL byte.
     """
     require_text(path)
-    number, held = 1, b""
-    with path.open("rb") as file:
-        if file.read(len(BOM)) != BOM:
-            file.seek(0)
-        while block := file.read(BLOCK_BYTES):
-            held += block
-            # A CR at the very end may be the first half of CR LF.
-            cut = max(held.rfind(b"\n"), held.rfind(b"\r", 0, len(held) - 1)) + 1
-            if cut:
-                whole, held = held[:cut], held[cut:]
-                yield number, _checked(path, number, whole, encoding)
-                number += len(line_ends(whole))
-            if len(held) > MAX_LINE:
-                _require_length(path, number, held, encoding)
-    if held:
-        whole = held if held.endswith(b"\r") else held + b"\n"
-        yield number, _checked(path, number, whole, encoding)
-
-
-def _checked(path: Path, number: int, lines: bytes, encoding: str) -> bytes:
-    ends = line_ends(lines)
-    lengths = np.diff(ends, prepend=-1)
-    for place in np.flatnonzero(lengths > MAX_LINE):
-        line = lines[ends[place] - lengths[place] + 1 : ends[place] + 1]
-        _require_length(path, number + int(place), line.rstrip(b"\r\n"), encoding)
-    if (nul := lines.find(b"\0")) >= 0:
-        line_number = number + int(np.searchsorted(ends, nul))
-        raise UserError(
-            f"{path}, line {line_number} holds a NUL byte: the file is damaged or not text; "
-            "export it again"
-        )
+    number = 0
     try:
-        text = lines.decode(encoding)
+        codec = "utf-8-sig" if encoding == "utf-8" else encoding
+        with path.open(encoding=codec, newline="") as file:
+            while line := file.readline(MAX_LINE):
+                number += 1
+                if line[-1] not in "\r\n":
+                    if len(line) == MAX_LINE:
+                        raise UserError(
+                            f"{path}, line {number} is longer than {MAX_LINE:,} characters: "
+                            "expected one row a line; look for lost line breaks"
+                        )
+                    line += "\n"
+                if "\0" in line:
+                    raise UserError(
+                        f"{path}, line {number} holds a NUL byte: the file is damaged or not text; "
+                        "export it again"
+                    )
+                yield line
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not {encoding.upper()} text: save it as {encoding.upper()}; "
             f"`hpgr doctor {path}` shows the lines"
         ) from error
-    return lines if encoding == "utf-8" else text.encode()
-
-
-def _require_length(path: Path, number: int, line: bytes, encoding: str) -> None:
-    if len(line.decode(encoding, errors="replace")) >= MAX_LINE:
-        raise UserError(
-            f"{path}, line {number} is longer than {MAX_LINE:,} characters: "
-            "expected one row a line; look for lost line breaks"
-        )

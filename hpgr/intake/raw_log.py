@@ -16,20 +16,19 @@ import pandas as pd
 
 from hpgr.intake.contract import (
     ACTION,
+    EVENTS,
     ITEM,
     PART,
     ROW,
+    SOURCE,
     USER,
 )
+from hpgr.intake.delimited_text import Dialect
 from hpgr.intake.file_problems import FileProblem
-from hpgr.intake.formats import Format, Part, format_of
+from hpgr.intake.formats import Format, Part, files_of, format_of
 from hpgr.intake.increments import increments
 from hpgr.intake.raw_file import parts_of, require_file, require_path
 from hpgr.intake.spelling import DIGITS_LOST, plain_words, whole_numbers
-from hpgr.intake.table_files import (
-    SOURCE,
-)
-from hpgr.intake.text_records import Dialect
 from hpgr.runtime import UserError
 
 if TYPE_CHECKING:
@@ -65,12 +64,12 @@ class RawLog:
     @property
     def sources(self) -> tuple[Path, ...]:
         """All files of events, the base's first."""
-        return tuple(file for part in self.parts for file in parts_of(part.events))
+        return tuple(file for part in self.parts for file in parts_of(part[EVENTS]))
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files read, the base's events first."""
-        return tuple(path for part in self.parts for path in part.files)
+        return tuple(path for part in self.parts for path in files_of(part))
 
 
 def read_raw(data: Data, chunk_rows: int) -> RawLog:
@@ -80,7 +79,7 @@ def read_raw(data: Data, chunk_rows: int) -> RawLog:
         UserError: a file is missing or empty, or lacks a column.
     """
     layout = format_of(data)
-    _require(data, layout.names)
+    _require(data, [table.name for table in layout.tables.values()])
     parts = [layout.part(folder) for folder in (data.path, *increments(data.path))]
     return read_parts(layout, parts, chunk_rows)
 
@@ -89,25 +88,24 @@ def read_parts(layout: Format, parts: Sequence[Part], chunk_rows: int) -> RawLog
     """Open `parts` in order; see `read_raw`."""
     for part in parts:
         require_path(
-            part.events,
+            part[EVENTS],
             "an increment needs its events; bring it back with `dvc checkout data.dvc`",
         )
-    chunks = [layout.open_events(part.events, chunk_rows) for part in parts]  # checks the headers
-    items = [(part.items, *layout.open_items(part.items)) for part in parts if part.items]
-    users = [(part.users, *layout.open_users(part.users)) for part in parts if part.users]
+    chunks = [layout.open_events(part[EVENTS], chunk_rows) for part in parts]  # checks the headers
     tables, notes = [], []
-    for key, opened in ((ITEM, items), (USER, users)):
-        for path, table, found in opened:
+    for key in (ITEM, USER):
+        for path in (part[key] for part in parts if key in part):
+            table, found = layout.open_table(key, path)
             table[key] = whole_ids(path, key, table[key])
             tables.append((path, key, table))
             notes += found
     return RawLog(
         parts=tuple(parts),
-        events=_chain(chunks, [len(parts_of(part.events)) for part in parts]),
+        events=_chain(chunks, [len(parts_of(part[EVENTS])) for part in parts]),
         tables=tuple(tables),
-        items=_newest_rows([table for _, table, _ in items], ITEM),
-        users=_newest_rows([table for _, table, _ in users], USER),
-        dialects=tuple(layout.dialect(file) for part in parts for file in part.files),
+        items=_newest_rows(tables, ITEM),
+        users=_newest_rows(tables, USER),
+        dialects=tuple(dialect for part in parts for dialect in layout.dialects(part)),
         notes=tuple(notes),
     )
 
@@ -121,24 +119,22 @@ def _chain(
         for chunk in chunks:
             chunk[ROW] = np.arange(rows, rows + len(chunk))
             chunk[PART] = number
-            chunk[SOURCE] = chunk.get(SOURCE, 0) + sum(sources[:number])
+            chunk[SOURCE] += sum(sources[:number])
             chunk[ACTION] = plain_words(chunk[ACTION])
             rows += len(chunk)
             yield chunk
 
 
-def _newest_rows(tables: Sequence[pd.DataFrame], key: str) -> pd.DataFrame | None:
-    """The rows of all `tables`, an id's from the last that has it; None without tables.
+def _newest_rows(tables: Sequence[tuple[Path, str, pd.DataFrame]], key: str) -> pd.DataFrame | None:
+    """The rows of all tables with this id, each id's from the last that has it; None without any.
 
     An id that one table repeats stays repeated, so that the rules find it.
     """
-    if not tables:
-        return None
-    kept, later = [], pd.Index([])
-    for table in reversed(tables):
+    kept, later = list[pd.DataFrame](), pd.Index([])
+    for table in (table for _, its_key, table in reversed(tables) if its_key == key):
         kept.append(table[~table[key].isin(later)])
         later = later.union(pd.Index(table[key].dropna()).unique())
-    return pd.concat(reversed(kept), ignore_index=True)
+    return pd.concat(reversed(kept), ignore_index=True) if kept else None
 
 
 def _require(data: Data, names: Sequence[str]) -> None:

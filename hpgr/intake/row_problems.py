@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hpgr.intake.contract import ACTION, ITEM, ROW, TIMESTAMP, USER, Rule
-from hpgr.intake.delimited_text import LINE
+from hpgr.intake.contract import ACTION, ITEM, LINE, ROW, SOURCE, TIMESTAMP, USER, Rule
 from hpgr.intake.file_problems import LINES_PER_KIND, FileProblem
-from hpgr.intake.table_files import SOURCE
 from hpgr.intake.time_units import FIXES, advice, kinds_of_dates, shapes
 
 NOT_WHOLE = "timestamp is not a whole number"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,15 @@ from tqdm import tqdm
 from hpgr.intake.contract import (
     COPY_RULE,
     EVENT_COLUMNS,
+    EVENTS,
     ITEM,
+    LINE,
     REPEATED_RULE,
     ROW,
+    SOURCE,
     TIMESTAMP,
     USER,
+    Rule,
     join_reasons,
     prepare,
     row_rules,
@@ -37,7 +41,6 @@ from hpgr.intake.expectations import Expectations, Tally
 from hpgr.intake.formats import column_names
 from hpgr.intake.log_notes import notes_on_log
 from hpgr.intake.staging import copies, mend_ids, repeated_from, stage
-from hpgr.intake.table_files import LINE, SOURCE
 from hpgr.runtime import UserError, atomic_folder
 
 if TYPE_CHECKING:
@@ -130,32 +133,20 @@ def screen(
     out, staged = scratch / "out", scratch / "staged.parquet"
     out.mkdir()
     stage(raw.events, staged)
-    mended = mend_ids(staged, [part.events for part in raw.parts])
+    mended = mend_ids(staged, [part[EVENTS] for part in raw.parts])
     _check_tables(raw, expectations)
-    within, repeated = copies(staged)
-    if known_events is not None:
-        repeated = repeated_from(staged, known_events)
-    rules = row_rules(cfg.validate_, items_file)
-    expectations.add("events", rules)
-    known = None if items is None else pd.Index(items[ITEM].dropna().unique())
-    counts = Counts()
+    rules, counts = row_rules(cfg.validate_, items_file), Counts()
+    chunks = check_rows(staged, rules, expectations, cfg.validate_.chunk_rows, items, known_events)
     with (
-        pq.ParquetFile(staged) as file,
         pq.ParquetWriter(out / "events.parquet", EVENTS_SCHEMA) as events,
         pq.ParquetWriter(out / "quarantine.parquet", QUARANTINE_SCHEMA) as quarantine,
     ):
-        now, batches = int(time.time()), file.iter_batches(cfg.validate_.chunk_rows)
-        for batch in tqdm(batches, desc="check", unit="chunk", disable=None):
-            chunk = prepare(
-                batch.to_pandas(), now=now, copies=within, repeated=repeated, known_items=known
-            )
-            found = expectations.check("events", chunk)
+        for chunk, found in chunks:
             reason = join_reasons(found, rules, len(chunk))
             bad = reason != ""
             kept = chunk[~bad].assign(timestamp=chunk.loc[~bad, "seconds"].astype(np.int64))
             events.write_table(as_table(kept, EVENTS_SCHEMA))
-            names = np.array(files, dtype=object)[chunk[SOURCE].to_numpy()]
-            chunk = chunk.assign(file=names)
+            chunk = chunk.assign(file=np.array(files, dtype=object)[chunk[SOURCE].to_numpy()])
             refused = chunk[bad].assign(reason=reason[bad])
             quarantine.write_table(as_table(refused, QUARANTINE_SCHEMA))
             counts.add(reason, found, chunk)
@@ -165,6 +156,32 @@ def screen(
         raise UserError(f"{', '.join(files)} has no rows: expected one event a row")
     columns = column_names(cfg.data)
     return counts, notes_on_log(raw, staged, columns, mended, counts, items, items_file)
+
+
+def check_rows(
+    staged: Path,
+    rules: Sequence[Rule],
+    expectations: Expectations,
+    chunk_rows: int,
+    items: pd.DataFrame | None,
+    known_events: Path | None = None,
+) -> Iterator[tuple[pd.DataFrame, dict[str, np.ndarray]]]:
+    """Chunks of the staged rows, as `prepare` makes them, with the positions that break each rule.
+
+    Arguments are as in `screen`.
+    """
+    within, repeated = copies(staged)
+    if known_events is not None:
+        repeated = repeated_from(staged, known_events)
+    expectations.add("events", rules)
+    known = None if items is None else pd.Index(items[ITEM].dropna().unique())
+    with pq.ParquetFile(staged) as file:
+        now, batches = int(time.time()), file.iter_batches(chunk_rows)
+        for batch in tqdm(batches, desc="check", unit="chunk", disable=None):
+            chunk = prepare(
+                batch.to_pandas(), now=now, copies=within, repeated=repeated, known_items=known
+            )
+            yield chunk, expectations.check("events", chunk)
 
 
 def _check_tables(raw: RawLog, expectations: Expectations) -> None:

@@ -21,10 +21,12 @@ from hpgr.intake.contract import (
     ACTION,
     EVENT_COLUMNS,
     ITEM,
+    LINE,
     PART,
     RAGGED,
     ROW,
     SESSION,
+    SOURCE,
     TIMESTAMP,
     USER,
 )
@@ -36,7 +38,6 @@ from hpgr.intake.spelling import (
     SHORTENED_FROM,
     WHOLE,
 )
-from hpgr.intake.table_files import LINE, SOURCE
 from hpgr.runtime import UserError
 
 STAGED_SCHEMA = pa.schema(

@@ -11,26 +11,29 @@ its line; `dialect.py` detects the meaning of quotes. Reads the paths it is give
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpgr.intake.contract import (
     ACTION,
     CATEGORIES,
     EVENT_COLUMNS,
+    LINE,
     RAGGED,
     REQUIRED,
     ROW,
+    SOURCE,
     TIMESTAMP,
 )
-from hpgr.intake.delimited_text import LINE, text_tables
+from hpgr.intake.delimited_text import Dialect, Malformed, records
 from hpgr.intake.dialect import Quoting, dialect_of, text_header
 from hpgr.intake.file_problems import FileProblem, note
 from hpgr.intake.raw_file import PARQUET, partition_of, parts_of
@@ -43,69 +46,48 @@ from hpgr.intake.spelling import (
     spell_time,
     words,
 )
-from hpgr.intake.text_records import Dialect
 from hpgr.runtime import UserError
 
-SOURCE = "source"  # number of the file that a row is from
 WHOLE_ROWS = 1 << 18
+Reading = Dialect | Quoting
+"""How a text is read: its dialect, or what quotes mean in it and the rest detected."""
 
 
-def header(path: Path) -> list[str]:
-    """Names of the columns of a Parquet or CSV file, in its order, copies included.
+def header(path: Path, reading: Reading = "auto") -> list[str]:
+    """Names of the columns of a Parquet or text file, in its order, copies included.
 
     For a folder of parts: those of the first part, and those in the names of its folders.
 
     Raises:
         UserError: the file is empty or unreadable.
     """
-    return _names(parts_of(path)[0], path)
+    part = parts_of(path)[0]
+    names = _names(part, reading)
+    return [*names, *(name for name in partition_of(part, path) if name not in names)]
 
 
-def _names(part: Path, table: Path | None = None) -> list[str]:
-    """Names in one file, and in those of its folders that lie below `table`."""
+def _names(part: Path, reading: Reading) -> list[str]:
+    """Names in one file."""
     if part.suffix in PARQUET:
         with _opened(part) as file:
-            names = file.schema_arrow.names
-    else:
-        names = text_header(part)
-    folders = {} if table is None else partition_of(part, table)
-    return [*names, *(name for name in folders if name not in names)]
+            return file.schema_arrow.names
+    return list(reading.names) if isinstance(reading, Dialect) else text_header(part)
+
+
+def dialect_in(part: Path, reading: Reading) -> Dialect | None:
+    """The dialect of one file; None for Parquet.
+
+    Raises:
+        UserError: see `dialect_of`.
+    """
+    if part.suffix in PARQUET:
+        return None
+    return reading if isinstance(reading, Dialect) else dialect_of(part, reading)
 
 
 def repeated(names: Sequence[str]) -> list[str]:
     """The names that occur more than once."""
     return sorted({name for name in names if names.count(name) > 1})
-
-
-def places(part: Path, columns: dict[str, str], table: Path) -> dict[str, int]:
-    """Place of each of our columns in the header of one file; `columns` gives their names in it.
-
-    Columns that appear only in the names of folders between `table` and the file have no place.
-
-    Raises:
-        UserError: the header cannot be read, repeats a name, or lacks a column.
-    """
-    names = _names(part)
-    if twice := repeated(names):
-        raise UserError(
-            f"{part}: column {', '.join(map(repr, twice))} occurs more than once in the header; "
-            "rename or drop the copies"
-        )
-    known = _names(part, table)
-    absent = {wanted: name for wanted, name in columns.items() if name not in known}
-    if absent:
-        raise UserError(
-            f"{part} lacks {len(absent)} of the columns named in params.yaml:\n"
-            + "".join(f"  {name!r}: {suggestion(w, name, known)}\n" for w, name in absent.items())
-            + f"It has: {', '.join(known)}"
-        )
-    found = {wanted: names.index(name) for wanted, name in columns.items() if name in names}
-    if not found:
-        raise UserError(
-            f"{part} has none of the columns {', '.join(columns.values())}, only the names of its "
-            "folders have: expected the rows' own values in the file"
-        )
-    return found
 
 
 def suggestion(wanted: str, name: str, names: Sequence[str]) -> str:
@@ -122,9 +104,9 @@ def suggestion(wanted: str, name: str, names: Sequence[str]) -> str:
 
 
 def table_chunks(
-    path: Path, columns: dict[str, str], chunk_rows: int, quoting: Quoting = "auto"
+    path: Path, columns: dict[str, str], chunk_rows: int, reading: Reading = "auto"
 ) -> Iterator[pd.DataFrame]:
-    """Chunks of a Parquet or CSV file, or of the parts in a folder one after the other.
+    """Chunks of a Parquet or text file, or of the parts in a folder one after the other.
 
     The headers of all parts are checked immediately, before the first chunk is read.
 
@@ -132,7 +114,7 @@ def table_chunks(
         path: the file or folder.
         columns: the name in the file of each of our columns.
         chunk_rows: maximum rows of a chunk.
-        quoting: meaning of quotes in a text, see `dialect_of`.
+        reading: how a text is read.
 
     Returns:
         Frames as `RawLog.events` describes them; `row` counts through all parts, `line` within one,
@@ -141,183 +123,203 @@ def table_chunks(
     Raises:
         UserError: a file is empty, lacks a column, is not UTF-8 text, or has ambiguous quotes.
     """
-    dialects = {}
-    for part in parts_of(path):
-        places(part, columns, path)
-        dialects[part] = None if part.suffix in PARQUET else dialect_of(part, quoting)
-    return _numbered(
-        _part_chunks(part, path, columns, chunk_rows, dialect) for part, dialect in dialects.items()
-    )
+    return _numbered(_parts(path, columns, reading), chunk_rows)
 
 
-def _numbered(parts: Iterable[Iterator[pd.DataFrame]]) -> Iterator[pd.DataFrame]:
+def _numbered(parts: Sequence[_Part], chunk_rows: int) -> Iterator[pd.DataFrame]:
     rows = 0
-    for number, chunks in enumerate(parts):
-        for chunk in chunks:
-            chunk[ROW] = np.arange(rows, rows + len(chunk))
-            chunk[SOURCE] = number
-            rows += len(chunk)
-            yield chunk
-
-
-def _part_chunks(
-    part: Path, table: Path, columns: dict[str, str], chunk_rows: int, dialect: Dialect | None
-) -> Iterator[pd.DataFrame]:
-    """Chunks of one file; the names of its folders give the `columns` that it lacks.
-
-    `dialect` is None for Parquet.
-    """
-    inside = {ours: theirs for ours, theirs in columns.items() if theirs in _names(part)}
-    values = partition_of(part, table)
-    if dialect is None:
-        chunks = parquet_chunks(part, inside, chunk_rows)
-    else:
-        found, width = places(part, inside, part), len(_names(part))
-        chunks = text_chunks(part, dialect, found, width, chunk_rows)
-    for chunk in chunks:
-        for ours in columns.keys() - inside.keys():
-            chunk[ours] = words(pa.array([values[columns[ours]]] * len(chunk), pa.string()))
-        yield chunk
+    for source, part in enumerate(parts):
+        for columns, lines, ragged in part.chunks(chunk_rows):
+            length = len(lines)
+            none = pd.Series([None] * length, dtype="str")
+            yield pd.DataFrame(
+                dict.fromkeys(EVENT_COLUMNS, none)
+                | columns
+                | {
+                    ROW: np.arange(rows, rows + length),
+                    SOURCE: source,
+                    LINE: np.asarray(lines),
+                    RAGGED: pd.Series(ragged, dtype="str"),
+                }
+            )
+            rows += length
 
 
 def table_whole(
-    path: Path, columns: dict[str, str], quoting: Quoting = "auto"
+    path: Path, columns: dict[str, str], reading: Reading = "auto"
 ) -> tuple[pd.DataFrame, list[FileProblem]]:
-    """A whole Parquet or CSV file of items or users, or a folder of such parts; and notes.
+    """A whole table of items or users as columns of text, and notes; see `table_chunks`.
 
-    `columns` and `quoting` are as in `table_chunks`.
+    In Parquet a list column for CATEGORIES stays lists, and the id column must be plain. In the
+    others nested values become JSON, and bytes that are not text become hex digits, each with a
+    note; what Arrow cannot convert is left out, with a note.
 
     Raises:
         UserError: as `table_chunks`; or a line has another number of fields than the header, or
             there is no row.
     """
     frames, notes = [], []
-    for part in parts_of(path):
-        found = places(part, columns, path)
-        inside = {ours: theirs for ours, theirs in columns.items() if ours in found}
-        if part.suffix in PARQUET:
-            if part != path and is_empty(part):
-                continue
-            frame, more = parquet_whole(part, inside)
+    for part in _parts(path, columns, reading):
+        if part.dialect is None:
+            frame, more = _whole_parquet(part)
             notes += more
         else:
-            frame = text_whole(part, dialect_of(part, quoting), found, len(_names(part)))
-        values = partition_of(part, path)
-        for ours in columns.keys() - inside.keys():
-            frame[ours] = words(pa.array([values[columns[ours]]] * len(frame), pa.string()))
-        frames.append(frame)
-    if not any(map(len, frames)):
+            frame = _whole_text(part)
+        if len(frame):
+            frames.append(frame)
+    if not frames:
         raise UserError(f"{path} has no rows: expected one for each id")
     table = pd.concat(frames, ignore_index=True)
     return table[[name for name in columns if name in table]], notes
 
 
-def text_chunks(
-    path: Path, dialect: Dialect, fields: dict[str, int], width: int, chunk_rows: int
-) -> Iterator[pd.DataFrame]:
-    """Chunks from a text of `width` fields; `fields` gives the place of each of our columns."""
-    start = 0
-    for table in text_tables(path, dialect, width, list(fields.values()), chunk_rows):
-        yield _chunk(
-            {ours: words(table.column(str(place))) for ours, place in fields.items()},
-            start,
-            line=table.column(LINE).to_numpy(),
-            ragged=table.column(RAGGED).to_pandas(),
-        )
-        start += len(table)
-
-
-def text_whole(path: Path, dialect: Dialect, fields: dict[str, int], width: int) -> pd.DataFrame:
-    """A whole text as columns of text, see `text_chunks`.
-
-    Raises:
-        UserError: a line does not have `width` fields, or the file is unreadable.
-    """
-    frames = []
-    for table in text_tables(path, dialect, width, list(fields.values()), WHOLE_ROWS):
-        bad = table.filter(pc.is_valid(table[RAGGED]))
-        if len(bad):
+def _whole_text(part: _Part) -> pd.DataFrame:
+    frames = [pd.DataFrame()]
+    for columns, lines, ragged in part.chunks(WHOLE_ROWS):
+        if bad := [place for place, wrong in enumerate(ragged) if wrong]:
             raise UserError(
-                f"{path}, line {bad[LINE][0]}: {bad[RAGGED][0]} "
+                f"{part.path}, line {lines[bad[0]]}: {ragged[bad[0]]} "
                 f"({len(bad)} such lines); quote values that hold the separator"
             )
-        frames.append(
-            pd.DataFrame({ours: words(table[str(place)]) for ours, place in fields.items()})
-        )
-    if not frames:
-        return pd.DataFrame({ours: pd.Series(dtype="str") for ours in fields})
+        frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
-def _chunk(
-    columns: dict[str, pd.Series], start: int, *, line: Sequence[int] | None, ragged: object
-) -> pd.DataFrame:
-    length = len(next(iter(columns.values())))
-    row = np.arange(start, start + length)
-    frame = pd.DataFrame(columns)
-    for name in EVENT_COLUMNS:
-        if name not in frame:
-            frame[name] = pd.Series([None] * length, dtype="str")
-    frame[ROW] = row
-    frame[LINE] = row + 1 if line is None else line
-    frame[RAGGED] = pd.Series(ragged, dtype="str", index=frame.index)
-    return frame
-
-
-def parquet_chunks(path: Path, columns: dict[str, str], chunk_rows: int) -> Iterator[pd.DataFrame]:
-    """Chunks of a Parquet file with every value spelled out; `columns` as in `table_chunks`."""
-    start = 0
-    with _opened(path) as file:
-        for batch in file.iter_batches(chunk_rows, columns=sorted(set(columns.values()))):
-            if batch.num_rows:
-                spelled = {
-                    ours: _event_column(path, ours, theirs, batch.column(theirs))
-                    for ours, theirs in columns.items()
-                }
-                yield _chunk(spelled, start, line=None, ragged=None)
-                start += batch.num_rows
-
-
-def parquet_whole(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, list[FileProblem]]:
-    """Columns as text, a list column for CATEGORIES as lists; and notes on them.
-
-    The id column must be plain. In the others nested values become JSON, and bytes that are not
-    text become hex digits, each with a note; what Arrow cannot convert is left out, with a note.
-    """
-    with _opened(path) as file:
-        table = file.read(columns=sorted(set(columns.values())))
-    if table.num_rows == 0:
-        raise UserError(f"{path} has no rows: expected one for each id")
+def _whole_parquet(part: _Part) -> tuple[pd.DataFrame, list[FileProblem]]:
+    with _opened(part.path) as file:
+        table = file.read(columns=sorted(set(part.inside.values())))
     whole: dict[str, pd.Series] = {}
-    notes = []
-    for ours, theirs in columns.items():
+    notes: list[FileProblem] = []
+    if not len(table):
+        return pd.DataFrame(), notes
+    for ours, theirs in part.inside.items():
         column = table.column(theirs).combine_chunks()
         if ours in REQUIRED:
-            whole[ours] = _event_column(path, ours, theirs, column)
+            whole[ours] = _event_column(part.path, ours, theirs, column)
             continue
-        expected = "text, numbers or times"
+        found, fix = f"type {column.type}", ""
         try:
             if ours == CATEGORIES and (lists := lists_of(column)) is not None:
                 whole[ours] = pd.Series(lists, dtype=object)
-                continue
-            text, written = spell_any(column)
-            whole[ours] = words(text)
+            else:
+                text, written = spell_any(column)
+                whole[ours] = words(text)
+                fix = f"it is kept as text, written as {written}" if written else ""
         except (ValueError, OverflowError, pa.ArrowException) as error:
-            found = f"type {column.type} ({error})"
+            found = f"{found} ({error})"
             fix = "it is left out; export it as one of these to keep it"
-            notes.append(note(path, "strange column", theirs, found, expected, fix))
-            continue
-        if written:
-            found = f"type {column.type}"
-            fix = f"it is kept as text, written as {written}"
-            notes.append(note(path, "strange column", theirs, found, expected, fix))
+        if fix:
+            expected = "text, numbers or times"
+            notes.append(note(part.path, "strange column", theirs, found, expected, fix))
     return pd.DataFrame(whole), notes
 
 
-def is_empty(path: Path) -> bool:
-    """Return True if a Parquet file has no row."""
-    with _opened(path) as file:
-        return file.metadata.num_rows == 0
+# Our columns, the line of each row, and what is wrong with its number of fields.
+_Chunk = tuple[dict[str, pd.Series], Sequence[int], Sequence[str | None]]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file of a table, with a header that was checked.
+
+    Attributes:
+        path: the file.
+        names: those in its header.
+        inside: name in the file of each of our columns.
+        folders: value of each of our columns that the file lacks, from the names of its folders.
+        dialect: of a text; None for Parquet.
+    """
+
+    path: Path
+    names: Sequence[str]
+    inside: dict[str, str]
+    folders: dict[str, str]
+    dialect: Dialect | None
+
+    def chunks(self, rows: int) -> Iterator[_Chunk]:
+        """The file in pieces of at most `rows` rows."""
+        chunks = self._parquet(rows) if self.dialect is None else self._text(self.dialect, rows)
+        for columns, lines, ragged in chunks:
+            yield columns | self.of_folders(len(lines)), lines, ragged
+
+    def of_folders(self, length: int) -> dict[str, pd.Series]:
+        """The columns that the names of folders give."""
+        return {
+            ours: words(pa.array([value] * length, pa.string()))
+            for ours, value in self.folders.items()
+        }
+
+    def _parquet(self, rows: int) -> Iterator[_Chunk]:
+        start = 1
+        with _opened(self.path) as file:
+            for batch in file.iter_batches(rows, columns=sorted(set(self.inside.values()))):
+                if length := batch.num_rows:
+                    columns = {
+                        ours: _event_column(self.path, ours, theirs, batch.column(theirs))
+                        for ours, theirs in self.inside.items()
+                    }
+                    yield columns, range(start, start + length), [None] * length
+                    start += length
+
+    def _text(self, dialect: Dialect, rows: int) -> Iterator[_Chunk]:
+        """Excess fields are cut off, missing ones are empty."""
+        width, found = len(self.names), records(self.path, dialect)
+        places = [self.names.index(theirs) for theirs in self.inside.values()]
+        try:
+            while True:
+                lines: list[int] = []
+                ragged: list[str | None] = []
+                cells: list[list[str]] = [[] for _ in places]
+                for line, _, values in islice(found, rows):
+                    lines.append(line)
+                    wrong = len(values) != width
+                    ragged.append(f"{len(values)} fields instead of {width}" if wrong else None)
+                    if wrong:
+                        values += [""] * (width - len(values))
+                    for column, place in zip(cells, places, strict=True):
+                        column.append(values[place])
+                if not lines:
+                    return
+                texts = (words(pa.array(column, pa.string())) for column in cells)
+                yield dict(zip(self.inside, texts, strict=True)), lines, ragged
+        except Malformed as malformed:
+            raise UserError(
+                f"{self.path}, row that starts in line {malformed.line}: {malformed.why}; correct "
+                f"it, or change data.quoting; now the file is read as {dialect}"
+            ) from malformed
+
+
+def _parts(path: Path, columns: dict[str, str], reading: Reading) -> list[_Part]:
+    """The files of a table; `columns` and `reading` are as in `table_chunks`.
+
+    Raises:
+        UserError: a header cannot be read, repeats a name, or lacks a column.
+    """
+    found = []
+    for part in parts_of(path):
+        names, folders = _names(part, reading), partition_of(part, path)
+        if twice := repeated(names):
+            raise UserError(
+                f"{part}: column {', '.join(map(repr, twice))} occurs more than once in the "
+                "header; rename or drop the copies"
+            )
+        known = [*names, *(name for name in folders if name not in names)]
+        absent = {ours: theirs for ours, theirs in columns.items() if theirs not in known}
+        if absent:
+            raise UserError(
+                f"{part} lacks {len(absent)} of the columns named in params.yaml:\n"
+                + "".join(f"  {n!r}: {suggestion(ours, n, known)}\n" for ours, n in absent.items())
+                + f"It has: {', '.join(known)}"
+            )
+        inside = {ours: theirs for ours, theirs in columns.items() if theirs in names}
+        if not inside:
+            raise UserError(
+                f"{part} has none of the columns {', '.join(columns.values())}, only the names of "
+                "its folders have: expected the rows' own values in the file"
+            )
+        outside = {ours: folders[name] for ours, name in columns.items() if ours not in inside}
+        found.append(_Part(part, names, inside, outside, dialect_in(part, reading)))
+    return found
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
-DAY = r"(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*"
+MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
+DAY = r"(?:mon|tue|wed|thu|fri|sat|sun)"
 
 # The first shape that fits names the value.
 SHAPES = (
@@ -25,7 +25,8 @@ SHAPES = (
     (
         "a date",
         r"[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}.*|[0-9]{8}T[0-9]{4}.*"
-        rf"|(?i:(?:{DAY},?\s+)?(?:{MONTH}\s+[0-9].*|[0-9]{{1,2}}[-/.\s]+{MONTH}.*[0-9].*))",
+        rf"|(?i:(?:{DAY}[a-z]*,?\s+)?"
+        rf"(?:{MONTH}[a-z]*\s+[0-9].*|[0-9]{{1,2}}[-/.\s]+{MONTH}[a-z]*.*[0-9].*))",
     ),
 )
 NUMBER = "pandas.to_numeric(column)"
@@ -41,23 +42,24 @@ SECONDS = (
     "((pandas.to_datetime(column, utc=True, {}) - pandas.Timestamp('1970-01-01', tz='UTC'))"
     " // pandas.Timedelta('1s')).astype('Int64')"
 )
-REST = (
-    r"(?:(?P<gap>T|,?\s+|:)(?P<clock>[0-9]{1,2}(?P<minute>:[0-9]{2})(?P<second>:[0-9]{2})?"
-    r"(?P<fraction>\.[0-9]+)?)(?P<half>\s*[AP]M)?)?(?P<zone>\s*(?:Z|UTC|GMT|[+-][0-9]{2}(?::?[0-9]{2})?))?"
+# What a date is written with, and strptime's code for it, in the order of replacement.
+CODES = tuple(
+    (re.compile(pattern, re.IGNORECASE), code)
+    for pattern, code in (
+        (r"(?<![-/.0-9])[0-9]{1,2}:[0-9]{2}(?![0-9])", "%H:%M"),
+        (r"(?<=%M):[0-9]{2}(?![0-9])", ":%S"),
+        (r"(?<=%[SM])\.[0-9]+", ".%f"),
+        (r"(?<=%[SMf])(\s*)[AP]M(?![a-y])", r"\1%p"),
+        (r"(?<=%[SMfp])(\s*)(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?)(?![\w:])", r"\1%z"),
+        (rf"^{DAY}(?![a-z])", "%a"),
+        (rf"^{DAY}[a-z]+", "%A"),
+        (rf"\b{MONTH}(?![a-z])", "%b"),
+        (rf"\b{MONTH}[a-z]+", "%B"),
+        (r"(?<![0-9])[0-9]{4}(?![0-9])", "%Y"),
+    )
 )
-READ = (
-    r"(?P<a>[0-9]{1,4})(?P<s>[-/.])(?P<b>[0-9]{1,2})(?P=s)(?P<c>[0-9]{1,4})",
-    rf"(?P<weekday>{DAY})?(?P<w>,?\s+)?(?P<d>[0-9]{{1,2}})(?P<s>[-/.\s]+)(?P<month>{MONTH})"
-    r"(?P<t>[-/.,\s]+)(?P<y>[0-9]{4}|[0-9]{2})",
-    rf"(?P<weekday>{DAY})?(?P<w>,?\s+)?(?P<month>{MONTH})(?P<s>\s+)(?P<d>[0-9]{{1,2}})"
-    r"(?P<t>,?\s+)(?P<y>[0-9]{4})",
-)
-READ_DATE = tuple(re.compile(part + REST, re.IGNORECASE) for part in READ)
-# As C's ctime and Twitter write it: Sun Sep 13 12:26:40 +0000 2020.
-YEAR_AT_THE_END = re.compile(
-    r"[a-z]{3} [a-z]{3} [0-9]{1,2} [0-9]{2}:[0-9]{2}:[0-9]{2}( [+-][0-9]{4}| UTC| GMT)? [0-9]{4}",
-    re.IGNORECASE,
-)
+SHORT_NUMBER = re.compile(r"(?<![0-9])[0-9]{1,2}(?![0-9])")
+LEGIBLE = re.compile(r"(?:%[a-z]|[-/.,:#T\s]|Z|UTC|GMT)+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -148,46 +150,24 @@ def _reads(dates: Sequence[str], choice: str) -> bool:
 def _read(date: str) -> _Date | None:
     if re.fullmatch(r"[0-9]{8}T[0-9]{4}.*", date):
         return _Date({"ymd": ""})
-    if found := YEAR_AT_THE_END.fullmatch(date):
-        zone = {"": "", "+": " %z", "-": " %z"}.get((found[1] or "").strip()[:1], found[1])
-        return _Date({"text": f"%a %b %d %H:%M:%S{zone} %Y"})
-    for number, pattern in enumerate(READ_DATE):
-        if found := pattern.fullmatch(date):
-            part = found.groupdict()
-            if number:
-                return _Date({"text": _named(part, month_first=number == 2) + _rest(part)})
-            return _numeric(part)
-    return None
-
-
-def _numeric(part: dict[str, str]) -> _Date:
-    s, first, second, third = part["s"], part["a"], part["b"], part["c"]
-    if len(first) == 4:
-        formats = {"ymd": f"%Y{s}%m{s}%d", "ydm": f"%Y{s}%d{s}%m"}
+    found = date
+    for pattern, code in CODES:
+        found = pattern.sub(code, found, count=1)
+    if "%p" in found:
+        found = found.replace("%H", "%I")
+    numbers = [int(number) for number in SHORT_NUMBER.findall(found)]
+    found = SHORT_NUMBER.sub("#", found)
+    if "%b" in found or "%B" in found:
+        orders = {"text": "dy"}
+    elif found.startswith("%Y"):
+        orders = {"ymd": "md", "ydm": "dm"}
     else:
-        year = "%Y" if len(third) == 4 else "%y"
-        formats = {"dmy": f"%d{s}%m{s}{year}", "mdy": f"%m{s}%d{s}{year}"}
-    rest = _rest(part)
-    return _Date({order: f + rest for order, f in formats.items()}, int(first), int(second))
-
-
-def _named(part: dict[str, str], *, month_first: bool) -> str:
-    weekday, month = part["weekday"] or "", part["month"]
-    month = "%b" if len(month) == 3 else "%B"
-    day = f"{'%a' if len(weekday) == 3 else '%A'}{part['w'] or ''}" if weekday else ""
-    date = (month, "%d") if month_first else ("%d", month)
-    year = "%Y" if len(part["y"]) == 4 else "%y"
-    return f"{day}{date[0]}{part['s']}{date[1]}{part['t']}{year}"
-
-
-def _rest(part: dict[str, str]) -> str:
-    if not part["clock"]:
-        return part["zone"] or ""
-    clock = ("%I" if part["half"] else "%H") + ":%M"
-    clock += ":%S" * bool(part["second"]) + ".%f" * bool(part["fraction"])
-    if half := part["half"]:
-        clock += half[:-2] + "%p"
-    if zone := part["zone"]:
-        named = zone.strip().upper() in ("UTC", "GMT")
-        clock += zone if named else zone[: len(zone) - len(zone.lstrip())] + "%z"
-    return part["gap"] + clock
+        orders = {"dmy": "dmy", "mdy": "mdy"}
+    if not LEGIBLE.fullmatch(found) or len(numbers) + ("%Y" in found) != 3 - ("text" in orders):
+        return None
+    formats = {}
+    for order, codes in orders.items():
+        formats[order] = found
+        for code in codes:
+            formats[order] = formats[order].replace("#", f"%{code}", 1)
+    return _Date(formats, *numbers[:2]) if "dmy" in formats else _Date(formats)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpgr.intake.accepted_logs import last_accepted, remember
-from hpgr.intake.contract import CATEGORIES, ITEM, ROW, TITLE, USER, batch_rules
+from hpgr.intake.contract import CATEGORIES, EVENTS, ITEM, ROW, TITLE, USER, batch_rules
 from hpgr.intake.expectations import Expectations, failures
 from hpgr.intake.raw_log import RawLog, read_raw
 from hpgr.intake.screening import as_table, bad_rows, breach, publish, screen
@@ -55,8 +55,7 @@ def validate(cfg: Config, workspace: Workspace = HERE) -> None:
     """
     raw = read_raw(cfg.data, cfg.validate_.chunk_rows)
     inputs = hashes(raw.files, cfg.data.path)
-    dialects = dict(zip(inputs, map(str, raw.dialects), strict=True))
-    source = f"{cfg.data.format} {raw.parts[0].events.as_posix()}"
+    source = f"{cfg.data.format} {raw.parts[0][EVENTS].as_posix()}"
     previous = last_accepted(source, inputs, workspace)
     expectations = Expectations()
     validated, rejected = workspace.validated, workspace.rejected
@@ -70,14 +69,13 @@ def validate(cfg: Config, workspace: Workspace = HERE) -> None:
             expectations,
             files=[path.relative_to(cfg.data.path).as_posix() for path in raw.sources],
             items=raw.items,
-            items_file=raw.parts[0].items,
+            items_file=raw.parts[0].get(ITEM),
         )
         out = Path(scratch) / "out"
         _write_tables(raw, out)
         facts = facts_of(out / "events.parquet")
         summary = {
-            **summary_of(cfg.data.path, cfg.data.format, inputs, dialects, counts, facts),
-            "notes": [str(note) for note in notes],
+            **summary_of(cfg.data.path, cfg.data.format, inputs, raw, counts, facts, notes),
             "users_without_features": None if raw.users is None else _users_without_features(out),
             "last_accepted": previous,
             "volume_change": (

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpgr.intake.contract import ACTION, EVENT_COLUMNS, ITEM, TIMESTAMP, USER
+from hpgr.intake.contract import ACTION, EVENT_COLUMNS, ITEM, LINE, TIMESTAMP, USER
 from hpgr.intake.staging import open_duckdb
-from hpgr.intake.table_files import LINE
 from hpgr.runtime import sha256_file, write_json, write_text
 from hpgr.templates import rendered
 
 if TYPE_CHECKING:
     from hpgr.intake.expectations import Expectations, Tally
+    from hpgr.intake.file_problems import FileProblem
+    from hpgr.intake.raw_log import RawLog
     from hpgr.intake.screening import Counts
 
 PAGE = Path(__file__).parent / "validation.html.j2"
@@ -66,19 +67,22 @@ def summary_of(
     path: Path,
     kind: str,
     inputs: dict[str, str],
-    dialects: dict[str, str],
+    raw: RawLog,
     counts: Counts,
     facts: dict[str, Any],
+    notes: Sequence[FileProblem],
 ) -> dict[str, Any]:
     """Content of summary.json; nothing in it depends on the time of the run.
 
-    `inputs` and `dialects` have an entry for each file read: its sha256 and its dialect.
+    `inputs` has the sha256 of each of the files of `raw`, which are those at `path`, of format
+    `kind`.
     """
+    first, last = facts["first"], facts["last"]
     return {
         "path": path.as_posix(),
         "format": kind,
         "inputs": inputs,
-        "dialects": dialects,
+        "dialects": dict(zip(inputs, map(str, raw.dialects), strict=True)),
         "rows": counts.rows,
         "accepted": counts.accepted,
         "quarantined": counts.quarantined,
@@ -88,15 +92,12 @@ def summary_of(
         "reasons": dict(counts.reasons),
         "users": facts["users"],
         "items": facts["items"],
-        "first_event": _iso(facts["first"]),
-        "last_event": _iso(facts["last"]),
-        "first_timestamp": facts["first"],
-        "last_timestamp": facts["last"],
+        "first_event": datetime.fromtimestamp(first, UTC).isoformat(),
+        "last_event": datetime.fromtimestamp(last, UTC).isoformat(),
+        "first_timestamp": first,
+        "last_timestamp": last,
+        "notes": [str(note) for note in notes],
     }
-
-
-def _iso(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def write_reports(
@@ -107,17 +108,27 @@ def write_reports(
     expectations: Expectations,
     broken: Sequence[Tally],
 ) -> None:
-    """Write summary, report and Data Docs to `out`."""
+    """Write summary, report and Data Docs to `out`; the rules `broken` refuse the rows."""
     write_json(out / "summary.json", summary)
-    html = _rendered(
-        summary,
+    filters = {
+        "thousands": "{:,}".format,
+        "share": "{:.2%}".format,
+        "day": lambda value: datetime.fromtimestamp(value, UTC).date().isoformat(),
+    }
+    page = rendered(
+        PAGE,
+        filters,
+        summary=summary,
         tallies=expectations.tallies,
         broken=broken,
         examples=counts.examples,
-        histogram=facts["histogram"],
+        columns=["file", LINE, *EVENT_COLUMNS],
+        bars=_bars(**facts),
+        width=WIDTH,
+        height=HEIGHT,
         actions=facts["actions"],
     )
-    write_text(out / "report.html", html)
+    write_text(out / "report.html", page)
     expectations.write_docs(
         out / "data_docs",
         run_name=digest_of(summary["inputs"])[:12],
@@ -135,47 +146,8 @@ def digest_of(inputs: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _rendered(
-    summary: Mapping[str, Any],
-    *,
-    tallies: Mapping[str, Sequence[Tally]],
-    broken: Sequence[Tally],
-    examples: Mapping[str, Sequence[Mapping[str, Any]]],
-    histogram: Sequence[int],
-    actions: Sequence[tuple[str | None, int]],
-) -> str:
-    """The report as HTML.
-
-    Args:
-        summary: content of summary.json.
-        tallies: counts for each rule, by suite.
-        broken: the rules that refuse the batch; empty if it is accepted.
-        examples: some bad rows for each reason: `file`, `line` and the event columns.
-        histogram: accepted events in equal spans of time from the first to the last event.
-        actions: the most frequent actions with their counts.
-    """
-    return rendered(
-        PAGE,
-        {
-            "thousands": "{:,}".format,
-            "share": "{:.2%}".format,
-            "day": lambda value: datetime.fromtimestamp(value, UTC).date().isoformat(),
-        },
-        summary=summary,
-        tallies=tallies,
-        broken=broken,
-        examples=examples,
-        columns=["file", LINE, *EVENT_COLUMNS],
-        bars=_bars(summary, histogram),
-        width=WIDTH,
-        height=HEIGHT,
-        actions=actions,
-    )
-
-
-def _bars(summary: Mapping[str, Any], histogram: Sequence[int]) -> list[dict[str, Any]]:
+def _bars(*, first: int, last: int, histogram: Sequence[int], **_: Any) -> list[dict[str, Any]]:
     """Geometry and label of each bar."""
-    first, last = summary["first_timestamp"], summary["last_timestamp"]
     step, highest = WIDTH / len(histogram), max(*histogram, 1)
     return [
         {
