@@ -27,7 +27,7 @@ from flows.monitor import watch
 from flows.train import pipeline, write_params
 from host.cancellation import recallable
 from hpgr.config import Config, load_config
-from hpgr.intake import acceptance, batch_records
+from hpgr.intake import acceptance
 from hpgr.intake.incoming import BatchFinding, examine
 from hpgr.profiles import with_params
 from hpgr.registry.tracking import connect
@@ -120,11 +120,11 @@ def judge(incoming: Path, cfg: Config) -> BatchFinding:
     get_run_logger().info(verdict.figures())
     create_markdown_artifact(
         key="batch",
-        markdown=page(verdict, batch_records.last_accepted()),
+        markdown=page(verdict, acceptance.last_accepted()),
         description="the batch of new events beside the last one",
     )
     if verdict.reasons:
-        batch_records.record(verdict.record)
+        acceptance.record(verdict.record)
         raise UserError(f"{verdict.refusal()}\nSee {HERE.rejected / 'report.html'}.")
     return verdict
 

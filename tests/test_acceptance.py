@@ -11,7 +11,7 @@ from own_log import config, good_rows, write_csv
 
 from flows import refresh
 from flows.faults import StageFailed
-from hpgr.intake import acceptance, batch_records
+from hpgr.intake import acceptance
 from hpgr.intake.incoming import BatchFinding
 from hpgr.intake.increments import increments
 from hpgr.runtime import DamagedFile, read_json, write_json
@@ -43,7 +43,7 @@ def verdict(tmp_path: Path) -> BatchFinding:
 
 def state(data) -> tuple[list[str], str, list[dict]]:
     names = [path.name for path in increments(data.path)]
-    return names, HERE.data_pin.read_text(), batch_records.records()
+    return names, HERE.data_pin.read_text(), acceptance.records()
 
 
 def validated_with(*files: str) -> None:
@@ -118,7 +118,7 @@ def test_a_batch_that_was_validated_stays_until_training_begins(data, verdict, n
     HERE.data_pin.write_text("moved")
     validated_with("log.csv", f"increments/{NAME}/log.csv")
     if noted:
-        batch_records.record(verdict.record)
+        acceptance.record(verdict.record)
     assert "took in" in acceptance.settle(data)
     assert state(data) == ([NAME], "moved", [verdict.record])
     assert acceptance.is_taking()
@@ -143,7 +143,7 @@ def test_a_fault_on_the_way_says_nothing_of_the_batch(data, verdict, monkeypatch
     monkeypatch.setattr(refresh, "reproduce", fails)
     with pytest.raises(StageFailed, match="is refused" if refused else "^killed$"):
         refresh.take_in(verdict)
-    assert [entry["accepted"] for entry in batch_records.records()] == [False] * refused
+    assert [entry["accepted"] for entry in acceptance.records()] == [False] * refused
     assert state(data)[:2] == ([], PIN)
 
 
@@ -155,12 +155,12 @@ def test_a_damaged_record_is_reported_with_its_own_fix(data, name, fix):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("[{")
     with pytest.raises(DamagedFile, match=rf"{name} is damaged .*: {fix}"):
-        batch_records.records() if name == "batches.json" else acceptance.settle(data)
+        acceptance.records() if name == "batches.json" else acceptance.settle(data)
 
 
 def test_batches_are_listed_in_order_and_the_last_accepted_is_found(data):
-    assert batch_records.last_accepted() is None
+    assert acceptance.last_accepted() is None
     for batch, accepted in (("a", True), ("b", True), ("c", False)):
-        batch_records.record({"batch": batch, "accepted": accepted})
-    assert [entry["batch"] for entry in read_json(batch_records.records_file())] == ["a", "b", "c"]
-    assert batch_records.last_accepted()["batch"] == "b"
+        acceptance.record({"batch": batch, "accepted": accepted})
+    assert [entry["batch"] for entry in read_json(acceptance.records_file())] == ["a", "b", "c"]
+    assert acceptance.last_accepted()["batch"] == "b"

@@ -12,11 +12,10 @@ import pandas as pd
 import pytest
 from own_log import START, config, write_csv
 
-from hpgr.intake import batch_records
-from hpgr.intake.batch_files import batch_files, batch_tables
+from hpgr.intake import acceptance
 from hpgr.intake.expectations import Expectations
 from hpgr.intake.incoming import BatchFinding, examine
-from hpgr.intake.increments import digest, place
+from hpgr.intake.increments import batch_files, batch_tables, digest, place
 from hpgr.intake.validate import validate
 from hpgr.runtime import UserError, read_json
 from hpgr.workspace import HERE
@@ -209,12 +208,12 @@ def test_a_repeated_event_is_known_in_another_spelling_of_its_time(folder, tmp_p
 
 @pytest.mark.parametrize("rows", [BATCH_EVENTS * 6, BATCH_EVENTS // 6])
 def test_a_batch_cut_off_or_doubled_is_refused(folder, tmp_path, rows):
-    batch_records.record({"batch": "before", "accepted": True, "rows": rows})
-    batch_records.record({"batch": "refused", "accepted": False, "rows": BATCH_EVENTS})
+    acceptance.record({"batch": "before", "accepted": True, "rows": rows})
+    acceptance.record({"batch": "refused", "accepted": False, "rows": BATCH_EVENTS})
     try:
         assert names(judge(tmp_path, following())) == ["rows against the batch accepted last"]
     finally:
-        batch_records.records_file().unlink()
+        acceptance.records_file().unlink()
 
 
 def test_late_events_are_reported_and_allowed(folder, tmp_path):

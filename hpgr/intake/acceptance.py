@@ -1,5 +1,6 @@
 """Take a batch into the log so that an interruption at any point can be undone or completed.
 
+    artifacts/accepted/batches.json    a record of each batch that was judged, oldest first
     artifacts/accepted/taking.json     the batch that is being taken in; gone when training begins
 
 A batch is in the log when its increment is in place, data.dvc pins it, and the validate stage
@@ -12,7 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpgr.intake.batch_records import last_accepted, record
 from hpgr.intake.increments import FOLDER, next_name, place, remove
 from hpgr.runtime import read_json, write_json, write_text
 from hpgr.workspace import HERE, Workspace
@@ -20,6 +20,35 @@ from hpgr.workspace import HERE, Workspace
 if TYPE_CHECKING:
     from hpgr.config import Data
     from hpgr.intake.incoming import BatchFinding
+
+
+def records_file(workspace: Workspace = HERE) -> Path:
+    """The file of all records."""
+    return workspace.accepted / "batches.json"
+
+
+def records(workspace: Workspace = HERE) -> list[dict[str, Any]]:
+    """One record for each judged batch, oldest first.
+
+    Raises:
+        DamagedFile: the file is not whole.
+    """
+    path = records_file(workspace)
+    return (
+        read_json(path, "delete it; a new list begins with the next batch")
+        if path.is_file()
+        else []
+    )
+
+
+def record(entry: dict[str, Any], workspace: Workspace = HERE) -> None:
+    """Append the record of one judged batch."""
+    write_json(records_file(workspace), [*records(workspace), entry])
+
+
+def last_accepted(workspace: Workspace = HERE) -> dict[str, Any] | None:
+    """The record of the batch that was taken in last; None before the first."""
+    return next((entry for entry in reversed(records(workspace)) if entry["accepted"]), None)
 
 
 def is_taking(workspace: Workspace = HERE) -> bool:

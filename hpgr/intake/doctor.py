@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
+from hpgr.data import labels
+from hpgr.data.repeats import removes_history
 from hpgr.intake.contract import (
     ACTION,
-    CATEGORIES,
-    EVENT_COLUMNS,
     EVENTS,
     FIELDS_RULE,
     ITEM,
     TIMESTAMP,
-    TITLE,
     UNKNOWN_ITEM,
     USER,
     row_rules,
@@ -34,16 +34,18 @@ from hpgr.intake.expectations import Expectations
 from hpgr.intake.file_problems import (
     LINES_PER_KIND,
     FileProblem,
+    Listing,
     dialect_problems,
+    mixed,
     no_rows,
+    note,
     text_problems,
     unreadable,
 )
-from hpgr.intake.formats import Format, column_names, format_of
+from hpgr.intake.formats import column_names, format_of
 from hpgr.intake.log_notes import notes_on_actions, notes_on_rows, notes_on_spelling
 from hpgr.intake.raw_file import (
     PARQUET,
-    Absent,
     holds_parts,
     partition_of,
     parts_of,
@@ -51,12 +53,10 @@ from hpgr.intake.raw_file import (
     require_text,
 )
 from hpgr.intake.raw_log import read_raw, whole_ids
-from hpgr.intake.row_problems import Listing, mixed
 from hpgr.intake.screening import check_rows
-from hpgr.intake.staging import mend_ids, stage
+from hpgr.intake.staging import mend_ids, open_duckdb, stage
 from hpgr.intake.table_files import header, repeated, suggestion, table_chunks
 from hpgr.intake.time_units import shapes
-from hpgr.intake.training_outlook import training_notes
 from hpgr.runtime import UserError
 
 if TYPE_CHECKING:
@@ -75,31 +75,37 @@ def doctor(path: Path, cfg: Config, outlook: list[FileProblem] | None = None) ->
         cfg: the format and the limits.
         outlook: receives notes on what training will make of a sound log.
     """
-    outlook = [] if outlook is None else outlook
-    if refused := _refused(path):
-        return refused
+    examined = _examine(path, cfg, [] if outlook is None else outlook)
+    return list(_readable([path], examined))
+
+
+def _examine(path: Path, cfg: Config, outlook: list[FileProblem]) -> Iterator[FileProblem]:
+    require_path(path, "correct the path")
     data = cfg.data.model_copy(update={"format": "table", "path": path})
-    roles = {role: path / name for role, name in _named(data)}
-    is_log = any(table.exists() for table in roles.values())
+    tables = {role: path / name for role, name in _named(data)}
+    is_log = any(table.exists() for table in tables.values())
     named = any(path.name == Path(name).name for _, name in _named(data))
     if path.is_dir() and (is_log or not (holds_parts(path) or named)):
         if cfg.data.format != "table":
-            return _examine_log(cfg.data.model_copy(update={"path": path}), cfg, outlook)
-        return [
-            problem
-            for role, table in roles.items()
-            for problem in _examine_file(table, role, data, cfg, outlook)
-        ]
+            yield from _examine_log(cfg.data.model_copy(update={"path": path}), cfg, outlook)
+            return
+        for role, table in tables.items():
+            yield from _examine_table(table, role, data, cfg, outlook)
+        return
     role, folder = _role(path, data)
     data = data.model_copy(update={"path": folder})
     if role == EVENTS:
-        beside = {
-            kind: name if name is not None and (folder / name).exists() else None
-            for kind, name in (("items", data.items), ("users", data.users))
-        }
-        name = path.relative_to(folder).as_posix()
-        data = data.model_copy(update={"interactions": name, **beside})
-    return _examine_file(path, role, data, cfg, outlook)
+        data = data.model_copy(update={"interactions": path.relative_to(folder).as_posix()})
+    yield from _examine_table(path, role, data, cfg, outlook)
+
+
+def _readable(files: Sequence[Path], problems: Iterable[FileProblem]) -> Iterator[FileProblem]:
+    """The problems, and after them that of one of `files` which cannot be read further."""
+    try:
+        yield from problems
+    except UserError as error:
+        about = [file for file in files if str(error).startswith(str(file))]
+        yield unreadable([*about, *files][0], error)
 
 
 def _named(data: Data) -> list[tuple[str, str]]:
@@ -119,86 +125,54 @@ def _role(path: Path, data: Data) -> tuple[str, Path]:
     return EVENTS, path.parent
 
 
-def _refused(path: Path) -> list[FileProblem]:
-    """The problem of a path that cannot be read at all."""
-    try:
-        require_path(path, "correct the path")
-    except Absent:
-        return [FileProblem(path, "missing", "nothing", "a file or folder", "correct the path")]
-    except UserError as error:
-        return [unreadable(path, error)]
-    return []
-
-
-def _examine_file(
+def _examine_table(
     path: Path, role: str, data: Data, cfg: Config, outlook: list[FileProblem]
-) -> list[FileProblem]:
-    problems = _examine_shape(path, role, data)
+) -> Iterator[FileProblem]:
+    problems = list(_readable([path], _examine_shape(path, role, data)))
+    yield from problems
     if any(p.serious for p in problems):
-        return problems
+        return
     if role != EVENTS:
-        return problems + _examine_table(path, role, data)
+        yield from _readable([path], _examine_rows(path, role, data))
+        return
     # Users do not matter for events. Items do; problems of their file are reported for that file.
     data = data.model_copy(update={"users": None})
-    if data.items is not None and _faults_of_items(data.path / data.items, data):
-        data = data.model_copy(update={"items": None})
-    return problems + _examine_log(data, cfg, outlook)
+    if data.items is not None:
+        items = data.path / data.items
+        if any(p.serious for p in _readable([items], _examine_items(items, data))):
+            data = data.model_copy(update={"items": None})
+    yield from _examine_log(data, cfg, outlook)
 
 
-def _faults_of_items(path: Path, data: Data) -> bool:
-    """Return True if the items cannot be read."""
-    if any(p.serious for p in _examine_shape(path, ITEM, data)):
-        return True
-    try:
-        format_of(data).open_table(ITEM, path)
-    except UserError:
-        return True
-    return False
+def _examine_items(path: Path, data: Data) -> Iterator[FileProblem]:
+    """Problems that keep the items from being read."""
+    yield from _examine_shape(path, ITEM, data)
+    yield from format_of(data).open_table(ITEM, path)[1]
 
 
-def _examine_shape(path: Path, role: str, data: Data) -> list[FileProblem]:
+def _examine_shape(path: Path, role: str, data: Data) -> Iterator[FileProblem]:
     """Problems of files, encodings, headers and dialects, found before a row is read."""
-    if refused := _refused(path):
-        return refused
-    problems: list[FileProblem] = []
-    try:
-        for part in parts_of(path):
-            problems += _examine_part(part, path, role, data)
-    except UserError as error:
-        problems.append(unreadable(path, error))
-    return problems
+    require_path(path, "correct the path")
+    for part in parts_of(path):
+        yield from _readable([part], _examine_part(part, path, role, data))
 
 
-def _examine_part(part: Path, table: Path, role: str, data: Data) -> list[FileProblem]:
-    """Problems of one file of a table: its text, its header and its dialect."""
-    if part.suffix in PARQUET:
-        return list(_examine_header(part, table, role, data))
-    try:
+def _examine_part(part: Path, table: Path, role: str, data: Data) -> Iterator[FileProblem]:
+    """Problems of one file of a table: of its text, else of its header, else of its dialect."""
+    steps: list[Iterable[FileProblem]] = [_examine_header(part, table, role, data)]
+    if part.suffix not in PARQUET:
         require_text(part)
-    except UserError as error:
-        return [unreadable(part, error)]
-    problems = text_problems(part)
-    if not any(p.serious for p in problems):
-        problems += _examine_header(part, table, role, data)
-    if not any(p.serious for p in problems):
-        problems += dialect_problems(part, data.quoting)
-    return problems
-
-
-def _columns_of(role: str, data: Data) -> dict[str, str]:
-    """Columns that a file of this role must have, ours -> theirs."""
-    mapped = data.columns
-    wanted = {USER: [USER], ITEM: [ITEM, TITLE, CATEGORIES]}.get(role, EVENT_COLUMNS)
-    return {name: getattr(mapped, name) for name in wanted if getattr(mapped, name) is not None}
+        steps = [text_problems(part), *steps, dialect_problems(part, data.quoting)]
+    for step in steps:
+        problems = list(step)
+        yield from problems
+        if any(p.serious for p in problems):
+            return
 
 
 def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[FileProblem]:
     """Missing and repeated columns of one file of a table."""
-    try:
-        names = header(path)
-    except UserError as error:
-        yield unreadable(path, error)
-        return
+    names = header(path)
     for name in repeated(names):
         places = [str(n + 1) for n, other in enumerate(names) if other == name]
         yield FileProblem(
@@ -211,7 +185,7 @@ def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[
             column=name,
         )
     names += [name for name in partition_of(path, table) if name not in names]
-    for wanted, name in _columns_of(role, data).items():
+    for wanted, name in format_of(data).tables[role].columns.items():
         if name not in names:
             yield FileProblem(
                 path,
@@ -224,21 +198,17 @@ def _examine_header(path: Path, table: Path, role: str, data: Data) -> Iterator[
             )
 
 
-def _examine_table(path: Path, key: str, data: Data) -> list[FileProblem]:
+def _examine_rows(path: Path, key: str, data: Data) -> Iterator[FileProblem]:
     """Problems of the ids of items or users, and notes on how the other columns are read."""
-    columns = {key: _columns_of(key, data)[key]}
-    try:
-        chunks = list(table_chunks(path, columns, CHUNK_ROWS, data.quoting))
-        if not chunks:
-            return [no_rows(path)]
-        frame = pd.concat(chunks, ignore_index=True)
-        frame[key] = whole_ids(path, key, frame[key])
-        layout = format_of(data)
-        if problems := _examine_ids(path, columns, frame, key):
-            return problems
-        return layout.open_table(key, path)[1]
-    except UserError as error:
-        return [unreadable(path, error)]
+    layout = format_of(data)
+    columns = {key: layout.tables[key].columns[key]}
+    chunks = list(table_chunks(path, columns, CHUNK_ROWS, data.quoting))
+    if not chunks:
+        yield no_rows(path)
+        return
+    frame = pd.concat(chunks, ignore_index=True)
+    frame[key] = whole_ids(path, key, frame[key])
+    yield from _examine_ids(path, columns, frame, key) or layout.open_table(key, path)[1]
 
 
 def _examine_ids(
@@ -251,50 +221,81 @@ def _examine_ids(
     return listing.problems()
 
 
-def _examine_log(data: Data, cfg: Config, outlook: list[FileProblem]) -> list[FileProblem]:
+def _examine_log(data: Data, cfg: Config, outlook: list[FileProblem]) -> Iterator[FileProblem]:
+    files = [data.path / table.name for table in format_of(data).tables.values()]
+    yield from _readable(files, _examine_events(data, cfg, outlook))
+
+
+def _examine_events(data: Data, cfg: Config, outlook: list[FileProblem]) -> Iterator[FileProblem]:
     """Check every row of the events that `data` names by the rules of the validate stage."""
-    layout = format_of(data)
-    items_file = data.path / layout.tables[ITEM].name if ITEM in layout.tables else None
-    rules, counted, rows = row_rules(cfg.validate_, items_file), Counter[str](), 0
-    try:
-        raw = read_raw(data, cfg.validate_.chunk_rows)
-    except UserError as error:
-        return [unreadable(_file_of(error, data, layout), error)]
-    path, columns = raw.parts[0][EVENTS], column_names(data)
-    files = [part[EVENTS] for part in raw.parts]
-    listing = Listing(raw.sources, _columns_of(EVENTS, data) if data.format == "table" else columns)
-    unknown: list[str] = []
+    raw = read_raw(data, cfg.validate_.chunk_rows)
+    columns, files = column_names(data), [part[EVENTS] for part in raw.parts]
+    path, items_file = files[0], raw.parts[0].get(ITEM)
+    rules, counted = row_rules(cfg.validate_, items_file), Counter[str]()
+    listing, unknown = Listing(raw.sources, columns), list[str]()
     with tempfile.TemporaryDirectory(prefix="hpgr-doctor-") as scratch:
         staged = Path(scratch) / "staged.parquet"
-        try:
-            stage(raw.events, staged)
-            mended = mend_ids(staged, files)
-        except UserError as error:
-            return [unreadable(path, error)]
+        stage(raw.events, staged)
+        mended = mend_ids(staged, files)
         chunks = check_rows(staged, rules, Expectations(), cfg.validate_.chunk_rows, raw.items)
         for chunk, found in chunks:
             listing.add(chunk, found, rules)
             strangers = chunk[ITEM].iloc[found.get(UNKNOWN_ITEM, [])]
             unknown += strangers.iloc[: LINES_PER_KIND - len(unknown)].tolist()
             counted.update(shapes(chunk[TIMESTAMP]).value_counts().to_dict())
-            rows += len(chunk)
-        if not rows:
-            return [no_rows(path)]
+        if not pq.read_metadata(staged).num_rows:
+            yield no_rows(path)
+            return
         notes = notes_on_rows(staged, files, columns, mended)
         if data.format != "table" or data.columns.action is not None:
             notes += notes_on_actions(staged, path, columns[ACTION], cfg.sessionize)
-        outlook += training_notes(staged, path, columns, cfg)
+        outlook += _training_notes(staged, path, columns, cfg)
     if raw.items is not None and items_file is not None:
         notes += notes_on_spelling(unknown, raw.items[ITEM], path, items_file)
-    problems = [*mixed(path, columns[TIMESTAMP], counted), *notes, *listing.problems()]
+    yield from mixed(path, columns[TIMESTAMP], counted)
+    yield from notes
+    yield from listing.problems()
     for file_path, key, table in raw.tables:
         if data.format != "table" or file_path not in raw.parts[0].values():
             frame = table[[key]].assign(line=np.arange(1, len(table) + 1), ragged=None)
-            problems += _examine_ids(file_path, {key: key}, frame, key)
-    return problems
+            yield from _examine_ids(file_path, {key: key}, frame, key)
 
 
-def _file_of(error: UserError, data: Data, layout: Format) -> Path:
-    """The file that an error of reading a log is about."""
-    files = [data.path / table.name for table in layout.tables.values()]
-    return next((file for file in files if str(error).startswith(str(file))), files[0])
+def _training_notes(
+    staged: Path, file: Path, columns: Mapping[str, str], cfg: Config
+) -> Iterator[FileProblem]:
+    """Consequences of a sound log for training: repeats kept, no ranking.
+
+    The sessionize stage decides this from the training events; here it is estimated from all rows
+    in `staged`. `columns` gives the name in `file` of each of our columns.
+    """
+    with open_duckdb(staged.parent) as connection:
+        actions = connection.execute(
+            f"SELECT {ACTION}, count(*) FROM read_parquet(?) GROUP BY 1", [str(staged)]
+        ).fetchall()
+        users, pairs = connection.execute(
+            f"SELECT count(DISTINCT {USER}), count(*) FROM "
+            f"(SELECT DISTINCT {USER}, {ITEM} FROM read_parquet(?))",
+            [str(staged)],
+        ).fetchall()[0]
+    counts: dict[str | None, int] = dict(actions)
+    events = sum(counts.values())
+    share = (events - pairs) / max(1, events - users)
+    if share > cfg.evaluate.max_repeat_share:
+        limit = f"{cfg.evaluate.max_repeat_share:.0%}"
+        removed = removes_history(share, cfg.evaluate)
+        now = "leave the answers" if removed else "stay in the answers"
+        yield note(
+            file,
+            "repeats",
+            columns[ITEM],
+            f"{share:.1%} of the next events repeat an item that their user had before",
+            f"up to {limit} (evaluate.max_repeat_share), or that repeats are meant",
+            f"items that a user had before {now} (evaluate.remove_history: "
+            f"{str(not removed).lower()} would change that)",
+        )
+    positives = labels.positives(counts, cfg.sessionize)
+    if not labels.can_rank(positives, events, cfg.sessionize):
+        found, fix = labels.finding(positives, events, counts, cfg.sessionize)
+        expected = "enough events of both labels; the model retrieves and learns no ranking"
+        yield note(file, "one label", columns[ACTION], found, expected, fix)

@@ -191,13 +191,3 @@ def _repeatable(html: str) -> str:
 
     html = re.sub(r"\?d=\d{8}T[\d.]+Z", "", html)
     return re.sub(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", number, html)
-
-
-def failures(expectations: Expectations, rows: str) -> list[Tally]:
-    """Broken rules that refuse the batch: those of all suites but `rows`, which quarantines."""
-    return [
-        tally
-        for suite, tallies in expectations.tallies.items()
-        for tally in tallies
-        if suite != rows and tally.broken and tally.rule.gate
-    ]

@@ -86,7 +86,7 @@ class Format:
         return {role: path for role, path in paths.items() if role == EVENTS or _is_there(path)}
 
     def dialects(self, part: Part) -> list[Dialect | Literal["Parquet"]]:
-        """How each file of `part` is read, in the order of `files_of`."""
+        """The dialect of each file of `part`, in the order of `files_of`."""
         return [
             dialect_in(file, self.tables[role].reading) or "Parquet"
             for role, path in part.items()

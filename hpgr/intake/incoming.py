@@ -22,15 +22,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from hpgr.intake.batch_files import batch_files, batch_tables
-from hpgr.intake.batch_records import last_accepted
+from hpgr.intake.acceptance import last_accepted
 from hpgr.intake.contract import ITEM, Rule, batch_rules, between
 from hpgr.intake.drift import compare
-from hpgr.intake.expectations import Expectations, failures
 from hpgr.intake.formats import Format, files_of, format_of
-from hpgr.intake.increments import digest, find, increments
+from hpgr.intake.increments import batch_files, batch_tables, digest, find, increments
 from hpgr.intake.raw_log import RawLog, read_parts
-from hpgr.intake.screening import Counts, bad_rows, breach, publish, screen
+from hpgr.intake.screening import Counts, screen
 from hpgr.intake.validation_report import facts_of, hashes, summary_of, write_reports
 from hpgr.runtime import UserError, read_json, scratch_prefix, sha256_file
 from hpgr.workspace import HERE, Workspace
@@ -109,49 +107,50 @@ def examine(
         return BatchFinding(content, files, record, (), (), taken)
     layout, log = format_of(cfg.data), _validated_log(cfg.data, workspace)
     raw = read_parts(layout, [tables], cfg.validate_.chunk_rows)
-    log_events, expectations = workspace.validated / "events.parquet", Expectations()
+    log_events = workspace.validated / "events.parquet"
     prefix = scratch_prefix(workspace.artifacts / "incoming")
     workspace.artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=workspace.artifacts) as scratch:
-        counts, notes = screen(
+        screened = screen(
             raw,
             cfg,
             Path(scratch),
-            expectations,
             files=[str(path) for path in raw.sources],
             items=_known_items(layout, raw, workspace.validated),
             items_file=Path(layout.tables[ITEM].name) if ITEM in layout.tables else None,
             known_events=log_events,
         )
-        out = Path(scratch) / "out"
-        figures = compare(out / "events.parquet", log_events, cfg.refresh)
-        _check_batch(cfg, counts, figures, log, last_accepted(workspace) or {}, expectations)
-        broken = failures(expectations, rows="events")
-        if broken and evidence:
-            facts = facts_of(out / "events.parquet")
+        counts, events = screened.counts, screened.out / "events.parquet"
+        figures = compare(events, log_events, cfg.refresh)
+        rules = [rule for rule in batch_rules(cfg.validate_) if rule.column in ALONE]
+        screened.judge(
+            [*rules, *refresh_rules(cfg.refresh)],
+            _figures(counts, figures, log, last_accepted(workspace) or {}),
+        )
+        reasons = screened.reasons()
+        if reasons and evidence:
+            facts = facts_of(events)
             names = {path: name for name, path in files.items()}
             inputs = {names[path]: sha256_file(path) for path in raw.files}
             summary = {
                 **figures,
-                **summary_of(source, cfg.data.format, inputs, raw, counts, facts, notes),
+                **summary_of(screened, source, cfg.data.format, inputs, facts),
                 "last_accepted": None,
             }
-            write_reports(out, summary, counts, facts, expectations, broken)
-            publish(out, workspace.rejected, keep_tables=False)
-    for note in notes:
+            write_reports(screened, summary, facts)
+            screened.publish(workspace.rejected, keep_tables=False)
+    for note in screened.notes:
         logger.warning("%s", note)
-    reasons = tuple(breach(tally) for tally in broken)
     record |= {
-        "accepted": not broken,
-        "reasons": list(reasons),
+        "accepted": not reasons,
+        "reasons": reasons,
         "rows": counts.rows,
         "quarantined_share": counts.quarantined_share,
         "repeated": counts.repeated,
         "duplicates": counts.duplicates,
         **figures,
     }
-    bad = bad_rows(counts, expectations.tallies["events"])
-    return BatchFinding(content, files, record, reasons, tuple(bad), None)
+    return BatchFinding(content, files, record, tuple(reasons), tuple(screened.bad_rows()), None)
 
 
 def _validated_log(data: Data, workspace: Workspace) -> dict[str, Any]:
@@ -179,7 +178,7 @@ def _known_items(layout: Format, raw: RawLog, validated: Path) -> pd.DataFrame |
 
 
 def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
-    """Rules for a batch compared with the log; `_check_batch` makes the columns."""
+    """Rules for a batch compared with the log; `_figures` makes the columns."""
     most = limits.max_volume_change
     factor = partial(
         between,
@@ -229,21 +228,16 @@ def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
     )
 
 
-def _check_batch(
-    cfg: Config,
-    counts: Counts,
-    figures: Mapping[str, Any],
-    log: Mapping[str, Any],
-    before: Mapping[str, Any],
-    expectations: Expectations,
-) -> None:
-    now = datetime.now(UTC).timestamp()
+def _figures(
+    counts: Counts, figures: Mapping[str, Any], log: Mapping[str, Any], before: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """The figures that the rules for a batch are about; `before` is the batch accepted last."""
     last, before_rows = figures["last_timestamp"], before.get("rows")
     per_day, log_per_day = figures["events_per_day"], figures["events_per_day_before"]
-    facts = {
+    return {
         "rows_accepted": counts.accepted,
         "quarantined_share": counts.quarantined_share,
-        "days_old": None if last is None else (now - last) / 86400,
+        "days_old": None if last is None else (datetime.now(UTC).timestamp() - last) / 86400,
         "rows_factor": None if before_rows is None else counts.rows / before_rows,
         "volume_factor": None if last is None else per_day / log_per_day,
         "item_drift": figures["item_drift"],
@@ -251,6 +245,3 @@ def _check_batch(
         "unknown_items": figures["unknown_items"],
         "seconds_behind": None if last is None else log["last_timestamp"] - last,
     }
-    alone = [rule for rule in batch_rules(cfg.validate_) if rule.column in ALONE]
-    expectations.add("batch", (*alone, *refresh_rules(cfg.refresh)))
-    expectations.check("batch", pd.DataFrame([facts]).astype("float64"))

@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from hpgr.intake.contract import (
-    ACTION,
-    EVENTS,
-    ITEM,
-    PART,
-    ROW,
-    SOURCE,
-    USER,
-)
+from hpgr.intake.contract import ACTION, EVENTS, ITEM, PART, ROW, SOURCE, USER
 from hpgr.intake.delimited_text import Dialect
 from hpgr.intake.file_problems import FileProblem
 from hpgr.intake.formats import Format, Part, files_of, format_of

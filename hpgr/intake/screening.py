@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +71,6 @@ class Counts:
     quarantined: int = 0
     repeated: int = 0
     duplicates: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
@@ -94,52 +92,116 @@ class Counts:
         self.duplicates += duplicates
         self.quarantined += int((reason != "").sum()) - repeated - duplicates
         for name, rows in found.items():
-            self.reasons[name] += len(rows)
             examples = self.examples.setdefault(name, [])
             room = EXAMPLES_PER_REASON - len(examples)
             shown = chunk.iloc[rows[:room]][[FILE, LINE, *EVENT_COLUMNS]]
             examples += shown.astype(object).where(shown.notna(), None).to_dict("records")
 
 
+@dataclass
+class Screening:
+    """Rows that were checked by the rules.
+
+    Attributes:
+        raw: the log or batch that they are from.
+        out: folder with their `events.parquet` and `quarantine.parquet`.
+        expectations: the suites that were checked, with their tallies.
+        counts: numbers of rows by result.
+        notes: on how the rows were read.
+    """
+
+    raw: RawLog
+    out: Path
+    expectations: Expectations = field(default_factory=Expectations)
+    counts: Counts = field(default_factory=Counts)
+    notes: list[FileProblem] = field(default_factory=list)
+
+    def judge(self, rules: Sequence[Rule], figures: Mapping[str, float | None]) -> None:
+        """Check figures of the rows as a whole, in columns of these names."""
+        self.expectations.add("batch", rules)
+        self.expectations.check("batch", pd.DataFrame([figures]).astype("float64"))
+
+    @property
+    def broken(self) -> list[Tally]:
+        """Broken rules that refuse all rows: of all suites but `events`, which quarantines."""
+        return [
+            tally
+            for suite, tallies in self.expectations.tallies.items()
+            for tally in tallies
+            if suite != EVENTS and tally.broken and tally.rule.gate
+        ]
+
+    def reasons(self) -> list[str]:
+        """The reasons for a refusal in one line each: found, expected, fix."""
+        lines = []
+        for tally in self.broken:
+            found = tally.examples[0] if tally.examples else f"{tally.broken:,} rows"
+            short = f"{found:.4g}" if isinstance(found, float) else repr(found)
+            rule = tally.rule
+            lines.append(f"{rule.name}: found {short}, expected {rule.expected}; {rule.fix}")
+        return lines
+
+    def bad_rows(self) -> list[str]:
+        """One line for each broken rule with its number of rows; empty if no row is bad."""
+        counts, tallies = self.counts, self.expectations.tallies[EVENTS]
+        if not counts.quarantined:
+            return []
+        share = counts.quarantined_share
+        broken = [tally for tally in tallies if tally.broken and tally.rule.gate]
+        return [
+            f"{counts.quarantined:,} of {counts.rows:,} rows ({share:.1%}) are bad:",
+            *(f"  {tally.broken:,} x {tally.rule.name}; {tally.rule.fix}" for tally in broken),
+        ]
+
+    def publish(self, target: Path, *, keep_tables: bool) -> None:
+        """Move the outputs to `target`; refused rows leave no tables for a later stage to read."""
+        if not keep_tables:
+            for name in ("events.parquet", "items.parquet", "users.parquet"):
+                (self.out / name).unlink(missing_ok=True)
+        with atomic_folder(target) as folder:
+            for path in self.out.iterdir():
+                shutil.move(path, folder / path.name)
+
+
 def screen(
     raw: RawLog,
     cfg: Config,
     scratch: Path,
-    expectations: Expectations,
     *,
     files: Sequence[str],
     items: pd.DataFrame | None,
     items_file: Path | None,
     known_events: Path | None = None,
-) -> tuple[Counts, list[FileProblem]]:
+) -> Screening:
     """Check an opened log or batch; write its events and quarantine to the new `scratch`/out.
 
     Args:
         raw: the log or batch; its events are read once and staged.
         cfg: the contract's limits and the names of columns.
         scratch: an existing folder.
-        expectations: receives the suites `items`, `users` and `events`, and their tallies.
         files: name of each file of events, by its `source`.
         items: the known items in column item_id; None if any item is allowed.
         items_file: name of the file that lists them, if there is one.
         known_events: accepted events of earlier batches that are not part of `raw`.
 
-    Returns:
-        Numbers of rows by result, and notes on the log.
-
     Raises:
         UserError: there is no row at all, or a file is unreadable.
     """
-    out, staged = scratch / "out", scratch / "staged.parquet"
-    out.mkdir()
+    screened, staged = Screening(raw, scratch / "out"), scratch / "staged.parquet"
+    screened.out.mkdir()
+    counts, expectations = screened.counts, screened.expectations
     stage(raw.events, staged)
     mended = mend_ids(staged, [part[EVENTS] for part in raw.parts])
-    _check_tables(raw, expectations)
-    rules, counts = row_rules(cfg.validate_, items_file), Counts()
+    for name, table, key in (("items", raw.items, ITEM), ("users", raw.users, USER)):
+        if table is not None:
+            of_key = " and ".join(str(path) for path, its_key, _ in raw.tables if its_key == key)
+            expectations.add(name, table_rules(key, of_key))
+            expectations.check(name, table[[key]])
+    rules = row_rules(cfg.validate_, items_file)
     chunks = check_rows(staged, rules, expectations, cfg.validate_.chunk_rows, items, known_events)
     with (
-        pq.ParquetWriter(out / "events.parquet", EVENTS_SCHEMA) as events,
-        pq.ParquetWriter(out / "quarantine.parquet", QUARANTINE_SCHEMA) as quarantine,
+        pq.ParquetWriter(screened.out / "events.parquet", EVENTS_SCHEMA) as events,
+        pq.ParquetWriter(screened.out / "quarantine.parquet", QUARANTINE_SCHEMA) as quarantine,
     ):
         for chunk, found in chunks:
             reason = join_reasons(found, rules, len(chunk))
@@ -150,12 +212,11 @@ def screen(
             refused = chunk[bad].assign(reason=reason[bad])
             quarantine.write_table(as_table(refused, QUARANTINE_SCHEMA))
             counts.add(reason, found, chunk)
-    order = [rule.name for rule in rules if counts.reasons[rule.name]]
-    counts.reasons = Counter({name: counts.reasons[name] for name in order})
     if counts.rows == 0:
         raise UserError(f"{', '.join(files)} has no rows: expected one event a row")
     columns = column_names(cfg.data)
-    return counts, notes_on_log(raw, staged, columns, mended, counts, items, items_file)
+    screened.notes += notes_on_log(raw, staged, columns, mended, counts, items, items_file)
+    return screened
 
 
 def check_rows(
@@ -184,44 +245,6 @@ def check_rows(
             yield chunk, expectations.check("events", chunk)
 
 
-def _check_tables(raw: RawLog, expectations: Expectations) -> None:
-    """Check the ids of the tables of items and users."""
-    for name, table, key in (("items", raw.items, ITEM), ("users", raw.users, USER)):
-        if table is not None:
-            files = " and ".join(str(path) for path, its_key, _ in raw.tables if its_key == key)
-            expectations.add(name, table_rules(key, files))
-            expectations.check(name, table[[key]])
-
-
 def as_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     """The columns of `schema`, with its types."""
     return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False)
-
-
-def publish(out: Path, target: Path, *, keep_tables: bool) -> None:
-    """Move the outputs to `target`; a refused batch leaves no tables for a later stage to read."""
-    if not keep_tables:
-        for name in ("events.parquet", "items.parquet", "users.parquet"):
-            (out / name).unlink(missing_ok=True)
-    with atomic_folder(target) as folder:
-        for path in out.iterdir():
-            shutil.move(path, folder / path.name)
-
-
-def breach(tally: Tally) -> str:
-    """The reason for a refusal in one line: found, expected, fix."""
-    found = tally.examples[0] if tally.examples else f"{tally.broken:,} rows"
-    short = f"{found:.4g}" if isinstance(found, float) else repr(found)
-    return f"{tally.rule.name}: found {short}, expected {tally.rule.expected}; {tally.rule.fix}"
-
-
-def bad_rows(counts: Counts, tallies: Sequence[Tally]) -> list[str]:
-    """One line for each broken rule with its number of rows; empty if no row is bad."""
-    if not counts.quarantined:
-        return []
-    share = counts.quarantined_share
-    broken = [tally for tally in tallies if tally.broken and tally.rule.gate]
-    return [
-        f"{counts.quarantined:,} of {counts.rows:,} rows ({share:.1%}) are bad:",
-        *(f"  {tally.broken:,} x {tally.rule.name}; {tally.rule.fix}" for tally in broken),
-    ]

@@ -26,9 +26,8 @@ import pyarrow.parquet as pq
 
 from hpgr.intake.accepted_logs import last_accepted, remember
 from hpgr.intake.contract import CATEGORIES, EVENTS, ITEM, ROW, TITLE, USER, batch_rules
-from hpgr.intake.expectations import Expectations, failures
 from hpgr.intake.raw_log import RawLog, read_raw
-from hpgr.intake.screening import as_table, bad_rows, breach, publish, screen
+from hpgr.intake.screening import as_table, screen
 from hpgr.intake.staging import open_duckdb
 from hpgr.intake.validation_report import facts_of, hashes, summary_of, write_reports
 from hpgr.runtime import UserError, scratch_prefix
@@ -57,44 +56,42 @@ def validate(cfg: Config, workspace: Workspace = HERE) -> None:
     inputs = hashes(raw.files, cfg.data.path)
     source = f"{cfg.data.format} {raw.parts[0][EVENTS].as_posix()}"
     previous = last_accepted(source, inputs, workspace)
-    expectations = Expectations()
     validated, rejected = workspace.validated, workspace.rejected
     validated.parent.mkdir(parents=True, exist_ok=True)
     prefix = scratch_prefix(validated.with_name("validate"))
     with tempfile.TemporaryDirectory(prefix=prefix, dir=validated.parent) as scratch:
-        counts, notes = screen(
+        screened = screen(
             raw,
             cfg,
             Path(scratch),
-            expectations,
             files=[path.relative_to(cfg.data.path).as_posix() for path in raw.sources],
             items=raw.items,
             items_file=raw.parts[0].get(ITEM),
         )
-        out = Path(scratch) / "out"
+        out, counts = screened.out, screened.counts
         _write_tables(raw, out)
         facts = facts_of(out / "events.parquet")
         summary = {
-            **summary_of(cfg.data.path, cfg.data.format, inputs, raw, counts, facts, notes),
+            **summary_of(screened, cfg.data.path, cfg.data.format, inputs, facts),
             "users_without_features": None if raw.users is None else _users_without_features(out),
             "last_accepted": previous,
             "volume_change": (
                 None if previous is None else counts.accepted / max(previous["accepted"], 1) - 1
             ),
         }
-        _check_batch(cfg, summary, expectations)
-        broken = failures(expectations, rows="events")
-        write_reports(out, summary, counts, facts, expectations, broken)
-        publish(out, rejected if broken else validated, keep_tables=not broken)
-    for note in notes:
+        screened.judge(batch_rules(cfg.validate_), _figures(summary))
+        broken = bool(screened.broken)
+        write_reports(screened, summary, facts)
+        screened.publish(rejected if broken else validated, keep_tables=not broken)
+    for note in screened.notes:
         logger.warning("%s", note)
     if broken:
         raise UserError(
             "\n".join(
                 [
                     f"{cfg.data.path} is refused, nothing was written to {validated}:",
-                    *(f"  {breach(tally)}" for tally in broken),
-                    *bad_rows(counts, expectations.tallies["events"]),
+                    *(f"  {reason}" for reason in screened.reasons()),
+                    *screened.bad_rows(),
                     f"See {rejected / 'report.html'} and {rejected / 'quarantine.parquet'}.",
                 ]
             )
@@ -138,9 +135,10 @@ def _users_without_features(out: Path) -> int:
         ).fetchall()[0][0]
 
 
-def _check_batch(cfg: Config, summary: dict[str, Any], expectations: Expectations) -> None:
+def _figures(summary: dict[str, Any]) -> dict[str, float | None]:
+    """The figures that `batch_rules` are about."""
     previous = summary["last_accepted"]
-    facts = {
+    return {
         "rows_accepted": summary["accepted"],
         "quarantined_share": summary["quarantined_share"],
         "volume_change": summary["volume_change"],
@@ -150,5 +148,3 @@ def _check_batch(cfg: Config, summary: dict[str, Any], expectations: Expectation
         "users_without_features": summary["users_without_features"],
         "days_old": (time.time() - summary["last_timestamp"]) / 86400,
     }
-    expectations.add("batch", batch_rules(cfg.validate_))
-    expectations.check("batch", pd.DataFrame([facts]).astype("float64"))

@@ -13,16 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpgr.intake.contract import ACTION, EVENT_COLUMNS, ITEM, LINE, TIMESTAMP, USER
+from hpgr.intake.contract import ACTION, EVENT_COLUMNS, EVENTS, ITEM, LINE, TIMESTAMP, USER
 from hpgr.intake.staging import open_duckdb
 from hpgr.runtime import sha256_file, write_json, write_text
 from hpgr.templates import rendered
 
 if TYPE_CHECKING:
-    from hpgr.intake.expectations import Expectations, Tally
-    from hpgr.intake.file_problems import FileProblem
-    from hpgr.intake.raw_log import RawLog
-    from hpgr.intake.screening import Counts
+    from hpgr.intake.screening import Screening
 
 PAGE = Path(__file__).parent / "validation.html.j2"
 WIDTH, HEIGHT = 720, 140  # of the histogram, CSS pixels
@@ -64,51 +61,39 @@ def facts_of(events: Path) -> dict[str, Any]:
 
 
 def summary_of(
-    path: Path,
-    kind: str,
-    inputs: dict[str, str],
-    raw: RawLog,
-    counts: Counts,
-    facts: dict[str, Any],
-    notes: Sequence[FileProblem],
+    screened: Screening, path: Path, kind: str, inputs: dict[str, str], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Content of summary.json; nothing in it depends on the time of the run.
 
-    `inputs` has the sha256 of each of the files of `raw`, which are those at `path`, of format
-    `kind`.
+    `inputs` has the sha256 of each file that was read at `path`, which is of format `kind`.
     """
-    first, last = facts["first"], facts["last"]
+    counts, first, last = screened.counts, facts["first"], facts["last"]
+    rules = screened.expectations.tallies[EVENTS]
     return {
         "path": path.as_posix(),
         "format": kind,
         "inputs": inputs,
-        "dialects": dict(zip(inputs, map(str, raw.dialects), strict=True)),
+        "dialects": dict(zip(inputs, map(str, screened.raw.dialects), strict=True)),
         "rows": counts.rows,
         "accepted": counts.accepted,
         "quarantined": counts.quarantined,
         "repeated": counts.repeated,
         "duplicates": counts.duplicates,
         "quarantined_share": counts.quarantined_share,
-        "reasons": dict(counts.reasons),
+        "reasons": {tally.rule.name: tally.broken for tally in rules if tally.broken},
         "users": facts["users"],
         "items": facts["items"],
         "first_event": datetime.fromtimestamp(first, UTC).isoformat(),
         "last_event": datetime.fromtimestamp(last, UTC).isoformat(),
         "first_timestamp": first,
         "last_timestamp": last,
-        "notes": [str(note) for note in notes],
+        "notes": [str(note) for note in screened.notes],
     }
 
 
-def write_reports(
-    out: Path,
-    summary: dict[str, Any],
-    counts: Counts,
-    facts: dict[str, Any],
-    expectations: Expectations,
-    broken: Sequence[Tally],
-) -> None:
-    """Write summary, report and Data Docs to `out`; the rules `broken` refuse the rows."""
+def write_reports(screened: Screening, summary: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write summary, report and Data Docs to the folder of the checked rows."""
+    out = screened.out
     write_json(out / "summary.json", summary)
     filters = {
         "thousands": "{:,}".format,
@@ -119,9 +104,9 @@ def write_reports(
         PAGE,
         filters,
         summary=summary,
-        tallies=expectations.tallies,
-        broken=broken,
-        examples=counts.examples,
+        tallies=screened.expectations.tallies,
+        broken=screened.broken,
+        examples=screened.counts.examples,
         columns=["file", LINE, *EVENT_COLUMNS],
         bars=_bars(**facts),
         width=WIDTH,
@@ -129,7 +114,7 @@ def write_reports(
         actions=facts["actions"],
     )
     write_text(out / "report.html", page)
-    expectations.write_docs(
+    screened.expectations.write_docs(
         out / "data_docs",
         run_name=digest_of(summary["inputs"])[:12],
         run_time=datetime.fromtimestamp(summary["last_timestamp"], UTC),
