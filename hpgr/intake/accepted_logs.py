@@ -10,8 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hpgr.intake.increments import FOLDER
-from hpgr.intake.validation_report import digest_of
+from hpgr.intake.increments import FOLDER, digest_of
 from hpgr.runtime import read_json, write_json
 from hpgr.workspace import HERE, Workspace
 

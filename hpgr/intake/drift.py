@@ -87,9 +87,8 @@ def compare(batch: Path, log: Path, limits: Refresh) -> dict[str, Any]:
 
         known = f"WHERE {ITEM} IN (SELECT {ITEM} FROM log)"
         items, actions = distributions(ITEM, known), distributions(ACTION)
-        ((end,),) = connection.execute(f"SELECT max({TIMESTAMP}) FROM log").fetchall()
         ((late,),) = connection.execute(
-            f"SELECT count(*) FROM batch WHERE {TIMESTAMP} < {end}"
+            f"SELECT count(*) FROM batch WHERE {TIMESTAMP} < (SELECT max({TIMESTAMP}) FROM log)"
         ).fetchall()
         here, there = span("batch"), span("newest")
     return {

@@ -46,18 +46,19 @@ def increments(log: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.partition("-")[0]))
 
 
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """One hash for all files of a log; `hashes` has the sha256 of each by its name."""
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
 def digest(files: Mapping[str, Path]) -> str:
     """Twelve hex digits of a hash over `files` and their names in the log."""
-    hashes = {name: sha256_file(path) for name, path in sorted(files.items())}
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
+    return digest_of({name: sha256_file(path) for name, path in files.items()})[:12]
 
 
 def find(log: Path, content: str) -> Path | None:
     """The increment with this digest, if the log has it."""
-    for path in increments(log):
-        if path.name.partition("-")[2] == content:
-            return path
-    return None
+    return next((p for p in increments(log) if p.name.partition("-")[2] == content), None)
 
 
 def next_name(log: Path, content: str) -> str:

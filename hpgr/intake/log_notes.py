@@ -50,7 +50,11 @@ def notes_on_log(
     """
     files = [part[EVENTS] for part in raw.parts]
     notes = [*raw.notes, *notes_on_rows(staged, files, columns, mended)]
-    notes += notes_on_copies(files[0], counts)
+    if counts.duplicates > MANY_COPIES * counts.rows:
+        share = counts.duplicates / counts.rows
+        found = f"{counts.duplicates:,} of {counts.rows:,} rows ({share:.1%}) are copies of others"
+        fix = "they are left out; check whether the log was written twice"
+        notes.append(note(files[0], "many exact duplicates", None, found, "few", fix))
     if items is not None and items_file is not None:
         unknown = [row[ITEM] for row in counts.examples.get(UNKNOWN_ITEM, [])]
         notes += notes_on_spelling(unknown, items[ITEM], files[0], items_file)
@@ -71,63 +75,53 @@ def notes_on_rows(
         columns: name in the file of each of our columns.
         mended: what `mend_ids` changed.
     """
+    found = "every id is a whole number, some of them with .0"
     notes = [
         note(
             files[part],
             "whole numbers with a point",
             columns[column],
-            "every id is a whole number, some of them with .0",
+            found,
             "whole numbers",
             "they are read without .0",
         )
         for part, column in mended
     ]
-    with open_duckdb(staged.parent) as connection:
-        for column in (USER, ITEM, SESSION):
-            connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE counts AS SELECT {column} AS id, count(*) AS n "
-                f"FROM read_parquet(?) WHERE {column} NOTNULL GROUP BY 1",
-                [str(staged)],
+    for column in (USER, ITEM, SESSION):
+        kind = column.removesuffix("_id")
+        notes += [
+            note(
+                files[0],
+                f"id that may mean no {kind}",
+                columns[column],
+                f"{word!r} in {count:,} of {rows:,} rows ({count / rows:.1%})",
+                f"an id for each {kind}",
+                f"it counts as one {kind}; if it means that there is none, leave the cell empty",
             )
-            rows = connection.execute("SELECT sum(n) FROM counts").fetchall()[0][0]
-            largest = connection.execute(
-                "SELECT id, n FROM counts ORDER BY n DESC, id LIMIT 2"
-            ).fetchall()
-            words = connection.execute(
-                "SELECT id, n FROM counts WHERE lower(trim(id)) IN (SELECT unnest(?)) "
-                "ORDER BY n DESC, id",
-                [list(PLACEHOLDERS)],
-            ).fetchall()
-            found = [(i, n) for i, n in words if n >= LARGE_SHARE * rows or i == largest[0][0]]
-            towers = len(largest) > 1 and largest[0][1] >= TOWERS_BY * largest[1][1]
-            if column != SESSION and towers and largest[0] not in found:
-                found.append(largest[0])
-            notes += [_placeholder(files[0], column, columns, i, n, rows) for i, n in found]
+            for word, count, rows in _placeholders(staged, column)
+        ]
     return notes
 
 
-def _placeholder(
-    file: Path, column: str, columns: Mapping[str, str], word: str, count: int, rows: int
-) -> FileProblem:
-    kind = column.removesuffix("_id")
-    return note(
-        file,
-        f"id that may mean no {kind}",
-        columns.get(column, column),
-        f"{word!r} in {count:,} of {rows:,} rows ({count / rows:.1%})",
-        f"an id for each {kind}",
-        f"it counts as one {kind}; if it means that there is none, leave the cell empty",
-    )
-
-
-def notes_on_copies(file: Path, counts: Counts) -> list[FileProblem]:
-    """A note if a large share of the rows are copies of others."""
-    if counts.duplicates <= MANY_COPIES * counts.rows:
-        return []
-    share = counts.duplicates / counts.rows
-    found = f"{counts.duplicates:,} of {counts.rows:,} rows ({share:.1%}) are copies of others"
-    fix = "they are left out; check whether the log was written twice"
-    return [note(file, "many exact duplicates", None, found, "few", fix)]
+def _placeholders(staged: Path, column: str) -> list[tuple[str, int, int]]:
+    """Ids that may mean "no value", the rows of each, and all rows that have an id."""
+    with open_duckdb(staged.parent) as connection:
+        connection.execute(
+            f"CREATE TEMP TABLE counts AS SELECT {column} AS id, count(*) AS n, "
+            "sum(n) OVER ()::BIGINT AS rows "
+            f"FROM read_parquet(?) WHERE {column} NOTNULL GROUP BY 1",
+            [str(staged)],
+        )
+        largest = connection.execute("FROM counts ORDER BY n DESC, id LIMIT 2").fetchall()
+        words = connection.execute(
+            "FROM counts WHERE lower(trim(id)) IN (SELECT unnest(?)) ORDER BY n DESC, id",
+            [list(PLACEHOLDERS)],
+        ).fetchall()
+    found = [row for row in words if row[1] >= LARGE_SHARE * row[2] or row == largest[0]]
+    towers = len(largest) > 1 and largest[0][1] >= TOWERS_BY * largest[1][1]
+    if column != SESSION and towers and largest[0] not in found:
+        found.append(largest[0])
+    return found
 
 
 def notes_on_spelling(

