@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -121,30 +122,22 @@ def advice(dates: Sequence[str]) -> str:
 
 def _convert(read: Mapping[str, _Date], order: str) -> str:
     """The expression for all dates; `order` is that of day, month and year if no year leads."""
-    choices = ["format='ISO8601'"] if order == "ymd" else []
+    choices: list[dict[str, Any]] = [{"format": "ISO8601"}] if order == "ymd" else []
     for wanted in (order, "ydm"):
         formats = {found.formats.get(wanted, found.formats.get("text")) for found in read.values()}
         if len(formats) == 1 and None not in formats:
-            choices.append(f"format={formats.pop()!r}")
-    choices.append("format='mixed'" + (", dayfirst=True" if order == "dmy" else ""))
+            choices.append({"format": formats.pop()})
+    choices.append({"format": "mixed"} | ({"dayfirst": True} if order == "dmy" else {}))
     for choice in choices:
-        if _reads(list(read), choice):
-            short = any("%y" in found.formats.get(order, "") for found in read.values())
-            years = " (the last two digits are taken for the year)" if short else ""
-            return f"convert it{years}: {SECONDS.format(choice)}"
+        try:
+            pd.to_datetime(pd.Series(list(read)), utc=True, **choice)
+        except (ValueError, OverflowError):
+            continue
+        short = any("%y" in found.formats.get(order, "") for found in read.values())
+        years = " (the last two digits are taken for the year)" if short else ""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in choice.items())
+        return f"convert it{years}: {SECONDS.format(arguments)}"
     return f"write dates such as {next(iter(read))!r} as whole epoch seconds"
-
-
-def _reads(dates: Sequence[str], choice: str) -> bool:
-    """Return True if pandas reads all `dates` with this choice."""
-    name = choice.removeprefix("format='").removesuffix(", dayfirst=True").removesuffix("'")
-    try:
-        pd.to_datetime(
-            pd.Series(list(dates)), utc=True, format=name, dayfirst=choice.endswith("dayfirst=True")
-        )
-    except (ValueError, OverflowError):
-        return False
-    return True
 
 
 def _read(date: str) -> _Date | None:
@@ -170,4 +163,4 @@ def _read(date: str) -> _Date | None:
         formats[order] = found
         for code in codes:
             formats[order] = formats[order].replace("#", f"%{code}", 1)
-    return _Date(formats, *numbers[:2]) if "dmy" in formats else _Date(formats)
+    return _Date(formats, *numbers[:2])
