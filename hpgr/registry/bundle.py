@@ -16,39 +16,44 @@ a wrong bundle costs neither memory nor time.
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
 
 from hpgr.config import Config
 from hpgr.data.log import FIRST_ITEM, Meta
 from hpgr.data.repeats import removes_history
 from hpgr.data.trained_events import SKETCH, read_sketch
-from hpgr.runtime import DamagedFile, UserError, read_json, sha256_file, write_json
-from hpgr.terminal import shown
+from hpgr.runtime import DamagedFile, UserError, check_value, read_json, sha256_file, write_json
 from hpgr.workspace import HERE, Workspace
 
 MODEL_FILES = ("model.safetensors", "config.json")
 TABLES = ("items.parquet", "actions.parquet", "categories.parquet")
 LARGEST_JSON, LARGEST_TABLE, LONGEST_TEXT = 1 << 20, 1 << 30, 1 << 16  # bytes
 NEEDED = ("serving.json", "items.parquet", "actions.parquet", "model")
+SERVING: dict[str, tuple[Any, ...]] = {
+    "gap_s": (int, 0, 1 << 40),
+    "max_history": (int, 2, 1 << 24),
+    "retrieve": (int, 1, 1 << 20),
+    "remove_history": (bool,),
+    "ranked": (bool,),
+}
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+@dataclass(frozen=True)
 class Serving:
     """Settings for answering a request, as the model was trained and evaluated.
 
     `gap_s` is in seconds, `max_history` in events, `retrieve` in items.
     """
 
-    gap_s: Annotated[int, Field(ge=0, le=1 << 40)]
-    max_history: Annotated[int, Field(ge=2, le=1 << 24)]
-    retrieve: Annotated[int, Field(ge=1, le=1 << 20)]
+    gap_s: int
+    max_history: int
+    retrieve: int
     remove_history: bool
     ranked: bool  # the ranking head was trained
 
@@ -133,20 +138,17 @@ def _serving(path: Path, config: dict[str, Any]) -> Serving:
     values = read_json(path)
     try:
         serving = Serving(**values)
-    except TypeError as error:  # no object
+    except TypeError as error:  # other keys, or no object at all
         raise DamagedFile(path, error) from error
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        name = wrong["loc"][0]
-        why = f"{shown(name)} is {shown(values.get(name))}: {wrong['msg']}"
-        raise DamagedFile(path, why) from error
+    for name, rule in SERVING.items():
+        check_value(path, name, values[name], rule)
     for name, trained in (
         ("max_history", config["model"]["max_history"]),
         ("ranked", config["ranking"]),
         ("gap_s", config["catalogue"]["gap_s"]),
     ):
-        if (found := getattr(serving, name)) != trained:
-            raise DamagedFile(path, f"{name} is {found}, the model has {trained}")
+        if values[name] != trained:
+            raise DamagedFile(path, f"{name} is {values[name]}, the model has {trained}")
     return serving
 
 
