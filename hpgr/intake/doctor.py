@@ -54,7 +54,7 @@ from hpgr.intake.raw_file import (
 )
 from hpgr.intake.raw_log import read_raw, whole_ids
 from hpgr.intake.screening import check_rows
-from hpgr.intake.staging import mend_ids, open_duckdb, stage
+from hpgr.intake.staging import mend_ids, query, stage
 from hpgr.intake.table_files import header, repeated, suggestion, table_chunks
 from hpgr.intake.time_units import shapes
 from hpgr.runtime import UserError
@@ -269,16 +269,13 @@ def _training_notes(
     The sessionize stage decides this from the training events; here it is estimated from all rows
     in `staged`. `columns` gives the name in `file` of each of our columns.
     """
-    with open_duckdb(staged.parent) as connection:
-        actions = connection.execute(
-            f"SELECT {ACTION}, count(*) FROM read_parquet(?) GROUP BY 1", [str(staged)]
-        ).fetchall()
-        users, pairs = connection.execute(
-            f"SELECT count(DISTINCT {USER}), count(*) FROM "
-            f"(SELECT DISTINCT {USER}, {ITEM} FROM read_parquet(?))",
-            [str(staged)],
-        ).fetchall()[0]
-    counts: dict[str | None, int] = dict(actions)
+    counts: dict[str | None, int] = dict(
+        query(staged.parent, f"SELECT {ACTION}, count(*) FROM read_parquet(?) GROUP BY 1", staged)
+    )
+    distinct = f"SELECT DISTINCT {USER}, {ITEM} FROM read_parquet(?)"
+    ((users, pairs),) = query(
+        staged.parent, f"SELECT count(DISTINCT {USER}), count(*) FROM ({distinct})", staged
+    )
     events = sum(counts.values())
     share = (events - pairs) / max(1, events - users)
     if share > cfg.evaluate.max_repeat_share:

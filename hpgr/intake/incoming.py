@@ -231,17 +231,18 @@ def refresh_rules(limits: Refresh) -> tuple[Rule, ...]:
 def _figures(
     counts: Counts, figures: Mapping[str, Any], log: Mapping[str, Any], before: Mapping[str, Any]
 ) -> dict[str, float | None]:
-    """The figures that the rules for a batch are about; `before` is the batch accepted last."""
+    """The figures that the rules for a batch are about, `figures` among them.
+
+    `before` is the record of the batch accepted last.
+    """
     last, before_rows = figures["last_timestamp"], before.get("rows")
     per_day, log_per_day = figures["events_per_day"], figures["events_per_day_before"]
     return {
+        **figures,
         "rows_accepted": counts.accepted,
         "quarantined_share": counts.quarantined_share,
         "days_old": None if last is None else (datetime.now(UTC).timestamp() - last) / 86400,
         "rows_factor": None if before_rows is None else counts.rows / before_rows,
         "volume_factor": None if last is None else per_day / log_per_day,
-        "item_drift": figures["item_drift"],
-        "action_drift": figures["action_drift"],
-        "unknown_items": figures["unknown_items"],
         "seconds_behind": None if last is None else log["last_timestamp"] - last,
     }

@@ -16,7 +16,7 @@ from hpgr.intake.contract import ACTION, EVENTS, ITEM, SESSION, UNKNOWN_ITEM, US
 from hpgr.intake.file_problems import FileProblem, note
 from hpgr.intake.raw_log import RawLog
 from hpgr.intake.spelling import plain_words
-from hpgr.intake.staging import open_duckdb
+from hpgr.intake.staging import open_duckdb, query
 
 if TYPE_CHECKING:
     from hpgr.config import Sessionize
@@ -163,12 +163,12 @@ def notes_on_actions(
     staged: Path, file: Path, column: str, settings: Sessionize
 ) -> list[FileProblem]:
     """A note if labels should come from numbers and many actions are none."""
-    with open_duckdb(staged.parent) as connection:
-        counts = connection.execute(
-            f"SELECT {ACTION}, count(*) AS n FROM read_parquet(?) WHERE {ACTION} NOTNULL "
-            f"GROUP BY 1 ORDER BY n DESC, 1 LIMIT {ACTIONS_READ}",
-            [str(staged)],
-        ).fetchall()
+    counts = query(
+        staged.parent,
+        f"SELECT {ACTION}, count(*) AS n FROM read_parquet(?) WHERE {ACTION} NOTNULL "
+        f"GROUP BY 1 ORDER BY n DESC, 1 LIMIT {ACTIONS_READ}",
+        staged,
+    )
     if (found := unread(dict(counts), settings)) is None:
         return []
     return [note(file, "actions that are no numbers", column, *found)]

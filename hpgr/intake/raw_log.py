@@ -71,7 +71,12 @@ def read_raw(data: Data, chunk_rows: int) -> RawLog:
         UserError: a file is missing or empty, or lacks a column.
     """
     layout = format_of(data)
-    _require(data, [table.name for table in layout.tables.values()])
+    for table in layout.tables.values():
+        if layout.own:
+            fix = "correct data.path and the file names in params.yaml"
+            require_path(data.path / table.name, fix)
+        else:
+            require_file(data.path / table.name, f"run: hpgr fetch {data.path.name}")
     parts = [layout.part(folder) for folder in (data.path, *increments(data.path))]
     return read_parts(layout, parts, chunk_rows)
 
@@ -127,14 +132,6 @@ def _newest_rows(tables: Sequence[tuple[Path, str, pd.DataFrame]], key: str) -> 
         kept.append(table[~table[key].isin(later)])
         later = later.union(pd.Index(table[key].dropna()).unique())
     return pd.concat(reversed(kept), ignore_index=True) if kept else None
-
-
-def _require(data: Data, names: Sequence[str]) -> None:
-    for name in names:
-        if data.format == "table":
-            require_path(data.path / name, "correct data.path and the file names in params.yaml")
-        else:
-            require_file(data.path / name, f"run: hpgr fetch {data.path.name}")
 
 
 def whole_ids(path: Path, key: str, ids: pd.Series) -> pd.Series:

@@ -71,40 +71,38 @@ def mend_ids(staged: Path, files: Sequence[Path]) -> list[tuple[int, str]]:
     Raises:
         UserError: such a number has more digits than a float holds.
     """
-    with open_duckdb(staged.parent) as connection:
-
-        def query(sql: str) -> list[tuple[Any, ...]]:
-            return connection.execute(sql, [str(staged)]).fetchall()
-
-        mended = []
-        for column in (USER, ITEM, SESSION):
-            spoiled = f"regexp_matches({column}, '{FROM_A_FLOAT}')"
-            limit = f"if(contains(lower({column}), 'e'), {SHORTENED_FROM}, {2 ** EXACT_BITS[64]})"
-            found = query(
-                f"SELECT {PART}, bool_and(regexp_full_match({column}, '{WHOLE}')), "
-                f"any_value({column}) FILTER ({spoiled} AND "
-                f"abs(try_cast({column} AS DOUBLE)) >= {limit}) "
-                f"FROM read_parquet($1) WHERE {PART} IN "
-                f"(SELECT {PART} FROM read_parquet($1) GROUP BY 1 HAVING bool_or({spoiled})) "
-                f"GROUP BY 1 HAVING bool_and(regexp_full_match({column}, '{WHOLE}|{SCIENTIFIC}')) "
-                "ORDER BY 1"
-            )
-            for part, whole, lost in found:
-                if lost:
-                    raise UserError(f"{files[part]}: {column} holds {lost}: {DIGITS_LOST}")
-                if whole:
-                    mended.append((part, column))
-        if mended:
-            spelled = ", ".join(
-                f"CASE WHEN {PART} IN ({', '.join(str(p) for p, c in mended if c == column)}) "
-                f"THEN regexp_replace({column}, '\\.0+$', '') ELSE {column} END AS {column}"
-                for column in dict.fromkeys(column for _, column in mended)
-            )
-            whole_log = staged.with_name("mended.parquet")
+    mended = []
+    for column in (USER, ITEM, SESSION):
+        spoiled = f"regexp_matches({column}, '{FROM_A_FLOAT}')"
+        limit = f"if(contains(lower({column}), 'e'), {SHORTENED_FROM}, {2 ** EXACT_BITS[64]})"
+        found = query(
+            staged.parent,
+            f"SELECT {PART}, bool_and(regexp_full_match({column}, '{WHOLE}')), "
+            f"any_value({column}) FILTER ({spoiled} AND "
+            f"abs(try_cast({column} AS DOUBLE)) >= {limit}) "
+            f"FROM read_parquet($1) WHERE {PART} IN "
+            f"(SELECT {PART} FROM read_parquet($1) GROUP BY 1 HAVING bool_or({spoiled})) "
+            f"GROUP BY 1 HAVING bool_and(regexp_full_match({column}, '{WHOLE}|{SCIENTIFIC}')) "
+            "ORDER BY 1",
+            staged,
+        )
+        for part, whole, lost in found:
+            if lost:
+                raise UserError(f"{files[part]}: {column} holds {lost}: {DIGITS_LOST}")
+            if whole:
+                mended.append((part, column))
+    if mended:
+        spelled = ", ".join(
+            f"CASE WHEN {PART} IN ({', '.join(str(p) for p, c in mended if c == column)}) "
+            f"THEN regexp_replace({column}, '\\.0+$', '') ELSE {column} END AS {column}"
+            for column in dict.fromkeys(column for _, column in mended)
+        )
+        whole_log = staged.with_name("mended.parquet")
+        with open_duckdb(staged.parent) as connection:
             connection.sql(
                 f"SELECT * REPLACE ({spelled}) FROM read_parquet(?)", params=[str(staged)]
             ).write_parquet(str(whole_log))
-            whole_log.replace(staged)
+        whole_log.replace(staged)
     return mended
 
 
@@ -156,3 +154,10 @@ def open_duckdb(scratch: Path | str) -> duckdb.DuckDBPyConnection:
     connection.execute("SET memory_limit = '512MB'")
     connection.execute("SET temp_directory = ?", [str(Path(scratch) / "spill")])
     return connection
+
+
+def query(scratch: Path, sql: str, *files: Path) -> list[tuple[Any, ...]]:
+    """The rows that a statement gives; the Parquet `files` are its parameters."""
+    with open_duckdb(scratch) as connection:
+        # A folder may have a [ in its name.
+        return connection.execute(sql, [glob.escape(str(file)) for file in files]).fetchall()

@@ -28,7 +28,7 @@ from hpgr.intake.accepted_logs import last_accepted, remember
 from hpgr.intake.contract import CATEGORIES, EVENTS, ITEM, ROW, TITLE, USER, batch_rules
 from hpgr.intake.raw_log import RawLog, read_raw
 from hpgr.intake.screening import as_table, screen
-from hpgr.intake.staging import open_duckdb
+from hpgr.intake.staging import open_duckdb, query
 from hpgr.intake.validation_report import facts_of, hashes, summary_of, write_reports
 from hpgr.runtime import UserError, scratch_prefix
 from hpgr.workspace import HERE, Workspace
@@ -126,13 +126,12 @@ def _write_tables(raw: RawLog, out: Path) -> None:
 
 
 def _users_without_features(out: Path) -> int:
-    events, users = str(out / "events.parquet"), str(out / "users.parquet")
-    with open_duckdb(out.parent) as connection:
-        return connection.execute(
-            f"SELECT count(DISTINCT {USER}) FROM read_parquet(?) "
-            f"WHERE {USER} NOT IN (SELECT {USER} FROM read_parquet(?) WHERE {USER} NOTNULL)",
-            [events, users],
-        ).fetchall()[0][0]
+    sql = (
+        f"SELECT count(DISTINCT {USER}) FROM read_parquet(?) "
+        f"WHERE {USER} NOT IN (SELECT {USER} FROM read_parquet(?) WHERE {USER} NOTNULL)"
+    )
+    ((count,),) = query(out.parent, sql, out / "events.parquet", out / "users.parquet")
+    return count
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, float | None]:
