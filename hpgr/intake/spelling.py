@@ -79,8 +79,8 @@ def spell_time(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(kind):
         return spell_time(column.dictionary_decode())
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        microseconds = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        return _floor_divide(microseconds, 1_000_000).cast(pa.string())
+        whole = pc.floor_temporal(column.cast(pa.timestamp("us"), safe=False), unit="second")
+        return whole.cast(pa.timestamp("s"), safe=False).cast(pa.int64()).cast(pa.string())
     return spell(column)
 
 
@@ -222,10 +222,3 @@ def _bytes(value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError:
         return value.hex()
-
-
-def _floor_divide(values: pa.Array, by: int) -> pa.Array:
-    """Integer division that rounds down, also below zero."""
-    quotient = pc.divide(values, by)
-    rounded_up = pc.greater(pc.multiply(quotient, by), values)
-    return pc.subtract(quotient, pc.cast(rounded_up, pa.int64()))
