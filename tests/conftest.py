@@ -16,10 +16,13 @@ with suppress(ModuleNotFoundError):  # before anything imports the networks
     import beartype  # noqa: F401
     from jaxtyping import install_import_hook
 
-    # Every call of these modules has its arguments' shapes checked; see hpgr/model/shapes.py.
+    # Every call of these modules has its arguments' shapes checked; see hpgr/model/shapes.py. Not
+    # of Triton's kernels, which Triton compiles from their source.
     SHAPED = (
-        "attention", "dropout", "embedding", "hpgr", "hstu", "interface", "preference",
-        "ranking_head", "session_encoder",
+        "attention.bells", "attention.cover", "attention.entry", "attention.key_attention",
+        "attention.key_tiles", "attention.reference", "attention.select", "attention.tiles",
+        "dropout", "embedding", "hpgr", "hstu", "interface", "preference", "ranking_head",
+        "session_encoder",
     )  # fmt: skip
     install_import_hook([f"hpgr.model.{name}" for name in SHAPED], "beartype.beartype")
 

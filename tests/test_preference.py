@@ -2,13 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_leaks import CPU, catalogue, random_histories
+from test_leaks import settings as leak_settings
 from torch.nn import functional
 
-from hpgr.model.preference import PreferenceSignals, select_anchors
+from hpgr.model.attention.key_tiles import SIZE
+from hpgr.model.attention.reference import laid_out
+from hpgr.model.hpgr import HPGR
+from hpgr.model.packed import pack, place_candidates
+from hpgr.model.preference import PreferenceSignals
 
 
 def problem(lengths, seed, dim=6):
@@ -22,16 +29,11 @@ def problem(lengths, seed, dim=6):
     return rows, torch.tensor(first), torch.tensor(end)
 
 
-def full_matrix(mask, num_queries, num_keys, size):
-    """The mask's tiles laid out as one Q x K matrix, hidden pairs at zero."""
-    blocks = [-(-n // size) * size for n in (num_queries, num_keys)]
-    full = torch.zeros(blocks)
-    for tile, (a, b) in enumerate(
-        zip(mask.tiles.query_block.tolist(), mask.tiles.key_block.tolist(), strict=True)
-    ):
-        seen = mask.tiles.bucket[tile] != 255
-        full[a * size : (a + 1) * size, b * size : (b + 1) * size] = mask.weight[tile] * seen
-    return full[:num_queries, :num_keys]
+def masked(signals, rows, first, end, *, window, tile=8, sparse=True):
+    return signals(
+        rows, rows, first, end, window=window, tile=tile, sparse=sparse,
+        query_time=None, key_time=None, query_position=None,
+    )  # fmt: skip
 
 
 @settings(max_examples=25, deadline=None)
@@ -40,17 +42,15 @@ def full_matrix(mask, num_queries, num_keys, size):
     seed=st.integers(0, 100),
     sigma=st.sampled_from([0.7, 2.0, 4.0]),
     num_anchors=st.integers(1, 6),
-    window=st.integers(1, 20),
+    window=st.integers(0, 20),
+    sparse=st.booleans(),
 )
-def test_mask_equals_brute_force(lengths, seed, sigma, num_anchors, window):
+def test_mask_equals_brute_force(lengths, seed, sigma, num_anchors, window, sparse):
     rows, first, end = problem(lengths, seed)
-    signals = PreferenceSignals(6, num_anchors=num_anchors, sigma=sigma, recent_window=window)
+    signals = PreferenceSignals(6, num_anchors=num_anchors, sigma=sigma)
     with torch.no_grad():
         signals.query.weight.add_(torch.randn(6, 6) * 0.3)
-        mask = signals(
-            rows, rows, first, end,
-            size=8, query_time=None, key_time=None, query_position=None,
-        )  # fmt: skip
+        mask = masked(signals, rows, first, end, window=window, sparse=sparse)
     unit_q = functional.normalize(rows @ signals.query.weight.detach().T, dim=-1)
     unit_k = functional.normalize(rows @ signals.key.weight.detach().T, dim=-1)
     expected = torch.zeros(len(rows), len(rows))
@@ -65,55 +65,53 @@ def test_mask_equals_brute_force(lengths, seed, sigma, num_anchors, window):
                     peak = 1 / (1 + math.exp(-(4 * similarity)))
                     heights.append(peak * math.exp(-((j - anchor) ** 2) / (2 * sigma**2)))
             expected[i, j] = 1.0 if j >= high - window else max(heights)
-    torch.testing.assert_close(
-        full_matrix(mask, len(rows), len(rows), 8), expected, rtol=1e-4, atol=1e-5
-    )
+    found = laid_out(mask.tiles, mask.weight)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_computed_where_the_mask_is_zero():
-    """One long history: the tiles listed are those with a weight, and far fewer than all."""
+def test_a_query_computes_only_the_blocks_that_its_mask_touches():
+    """One long history: a constant number of blocks a query, not all before it."""
     rows, first, end = problem([640], 0)
-    signals = PreferenceSignals(6, num_anchors=2, sigma=1.0, recent_window=4)
-    mask = signals(
-        rows, rows, first, end, size=8, query_time=None, key_time=None, query_position=None
+    signals = PreferenceSignals(6, num_anchors=2, sigma=1.0)
+    mask = masked(signals, rows, first, end, window=4)
+    blocks = 640 // SIZE
+    touched = (laid_out(mask.tiles, mask.weight).view(640, blocks, SIZE) > 0).any(2)
+    assert int((mask.tiles.rows < 640).sum()) == int(touched.sum())
+    assert int(touched.sum(1).max()) <= 2 * 2 + 2
+
+
+def test_history_and_candidates_have_windows_of_their_own():
+    network = HPGR(leak_settings(max_history=300), catalogue())
+    assert (network.row_window, network.candidate_window) == (4, 4)
+    network.row_window, network.candidate_window = 0, 7
+    histories = random_histories([30], seed=0)
+    packed = pack(histories, CPU)
+    placed = place_candidates(
+        histories, np.array([0, 1]), np.array([3]), np.array([30]), histories.request_time, CPU
     )
-    blocks = 640 // 8
-    assert len(mask.tiles.query_block) < 0.4 * blocks * (blocks + 1) / 2
-    full = full_matrix(mask, 640, 640, 8)
-    assert (full.view(blocks, 8, blocks, 8).amax((1, 3)) > 0).sum() == len(mask.tiles.query_block)
-
-
-@given(count=st.integers(1, 30), num=st.integers(1, 12), seed=st.integers(0, 50))
-@settings(max_examples=20, deadline=None)
-def test_anchors_are_the_most_similar_visible_items(count, num, seed):
-    rows, first, end = problem([count, 3], seed)
-    unit = functional.normalize(rows, dim=-1)
-    anchor = select_anchors(unit, unit, first, end, num)
-    for i, picked in enumerate(anchor.tolist()):
-        visible = list(range(int(first[i]), int(end[i])))
-        wanted = sorted(visible, key=lambda j: -float(unit[i] @ unit[j]))[:num]
-        assert [j for j in picked if j >= 0] == wanted
-        assert picked.count(-1) == num - len(wanted)
+    rows, candidate = network.explain(packed, None), network.explain(packed, placed)
+    full = laid_out(candidate.tiles, candidate.weight)
+    assert (full[0, -7:] == 1).all() and full[0, -8] < 1
+    assert (laid_out(rows.tiles, rows.weight) < 1).all()
 
 
 def test_the_peak_receives_a_gradient():
     rows, first, end = problem([40], 1)
-    signals = PreferenceSignals(6, num_anchors=2, sigma=2.0, recent_window=2)
-    mask = signals(
-        rows, rows, first, end, size=8, query_time=None, key_time=None, query_position=None
-    )
+    signals = PreferenceSignals(6, num_anchors=2, sigma=2.0)
+    mask = masked(signals, rows, first, end, window=2)
     mask.weight.sum().backward()
     assert signals.query.weight.grad.abs().sum() > 0
     assert signals.sharpness.grad.abs() > 0
 
 
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_query_without_history_has_no_anchor(count):
-    signals = PreferenceSignals(6, num_anchors=2, sigma=1.0, recent_window=2)
+def test_a_query_without_history_has_no_anchor(count, sparse):
+    signals = PreferenceSignals(6, num_anchors=2, sigma=1.0)
     first, end = torch.tensor([0, 0]), torch.tensor([0, count])
     mask = signals(
-        torch.randn(2, 6), torch.randn(3, 6), first, end,
-        size=8, query_time=None, key_time=None, query_position=end,
+        torch.randn(2, 6), torch.randn(3, 6), first, end, window=2, tile=8, sparse=sparse,
+        query_time=None, key_time=None, query_position=end,
     )  # fmt: skip
     assert (mask.anchor[0] == -1).all()
     assert (mask.anchor[1] >= 0).sum() == count

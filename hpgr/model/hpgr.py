@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.model.attention.cover import Tiles, build_tiles
+from hpgr.model.attention.entry import choose
+from hpgr.model.attention.key_tiles import KeyTiles
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, embedding_table, scaled
@@ -165,7 +167,7 @@ class HPGR(Network):
     def __init__(self, settings: Any, catalogue: Catalogue, *, ranking: bool = True) -> None:
         super().__init__(settings, catalogue, ranking=ranking)
         self.trunk = HPGRTrunk(settings, catalogue)
-        self.tile = settings.tile
+        self.tile, self.max_history = settings.tile, settings.max_history
         self.history_rows = settings.history_rows
         self.blocks = hstu_blocks(settings, num_positions=settings.max_history + 1)
         self.signals = None
@@ -174,8 +176,9 @@ class HPGR(Network):
                 settings.dim,
                 num_anchors=settings.num_anchors,
                 sigma=settings.sigma,
-                recent_window=settings.recent_window,
             )
+        # Newest positions that a query always sees: of history rows, and of candidates.
+        self.row_window = self.candidate_window = settings.recent_window
         self.click = RankingHead(settings.dim, catalogue.num_items, catalogue.num_actions)
 
     @classmethod
@@ -247,21 +250,31 @@ class HPGR(Network):
         readers: Readers,
         *,
         preference: bool = True,
-    ) -> tuple[Tiles, Tensor | None]:
+    ) -> tuple[Tiles | KeyTiles, Tensor | None]:
         """Tiles and weights through which `readers`, represented by x, read the history."""
         if self.signals is None or not preference or not len(packed.item):
             return history_tiles(packed, readers, self.tile), None
         mask = self._mask(x_QD, trunk, packed, readers)
         return mask.tiles, mask.weight
 
+    def attention(self, device: torch.device) -> str:
+        """Name the back end of the masks and its reason; nothing without signals."""
+        if self.signals is None:
+            return ""
+        choice = choose(device.type, self.max_history)
+        return f"preference-guided attention: {choice.name} ({choice.reason})"
+
     def _mask(self, x_QD: Tensor, trunk: Trunk, packed: Packed, readers: Readers) -> PreferenceMask:
         assert self.signals is not None
+        of_candidates = isinstance(readers, Candidates)
         return self.signals(
             x_QD,
             trunk.fused,
             readers.first,
             readers.end,
-            size=self.tile,
+            window=self.candidate_window if of_candidates else self.row_window,
+            tile=self.tile,
+            sparse=choose(x_QD.device.type, self.max_history).sparse,
             query_time=readers.time,
             key_time=packed.time,
             query_position=readers.position,

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from hpgr.model.attention.cover import NUM_TIME_BUCKETS, Tiles, build_tiles
 from hpgr.model.attention.entry import additive_attention
+from hpgr.model.attention.key_tiles import KeyTiles
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.interface import Growth, Network, Output
@@ -85,9 +86,9 @@ class HSTUBlock(nn.Module):
         q_QHd: Float[Tensor, "Q H d"],
         k_KHd: Float[Tensor, "K H d"],
         v_KHd: Float[Tensor, "K H d"],
-        tiles: Tiles,
+        tiles: Tiles | KeyTiles,
         length: Int[Tensor, "Q 1"] | float,
-        weight_NSS: Float[Tensor, "N S S"] | None = None,
+        weight_NGS: Float[Tensor, "N G S"] | None = None,
     ) -> Float[Tensor, "Q D"]:
         """Compute the output of query rows x, with their u and q, over keys k and values v.
 
@@ -100,7 +101,7 @@ class HSTUBlock(nn.Module):
             tiles,
             position_bias=self.position_bias,
             time_bias=self.time_bias,
-            weight=weight_NSS,
+            weight=weight_NGS,
         ).flatten(1)
         read_QE = functional.layer_norm(summed_QE / length, summed_QE.shape[-1:], eps=EPSILON)
         return x_QD + self.output(dropout(u_QE * read_QE, self.dropout, self.training))

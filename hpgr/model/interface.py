@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from hpgr.model.catalogue import Catalogue
@@ -90,6 +91,10 @@ class Network(nn.Module):
         Without candidates it is that of the newest rows.
         """
         return None
+
+    def attention(self, device: torch.device) -> str:
+        """Say how attention is computed on `device`, and why, where there is a choice."""
+        return ""
 
     def start_ranking(self, events: Float[Tensor, "V"], positive: Float[Tensor, "V"]) -> None:
         """Start the ranking head from the share of positive events of each item, if supported.

@@ -6,14 +6,14 @@
 2. Gaussian mask: weight_ij = max over anchors a of peak_a * exp(-(j - a)^2 / (2 sigma^2)), zero
    beyond 3 sigma, one in the window of the most recent positions. It multiplies the attention
    weight after the SiLU.
-3. Sparse: only tiles in which some weight is not zero are listed, so nothing else is computed.
+3. Sparse: only blocks of keys in which a query has a weight above zero are computed for it. In
+   short histories that is nearly every block, and every causal tile is computed instead.
 
 Published: top-K signals and a multi-peak Gaussian mask (arXiv 2603.00980). Ours: cosine with its
 own projection, the sigmoid, the maximum over peaks, the cut at 3 sigma, the recent window.
 
-Shape legend (suffixes of names): Q queries, K keys, q and k those of one chunk, D width, A anchors,
-R width of the signal space, N tiles, S tile side, B query blocks, C key blocks, W places under a
-peak.
+Shape legend (suffixes of names): Q queries, K keys, D width, A anchors, R width of the signal
+space, N tiles, G queries and S keys of a tile.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpgr.model.attention.cover import Tiles, blocks, build_tiles, cover
+from hpgr.model.attention.bells import bell_weights, find_bells
+from hpgr.model.attention.cover import Tiles, build_tiles
+from hpgr.model.attention.key_tiles import SIZE, KeyTiles, build_key_tiles
+from hpgr.model.attention.select import select
 from hpgr.model.precision import autocast_off, wide
 from hpgr.model.shapes import Float, Int
-
-QUERIES_AT_A_TIME = 256  # on a CPU
-ACCELERATOR_QUERIES = 2048  # elsewhere, as few steps as the keys that they span together allow
-REACH = 3  # standard deviations beyond which a peak is cut to zero
 
 
 @dataclass(frozen=True)
@@ -38,48 +37,67 @@ class PreferenceMask:
     """The mask of one set of queries.
 
     `anchor` int64 [Q, A] is the key row of each anchor, -1 where fewer items are visible; `peak`
-    [Q, A] its height; `tiles` the tiles with a weight above zero; `weight` [N, S, S] the weights.
+    [Q, A] its height; `tiles` the pairs that are computed; `weight` [N, G, S] their weights.
     """
 
     anchor: Tensor
     peak: Tensor
-    tiles: Tiles
+    tiles: Tiles | KeyTiles
     weight: Tensor
 
 
-@torch.no_grad()
-def select_anchors(
-    query_QR: Float[Tensor, "Q R"],
-    key_KR: Float[Tensor, "K R"],
+def gaussian_mask(
+    anchor_QA: Int[Tensor, "Q A"],
+    peak_QA: Float[Tensor, "Q A"],
     first: Int[Tensor, "Q"],
     end: Int[Tensor, "Q"],
-    num: int,
-) -> Int[Tensor, "Q A"]:
-    """Select the `num` visible keys most similar to each query: rows, best first, -1 for none.
+    num_keys: int,
+    *,
+    sigma: float,
+    window: int,
+    tile: int,
+    sparse: bool,
+    query_time: Int[Tensor, "Q"] | None,
+    key_time: Int[Tensor, "K"] | None,
+    query_position: Int[Tensor, "Q"] | None,
+) -> PreferenceMask:
+    """Build the mask of bells around anchors.
 
     Args:
-        query_QR: [Q, R], normalised.
-        key_KR: [K, R], normalised.
-        first: first visible key of each query, int64 [Q], non-decreasing.
-        end: one past the last visible key, int64 [Q].
-        num: A.
+        anchor_QA: key rows, -1 for none.
+        peak_QA: heights of their bells, 0 to 1.
+        first: as in `build_tiles`, like all that is not explained here.
+        end: one past the last visible key.
+        num_keys: K.
+        sigma: standard deviation of a bell, positions.
+        window: newest visible keys of weight one; 0 for none.
+        tile: side of a square tile, where every visible tile is computed.
+        sparse: compute only the blocks of keys that the mask of a query touches.
+        query_time: seconds.
+        key_time: seconds.
+        query_position: row of each query among the keys.
     """
-    anchor_QA = torch.full((len(query_QR), num), -1, dtype=torch.int64, device=query_QR.device)
-    step = QUERIES_AT_A_TIME if query_QR.device.type == "cpu" else ACCELERATOR_QUERIES
-    for low in range(0, len(query_QR), step):
-        part = slice(low, low + step)
-        start, stop = int(first[part].min()), int(end[part].max())
-        if stop <= start:
-            continue
-        similarity_qk = query_QR[part] @ key_KR[start:stop].T
-        column_k = torch.arange(start, stop, device=query_QR.device)
-        hidden_qk = (column_k < first[part, None]) | (column_k >= end[part, None])
-        similarity_qk.masked_fill_(hidden_qk, -torch.inf)
-        best = similarity_qk.topk(min(num, stop - start), dim=1)
-        anchor_QA[part, : best.indices.shape[1]] = torch.where(
-            best.values > -torch.inf, best.indices + start, -1
+    size = SIZE if sparse else tile
+    bells = find_bells(anchor_QA, first, end, size=size, sigma=sigma, window=window)
+    tiles: Tiles | KeyTiles
+    if sparse:
+        tiles, row_P = build_key_tiles(
+            bells.query, bells.block, first, end, num_keys,
+            query_time=query_time, key_time=key_time, query_position=query_position,
+        )  # fmt: skip
+    else:
+        tiles = build_tiles(
+            first, end, num_keys, size=size, segments=False,
+            query_time=query_time, key_time=key_time, query_position=query_position,
+        )  # fmt: skip
+        width = -(-num_keys // size)
+        tile_P = torch.searchsorted(
+            tiles.query_block * width + tiles.key_block, bells.query // size * width + bells.block
         )
-    return anchor_QA
+        row_P = tile_P * size + bells.query % size
+    count, height = tiles.bucket.shape[:2]
+    weight_RS = bell_weights(peak_QA, bells, row_P, count * height)
+    return PreferenceMask(anchor_QA, peak_QA, tiles, weight_RS.view(count, height, size))
 
 
 class PreferenceSignals(nn.Module):
@@ -89,11 +107,10 @@ class PreferenceSignals(nn.Module):
     table (the finding of DARE, arXiv 2410.02604).
     """
 
-    def __init__(self, dim: int, *, num_anchors: int, sigma: float, recent_window: int) -> None:
+    def __init__(self, dim: int, *, num_anchors: int, sigma: float) -> None:
         super().__init__()
         self.num_anchors = num_anchors
         self.sigma = sigma
-        self.recent_window = recent_window
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.sharpness = nn.Parameter(torch.tensor(4.0))
@@ -108,7 +125,9 @@ class PreferenceSignals(nn.Module):
         first: Int[Tensor, "Q"],
         end: Int[Tensor, "Q"],
         *,
-        size: int,
+        window: int,
+        tile: int,
+        sparse: bool,
         query_time: Int[Tensor, "Q"] | None,
         key_time: Int[Tensor, "K"] | None,
         query_position: Int[Tensor, "Q"] | None,
@@ -118,9 +137,11 @@ class PreferenceSignals(nn.Module):
         Args:
             query_QD: fused representations of the queries, [Q, D].
             key_KD: fused representations of the history items, [K, D].
-            first: as in `build_tiles`, like all that follow.
+            first: as in `gaussian_mask`, like all that follow.
             end: one past the last visible key.
-            size: tile side.
+            window: newest visible keys of weight one.
+            tile: side of a square tile.
+            sparse: compute only what the mask touches.
             query_time: seconds.
             key_time: seconds.
             query_position: row of each query among the keys.
@@ -130,86 +151,19 @@ class PreferenceSignals(nn.Module):
         with autocast_off(query_QD):
             query_QR = functional.normalize(wide(query_QR), dim=-1)
             key_KR = functional.normalize(wide(key_KR), dim=-1)
-            anchor_QA = select_anchors(
-                query_QR.detach(), key_KR.detach(), first, end, self.num_anchors
-            )
-            chosen_QAR = key_KR[anchor_QA.clamp_min(0)]
-            cosine_QA = torch.einsum("qr,qar->qa", query_QR, chosen_QAR)
+            anchor_QA, cosine_QA = select(query_QR, key_KR, first, end, self.num_anchors)
             peak_QA = torch.sigmoid(self.sharpness * cosine_QA + self.offset) * (anchor_QA >= 0)
-
-        reach = int(REACH * self.sigma)
-        grid_BC = _touched(anchor_QA, first, end, len(key_KD), size, reach, self.recent_window)
-        pairs = grid_BC.nonzero()
-        tiles = build_tiles(
+        return gaussian_mask(
+            anchor_QA,
+            peak_QA,
             first,
             end,
             len(key_KD),
-            size=size,
+            sigma=self.sigma,
+            window=window,
+            tile=tile,
+            sparse=sparse,
             query_time=query_time,
             key_time=key_time,
             query_position=query_position,
-            pairs=(pairs[:, 0], pairs[:, 1]),
         )
-        weight_NSS = self._bells(anchor_QA, peak_QA, grid_BC, first, end, reach, size)
-        key_row_N1S = tiles.key_block[:, None, None] * size + torch.arange(
-            size, device=first.device
-        )
-        recent_NS1 = blocks(end - self.recent_window, size)[tiles.query_block][:, :, None]
-        return PreferenceMask(
-            anchor_QA, peak_QA, tiles, weight_NSS.masked_fill(key_row_N1S >= recent_NS1, 1.0)
-        )
-
-    def _bells(
-        self,
-        anchor_QA: Tensor,
-        peak_QA: Tensor,
-        grid_BC: Tensor,
-        first: Tensor,
-        end: Tensor,
-        reach: int,
-        size: int,
-    ) -> Tensor:
-        """Weights [N, S, S] under the peaks: the highest peak wins where bells overlap."""
-        step_W = torch.arange(-reach, reach + 1, device=anchor_QA.device)
-        bell_W = torch.exp(-(step_W.to(peak_QA.dtype) ** 2) / (2 * self.sigma**2))
-        column_QAW = anchor_QA[:, :, None] + step_W
-        row_Q = torch.arange(len(anchor_QA), device=anchor_QA.device)
-        seen_QAW = (column_QAW >= first[:, None, None]) & (column_QAW < end[:, None, None])
-        # A hidden entry adds zero at the anchor itself: no compaction, no dynamic shapes.
-        column_QAW = torch.where(seen_QAW, column_QAW, anchor_QA.clamp_min(0)[:, :, None])
-        height_QAW = peak_QA[:, :, None] * (bell_W * seen_QAW)
-        tile_QAW = (grid_BC.flatten().cumsum(0) - 1).view(grid_BC.shape)[
-            (row_Q // size)[:, None, None], torch.div(column_QAW, size, rounding_mode="trunc")
-        ]
-        inside_QAW = (row_Q % size)[:, None, None] * size + column_QAW % size
-        # A query without anchors points at key 0, which its tiles need not cover.
-        place_QAW = (tile_QAW * size * size + inside_QAW).clamp_min_(0)
-        flat = height_QAW.new_zeros(int(grid_BC.sum()) * size * size)
-        flat = flat.scatter_reduce(0, place_QAW.flatten(), height_QAW.flatten(), "amax")
-        return flat.view(-1, size, size)
-
-
-def _touched(
-    anchor_QA: Tensor,
-    first: Tensor,
-    end: Tensor,
-    num_keys: int,
-    size: int,
-    reach: int,
-    window: int,
-) -> Tensor:
-    """Tiles with some weight above zero, bool [query blocks, key blocks]."""
-    query_block_Q1 = torch.arange(len(anchor_QA), device=anchor_QA.device)[:, None] // size
-    grid_BC = torch.zeros(
-        -(-len(anchor_QA) // size), -(-num_keys // size), dtype=torch.bool, device=anchor_QA.device
-    )
-    low_QA = torch.maximum(anchor_QA - reach, first[:, None])
-    high_QA = torch.minimum(anchor_QA + reach, end[:, None] - 1)
-    # A bell may span many tiles only if its reach exceeds a tile; step through it tile by tile.
-    for step in range(0, 2 * reach + size, size):
-        column_QA = torch.minimum(low_QA + step, high_QA)
-        column_QA = torch.where(anchor_QA >= 0, column_QA, (end[:, None] - 1).clamp_min(0))
-        grid_BC[query_block_Q1, column_QA // size] = True
-    rows, columns = cover(torch.maximum(first, end - window), end, num_keys, size)
-    grid_BC[rows, columns] = True
-    return grid_BC

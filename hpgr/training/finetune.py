@@ -74,6 +74,8 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     if settings.inherit and model.inherited is not None:
         inputs.append(inherit(model, cfg.model.name, base, workspace.pretrained))
     model.to(device.device)
+    if device.rank == 0 and (attention := model.attention(device.device)):
+        print(f"finetune: {attention}", flush=True)
     scratch = scratch_folder("finetune", cfg, inputs, workspace)
     validation = Validation(
         log,

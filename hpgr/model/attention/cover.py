@@ -88,7 +88,6 @@ def build_tiles(
     query_time: Int[Tensor, "Q"] | None = None,
     key_time: Int[Tensor, "K"] | None = None,
     query_position: Int[Tensor, "Q"] | None = None,
-    pairs: tuple[Int[Tensor, "N"], Int[Tensor, "N"]] | None = None,
     segments: bool | None = None,
 ) -> Tiles:
     """Cover the visible ranges with tiles.
@@ -102,15 +101,13 @@ def build_tiles(
         key_time: seconds, int64 [K]; required with `query_time`.
         query_position: row of each query in key coordinates, int64 [Q]; None where queries and keys
             are the same rows.
-        pairs: query and key block of the tiles to compute, int64 [N] each, sorted by query block;
-            None for every tile that holds a visible pair.
-        segments: one tile a segment, where padding does not waste more than SEGMENT_WASTE and no
-            `pairs` are given; None: on every device but a CPU.
+        segments: one tile a segment, where padding does not waste more than SEGMENT_WASTE; None: on
+            every device but a CPU.
     """
-    query_block_N, key_block_N = pairs if pairs is not None else cover(first, end, num_keys, size)
+    query_block_N, key_block_N = _cover(first, end, num_keys, size)
     if segments is None:
         segments = first.device.type != "cpu"
-    if segments and pairs is None:
+    if segments:
         most = min(SEGMENT_PAIRS, SEGMENT_WASTE * len(query_block_N) * size**2)
         whole = _segments(
             first, end, num_keys, size, query_time, key_time, query_position, most=most
@@ -150,7 +147,7 @@ def build_tiles(
     )
 
 
-def cover(
+def _cover(
     first: Int[Tensor, "Q"], end: Int[Tensor, "Q"], num_keys: int, size: int
 ) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
     """Return query and key block of every tile that holds a visible pair, sorted by query block."""

@@ -7,45 +7,99 @@ windowed, per-session and sparse attention are the same sum over another list of
 two such sums (`softmax_attention`).
 
 Shape legend (suffixes of names): Q queries, K keys, H heads, d width of a head's queries and keys,
-e of its values, N tiles, S tile side.
+e of its values, N tiles, G queries and S keys of a tile.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hpgr.model.attention.cover import Tiles
+from hpgr.model.attention.key_attention import key_tile_attention
+from hpgr.model.attention.key_tiles import KeyTiles
+from hpgr.model.attention.reference import matrix_attention
 from hpgr.model.attention.tiles import tile_attention
 from hpgr.model.shapes import Float
 
+# History length from which a sparse mask pays; docs/performance.md. Not measured on CUDA.
+BREAK_EVEN = {"cpu": 256, "cuda": 1024}
+
 BackEnd = Callable[..., Tensor]
-BACK_ENDS: dict[str, BackEnd] = {"tiles": tile_attention}
 
 
-def back_end(device: torch.device, name: str = "auto") -> BackEnd:
-    """Return the function that computes the sum on `device`.
+class Choice(NamedTuple):
+    """How a network computes its sparse masks: dense, tiles or triton, and why."""
+
+    name: str
+    reason: str
+
+    @property
+    def sparse(self) -> bool:
+        """True if only what the mask shows is computed."""
+        return self.name != "dense"
+
+
+@functools.cache
+def choose(kind: str, max_history: int) -> Choice:
+    """Choose the back end of sparse masks.
 
     Args:
-        device: of the queries.
-        name: one of BACK_ENDS, or auto for the fastest that works there.
+        kind: cpu or cuda.
+        max_history: most events that a query sees.
     """
-    # Tiles alone so far, on every device.
-    return BACK_ENDS["tiles" if name == "auto" else name]
+    least = BREAK_EVEN[kind]
+    if max_history < least:
+        return Choice("dense", f"histories of at most {max_history} events, sparse from {least} on")
+    if kind == "cpu":
+        return Choice("tiles", f"histories of up to {max_history} events on a CPU")
+    if missing := _no_triton():
+        return Choice("tiles", f"histories of up to {max_history} events, but {missing}")
+    return Choice("triton", f"histories of up to {max_history} events on CUDA")
+
+
+@functools.cache
+def _no_triton() -> str:
+    """Return why Triton's kernels cannot run, or nothing."""
+    return "" if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+def back_end(tiles: Tiles | KeyTiles, kind: str, name: str = "auto") -> BackEnd:
+    """Return the function that computes the sum over `tiles`.
+
+    Args:
+        tiles: the list; Triton's kernels compute lists of gathered queries alone.
+        kind: cpu or cuda.
+        name: dense (the whole matrix), tiles, triton, or auto for the fastest that works there.
+    """
+    gathered = isinstance(tiles, KeyTiles)
+    if name == "auto":
+        name = "triton" if gathered and kind == "cuda" and not _no_triton() else "tiles"
+    if name == "triton":
+        from hpgr.model.attention.triton_kernels import triton_attention
+
+        return triton_attention
+    if name == "dense":
+        return matrix_attention
+    return key_tile_attention if gathered else tile_attention
 
 
 def additive_attention(
     q_QHd: Float[Tensor, "Q H d"],
     k_KHd: Float[Tensor, "K H d"],
     v_KHe: Float[Tensor, "K H e"],
-    tiles: Tiles,
+    tiles: Tiles | KeyTiles,
     *,
     position_bias: Float[Tensor, "P"],
     time_bias: Float[Tensor, "buckets"],
-    weight: Float[Tensor, "N S S"] | None = None,
+    weight: Float[Tensor, "N G S"] | None = None,
     exponential: bool = False,
+    name: str = "auto",
 ) -> Float[Tensor, "Q H e"]:
     """Compute the additive attention sum over a tile list, not normalised.
 
@@ -59,13 +113,14 @@ def additive_attention(
         tiles: the keys that each query sees.
         position_bias: [P], by distance from query to key; greater distances share the last entry.
         time_bias: [129], by time bucket.
-        weight: [N, S, S], multiplies f(score); receives a gradient.
+        weight: [N, G, S], multiplies f(score); receives a gradient.
         exponential: f is exp instead of SiLU.
+        name: of the back end; see `back_end`.
 
     Returns:
         [Q, H, e].
     """
-    return back_end(q_QHd.device)(
+    return back_end(tiles, q_QHd.device.type, name)(
         q_QHd,
         k_KHd,
         v_KHe,

@@ -60,7 +60,7 @@ def _at_a_time(tiles: Tiles, q: Tensor) -> int:
     return at_a_time(q.device, cpu=TILES_AT_A_TIME, bytes_each=each)
 
 
-def _bias(time_bias: Tensor) -> Tensor:
+def bias_table(time_bias: Tensor) -> Tensor:
     """Bias by bucket with the hidden entry at its end, [256]."""
     table = time_bias.new_full((HIDDEN + 1,), HIDDEN_BIAS)
     table[: time_bias.shape[0]] = time_bias
@@ -75,7 +75,7 @@ class _TileAttention(torch.autograd.Function):
         query_BHSd = _heads_first(q_QHd, tiles, QUERY)
         key_BHSd, value_BHSe = (_heads_first(x, tiles, KEY) for x in (k_KHd, v_KHe))
         toeplitz_FSS, _ = _toeplitz(position_bias, tiles)
-        table = _bias(time_bias)
+        table = bias_table(time_bias)
         accumulate = torch.promote_types(q_QHd.dtype, torch.float32)
         out_BHSe = torch.zeros(
             (*query_BHSd.shape[:3], value_BHSe.shape[3]), dtype=accumulate, device=q_QHd.device
@@ -104,7 +104,7 @@ class _TileAttention(torch.autograd.Function):
         query_BHSd, grad_out_BHSe = (_heads_first(x, tiles, QUERY) for x in (q_QHd, grad_QHe))
         key_BHSd, value_BHSe = (_heads_first(x, tiles, KEY) for x in (k_KHd, v_KHe))
         toeplitz_FSS, offsets_FSS = _toeplitz(position_bias, tiles)
-        table = _bias(time_bias)
+        table = bias_table(time_bias)
         accumulate = torch.promote_types(q_QHd.dtype, torch.float32)
         grad_q_BHSd, grad_k_BHSd, grad_v_BHSe = (
             torch.zeros(x.shape, dtype=accumulate, device=q_QHd.device)

@@ -1,0 +1,194 @@
+"""The additive attention over tiles of gathered queries, with torch's own operations.
+
+Rows of queries are gathered tile by tile and their sums added back. The backward pass recomputes
+the scores. Position biases of a tile's row are a piece of the table, so they are gathered as rows.
+
+Shape legend (suffixes of names): Q queries, K keys, H heads, d width of a head's queries and keys,
+e of its values, N tiles, n tiles of one chunk, G query rows and S keys of a tile, B blocks of keys,
+L entries of the position table and of its pieces.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpgr.model.attention.cover import HIDDEN
+from hpgr.model.attention.key_tiles import KeyTiles
+from hpgr.model.attention.tiles import bias_table
+from hpgr.model.placement import at_a_time
+from hpgr.model.precision import autocast_off, product_type
+
+TILES_AT_A_TIME = 128  # on a CPU: few enough for its cache, enough to outweigh the calls
+
+
+def key_tile_attention(
+    q_QHd: Tensor,
+    k_KHd: Tensor,
+    v_KHe: Tensor,
+    tiles: KeyTiles,
+    *,
+    position_bias: Tensor,
+    time_bias: Tensor,
+    weight: Tensor | None = None,
+    exponential: bool = False,
+) -> Tensor:
+    """Compute the additive attention sum; see `hpgr.model.attention.entry.additive_attention`."""
+    dtype = product_type(q_QHd, k_KHd, v_KHe)
+    with autocast_off(q_QHd):
+        factors = (x.to(dtype).contiguous() for x in (q_QHd, k_KHd, v_KHe))
+        return _KeyTileAttention.apply(
+            *factors, position_bias, time_bias, weight, tiles, exponential
+        )
+
+
+class _KeyTileAttention(torch.autograd.Function):
+    """The sum above; see `key_tile_attention` for arguments."""
+
+    @staticmethod
+    def forward(ctx, q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NGS, tiles, exponential):  # type: ignore[override]
+        dtype, heads = q_QHd.dtype, q_QHd.shape[1]
+        bias = PairBias(position_bias, time_bias, tiles)
+        out_QHe = q_QHd.new_zeros(
+            *q_QHd.shape[:2], v_KHe.shape[2], dtype=torch.promote_types(dtype, torch.float32)
+        )
+        for part in _parts(tiles, q_QHd):
+            row_nG, column_nS = _pair_rows(tiles, part, heads)
+            bias_nGS = bias.of(part).to(dtype)
+            weight_nGS = weight_NGS[part].to(dtype) if weight_NGS is not None else None
+            for h in range(heads):
+                query_nGd, key_nSd = _take(q_QHd, row_nG, h), _take(k_KHd, column_nS, h)
+                score_nGS = torch.baddbmm(bias_nGS, query_nGd, key_nSd.transpose(1, 2))
+                active_nGS = (
+                    score_nGS.exp_() if exponential else functional.silu(score_nGS, inplace=True)
+                )
+                if weight_nGS is not None:
+                    active_nGS *= weight_nGS
+                _add(out_QHe, row_nG, h, active_nGS @ _take(v_KHe, column_nS, h))
+        ctx.save_for_backward(q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NGS)
+        ctx.tiles, ctx.exponential = tiles, exponential
+        return out_QHe.to(dtype)
+
+    @staticmethod
+    def backward(ctx, grad_QHe):  # type: ignore[override]
+        q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NGS = ctx.saved_tensors
+        tiles, exponential = ctx.tiles, ctx.exponential
+        dtype, heads = q_QHd.dtype, q_QHd.shape[1]
+        grad_QHe = grad_QHe.contiguous()
+        bias = PairBias(position_bias, time_bias, tiles)
+        accumulate = torch.promote_types(dtype, torch.float32)
+        grad_q_QHd, grad_k_KHd, grad_v_KHe = (
+            torch.zeros_like(x, dtype=accumulate) for x in (q_QHd, k_KHd, v_KHe)
+        )
+        grad_weight_NGS = torch.zeros_like(weight_NGS) if weight_NGS is not None else None
+        for part in _parts(tiles, q_QHd):
+            row_nG, column_nS = _pair_rows(tiles, part, heads)
+            bias_nGS = bias.of(part).to(dtype)
+            weight_nGS = weight_NGS[part].to(dtype) if weight_NGS is not None else None
+            grad_bias_nGS = torch.zeros_like(bias_nGS, dtype=accumulate)
+            for h in range(heads):
+                query_nGd, key_nSd = _take(q_QHd, row_nG, h), _take(k_KHd, column_nS, h)
+                grad_nGe, value_nSe = _take(grad_QHe, row_nG, h), _take(v_KHe, column_nS, h)
+                score_nGS = torch.baddbmm(bias_nGS, query_nGd, key_nSd.transpose(1, 2))
+                grad_active_nGS = grad_nGe @ value_nSe.transpose(1, 2)
+                active_nGS = score_nGS.exp() if exponential else functional.silu(score_nGS)
+                weighted_nGS = active_nGS
+                if weight_nGS is not None and grad_weight_NGS is not None:
+                    grad_weight_NGS[part].addcmul_(active_nGS, grad_active_nGS)
+                    grad_active_nGS *= weight_nGS
+                    weighted_nGS = active_nGS * weight_nGS
+                _add(grad_v_KHe, column_nS, h, weighted_nGS.transpose(1, 2) @ grad_nGe)
+                if exponential:
+                    grad_score_nGS = grad_active_nGS.mul_(active_nGS)
+                else:
+                    grad_score_nGS = torch.ops.aten.silu_backward(grad_active_nGS, score_nGS)
+                grad_bias_nGS += grad_score_nGS
+                _add(grad_q_QHd, row_nG, h, grad_score_nGS @ key_nSd)
+                _add(grad_k_KHd, column_nS, h, grad_score_nGS.transpose(1, 2) @ query_nGd)
+            bias.add_grad(part, grad_bias_nGS)
+        return (
+            grad_q_QHd.to(dtype),
+            grad_k_KHd.to(dtype),
+            grad_v_KHe.to(dtype),
+            bias.grad_position(),
+            bias.grad_time(),
+            grad_weight_NGS,
+            None,
+            None,
+        )
+
+
+class PairBias:
+    """Position plus time bias of the pairs of a tile, and the gradients of both tables."""
+
+    def __init__(self, position_bias: Tensor, time_bias: Tensor, tiles: KeyTiles) -> None:
+        self.tiles, self.position_bias, self.time_bias = tiles, position_bias, time_bias
+        self.table = bias_table(time_bias)
+        # Row L of the pieces: the biases of the S keys of a block whose first key is at distance L.
+        most, device = len(position_bias) + tiles.size - 1, position_bias.device
+        self.place_LS = (
+            torch.arange(most, device=device)[:, None] - torch.arange(tiles.size, device=device)
+        ).clamp_(0, len(position_bias) - 1)
+        self.piece_LS = position_bias[self.place_LS]
+        self.grad_piece_LS = torch.zeros_like(self.piece_LS)
+        self.grad_table = torch.zeros_like(self.table)
+
+    def _piece(self, part: slice) -> Tensor:
+        return self.tiles.base[part].flatten().clamp(0, len(self.piece_LS) - 1)
+
+    def of(self, part: slice) -> Tensor:
+        """Biases [n, G, S]; HIDDEN_BIAS where a pair is not visible."""
+        bucket_nGS = self.tiles.bucket[part]
+        bias = self.table.index_select(0, bucket_nGS.flatten().to(torch.int32))
+        bias.view(-1, self.tiles.size).add_(self.piece_LS.index_select(0, self._piece(part)))
+        return bias.view(bucket_nGS.shape)
+
+    def add_grad(self, part: slice, grad_nGS: Tensor) -> None:
+        """Add the gradients of the pairs of some tiles."""
+        grad_nGS = grad_nGS.to(self.grad_piece_LS.dtype)
+        self.grad_piece_LS.index_add_(0, self._piece(part), grad_nGS.flatten(0, 1))
+        bucket = self.tiles.bucket[part].flatten().to(torch.int32)
+        self.grad_table += torch.bincount(bucket, grad_nGS.flatten(), minlength=HIDDEN + 1)
+
+    def grad_position(self) -> Tensor:
+        """Gradient of the position table."""
+        return torch.bincount(
+            self.place_LS.flatten(), self.grad_piece_LS.flatten(), len(self.position_bias)
+        ).to(self.position_bias.dtype)
+
+    def grad_time(self) -> Tensor:
+        """Gradient of the time table."""
+        return self.grad_table[: len(self.time_bias)]
+
+
+def _parts(tiles: KeyTiles, q: Tensor):
+    each = tiles.bucket[0].numel() * q.element_size() if len(tiles.bucket) else 1
+    step = at_a_time(q.device, cpu=TILES_AT_A_TIME, bytes_each=each)
+    for low in range(0, len(tiles.block), step):
+        yield slice(low, low + step)
+
+
+def _pair_rows(tiles: KeyTiles, part: slice, heads: int) -> tuple[Tensor, Tensor]:
+    """Rows of queries [n, G] and keys [n, S] of some tiles among the rows of all heads.
+
+    Places that are not filled add zeros to the last row.
+    """
+    inside_S = torch.arange(tiles.size, device=tiles.block.device)
+    column_nS = tiles.block[part, None] * tiles.size + inside_S
+    return (
+        tiles.rows[part].clamp_max(tiles.num_queries - 1) * heads,
+        column_nS.clamp_max_(tiles.num_keys - 1) * heads,
+    )
+
+
+def _take(x_QHd: Tensor, row_nG: Tensor, head: int) -> Tensor:
+    """Rows of one head of x, [n, G, d]."""
+    rows = x_QHd.flatten(0, 1).index_select(0, (row_nG + head).flatten())
+    return rows.view(*row_nG.shape, x_QHd.shape[2])
+
+
+def _add(total_QHd: Tensor, row_nG: Tensor, head: int, part_nGd: Tensor) -> None:
+    """Add to what `_take` reads."""
+    rows = part_nGd.flatten(0, 1).to(total_QHd.dtype)
+    total_QHd.flatten(0, 1).index_add_(0, (row_nG + head).flatten(), rows)
