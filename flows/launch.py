@@ -16,17 +16,20 @@ from typing import Any, NoReturn
 import httpx
 from prefect import Flow
 from prefect.client.orchestration import get_client
+from prefect.context import _temporary_global_settings_context, get_settings_context
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_HOME,
+    PREFECT_UI_URL,
     temporary_settings,
 )
 
 from flows.faults import StageFailed, TransientFault
 from host.access import for_server, new_string
-from host.prefect_server import end_orphans, ensure_automation, own_database, wait_for_server
+from host.own_server import end_orphans, start_own_server
+from host.prefect_server import ensure_automation, own_database, wait_for_server
 from hpgr.config import ConfigError
 from hpgr.folder import require_folder, require_repository
 from hpgr.masking import install as mask_output
@@ -53,23 +56,25 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
             PREFECT_CLIENT_MAX_RETRIES: 1,
             **own_database(PREFECT_HOME.value()),
             **for_server(new_string(), origin=""),
+            PREFECT_UI_URL: "",  # it has no pages to point to
         }
     # Prefect hands a SIGTERM on to this one after the run's end; the default would end the process
     # before it could stop its temporary server.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _require_place()
-        with temporary_settings(settings):
+        with _settings(settings):
             if PREFECT_API_URL.value():
                 wait_for_server(SERVER_DEADLINE_S)
+                flow(**parameters)
             else:
-                from host.prefect_app import use_own_server  # takes Prefect's server along
-
                 end_orphans()
-                use_own_server()
-                with _kept_from_ctrl_c(), get_client(sync_client=True) as client:
-                    ensure_automation(client)  # on the temporary server
-            flow(**parameters)
+                with _kept_from_ctrl_c():
+                    url = start_own_server()
+                with _settings({PREFECT_API_URL: url}):
+                    with get_client(sync_client=True) as client:
+                        ensure_automation(client)
+                    flow(**parameters)
     except (ConfigError, UserError, StageFailed, TransientFault, Abort) as error:
         _leave(str(error), 2)
     except KeyboardInterrupt:
@@ -79,6 +84,13 @@ def launch(flow: Flow[..., Any], **parameters: Any) -> NoReturn:
     except httpx.TransportError as error:
         _leave(f"Prefect's server is gone, and the run with it ({error}). {GOES_ON}", 1)
     sys.exit(0)
+
+
+@contextmanager
+def _settings(changes: dict[Any, Any]) -> Iterator[None]:
+    """Prefect's settings in the block, also for its threads, which begin without a context."""
+    with temporary_settings(changes), _temporary_global_settings_context(get_settings_context()):
+        yield
 
 
 def _require_place() -> None:

@@ -2,7 +2,7 @@
 
     uvicorn --factory host.prefect_app:create_app
 
-`make up` and compose.yaml start it so, and so does a flow without a server (`use_own_server`).
+`make up` and compose.yaml start it so, and so does a flow without a server (host/own_server.py).
 Prefect's own transactions on SQLite begin as readers. Where another connection writes between such
 a transaction's first read and its first write, SQLite refuses the write at once ("database is
 locked", whatever the timeout), and the server prints the traceback. Here a transaction asks for
@@ -12,20 +12,16 @@ Prefect's database.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect.server.api import server
 from prefect.server.database.configurations import SQLITE_BEGIN_MODE, AioSqliteConfiguration
 from prefect.server.database.dependencies import set_database_config
 from prefect.server.utilities.database import get_dialect
-from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, get_current_settings
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
-from host.prefect_server import TEMPORARY
 from host.settings import allowed_hosts
 from hpgr.serving.guard import Guard
 
@@ -57,17 +53,3 @@ def create_app() -> ASGIApp:
     if get_dialect(url).name == "sqlite":
         set_database_config(WholeTransactions(connection_url=url))
     return Guard(server.create_app(final=True), allowed_hosts())
-
-
-def use_own_server() -> None:
-    """Have Prefect start `create_app` where it would start its own temporary server."""
-    server.SubprocessASGIServer._run_uvicorn_command = _start  # type: ignore
-
-
-def _start(temporary: server.SubprocessASGIServer) -> subprocess.Popen[Any]:
-    """Prefect's call, with another application."""
-    command = [sys.executable, "-m", "uvicorn", "--factory", "host.prefect_app:create_app"]
-    options = ["--host", "127.0.0.1", "--port", str(temporary.port), "--log-level", "error"]
-    marks = {"PREFECT_UI_ENABLED": "0", TEMPORARY: "1", "PREFECT__SERVER_FINAL": "1"}
-    settings = get_current_settings().to_environment_variables(exclude_unset=True)
-    return subprocess.Popen([*command, *options], env={**os.environ, **marks, **settings})

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 from dotenv import dotenv_values
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
@@ -36,7 +35,7 @@ from prefect.settings import (
     PREFECT_HOME,
 )
 
-from host.processes import end, processes_with
+from host.own_server import end_orphans
 from host.settings import HOME
 from hpgr.folder import sqlite_uri
 from hpgr.masking import install as mask_output
@@ -50,8 +49,6 @@ TEMPLATE: dict[str, Any] = {
     "variables": {"type": "object", "properties": {}, "additionalProperties": False},
 }
 PER_POOL = 1  # a worker's runs share its clone, and DVC allows one run in a workspace
-TEMPORARY = "PREFECT__SERVER_EPHEMERAL"  # marks the server of a run without one, as Prefect does
-GRACE_S = 10
 SILENT_S = 90  # three missed heartbeats (prefect.toml)
 AUTOMATION = "Mark silent runs as crashed"
 FINAL = ("Completed", "Failed", "Cancelled", "Crashed")
@@ -190,24 +187,6 @@ def ensure_automation(client: SyncPrefectClient, silent_s: float = SILENT_S) -> 
         client.create_automation(wanted)
     elif found[0].trigger != wanted.trigger or found[0].actions != wanted.actions:
         client.update_automation(found[0].id, wanted)
-
-
-def end_orphans() -> None:
-    """End temporary servers of this folder whose flow was killed; Prefect would leave them."""
-    end([p for p in processes_with(TEMPORARY, "1") if _is_orphan(p)], GRACE_S)
-
-
-def _is_orphan(server: psutil.Process) -> bool:
-    """Return True if it works in this folder, and what started it here is gone."""
-    try:
-        if Path(server.cwd()) != Path.cwd():
-            return False
-        parent = server.parent()
-        return parent is None or Path(parent.cwd()) != Path.cwd()
-    except psutil.AccessDenied:  # the system's own first process has adopted it
-        return True
-    except (psutil.Error, OSError):
-        return False
 
 
 def set_up() -> None:

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from waiting import until
 
-from host.prefect_server import AUTOMATION, TEMPORARY
+from host.own_server import TEMPORARY
+from host.prefect_server import AUTOMATION
 from hpgr.runtime import TELEMETRY_OFF
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ def forever():
 
 launch(forever)
 """
-CLEAN_UP = "from host.prefect_server import end_orphans; end_orphans()"
+CLEAN_UP = "from host.own_server import end_orphans; end_orphans()"
 
 
 def servers(folder):
