@@ -61,9 +61,11 @@ def runs(folder):
 
 
 @pytest.fixture
-def launched(tmp_path):
+def launched(tmp_path, prefect_database):
     """A launch in `tmp_path` whose flow works, in a group of its own as in a terminal."""
     shutil.copy(ROOT / "prefect.toml", tmp_path)
+    (tmp_path / ".prefect").mkdir()
+    shutil.copy(prefect_database, tmp_path / ".prefect")
     process = python(
         tmp_path, FLOW, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -57,10 +57,10 @@ def update(there, here):
 
 
 @pytest.fixture(scope="module")
-def clones(tmp_path_factory):
+def clones(tmp_path_factory, prefect_database):
     root = tmp_path_factory.mktemp("remote")
     (root / "here").mkdir()
-    here = make_project(root / "here")
+    here = make_project(root / "here", prefect_database)
     here.call(sys.executable, "-m", "dvc", "remote", "add", "-d", "shared", str(root / "shared"))
     here.call("git", "commit", "-qam", "remote")
     here.call("git", "clone", "-q", str(here.folder), str(root / "there"))

@@ -34,8 +34,8 @@ SILENT_S = 40  # above the 30 s of a heartbeat, which is Prefect's least
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    made = make_project(tmp_path_factory.mktemp("project"))
+def project(tmp_path_factory, prefect_database):
+    made = make_project(tmp_path_factory.mktemp("project"), prefect_database)
     made.services("up")
     yield made
     made.release()
