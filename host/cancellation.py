@@ -21,6 +21,8 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
 
+from host.own_server import is_own
+
 LOOK_EVERY_S = 10.0
 STOPPED = "Stopped on request; training left a checkpoint."
 
@@ -29,12 +31,14 @@ STOPPED = "Stopped on request; training left a checkpoint."
 def recallable(every_s: float = LOOK_EVERY_S) -> Iterator[None]:
     """End the body of a flow as on SIGTERM once its run is Cancelling or final.
 
-    A run without a server is on a temporary one, which nobody else speaks to: nothing to watch.
+    A run on its own temporary server is not watched: nobody else speaks to that one, and after a
+    laptop's sleep it takes its only run for dead.
 
     Raises:
         Abort: the body was ended; Prefect then leaves the run's state as it is.
     """
-    if not PREFECT_API_URL.value():
+    url = PREFECT_API_URL.value()
+    if not url or is_own(url):
         yield
         return
     recall = _Recall(UUID(flow_run.id))

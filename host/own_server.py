@@ -30,6 +30,8 @@ TEMPORARY = "PREFECT__SERVER_EPHEMERAL"  # marks the server of a run without one
 GRACE_S = 10
 LOOK_EVERY_S = 0.1
 
+_url: str | None = None  # of the one that this process has started
+
 
 def start_own_server() -> str:
     """Start a server with the settings in force; it ends with this process. Return its API's URL.
@@ -46,9 +48,15 @@ def start_own_server() -> str:
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     server = subprocess.Popen([*command, *options], env={**os.environ, **marks, **settings})
     atexit.register(_stop, server)  # before Prefect registers its own: they still want to send
-    url = f"http://{HOST}:{port}/api"
-    _wait(server, f"{url}/health")
-    return url
+    global _url
+    _url = f"http://{HOST}:{port}/api"
+    _wait(server, f"{_url}/health")
+    return _url
+
+
+def is_own(url: str) -> bool:
+    """Return True if this process has started the server at `url`."""
+    return url == _url
 
 
 def _wait(server: subprocess.Popen[Any], page: str) -> None:

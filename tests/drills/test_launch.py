@@ -20,14 +20,18 @@ from hpgr.runtime import TELEMETRY_OFF
 
 ROOT = Path(__file__).parents[2]
 FLOW = """
-import pathlib, time
+import pathlib, threading, time
 from prefect import flow
 from flows.launch import launch
+from host.cancellation import recallable
 
 @flow(persist_result=False)
 def forever():
-    pathlib.Path("works").touch()
-    time.sleep(600)
+    with recallable():
+        # On its own server there is nothing to watch.
+        assert not [t for t in threading.enumerate() if "watch" in t.name]
+        pathlib.Path("works").touch()
+        time.sleep(600)
 
 launch(forever)
 """
