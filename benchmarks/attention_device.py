@@ -37,7 +37,8 @@ sys.path.insert(0, str(ROOT))
 
 from hpgr.data.batches import TrainingWindows  # noqa: E402
 from hpgr.data.log import DTYPES, EventLog, Meta  # noqa: E402
-from hpgr.model import hpgr, hstu, preference, session_encoder  # noqa: E402
+from hpgr.model import hpgr, hstu, session_encoder  # noqa: E402
+from hpgr.model.attention import select  # noqa: E402
 from hpgr.model.attention import tiles as attention  # noqa: E402
 from hpgr.model.attention.cover import NUM_TIME_BUCKETS, build_tiles  # noqa: E402
 from hpgr.model.catalogue import Catalogue  # noqa: E402
@@ -129,8 +130,8 @@ def as_before() -> Iterator[None]:
             stack.enter_context(patched(module, build_tiles=square))
         stack.enter_context(small_chunks())
         stack.enter_context(patched(losses, _at_a_time=lambda _: losses.ROWS_AT_A_TIME))
-        queries = preference.QUERIES_AT_A_TIME
-        stack.enter_context(patched(preference, ACCELERATOR_QUERIES=queries))
+        queries = select.QUERIES_AT_A_TIME
+        stack.enter_context(patched(select, ACCELERATOR_QUERIES=queries))
         yield
 
 

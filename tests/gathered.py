@@ -49,6 +49,16 @@ class Problem:
         for x in (*self.factors, *self.biases):
             x.requires_grad_()
 
+    def to(self, device):
+        """Move everything to `device`; returns itself."""
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                moved = value.detach().to(device)
+                setattr(self, name, moved.requires_grad_(value.requires_grad))
+            elif isinstance(value, list):
+                setattr(self, name, [x.detach().to(device).requires_grad_() for x in value])
+        return self
+
     @property
     def inputs(self):
         return (*self.factors, *self.biases, self.peak)
