@@ -37,7 +37,7 @@ def dvc_process(*arguments: str, stderr: int) -> Iterator[subprocess.Popen[str]]
         stderr: `subprocess.STDOUT` or `subprocess.PIPE`.
     """
     mark = uuid.uuid4().hex
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*DVC, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -46,17 +46,17 @@ def dvc_process(*arguments: str, stderr: int) -> Iterator[subprocess.Popen[str]]
         errors="replace",
         env={**_environment(), DVC_RUN: mark},
         preexec_fn=partial(_die_with, os.getpid()),
-    )
-    try:
-        yield process
-        process.wait()
-    except BaseException:
-        with _sigterm_held_back():
-            process.terminate()
-            end_with(DVC_RUN, mark, STOP_GRACE_S)
+    ) as process:
+        try:
+            yield process
             process.wait()
-            drop_stale_locks()
-        raise
+        except BaseException:
+            with _sigterm_held_back():
+                process.terminate()
+                end_with(DVC_RUN, mark, STOP_GRACE_S)
+                process.wait()
+                drop_stale_locks()
+            raise
 
 
 def _environment() -> dict[str, str]:

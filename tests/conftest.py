@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -54,6 +55,16 @@ with suppress(ModuleNotFoundError):  # tests/gpu runs where there is no more tha
 def pytest_collection_modifyitems(items):
     """The long files first, so that no process of `make test` begins one when the others end."""
     items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+    for item in items:
+        if "jvm" in item.fixturenames:
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"))
+
+
+@pytest.fixture
+def jvm():
+    """For tests that start Spark, whose sockets and pipes are left to the garbage collector."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """A bundle that claims what cannot be is one message, in bounded memory; no request meets it."""
 
+import io
 import json
 import resource
 import shutil
@@ -45,6 +46,13 @@ def little_memory():
     resource.setrlimit(resource.RLIMIT_AS, (mapped + (SPARE_GB << 30), before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def archive():
+    """The bytes of an .npz file."""
+    stream = io.BytesIO()
+    np.savez(stream, x=[1])
+    return stream.getvalue()
 
 
 def refused(bundle):
@@ -178,7 +186,7 @@ HARMS = {
     "a hundred million rows": many_rows,
     "weights of a trillion numbers": claimed_header,
     "a sketch of a trillion events": claimed_sketch,
-    "a sketch that is an archive": lambda b: np.savez((b / "trained.npy").open("wb"), x=[1]),
+    "a sketch that is an archive": lambda b: (b / "trained.npy").write_bytes(archive()),
     "a sketch out of order": lambda b: np.save(b / "trained.npy", np.array([2, 1], np.uint64)),
     "weights that are no numbers": weights(not_a_number),
     "a weight too many": weights(lambda loaded: loaded.update(more=torch.zeros(1))),

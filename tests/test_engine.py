@@ -33,7 +33,7 @@ def test_spark_without_pyspark_names_the_extra(workspace, monkeypatch):
         sessionize.sessionize(config(engine="spark"))
 
 
-def test_spark_without_java_says_what_it_needs(workspace, monkeypatch):
+def test_spark_without_java_says_what_it_needs(workspace, monkeypatch, jvm):
     pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed (the spark extra)")
     monkeypatch.setattr(pyspark.SparkContext, "_gateway", None)  # a JVM that another test started
     monkeypatch.setenv("JAVA_HOME", str(workspace / "absent"))
@@ -51,7 +51,7 @@ def without_spark() -> str | None:
 
 @pytest.mark.spark
 @pytest.mark.skipif(without_spark() is not None, reason=str(without_spark()))
-def test_spark_gives_the_same_rows_as_duckdb(workspace, monkeypatch):
+def test_spark_gives_the_same_rows_as_duckdb(workspace, monkeypatch, jvm):
     conf = workspace / "spark-conf"
     conf.mkdir()
     (conf / "spark-defaults.conf").write_text(

@@ -105,10 +105,11 @@ def test_the_peak_receives_a_gradient():
 
 
 @pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("place", [0, 1])  # of its history among the keys: at the border of a block
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_query_without_history_has_no_anchor(count, sparse):
+def test_a_query_without_history_has_no_anchor(count, place, sparse):
     signals = PreferenceSignals(6, num_anchors=2, sigma=1.0)
-    first, end = torch.tensor([0, 0]), torch.tensor([0, count])
+    first, end = torch.tensor([place, place]), torch.tensor([place, place + count])
     mask = signals(
         torch.randn(2, 6), torch.randn(3, 6), first, end, window=2, tile=8, sparse=sparse,
         query_time=None, key_time=None, query_position=end,

@@ -181,7 +181,7 @@ def test_a_repeat_with_a_base_gives_the_same_bytes(workspace):
 
 @pytest.mark.spark
 @pytest.mark.skipif(bool(without_spark()), reason=without_spark() or "")
-def test_spark_grows_the_same_vocabulary(workspace):
+def test_spark_grows_the_same_vocabulary(workspace, jvm):
     expected = grow(workspace), contents(OUT / "arrays")
     shutil.rmtree(HERE.base)
     assert (grow(workspace, "spark"), contents(OUT / "arrays")) == expected

@@ -84,7 +84,7 @@ def find_bells(
     recent_Q = torch.maximum(first, end - window)
     most = -(-(window - 1) // size) + 1 if window else 0
     block_Qn = (recent_Q // size)[:, None] + torch.arange(most, device=device)
-    kept_Qn = block_Qn <= ((end - 1) // size)[:, None]
+    kept_Qn = (block_Qn <= ((end - 1) // size)[:, None]) & (end > first)[:, None]
     block_W = block_Qn[kept_Qn]
     query_W = row_Q[:, None].expand_as(block_Qn)[kept_Qn]
 
