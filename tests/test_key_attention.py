@@ -65,6 +65,14 @@ def test_weights_are_those_of_the_mask(
     assert filled == int(touched.view(len(expected), blocks, size).any(2).sum())
 
 
+def test_a_query_that_sees_nothing_touches_nothing():
+    """Between two histories, inside a block of keys."""
+    problem = Problem([5, 9], 0, per_user=1)
+    problem.end[1] = problem.first[1]
+    tiles, _ = problem.tiles(sigma=2.0, window=7)
+    assert 1 not in tiles.rows.tolist()[0] and 0 in tiles.rows.tolist()[0]
+
+
 def test_dense_lays_the_same_list_out():
     problem = Problem([40, 3, 25], 3)
     position, time = problem.biases

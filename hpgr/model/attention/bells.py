@@ -69,52 +69,62 @@ def find_bells(
     num_queries, num_anchors = anchor_QA.shape
     device = anchor_QA.device
     reach = int(REACH * sigma)
-    row_Q = torch.arange(num_queries, device=device)
-    low_QA = torch.maximum(anchor_QA - reach, first[:, None]) // size
-    high_QA = torch.minimum(anchor_QA + reach, end[:, None] - 1) // size
-    most = -(-2 * reach // size) + 1  # blocks that one bell can touch
-    block_QAn = low_QA[..., None] + torch.arange(most, device=device)
-    kept_QAn = (block_QAn <= high_QA[..., None]) & (anchor_QA >= 0)[..., None]
-    number_QA = torch.arange(num_queries * num_anchors, device=device).view_as(anchor_QA)
-    peak_E = number_QA[..., None].expand_as(block_QAn)[kept_QAn]
-    block_E = block_QAn[kept_QAn]
-    shape_E = anchor_QA.flatten()[peak_E] - block_E * size + reach
-
-    window = min(window, int((end - first).max())) if num_queries else 0
-    recent_Q = torch.maximum(first, end - window)
-    most = -(-(window - 1) // size) + 1 if window else 0
-    block_Qn = (recent_Q // size)[:, None] + torch.arange(most, device=device)
-    kept_Qn = (block_Qn <= ((end - 1) // size)[:, None]) & (end > first)[:, None]
-    block_W = block_Qn[kept_Qn]
-    query_W = row_Q[:, None].expand_as(block_Qn)[kept_Qn]
+    high_QA = torch.where(anchor_QA >= 0, anchor_QA + reach, -1)  # no anchor: an empty range
+    peak_E, block_E = _pieces(anchor_QA - reach, high_QA, first, end, size=size)
+    shape_E = anchor_QA.flatten().index_select(0, peak_E) - block_E * size + reach
+    recent_Q = torch.maximum(first, end - min(window, 1 << 32))
+    query_W, block_W = _pieces(recent_Q[:, None], end[:, None] - 1, first, end, size=size)
+    recent_W = recent_Q[query_W] - block_W * size
 
     # One sort of all pieces; those of one pair become neighbours.
-    block, query = torch.cat([block_E, block_W]), torch.cat([peak_E // num_anchors, query_W])
-    key, order = (block * num_queries + query).sort()
-    new = torch.ones_like(key, dtype=torch.bool)
-    new[1:] = key[1:] != key[:-1]
+    pair_number = torch.cat(
+        [block_E * num_queries + peak_E // num_anchors, block_W * num_queries + query_W]
+    )
+    if len(pair_number) and int(pair_number.max()) < 1 << 31:
+        pair_number = pair_number.int()  # sorts in half the time
+    pair_number, order = pair_number.sort()
+    new = torch.ones_like(pair_number, dtype=torch.bool)
+    new[1:] = pair_number[1:] != pair_number[:-1]
     pair = new.cumsum(0) - 1
     start_P = new.nonzero()[:, 0]
-    rank = torch.arange(len(key), device=device) - start_P[pair]
-    key_P = key[start_P]
+    number_P = pair_number.index_select(0, start_P).long()
+    rank = torch.arange(len(pair), device=device) - start_P.index_select(0, pair)
     bell = order < len(peak_E)
     order_E, rank_E = order[bell], rank[bell]
-    order_W, pair_W = order[~bell] - len(peak_E), pair[~bell]
     place = torch.arange(size + 2 * reach, device=device)[:, None] - reach
     step = torch.arange(size, device=device) - place
     shapes = torch.exp(-(step.to(torch.float32) ** 2) / (2 * sigma**2))
     return Bells(
         size=size,
-        query=key_P % max(1, num_queries),
-        block=key_P // max(1, num_queries),
+        query=number_P % max(1, num_queries),
+        block=number_P // max(1, num_queries),
         pair=pair[bell],
         peak=peak_E[order_E],
         shape=shape_E[order_E],
         shapes=shapes * (step.abs() <= reach),
         ranks=[(rank_E == r).nonzero()[:, 0] for r in range(_largest(rank_E) + 1)],
-        recent_pair=pair_W,
-        recent_from=recent_Q[query_W[order_W]] - block_W[order_W] * size,
+        recent_pair=pair[~bell],
+        recent_from=recent_W[order[~bell] - len(peak_E)],
     )
+
+
+def _pieces(
+    low_QA: Tensor, high_QA: Tensor, first: Tensor, end: Tensor, *, size: int
+) -> tuple[Tensor, Tensor]:
+    """Cut ranges of keys, clipped to the visible ones, at the borders of blocks.
+
+    Returns the number of the range (query * A + column) and the block of each piece.
+    """
+    low_QA, high_QA = (
+        torch.maximum(low_QA, first[:, None]),
+        torch.minimum(high_QA, end[:, None] - 1),
+    )
+    count_QA = torch.where(high_QA < low_QA, 0, high_QA // size - low_QA // size + 1)
+    most = int(count_QA.max()) if count_QA.numel() else 0
+    step_n = torch.arange(most, device=low_QA.device)
+    number = (step_n < count_QA[..., None]).flatten().nonzero()[:, 0]
+    block_QAn = low_QA[..., None] // size + step_n
+    return number // max(1, most), block_QAn.flatten().index_select(0, number)
 
 
 def _largest(number: Tensor) -> int:

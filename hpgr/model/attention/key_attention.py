@@ -50,46 +50,47 @@ class _KeyTileAttention(torch.autograd.Function):
     def forward(ctx, q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NGS, tiles, exponential):  # type: ignore[override]
         dtype, heads = q_QHd.dtype, q_QHd.shape[1]
         bias = PairBias(position_bias, time_bias, tiles)
-        out_QHe = q_QHd.new_zeros(
-            *q_QHd.shape[:2], v_KHe.shape[2], dtype=torch.promote_types(dtype, torch.float32)
+        query_HQd = q_QHd.transpose(0, 1).contiguous()  # rows of one head lie closer together
+        out_HQe = q_QHd.new_zeros(
+            heads, len(q_QHd), v_KHe.shape[2], dtype=torch.promote_types(dtype, torch.float32)
         )
         for part in _parts(tiles, q_QHd):
-            row_nG, column_nS = _pair_rows(tiles, part, heads)
+            row_nG, column_nS = _pair_rows(tiles, part)
             bias_nGS = bias.of(part).to(dtype)
             weight_nGS = weight_NGS[part].to(dtype) if weight_NGS is not None else None
             for h in range(heads):
-                query_nGd, key_nSd = _take(q_QHd, row_nG, h), _take(k_KHd, column_nS, h)
+                query_nGd, key_nSd = _take(query_HQd[h], row_nG), _take(k_KHd, column_nS, h)
                 score_nGS = torch.baddbmm(bias_nGS, query_nGd, key_nSd.transpose(1, 2))
                 active_nGS = (
                     score_nGS.exp_() if exponential else functional.silu(score_nGS, inplace=True)
                 )
                 if weight_nGS is not None:
                     active_nGS *= weight_nGS
-                _add(out_QHe, row_nG, h, active_nGS @ _take(v_KHe, column_nS, h))
+                _add(out_HQe[h], row_nG, active_nGS @ _take(v_KHe, column_nS, h))
         ctx.save_for_backward(q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NGS)
         ctx.tiles, ctx.exponential = tiles, exponential
-        return out_QHe.to(dtype)
+        return out_HQe.transpose(0, 1).to(dtype)
 
     @staticmethod
     def backward(ctx, grad_QHe):  # type: ignore[override]
         q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NGS = ctx.saved_tensors
         tiles, exponential = ctx.tiles, ctx.exponential
         dtype, heads = q_QHd.dtype, q_QHd.shape[1]
-        grad_QHe = grad_QHe.contiguous()
+        query_HQd, grad_HQe = (x.transpose(0, 1).contiguous() for x in (q_QHd, grad_QHe))
         bias = PairBias(position_bias, time_bias, tiles)
         accumulate = torch.promote_types(dtype, torch.float32)
-        grad_q_QHd, grad_k_KHd, grad_v_KHe = (
-            torch.zeros_like(x, dtype=accumulate) for x in (q_QHd, k_KHd, v_KHe)
+        grad_q_HQd, grad_k_KHd, grad_v_KHe = (
+            torch.zeros_like(x, dtype=accumulate) for x in (query_HQd, k_KHd, v_KHe)
         )
         grad_weight_NGS = torch.zeros_like(weight_NGS) if weight_NGS is not None else None
         for part in _parts(tiles, q_QHd):
-            row_nG, column_nS = _pair_rows(tiles, part, heads)
+            row_nG, column_nS = _pair_rows(tiles, part)
             bias_nGS = bias.of(part).to(dtype)
             weight_nGS = weight_NGS[part].to(dtype) if weight_NGS is not None else None
             grad_bias_nGS = torch.zeros_like(bias_nGS, dtype=accumulate)
             for h in range(heads):
-                query_nGd, key_nSd = _take(q_QHd, row_nG, h), _take(k_KHd, column_nS, h)
-                grad_nGe, value_nSe = _take(grad_QHe, row_nG, h), _take(v_KHe, column_nS, h)
+                query_nGd, key_nSd = _take(query_HQd[h], row_nG), _take(k_KHd, column_nS, h)
+                grad_nGe, value_nSe = _take(grad_HQe[h], row_nG), _take(v_KHe, column_nS, h)
                 score_nGS = torch.baddbmm(bias_nGS, query_nGd, key_nSd.transpose(1, 2))
                 grad_active_nGS = grad_nGe @ value_nSe.transpose(1, 2)
                 active_nGS = score_nGS.exp() if exponential else functional.silu(score_nGS)
@@ -98,17 +99,17 @@ class _KeyTileAttention(torch.autograd.Function):
                     grad_weight_NGS[part].addcmul_(active_nGS, grad_active_nGS)
                     grad_active_nGS *= weight_nGS
                     weighted_nGS = active_nGS * weight_nGS
-                _add(grad_v_KHe, column_nS, h, weighted_nGS.transpose(1, 2) @ grad_nGe)
+                _add(grad_v_KHe, column_nS, weighted_nGS.transpose(1, 2) @ grad_nGe, h)
                 if exponential:
                     grad_score_nGS = grad_active_nGS.mul_(active_nGS)
                 else:
                     grad_score_nGS = torch.ops.aten.silu_backward(grad_active_nGS, score_nGS)
                 grad_bias_nGS += grad_score_nGS
-                _add(grad_q_QHd, row_nG, h, grad_score_nGS @ key_nSd)
-                _add(grad_k_KHd, column_nS, h, grad_score_nGS.transpose(1, 2) @ query_nGd)
+                _add(grad_q_HQd[h], row_nG, grad_score_nGS @ key_nSd)
+                _add(grad_k_KHd, column_nS, grad_score_nGS.transpose(1, 2) @ query_nGd, h)
             bias.add_grad(part, grad_bias_nGS)
         return (
-            grad_q_QHd.to(dtype),
+            grad_q_HQd.transpose(0, 1).to(dtype),
             grad_k_KHd.to(dtype),
             grad_v_KHe.to(dtype),
             bias.grad_position(),
@@ -169,26 +170,33 @@ def _parts(tiles: KeyTiles, q: Tensor):
         yield slice(low, low + step)
 
 
-def _pair_rows(tiles: KeyTiles, part: slice, heads: int) -> tuple[Tensor, Tensor]:
-    """Rows of queries [n, G] and keys [n, S] of some tiles among the rows of all heads.
+def _pair_rows(tiles: KeyTiles, part: slice) -> tuple[Tensor, Tensor]:
+    """Rows of queries [n, G] and of keys [n, S] of some tiles.
 
     Places that are not filled add zeros to the last row.
     """
     inside_S = torch.arange(tiles.size, device=tiles.block.device)
     column_nS = tiles.block[part, None] * tiles.size + inside_S
     return (
-        tiles.rows[part].clamp_max(tiles.num_queries - 1) * heads,
-        column_nS.clamp_max_(tiles.num_keys - 1) * heads,
+        tiles.rows[part].clamp_max(tiles.num_queries - 1),
+        column_nS.clamp_max_(tiles.num_keys - 1),
     )
 
 
-def _take(x_QHd: Tensor, row_nG: Tensor, head: int) -> Tensor:
-    """Rows of one head of x, [n, G, d]."""
-    rows = x_QHd.flatten(0, 1).index_select(0, (row_nG + head).flatten())
-    return rows.view(*row_nG.shape, x_QHd.shape[2])
+def _take(x: Tensor, row_nG: Tensor, head: int | None = None) -> Tensor:
+    """Rows [n, G, d] of x [Q, d], or of one head of x [Q, H, d]."""
+    x, row = _flat(x, row_nG, head)
+    return x.index_select(0, row).view(*row_nG.shape, x.shape[1])
 
 
-def _add(total_QHd: Tensor, row_nG: Tensor, head: int, part_nGd: Tensor) -> None:
-    """Add to what `_take` reads."""
-    rows = part_nGd.flatten(0, 1).to(total_QHd.dtype)
-    total_QHd.flatten(0, 1).index_add_(0, (row_nG + head).flatten(), rows)
+def _add(total: Tensor, row_nG: Tensor, part_nGd: Tensor, head: int | None = None) -> None:
+    """Add to the rows that `_take` reads."""
+    total, row = _flat(total, row_nG, head)
+    total.index_add_(0, row, part_nGd.flatten(0, 1).to(total.dtype))
+
+
+def _flat(x: Tensor, row: Tensor, head: int | None) -> tuple[Tensor, Tensor]:
+    """Return x as a matrix and the numbers of its rows: one pass over contiguous memory."""
+    if head is None:
+        return x, row.flatten()
+    return x.flatten(0, 1), (row * x.shape[1] + head).flatten()
