@@ -50,7 +50,7 @@ ANCHORS, SIGMA, WINDOW, TILE = 8, 2.0, 32, 64
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 QUICK = (2048, 4096, 8192)
 LONGEST_EAGER = 4096
-ROUNDS, QUICK_ROUNDS = 5, 2
+ROUNDS, QUICK_ROUNDS, DENSE_ROUNDS = 6, 3, 3
 
 
 class Problem:
@@ -133,7 +133,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         one_thread()
     lengths, rounds = (QUICK, QUICK_ROUNDS) if asked.quick else (LENGTHS, ROUNDS)
-    figures = {length: times(Problem(length), rounds, quick=asked.quick) for length in lengths}
+    figures = times(lengths, rounds, quick=asked.quick)
     peaks = {way: peak_mib(way, 4096) for way in ("eager", "causal", "sparse")}
     print(f"peak memory at 4096, MiB: {peaks}", flush=True)
     ratios = {
@@ -170,33 +170,42 @@ def one_thread() -> None:
     choose_device("cpu", "float32")
 
 
-def times(problem: Problem, rounds: int, *, quick: bool) -> dict[str, float]:
-    """Milliseconds of each way, the least of `rounds`; the ways take turns."""
-    users = 1 if quick else None  # histories cost alike: one stands for all
-    ways: dict[str, Callable[[], object]] = {"causal": problem.causal}
-    if problem.length <= LONGEST_EAGER and not (quick and problem.length < LONGEST_EAGER):
-        ways["eager"] = lambda: problem.eager(users)
-    best: dict[str, float] = {}
+def times(lengths: tuple[int, ...], rounds: int, *, quick: bool) -> dict[int, dict[str, float]]:
+    """Milliseconds of each way by length, the least of `rounds`; all take turns.
 
-    def keep(name: str, seconds: float) -> None:
-        best[name] = min(best.get(name, float("inf")), round(1000 * seconds, 1))
+    `quick` computes one history eagerly, once: histories of one length cost alike.
+    """
+    problems = [Problem(length) for length in lengths]
+    best: dict[int, dict[str, float]] = {length: {} for length in lengths}
 
-    problem.sparse()  # the first call counts nowhere
+    def keep(length: int, name: str, seconds: float) -> None:
+        least = best[length].get(name, float("inf"))
+        best[length][name] = min(least, round(1000 * seconds, 1))
+
+    problems[0].sparse()  # the first call counts nowhere
     for number in range(rounds):
-        for name, way in ways.items():
-            if quick and number and name == "eager":
-                continue
-            began = time.thread_time()
-            way()
-            keep(name, time.thread_time() - began)
-        for _ in range(2):
-            parts = problem.sparse()
-            for name, seconds in (*parts.items(), ("sparse", sum(parts.values()))):
-                keep(name, seconds)
-    if quick and "eager" in best:
-        best["eager"] *= TOKENS // problem.length
-    print(f"{problem.length}, ms: {best}", flush=True)
+        for problem in problems:
+            length = problem.length
+            if length == LONGEST_EAGER and quick and not number:
+                keep(length, "eager", clocked(problem.eager, 1) * (TOKENS // length))
+            if length <= LONGEST_EAGER and not quick and number < DENSE_ROUNDS:
+                keep(length, "eager", clocked(problem.eager))
+            if number < (1 if quick else DENSE_ROUNDS):
+                keep(length, "causal", clocked(problem.causal))
+            for _ in range(2):
+                parts = problem.sparse()
+                for name, seconds in (*parts.items(), ("sparse", sum(parts.values()))):
+                    keep(length, name, seconds)
+    for length, figures in best.items():
+        print(f"{length}, ms: {figures}", flush=True)
     return best
+
+
+def clocked(call: Callable[..., object], *arguments: int) -> float:
+    """CPU seconds of this thread in a call."""
+    began = time.thread_time()
+    call(*arguments)
+    return time.thread_time() - began
 
 
 def peak_mib(way: str, length: int) -> float:

@@ -20,7 +20,7 @@ from hpgr.model.attention.tiles import bias_table
 from hpgr.model.placement import at_a_time
 from hpgr.model.precision import autocast_off, product_type
 
-TILES_AT_A_TIME = 128  # on a CPU: few enough for its cache, enough to outweigh the calls
+TILES_AT_A_TIME = 96  # on a CPU: few enough for its cache, enough to outweigh the calls
 
 
 def key_tile_attention(

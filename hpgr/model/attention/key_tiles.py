@@ -5,8 +5,9 @@ neighbours, so each keeps its own choice of keys, and a tile is full wherever a 
 readers. The number of tiles follows the number of pairs: a constant per query where queries choose
 a constant number of keys.
 
-A row's place among the readers of a block depends on earlier rows alone. So do the order and the
-operands of its sum: with causal choices, later events change nothing before them.
+A row's place among the readers of a block and the first row of its tile depend on earlier rows
+alone. So do the order and the operands of its sum: with causal choices, later events change nothing
+before them.
 
 Shape legend (suffixes of names): Q queries, K keys, P pairs, N tiles, n tiles of one chunk, G query
 rows and S keys of a tile.
@@ -36,9 +37,9 @@ class KeyTiles:
     """The tile list of one attention pattern, shared by every block that uses it.
 
     `rows` int64 [N, G] are query rows, `num_queries` where a place is not filled; `block` int64 [N]
-    is the block of keys, ascending; `bucket` uint8 [N, G, S] is the time bucket of each pair of
-    query and key, or HIDDEN; `base` int64 [N, G] is the distance from a query's position to the
-    first key of the block.
+    is the block of keys; tiles are ordered by their first row, then by block. `bucket` uint8
+    [N, G, S] is the time bucket of each pair of query and key, or HIDDEN; `base` int64 [N, G] is
+    the distance from a query's position to the first key of the block.
     """
 
     size: int
@@ -53,17 +54,20 @@ class KeyTiles:
     def by_query(self) -> tuple[Tensor, Tensor]:
         """The places of each query's rows in rows [N * G], query by query: bounds and places.
 
-        int64 [Q + 1] and [N * G]; those of one query are in the order of the key blocks.
+        int64 [Q + 1] and [N * G]; those of one query are in the order of the tiles.
         """
         count = torch.bincount(self.rows.flatten(), minlength=self.num_queries + 1)
         bounds = functional.pad(count[: self.num_queries].cumsum(0), (1, 0))
         return bounds, self.rows.flatten().argsort(stable=True)
 
     @functools.cached_property
-    def tile_range(self) -> Tensor:
-        """Bounds of the tiles of each block of keys, int64 [blocks + 1]."""
+    def by_block(self) -> tuple[Tensor, Tensor]:
+        """The tiles of each block of keys, block by block: bounds and tiles.
+
+        int64 [blocks + 1] and [N].
+        """
         count = torch.bincount(self.block, minlength=-(-self.num_keys // self.size))
-        return functional.pad(count.cumsum(0), (1, 0))
+        return functional.pad(count.cumsum(0), (1, 0)), self.block.argsort(stable=True)
 
 
 @torch.no_grad()
@@ -111,7 +115,13 @@ def build_key_tiles(
     block_N = torch.repeat_interleave(torch.arange(num_blocks, device=device), tiles)
     rows = torch.full((len(block_N) * group,), num_queries, device=device)
     rows[place_P] = query_P
-    rows_NG = rows.view(-1, group)
+    # Tiles that begin with neighbouring queries follow each other: their rows stay in the cache.
+    order_N = (rows[::group] * num_blocks + block_N).argsort()
+    rows_NG, block_N = rows.view(-1, group)[order_N], block_N[order_N]
+    moved_N = torch.empty_like(order_N).scatter_(
+        0, order_N, torch.arange(len(order_N), device=device)
+    )
+    place_P = moved_N[place_P // group] * group + place_P % group
 
     # A last query that sees nothing stands for places that are not filled.
     def of_rows(values: Tensor) -> Tensor:

@@ -122,19 +122,19 @@ def select_anchors(
     return anchor_QA
 
 
-def _best(score_qk: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Return column and score of the `num` best of each row, best first."""
+def _best(score_qk: Tensor, num: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
+    """Return column and score of the `num` best of each row, best first where `ordered`."""
     total = score_qk.shape[1]
     if total <= FOLD * num:
-        best = score_qk.topk(num, 1)
+        best = score_qk.topk(num, 1, sorted=ordered)
         return best.indices, best.values
     groups = -(-total // FOLD)
     if groups * FOLD > total:
         score_qk = functional.pad(score_qk, (0, groups * FOLD - total), value=-torch.inf)
     # Neighbouring columns belong to different groups: maxima are taken of whole rows of columns.
     score_qfg = score_qk.view(-1, FOLD, groups)
-    group_qA, _ = _best(score_qfg.amax(1), num)
+    group_qA, _ = _best(score_qfg.amax(1), num, ordered=False)
     inside_qfA = score_qfg.gather(2, group_qA[:, None, :].expand(-1, FOLD, -1))
-    best = inside_qfA.flatten(1).topk(num, 1)
+    best = inside_qfA.flatten(1).topk(num, 1, sorted=ordered)
     column_qA = best.indices // num * groups + group_qA.gather(1, best.indices % num)
     return column_qA, best.values

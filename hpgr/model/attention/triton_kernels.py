@@ -1,7 +1,7 @@
 """The additive attention over tiles of gathered queries as Triton kernels, without atomics.
 
 A query's sum comes from several tiles. Each tile writes its rows to a buffer, and one more kernel
-adds up the rows of a query in the order of the key blocks, so that results do not depend on timing.
+adds up the rows of a query in the order of the tiles, so that results do not depend on timing.
 The gradients of keys and values are summed by one program a key block. Only the two bias tables'
 gradients are left to torch's own sums.
 
@@ -146,12 +146,12 @@ def _backward_queries(
 
 @triton.jit
 def _backward_keys(
-    q, k, v, grad, rows, tiles, base, bucket, weight, position, time, grad_k, grad_v,
+    q, k, v, grad, rows, bounds, tiles, base, bucket, weight, position, time, grad_k, grad_v,
     num_queries, num_keys, num_heads, d, e, last, buckets,
     G: tl.constexpr, S: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
     WEIGHTED: tl.constexpr, EXPONENTIAL: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one key block and head; its tiles are neighbours."""
+    """Gradients of one key block and head, over the tiles of the block."""
     block, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     g, s, wide, deep = tl.arange(0, G), tl.arange(0, S), tl.arange(0, D), tl.arange(0, E)
     key = block * S + s
@@ -159,7 +159,8 @@ def _backward_keys(
     value_SE = _rows(v, key, key < num_keys, head, deep, num_heads, e)
     to_key = tl.zeros([S, D], tl.float32)
     to_value = tl.zeros([S, E], tl.float32)
-    for tile in range(tl.load(tiles + block), tl.load(tiles + block + 1)):
+    for number in range(tl.load(bounds + block), tl.load(bounds + block + 1)):
+        tile = tl.load(tiles + number)
         row = tl.load(rows + tile * G + g)
         query_GD = _rows(q, row, row < num_queries, head, wide, num_heads, d)
         grad_GE = _rows(grad, row, row < num_queries, head, deep, num_heads, e)
@@ -236,8 +237,9 @@ class _TritonAttention(torch.autograd.Function):
             )  # fmt: skip
         _add_up(part, tiles, grad_q)
         if len(k_KHd):
-            _backward_keys[(len(tiles.tile_range) - 1, q_QHd.shape[1])](
-                *factors, tiles.rows, tiles.tile_range, tiles.base, *pairs, grad_k, grad_v,
+            bounds, of_blocks = tiles.by_block
+            _backward_keys[(len(bounds) - 1, q_QHd.shape[1])](
+                *factors, tiles.rows, bounds, of_blocks, tiles.base, *pairs, grad_k, grad_v,
                 *shared.numbers, **shared.constants,
             )  # fmt: skip
         bias = PairBias(position_bias, time_bias, tiles)
