@@ -21,6 +21,9 @@ def vectors(count, seed, *, distinct=None, width=6):
 def check(query, key, first, end, num):
     """Every anchor is visible and taken once, and their similarities are the highest."""
     anchor = select_anchors(query, key, first, end, num)
+    if not len(key):
+        assert (anchor == -1).all()
+        return
     column = torch.arange(len(key))
     visible = (column >= first[:, None]) & (column < end[:, None])
     similarity = (query.double() @ key.double().T).masked_fill(~visible, -9.0)
