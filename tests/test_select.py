@@ -73,6 +73,15 @@ def test_long_histories_are_searched_level_by_level(num, distinct):
     check(key, key, first, row + 1, num)
 
 
+@pytest.mark.parametrize("num", [1, 8])
+@pytest.mark.parametrize("count", [99, 700, 1500])
+def test_a_query_that_sees_little_has_few_anchors(count, num):
+    """Beside one that sees all: what is hidden, or fills a level up, is never taken."""
+    key = vectors(count, 0)
+    end = torch.tensor([0, 1, 2, count])
+    check(vectors(4, 1), key, torch.zeros(4, dtype=torch.long), end, num)
+
+
 def test_similarities_carry_gradients():
     key = vectors(30, 0).requires_grad_()
     row = torch.arange(30)

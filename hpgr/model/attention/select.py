@@ -101,14 +101,14 @@ def select_anchors(
     bounds = torch.stack(
         [torch.stack([f.min(), f.max(), e.min(), e.max()]) for f, e, _ in chunks]
     ).tolist()
-    width = max(stop - start for start, _, _, stop in bounds) + FOLD
-    memory = key_KR.new_empty(min(step, len(query_QR)) * width)
-    padded_KR = functional.pad(key_KR, (0, 0, 0, FOLD))
+    longest = _divisible(max(stop - start for start, _, _, stop in bounds), num)
+    memory = key_KR.new_empty(min(step, len(query_QR)) * longest)
+    padded_KR = functional.pad(key_KR, (0, 0, 0, longest))
     for number, (first_q, end_q, query_qR) in enumerate(chunks):
         start, left, right, stop = bounds[number]
         if stop <= start:
             continue
-        width = -(-(stop - start) // FOLD) * FOLD
+        width = _divisible(stop - start, num)
         score_qk = memory[: len(first_q) * width].view(-1, width)
         torch.mm(query_qR, padded_KR[start : start + width].T, out=score_qk)
         # What a query does not see; most columns are seen by all queries and need no work.
@@ -122,15 +122,21 @@ def select_anchors(
     return anchor_QA
 
 
+def _divisible(count: int, num: int) -> int:
+    """Fill `count` columns up so that every level of `_best` has whole groups."""
+    unit = 1
+    while count > FOLD * num * unit:
+        unit *= FOLD
+    return -(-count // unit) * unit
+
+
 def _best(score_qk: Tensor, num: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
     """Return column and score of the `num` best of each row, best first where `ordered`."""
     total = score_qk.shape[1]
     if total <= FOLD * num:
         best = score_qk.topk(num, 1, sorted=ordered)
         return best.indices, best.values
-    groups = -(-total // FOLD)
-    if groups * FOLD > total:
-        score_qk = functional.pad(score_qk, (0, groups * FOLD - total), value=-torch.inf)
+    groups = total // FOLD
     # Neighbouring columns belong to different groups: maxima are taken of whole rows of columns.
     score_qfg = score_qk.view(-1, FOLD, groups)
     group_qA, _ = _best(score_qfg.amax(1), num, ordered=False)
