@@ -5,6 +5,7 @@ import torch
 from gathered import Problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_runs import parameters, train_both, write_project
 
 from hpgr.model.attention.cover import HIDDEN
 from hpgr.model.attention.entry import additive_attention, choose
@@ -141,3 +142,11 @@ def test_short_histories_are_dense_and_the_reason_says_so():
     assert choose("cpu", 20).reason == "histories of at most 20 events, sparse from 256 on"
     assert choose("cpu", 8192).name == "tiles" and choose("cpu", 8192).sparse
     assert "8192 events on a CPU" in choose("cpu", 8192).reason
+
+
+def test_training_says_once_how_masks_are_computed_and_why(tmp_path, monkeypatch, capsys):
+    write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    train_both(parameters())
+    said = "attention: dense (histories of at most 20 events, sparse from 256 on)"
+    assert capsys.readouterr().out.count(said) == 1

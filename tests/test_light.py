@@ -15,6 +15,7 @@ from training_runs import STAGES, last_row, write_project
 
 ROOT = Path(__file__).parents[1]
 BENCHMARK = ROOT / "benchmarks" / "attention_device.py"
+LONG = ROOT / "benchmarks" / "attention_long.py"
 THERE = ("torch", "numpy", "safetensors", "tqdm", "pyyaml")
 
 TRAIN = textwrap.dedent(
@@ -95,3 +96,14 @@ def test_the_benchmark_of_a_device_runs_there(bare, tmp_path):
         if "largest_relative_loss_difference" in f
     ]
     assert len(apart) == 4 and max(apart) < 0.01
+
+
+def test_the_benchmark_of_long_histories_runs_there(bare, tmp_path):
+    out = tmp_path / "long.json"
+    bare(str(LONG), "--small", "--device", "cpu", "--out", str(out), folder=tmp_path)
+    figures = json.loads(out.read_text())
+    assert figures["choice"]["name"] == "tiles"
+    parts = {(f["part"], f.get("way"), f.get("precision")) for f in figures["figures"]}
+    ways = {("attend", way, p) for way in ("tiles", "dense") for p in ("float32", "bfloat16")}
+    assert parts == {("select", None, None), ("mask", None, None), *ways}
+    assert all(f.get("relative_difference", 0) < 0.02 for f in figures["figures"])
