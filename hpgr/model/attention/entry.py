@@ -34,7 +34,7 @@ BackEnd = Callable[..., Tensor]
 
 
 class Choice(NamedTuple):
-    """How a network computes its sparse masks: dense, tiles or triton, and why."""
+    """The back end of sparse masks, dense, tiles or triton, and the reason for it."""
 
     name: str
     reason: str
