@@ -138,18 +138,18 @@ def test_states_up_to_t_do_not_move_when_later_events_change(changes, interleave
 def test_long_histories_select_and_read_the_same_when_later_events_change(recent_window):
     """Not by a bit: selection in several levels, many tiles, blocks shared by many readers."""
     model = trained_looking(
-        build(settings(history_rows="preference", max_history=700), catalogue(), ranking=True)
+        build(settings(history_rows="preference", max_history=1400), catalogue(), ranking=True)
     )
     model.row_window = recent_window
-    histories = random_histories([700, 300, 5], seed=1)
+    histories = random_histories([1400, 300, 5], seed=1)
     with torch.no_grad():
         found = []
-        for user, position in [(0, 699), (0, 650), (0, 250), (1, 100)]:
+        for user, position in [(0, 1399), (0, 1200), (0, 250), (1, 100)]:
             packed = pack(changed_after(histories, user, position, seed=3), CPU)
             trunk = model.trunk(packed, causal=True)
             mask = model._mask(trunk.fused, trunk, packed, packed.readers())
             found.append((model(packed, None)[0], mask.anchor))
-    for (user, position), after in zip([(0, 650), (0, 250), (1, 100)], found[1:], strict=True):
+    for (user, position), after in zip([(0, 1200), (0, 250), (1, 100)], found[1:], strict=True):
         low = histories.offsets[user]
         past, next_row = slice(low, low + position + 1), low + position + 1
         for before, moved in zip(found[0], after, strict=True):

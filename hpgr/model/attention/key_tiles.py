@@ -28,6 +28,7 @@ from hpgr.model.shapes import Int
 
 SIZE, GROUP = 16, 64  # keys and query rows of a tile; measured, see docs/performance.md
 LEAST_GROUP = 16  # where queries are few; no tile of Triton's products is smaller
+NEAR = 1024  # query rows whose tiles lie together; what they read stays in a cache of 1 MiB
 TOUCHED = 16  # blocks that a query touches, more or less
 BUCKETS_AT_A_TIME = 128  # tiles on a CPU, whose time differences stay in the processor's cache
 
@@ -37,9 +38,9 @@ class KeyTiles:
     """The tile list of one attention pattern, shared by every block that uses it.
 
     `rows` int64 [N, G] are query rows, `num_queries` where a place is not filled; `block` int64 [N]
-    is the block of keys; tiles are ordered by their first row, then by block. `bucket` uint8
-    [N, G, S] is the time bucket of each pair of query and key, or HIDDEN; `base` int64 [N, G] is
-    the distance from a query's position to the first key of the block.
+    is the block of keys; tiles are ordered by their first row, NEAR rows at a time, then by block.
+    `bucket` uint8 [N, G, S] is the time bucket of each pair of query and key, or HIDDEN; `base`
+    int64 [N, G] is the distance from a query's position to the first key of the block.
     """
 
     size: int
@@ -115,8 +116,8 @@ def build_key_tiles(
     block_N = torch.repeat_interleave(torch.arange(num_blocks, device=device), tiles)
     rows = torch.full((len(block_N) * group,), num_queries, device=device)
     rows[place_P] = query_P
-    # Tiles that begin with neighbouring queries follow each other: their rows stay in the cache.
-    order_N = (rows[::group] * num_blocks + block_N).argsort()
+    # Tiles that begin with near queries follow each other, those of one block side by side.
+    order_N = (rows[::group] // NEAR * num_blocks + block_N).argsort(stable=True)
     rows_NG, block_N = rows.view(-1, group)[order_N], block_N[order_N]
     moved_N = torch.empty_like(order_N).scatter_(
         0, order_N, torch.arange(len(order_N), device=device)
