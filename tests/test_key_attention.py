@@ -141,7 +141,7 @@ def test_short_histories_are_dense_and_the_reason_says_so():
     assert choose("cpu", 20).name == "dense" and not choose("cpu", 20).sparse
     assert choose("cpu", 20).reason == "histories of at most 20 events, sparse from 256 on"
     assert choose("cpu", 8192).name == "tiles" and choose("cpu", 8192).sparse
-    assert "8192 events on a CPU" in choose("cpu", 8192).reason
+    assert "8192 events on cpu" in choose("cpu", 8192).reason
 
 
 def test_training_says_once_how_masks_are_computed_and_why(tmp_path, monkeypatch, capsys):

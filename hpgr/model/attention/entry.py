@@ -53,11 +53,11 @@ def choose(kind: str, max_history: int) -> Choice:
         kind: cpu or cuda.
         max_history: most events that a query sees.
     """
-    least = BREAK_EVEN[kind]
+    least = BREAK_EVEN.get(kind, BREAK_EVEN["cuda"])
     if max_history < least:
         return Choice("dense", f"histories of at most {max_history} events, sparse from {least} on")
-    if kind == "cpu":
-        return Choice("tiles", f"histories of up to {max_history} events on a CPU")
+    if kind != "cuda":
+        return Choice("tiles", f"histories of up to {max_history} events on {kind}")
     if missing := _no_triton():
         return Choice("tiles", f"histories of up to {max_history} events, but {missing}")
     return Choice("triton", f"histories of up to {max_history} events on CUDA")

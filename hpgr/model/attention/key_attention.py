@@ -20,7 +20,7 @@ from hpgr.model.attention.tiles import bias_table
 from hpgr.model.placement import at_a_time
 from hpgr.model.precision import autocast_off, product_type
 
-TILES_AT_A_TIME = 96  # on a CPU: few enough for its cache, enough to outweigh the calls
+TILES_AT_A_TIME = 112  # on a CPU: few enough for its cache, enough to outweigh the calls
 
 
 def key_tile_attention(
@@ -107,6 +107,7 @@ class _KeyTileAttention(torch.autograd.Function):
                 grad_bias_nGS += grad_score_nGS
                 _add(grad_q_HQd[h], row_nG, grad_score_nGS @ key_nSd)
                 _add(grad_k_KHd, column_nS, grad_score_nGS.transpose(1, 2) @ query_nGd, h)
+                del query_nGd, grad_nGe  # the largest: free before the next are gathered
             bias.add_grad(part, grad_bias_nGS)
         return (
             grad_q_HQd.transpose(0, 1).to(dtype),
