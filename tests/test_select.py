@@ -82,6 +82,15 @@ def test_a_query_that_sees_little_has_few_anchors(count, num):
     check(vectors(4, 1), key, torch.zeros(4, dtype=torch.long), end, num)
 
 
+def test_no_query_has_no_anchor():
+    none = torch.zeros(0, dtype=torch.long)
+    query = torch.zeros(0, 6, requires_grad=True)
+    anchor, similarity = select(query, vectors(5, 0), none, none, 3)
+    assert anchor.shape == similarity.shape == (0, 3)
+    similarity.sum().backward()
+    assert query.grad.shape == (0, 6)
+
+
 def test_similarities_carry_gradients():
     key = vectors(30, 0).requires_grad_()
     row = torch.arange(30)

@@ -71,7 +71,8 @@ def _together(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _gathered(key_KR: Tensor, anchor_qA: Tensor) -> Tensor:
-    return key_KR.index_select(0, anchor_qA.flatten()).view(*anchor_qA.shape, -1)
+    chosen = key_KR.index_select(0, anchor_qA.flatten())
+    return chosen.view(*anchor_qA.shape, key_KR.shape[1])
 
 
 @torch.no_grad()
