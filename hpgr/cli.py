@@ -311,6 +311,13 @@ def recommend(
     source: Annotated[
         str, typer.Option(help="champion (of the registry) | artifacts (of the last run)")
     ] = "champion",
+    like_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="weight of the score in the order, from 0 (the order of similarity alone); "
+            "default: as the model was judged"
+        ),
+    ] = None,
 ) -> None:
     """Recommend titles to a user of the log, or for a history given here.
 
@@ -319,7 +326,15 @@ def recommend(
     """
     from hpgr.serving.answer import recommend
 
-    recommend(load_config(), user=user, history=history, at=at, k=k, source=source)
+    recommend(
+        load_config(),
+        user=user,
+        history=history,
+        at=at,
+        k=k,
+        source=source,
+        like_weight=like_weight,
+    )
 
 
 @app.command("recommend-all")

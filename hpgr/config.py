@@ -31,6 +31,9 @@ ProjectPath = Annotated[Path, AfterValidator(inside_project)]
 FileName = Annotated[str, AfterValidator(inside_folder)]
 
 
+LARGEST_LIKE_WEIGHT = 100.0  # beyond it log p(next) decides between equal pCTR alone
+
+
 class Section(BaseModel):
     """Base of every section: frozen, and an unknown key is an error."""
 
@@ -184,6 +187,7 @@ class Evaluate(Section):
     retrieve: int = Field(ge=1)
     bootstrap_samples: int = Field(ge=1)
     report_users: int = Field(ge=0)
+    like_weights: tuple[Annotated[float, Field(ge=0, le=LARGEST_LIKE_WEIGHT)], ...]
     calibration_bins: int = Field(ge=1)
     tuning_queries: int = Field(ge=1)
     history_decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)

@@ -49,6 +49,11 @@ def _evaluation(cfg: Config) -> Iterator[str]:
             f"  evaluate.cutoffs: found {cutoffs}, expected each once, the smallest first: "
             f"{sorted(set(cutoffs))}"
         )
+    if 0 not in cfg.evaluate.like_weights:
+        yield (
+            f"  evaluate.like_weights: found {list(cfg.evaluate.like_weights)}, expected 0 among "
+            "them: retrieval's own order, than which no served order may be worse"
+        )
 
 
 def _gate(cfg: Config) -> Iterator[str]:

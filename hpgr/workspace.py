@@ -86,7 +86,7 @@ STAGES = {
             "artifacts/finetune/model.safetensors",
         ),
         output="artifacts/evaluation",
-        params=("data.path", "model.max_history", "finetune.device", "evaluate"),
+        params=("data.path", "model.max_history", "finetune.device", "evaluate", "gate.metric"),
     ),
 }
 

@@ -44,6 +44,7 @@ def write_network(folder, log, cfg, *, seed=0):
         {
             "ranking": True,
             "model": cfg.model.model_dump(),
+            "finetune": {"temperature": cfg.finetune.temperature},
             "catalogue": {**sizes, "num_categories": log.meta.num_categories},
         },
     )

@@ -49,6 +49,8 @@ def bodies(draw):
     body = {"requests": draw(st.lists(requests(), min_size=1, max_size=3))}
     if draw(st.booleans()):
         body["k"] = draw(st.integers(1, 12) | values)
+    if draw(st.booleans()):
+        body["like_weight"] = draw(st.floats(0, 100) | values)
     for name in ("allow", "deny"):
         if draw(st.integers(0, 3)) == 0:
             body[name] = draw(st.lists(ids, max_size=4) | values)

@@ -22,6 +22,7 @@ from hpgr.runtime import TELEMETRY_OFF, write_json
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 NOW = 1_100_000_000
+LIKE_WEIGHT = 2.0  # of the project's model
 HISTORY = {"item_ids": ["id3", "id4"], "timestamps": [NOW - 200, NOW - 100], "actions": ["5", "1"]}
 ONE = {"requests": [{"request_time": NOW, **HISTORY}], "k": 5}
 
@@ -44,6 +45,8 @@ def make_project(folder: Path, *, seed: int = 0) -> None:
     vary_weights(finetune, seed)
     evaluation = folder / "artifacts" / "evaluation"
     write_json(evaluation / "metrics.json", {"R1": {"hpgr": {"hr@10": 0.5}}})
+    rules = {"retrieve": 50, "remove_history": True, "like_weight": LIKE_WEIGHT}
+    write_json(evaluation / "rules.json", rules)
     (evaluation / "report.html").write_text("<html>report</html>")
 
 

@@ -79,6 +79,8 @@ def test_every_value_of_another_kind_or_size_is_refused(bundle, file):
         if path[0] in ("base",):
             continue
         for wrong in (*WRONG, "gone"):
+            if path == ("like_weight",) and wrong == "gone":
+                continue  # as in versions before it
             document = json.loads(json.dumps(good))
             place = document
             for name in path[:-1]:

@@ -13,10 +13,12 @@ from hpgr.data.histories import Histories
 from hpgr.data.id_map import IdMap
 from hpgr.data.log import FIRST_ITEM, TEST, UNKNOWN
 from hpgr.evaluation import protocols
+from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.contest import Contestant, contest
 
 SETTINGS = load_config().evaluate.model_copy(update={"cutoffs": (3, 5), "bootstrap_samples": 200})
 REACH = 10
+BY_PCTR = Blend(None, None)  # as versions were served before they had a weight
 
 
 class Follower:
@@ -49,9 +51,10 @@ class Ordering(Follower):
         return (0.5 + self.preference * candidates / 1000).astype(np.float32)
 
 
-def same_ids(log, network, *, retrieve=10, ranks=True):
+def same_ids(log, network, *, retrieve=10, ranks=True, blend=BY_PCTR):
     ids = np.arange(log.meta.num_items)
-    return Contestant(network, IdMap(ids, np.arange(log.meta.num_actions)), REACH, retrieve, ranks)
+    own = IdMap(ids, np.arange(log.meta.num_actions))
+    return Contestant(network, own, REACH, retrieve, ranks, blend)
 
 
 def queries_of(log, network):
@@ -93,6 +96,17 @@ def brute_force_served_hits(log, network, k, retrieve):
     return np.mean(hits)
 
 
+def brute_force_blended_hits(log, network, k, retrieve, weight, temperature):
+    """The same where cosine / temperature and the weighted log of the probability decide."""
+    hits = []
+    for target, allowed, scores in queries_of(log, network):
+        found = sorted(allowed, key=lambda item: -scores[item])[:retrieve]
+        like = 0.5 + network.preference * np.arange(len(scores)) / 1000
+        value = scores / temperature + weight * np.log(like)
+        hits.append(target in sorted(found, key=lambda item: -value[item])[:k])
+    return np.mean(hits)
+
+
 def by_rule(log, *, remove):
     """The log with the other rule, or this one, for items seen before."""
     return replace(log, meta=replace(log.meta, remove_history=remove))
@@ -123,6 +137,27 @@ def test_a_ranking_head_shows_in_the_served_order_alone(split, remove):
     assert served.champion == pytest.approx(brute_force_served_hits(log, first, 3, 6))
     assert served.challenger == pytest.approx(brute_force_served_hits(log, second, 3, 8))
     assert served.relative != 0.0
+
+
+def test_each_is_served_with_its_own_weight():
+    """Of one network: retrieval's own order, an older version's, and two blends."""
+    log = random_log(9)
+    network = Ordering(log.meta.num_items, 1.0)
+    orders = {weight: Blend(weight, 5.0) for weight in (0.0, 3.0, 90.0)} | {None: BY_PCTR}
+    own = {w: same_ids(log, network, retrieve=8, blend=blend) for w, blend in orders.items()}
+    found = {}
+    for pair in ((0.0, 3.0), (90.0, None)):
+        change = contest(log, *(own[w] for w in pair), SETTINGS, deciding="ndcg@3").metrics
+        assert change["hr@3"].relative == 0.0
+        served = change["served.hr@3"]
+        found |= {pair[0]: served.champion, pair[1]: served.challenger}
+        plain = change["hr@3"].champion
+    assert found[0.0] == plain
+    for weight in (3.0, 90.0):
+        expected = brute_force_blended_hits(log, network, 3, 8, weight, 5.0)
+        assert found[weight] == pytest.approx(expected)
+    assert found[None] == pytest.approx(brute_force_served_hits(log, network, 3, 8))
+    assert len(set(found.values())) > 2
 
 
 @pytest.mark.parametrize("split", ["leave-one-out", "global-time"])
@@ -194,7 +229,8 @@ def test_another_vocabulary_gives_the_same_answers():
             return super().retrieve(names)[:, reverse]
 
     plain = Follower(num_items, 1.0)
-    other = Contestant(Reversed(num_items, 1.0), IdMap(reverse, np.arange(3)), REACH, 10, True)
+    names = IdMap(reverse, np.arange(3))
+    other = Contestant(Reversed(num_items, 1.0), names, REACH, 10, True, BY_PCTR)
     np.testing.assert_array_equal(
         other.retrieve(asked)[:, FIRST_ITEM:], plain.retrieve(asked)[:, FIRST_ITEM:]
     )
@@ -205,7 +241,7 @@ def test_an_item_that_a_model_does_not_know_cannot_be_retrieved():
     known = np.arange(log.meta.num_items)
     known[-5:] = UNKNOWN
     small = Contestant(
-        Follower(log.meta.num_items - 5, 0.0), IdMap(known, np.arange(3)), REACH, 10, True
+        Follower(log.meta.num_items - 5, 0.0), IdMap(known, np.arange(3)), REACH, 10, True, BY_PCTR
     )
     asked = protocols.next_item(log, TEST).histories(log, REACH)
     scores = small.retrieve(asked)

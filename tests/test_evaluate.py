@@ -13,6 +13,7 @@ from evaluation_log import make_log, random_log, write_arrays
 from hpgr.config import load_config
 from hpgr.data.log import FIRST_ITEM, TEST
 from hpgr.evaluation import evaluate, protocols, ranking, retrieval
+from hpgr.evaluation.blend import Blend
 from hpgr.runtime import UserError
 from hpgr.training.ending import Ending
 from hpgr.workspace import HERE
@@ -73,7 +74,7 @@ def prepare(log, monkeypatch, tmp_path, *, ranking_head=True):
         HERE.sessions / "actions.parquet"
     )
     HERE.finetuned.mkdir(parents=True)
-    config = {"model": {"name": "hpgr"}, "ranking": ranking_head}
+    config = {"model": {"name": "hpgr"}, "ranking": ranking_head, "finetune": {"temperature": 0.05}}
     (HERE.finetuned / "config.json").write_text(json.dumps(config))
     pd.DataFrame({"step": [1, 2], "epoch": [0, 1], "loss": [2.0, 1.0]}).to_csv(
         HERE.finetuned / "curves.csv", index=False
@@ -105,7 +106,10 @@ def test_leave_one_out_writes_every_declared_output(monkeypatch, tmp_path):
     }
     settings = CONFIG.evaluate
     rules = json.loads((HERE.evaluation / "rules.json").read_text())
-    assert rules == {"retrieve": settings.retrieve, "remove_history": True}
+    weight = json.loads((HERE.evaluation / "like_weight.json").read_text())["like_weight"]
+    assert rules == {
+        "retrieve": settings.retrieve, "remove_history": True, "like_weight": weight,
+    }  # fmt: skip
     assert list(metrics()["R1"]) == [
         *("hpgr", "hpgr_then_rank", "popularity", "recency", "transitions", "ease", "counts"),
     ]
@@ -195,7 +199,7 @@ def test_blocks_change_no_rank(monkeypatch):
     log = random_log(4, split="global-time")
     queries = protocols.next_item(log, TEST)
     network = Knowing(log)
-    draw = {"max_history": 200, "title": "", "then_rank": network}
+    draw = {"max_history": 200, "title": "", "then_rank": (network, Blend(0.5, 0.05))}
     models = {"n": network}
     (whole,) = retrieval.run(log, queries, models, CONFIG.evaluate, **draw)
     monkeypatch.setattr(retrieval, "MAX_BLOCK", 3)
@@ -203,30 +207,6 @@ def test_blocks_change_no_rank(monkeypatch):
     for name in ("n", "n_then_rank"):
         assert (whole[name].ranks == parts[name].ranks).all()
         assert (whole[name].top == parts[name].top).all()
-
-
-def test_reordering_ranks_the_retrieved_by_probability_and_the_rest_below():
-    class Fixed:
-        def rank(self, histories, offsets, candidates):
-            return np.array([0.1, 0.9, 0.5, 0.5, 0.5, 0.2], dtype=np.float32)
-
-    retrieved = np.array([[4, 5, 6], [7, 8, 9]])
-    ranks, items = retrieval.reorder(Fixed(), None, retrieved, np.array([4, 3]), np.array([1, 2]))
-    # The first target was on top and has the lowest probability; the second, tied with a retrieved
-    # item in retrieval, was not retrieved.
-    assert ranks.tolist() == [3, 4]
-    assert items.tolist() == [[5, 6, 4], [7, 8, 9]]
-
-
-def test_reordering_charges_half_for_tied_probabilities():
-    class Constant:
-        def rank(self, histories, offsets, candidates):
-            return np.full(len(candidates), 0.5, dtype=np.float32)
-
-    ranks, _ = retrieval.reorder(
-        Constant(), None, np.arange(2, 23)[None, :], np.array([2]), np.array([1])
-    )
-    assert ranks.tolist() == [11]
 
 
 @pytest.mark.parametrize("value", [np.nan, 1.5])

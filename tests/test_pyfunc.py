@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_fuzz import bodies, values
-from serving_project import PYTHON, environment, free_port
+from serving_project import LIKE_WEIGHT, PYTHON, environment, free_port
 from waiting import until
 
 from hpgr.config import load_config
@@ -112,6 +112,21 @@ def test_the_scoring_server_answers_like_the_core(post, recommender):
         )
 
 
+@pytest.mark.parametrize("weight", [0, 0.5, 100.0])
+def test_a_caller_may_ask_for_another_order(post, recommender, weight):
+    status, body = post(rows(ROW, k=28, like_weight=weight))
+    assert status == 200
+    asked = Request(NOW, ROW["item_ids"], ROW["timestamps"], ROW["actions"])
+    same(body["predictions"], recommender.recommend([asked], k=28, like_weight=weight))
+
+
+def test_without_a_weight_the_order_is_the_versions_own(post):
+    own = post(rows(ROW, k=28))
+    assert own == post(rows(ROW, k=28, like_weight=None))
+    assert own == post(rows(ROW, k=28, like_weight=LIKE_WEIGHT))
+    assert own != post(rows(ROW, k=28, like_weight=100.0))
+
+
 @pytest.mark.parametrize("form", ["dataframe_split", "inputs", "instances"])
 def test_mlflows_other_forms_of_rows_are_answered_too(post, form):
     split = {"columns": list(ROW), "data": [list(ROW.values())]}
@@ -149,6 +164,9 @@ def test_a_k_beyond_the_catalogue_returns_what_there_is(post):
         (rows({**ROW, "item_ids": [["id3"], ["id4"]]}), "item_ids.0: Input should be a valid str"),
         (rows(ROW, k=0), "k is 0, expected the number of items"),
         (rows(ROW, k=None), "k is null, expected the number of items"),
+        (rows(ROW, like_weight=-1), "like_weight is -1.0, expected a number from 0"),
+        (rows(ROW, like_weight=float("nan")), "like_weight is nan, expected a number from 0"),
+        (rows(ROW, like_weight="x"), "Failed to validate type and shape for 'like_weight'"),
         (rows(ROW, k="many"), "Failed to validate type and shape for 'k'"),
         (rows(), "found no request, expected rows with the columns request_time, item_ids"),
         ({"inputs": "x"}, "found no request"),
@@ -168,7 +186,9 @@ def test_wrong_input_is_answered_with_what_was_expected(post, body, reported):
 )
 @given(
     body=st.one_of(
-        st.builds(lambda b, k: rows(*b["requests"], k=k), bodies(), values),
+        st.builds(
+            lambda b, k, w: rows(*b["requests"], k=k, like_weight=w), bodies(), values, values
+        ),
         st.dictionaries(
             st.sampled_from(["dataframe_records", "dataframe_split", "inputs", "instances", "x"]),
             values,

@@ -69,6 +69,76 @@ def test_retrieves_by_similarity_then_orders_by_probability():
     assert answer.items[0].similarity == 3
 
 
+def blended(**changes) -> Recommender:
+    """Cosine / temperature is i / 0.5 for item i, and log p(like) is -log i."""
+    return recommender(
+        **{"remove_history": False, "like_weight": 1.0, "temperature": 0.5} | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [
+        (0, "dcb"),
+        (1, "dcb"),  # 8.39, 6.61, 4.90
+        (7.2, "dbc"),  # -1.59, -1.91, -1.98
+        (8, "bdc"),  # -2.79, -2.88, -3.09
+        (20, "bcd"),
+        (None, "dcb"),  # the version's own, 1
+    ],
+)
+def test_the_order_blends_nearness_and_probability(weight, expected):
+    (answer,) = blended().recommend([request(("c", 10))], k=3, like_weight=weight)
+    assert [i.item_id for i in answer.items] == list(expected)
+    index = {item.item_id: item.index for item in ITEMS}
+    for item in answer.items:  # whatever the order, these two say the same
+        assert item.score == pytest.approx(1 / index[item.item_id])
+        assert item.similarity == index[item.item_id]
+
+
+def test_a_version_without_a_weight_is_ordered_by_probability_alone_unless_asked():
+    older = blended(like_weight=None)
+    asked = [request(("c", 10))]
+    for weight, expected in ((None, "bcd"), (0, "dcb"), (8, "bdc")):
+        (answer,) = older.recommend(asked, k=3, like_weight=weight)
+        assert [i.item_id for i in answer.items] == list(expected)
+
+
+def test_a_newcomers_order_blends_the_share_of_events_and_probability():
+    # Popularity retrieves b (9), a (7), d (5): log(n + 1) - w log i is by hand
+    # 2.30, 2.08, 1.79 at w = 0; 1.20, 1.39, 0.18 at w = 1; and 1.70, 1.70 part at w = 0.551.
+    for weight, expected in ((0, "bad"), (0.5, "bad"), (0.6, "abd"), (1, "abd")):
+        (answer,) = blended(like_weight=weight).recommend([request()], k=3)
+        assert [i.item_id for i in answer.items] == list(expected)
+        assert answer.source == "popular"
+
+
+def test_a_newcomer_whose_list_allows_too_few_gets_these():
+    (answer,) = blended().recommend([request()], k=3, allow=["d"])
+    assert [i.item_id for i in answer.items] == ["d"]
+
+
+@pytest.mark.parametrize("weight", [-0.1, 100.1, float("nan"), float("inf"), 10**400])
+def test_a_weight_out_of_range_is_refused(weight):
+    with pytest.raises(UserError, match=r"like_weight is .*, expected a number from 0 .* to 100"):
+        blended().recommend([request(("a", 1))], k=1, like_weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"ranked": False, "like_weight": 0.0}, "trained without a ranking head"),
+        ({"temperature": None, "like_weight": None}, "has no finetune.temperature"),
+    ],
+)
+def test_a_weight_that_means_nothing_to_the_model_is_refused(changes, why):
+    service = blended(**changes)
+    with pytest.raises(UserError, match=rf"like_weight is 0.5, but .*{why}"):
+        service.recommend([request(("a", 1))], k=1, like_weight=0.5)
+    (answer,) = service.recommend([request(("c", 1))], k=3, like_weight=0)
+    assert [i.item_id for i in answer.items] == ["d", "c", "b"]
+
+
 def test_an_untrained_ranking_head_has_no_say():
     (answer,) = recommender(ranked=False).recommend([request(("a", 10))], k=2)
     assert [(i.item_id, i.score) for i in answer.items] == [("d", None), ("c", None)]

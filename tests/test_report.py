@@ -25,7 +25,7 @@ def some_tables(log, shift=5):
     for name, worse in (("hpgr", 0), ("popularity", shift)):
         ranks = rng.integers(1, 12, len(queries)) + worse
         top = rng.integers(2, log.meta.num_items, (len(queries), 3))
-        outcomes[name] = Retrieved(ranks, top)
+        outcomes[name] = Retrieved(ranks, top, np.zeros(top.shape, np.float32))
     return tables.retrieval_tables("R1", log, queries, outcomes, SETTINGS, main="hpgr")
 
 

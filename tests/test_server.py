@@ -4,13 +4,14 @@ import asyncio
 import json
 import socket
 import subprocess
+from math import log
 from pathlib import Path
 
 import httpx
 import mlflow
 import numpy as np
 import pytest
-from serving_project import HISTORY, NOW, ONE, PYTHON, call, environment
+from serving_project import HISTORY, LIKE_WEIGHT, NOW, ONE, PYTHON, call, environment
 
 from hpgr.config import load_config
 from hpgr.data.histories import histories
@@ -57,8 +58,8 @@ def test_an_answer_names_items_anchors_and_the_version(ask):
     assert answer["source"] == "history" and answer["unknown_items"] == 0
     assert len(answer["items"]) == 5
     assert set(answer["items"][0]) == {"item_id", "title", "score", "similarity", "anchors"}
-    scores = [item["score"] for item in answer["items"]]
-    assert scores == sorted(scores, reverse=True)
+    orders = [placed(item, LIKE_WEIGHT) for item in answer["items"]]
+    assert orders == sorted(orders, reverse=True)
     assert {anchor["title"] for anchor in answer["anchors"]} == {"Title 3", "Title 4"}
     assert sum(anchor["weight"] for anchor in answer["anchors"]) == pytest.approx(1)
     for item in answer["items"]:
@@ -66,6 +67,50 @@ def test_an_answer_names_items_anchors_and_the_version(ask):
         assert sum(anchor["weight"] for anchor in item["anchors"]) == pytest.approx(1)
     weights = [[anchor["weight"] for anchor in item["anchors"]] for item in answer["items"]]
     assert weights[0] != weights[1]
+
+
+def placed(item, weight):
+    """The number that orders an answer, but for a constant."""
+    return item["similarity"] / load_config().finetune.temperature + weight * log(item["score"])
+
+
+def test_a_request_may_ask_for_another_order(ask):
+    own = ask(ONE)[1]["answers"][0]["items"]
+    lists = []
+    for weight in (0, 0.0, 40, 100.0):
+        status, body = ask({**ONE, "like_weight": weight})
+        assert status == 200
+        items = body["answers"][0]["items"]
+        orders = [placed(item, weight) for item in items]
+        assert orders == sorted(orders, reverse=True)
+        lists.append([item["item_id"] for item in items])
+    assert lists[0] == lists[1] != lists[3]
+    assert ask({**ONE, "like_weight": LIKE_WEIGHT})[1]["answers"][0]["items"] == own
+    assert ask({**ONE, "like_weight": None})[1]["answers"][0]["items"] == own
+
+
+@pytest.mark.parametrize(
+    ("weight", "why"),
+    [
+        (-1, "greater than or equal to 0, found -1"),
+        (100.5, "less than or equal to 100, found 100.5"),
+        ("1", "valid number, found '1'"),
+        (True, "valid number, found True"),
+        (10**400, "valid number, found a number of"),
+    ],
+)
+def test_a_weight_that_cannot_be_is_one_message(ask, weight, why):
+    status, body = ask({**ONE, "like_weight": weight})
+    assert status == 422
+    assert body["detail"].startswith("like_weight: Input should be ")
+    assert why in body["detail"] and ";" not in body["detail"]
+
+
+def test_the_schema_describes_the_weight(champion):
+    schema = call(create_app(champion, load_config().serve), "GET", "/openapi.json")[1]
+    weight = schema["components"]["schemas"]["Question"]["properties"]["like_weight"]
+    assert weight["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 100}
+    assert "log p(next) + w log p(like)" in weight["description"]
 
 
 def test_several_requests_are_answered_in_their_order(ask):

@@ -2,9 +2,9 @@
 
 Both networks answer in the ids of today's log. An item that a network has never seen is the unknown
 item in a history and cannot be retrieved. Next item, leave-one-out (R1) or temporal (R2) as the
-split says, in retrieval's order and in the order that is served (`served.*`: the best items ordered
-by pCTR, where the network ranks); also CTR, temporal (K1) where both rank and the split is
-global-time. Reads the arrays of `hpgr.data.log`. Writes nothing.
+split says, in retrieval's order and in the order that is served (`served.*`: the best items in the
+network's own blend of retrieval and pCTR, where it ranks); also CTR, temporal (K1) where both rank
+and the split is global-time. Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from hpgr import metrics
 from hpgr.config import Evaluate
 from hpgr.data.histories import Histories
 from hpgr.data.id_map import IdMap
-from hpgr.data.log import FIRST_ITEM, TEST, EventLog
+from hpgr.data.log import TEST, EventLog
 from hpgr.evaluation import compare, protocols, ranking, retrieval
+from hpgr.evaluation.blend import Blend
+from hpgr.evaluation.like_weight import served_ranks
 from hpgr.evaluation.model_protocols import Ranker
 
 SERVED = "served."  # before the name of a metric of retrieval: of the order that is served
@@ -33,8 +34,9 @@ class Contestant:
     network: Ranker
     ids: IdMap  # how its vocabulary calls the log's ids
     max_history: int
-    candidates: int  # best items that its ranking head orders when it serves
+    candidates: int  # best items that it orders when it serves
     ranks: bool  # the ranking head was trained
+    blend: Blend  # the order in which it serves them
 
     def retrieve(self, histories: Histories) -> np.ndarray:
         """float32 [Q, num_items]; -inf for items that the network does not know."""
@@ -149,22 +151,14 @@ def _served(
     outcome: retrieval.Retrieved,
     title: str,
 ) -> np.ndarray:
-    """Ranks as `retrieval.reorder` gives them, int64 [Q]; as they are where nothing ranks.
-
-    The head is asked only where the hidden item was retrieved: elsewhere it cannot help it.
-    """
+    """Ranks in the order that is served, int64 [Q]; as they are where nothing ranks."""
     if not own.ranks:
         return outcome.ranks
-    top = outcome.top[:, : own.candidates]
-    ranks = np.maximum(outcome.ranks, (top >= FIRST_ITEM).sum(axis=1) + 1)
-    found = np.flatnonzero((top == queries.target[:, None]).any(axis=1))
-    with tqdm(total=len(found), desc=f"{title}, served", unit="query", mininterval=2.0) as bar:
-        for block in retrieval.blocks(log, queries.take(found), own.max_history):
-            part = found[block]
-            asked = queries.take(part)
-            histories = asked.histories(log, own.max_history)
-            ranks[part], _ = retrieval.reorder(own, histories, top[part], asked.target, ranks[part])
-            bar.update(len(part))
+    n = own.candidates
+    best = retrieval.Retrieved(outcome.ranks, outcome.top[:, :n], outcome.score[:, :n])
+    (ranks,) = served_ranks(
+        log, queries, own, best, [own.blend], max_history=own.max_history, title=title
+    )
     return ranks
 
 

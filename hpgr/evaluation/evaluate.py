@@ -4,7 +4,8 @@ The only reader of the test split. Next item, leave-one-out (R1) where the split
 temporal (R2) and CTR, temporal (K1) where it is global-time. Reads `artifacts/sessions/`,
 `artifacts/finetune/` and the curves of `artifacts/pretrain/`. Writes `artifacts/evaluation/`:
 `metrics.json`, `verdict.json` (on validation: the network, or a baseline in its place),
-`rules.json` (by which a served answer is as judged), `queries.parquet`, `candidates.parquet` (K1),
+`rules.json` (by which a served answer is as judged), `like_weight.json` (how its order was chosen,
+on validation), `queries.parquet`, `candidates.parquet` (K1),
 `plots/*.csv`, `figures/*.png`, `report.html`.
 """
 
@@ -22,7 +23,8 @@ from rich.console import Console
 from hpgr.config import Config
 from hpgr.data.log import TEST, EventLog
 from hpgr.data.repeats import rule as rule_of
-from hpgr.evaluation import protocols, ranking, retrieval, rivals
+from hpgr.evaluation import like_weight, protocols, ranking, retrieval, rivals
+from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.examples import Names, examples, pick
 from hpgr.evaluation.headline import protocol_label, terminal_table
 from hpgr.evaluation.metric_tables import WAYS, Tables, merged, ranking_tables, retrieval_tables
@@ -43,13 +45,15 @@ NO_LABELS = (
 class Judged:
     """The trained network: its name, whether its ranking head was trained, what chose its weights.
 
-    `monitor` is the score on validation that early stopping watched.
+    `monitor` is the score on validation that early stopping watched; `temperature` that of the
+    softmax in its loss, None where it does not rank.
     """
 
     name: str
     network: RankingModel
     ranks: bool
     monitor: str
+    temperature: float | None
 
 
 def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
@@ -73,7 +77,10 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     baselines, notes = retrieval.tuned_baselines(log, cfg.evaluate, **reach)
     models: dict[str, Retriever] = {judged.name: judged.network, **baselines}
     standing = stand(cfg, log, judged, models)
-    tables, outcomes = judge_retrieval(cfg, log, queries, judged, models, notes)
+    choice = choose_like_weight(cfg, log, judged)
+    blend = Blend(choice.like_weight, judged.temperature)
+    tables, outcomes = judge_retrieval(cfg, log, queries, judged, models, blend, notes)
+    notes.append(choice.sentence)
     candidates = protocols.labelled(log, TEST)
     probabilities: dict[str, np.ndarray] = {}
     if log.meta.split == "global-time":
@@ -94,9 +101,14 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
         **reach,
     )
     endings = training_endings(workspace)
-    rules = {"retrieve": cfg.evaluate.retrieve, "remove_history": log.meta.remove_history}
+    rules = {
+        "retrieve": cfg.evaluate.retrieve,
+        "remove_history": log.meta.remove_history,
+        "like_weight": blend.like_weight,
+    }
     with atomic_folder(workspace.evaluation) as folder:
         write_json(folder / "rules.json", rules)
+        write_json(folder / "like_weight.json", choice.record())
         if standing is not None:
             write_json(folder / "verdict.json", standing.record())
         write_numbers(folder, tables)
@@ -156,6 +168,7 @@ def load_judged(cfg: Config, workspace: Workspace) -> Judged:
         network=load_network(workspace.finetuned, cfg.finetune.device),
         ranks=config["ranking"],
         monitor=config.get("training", {}).get("monitor", "validation_ndcg@10"),
+        temperature=config["finetune"]["temperature"] if config["ranking"] else None,
     )
 
 
@@ -172,6 +185,7 @@ def judge_retrieval(
     queries: protocols.Queries,
     judged: Judged,
     models: Mapping[str, Retriever],
+    blend: Blend,
     notes: list[str],
 ) -> tuple[list[Tables], dict[str, retrieval.Retrieved]]:
     """R1 or R2 for all models; where the log repeats, also by the other rule for seen items.
@@ -181,7 +195,7 @@ def judge_retrieval(
         sentence for each choice.
     """
     protocol = "R1" if log.meta.split == "leave-one-out" else "R2"
-    then_rank = judged.network if protocol == "R1" and judged.ranks else None
+    then_rank = (judged.network, blend) if protocol == "R1" and judged.ranks else None
     rule = log.meta.remove_history
     repeats = log.meta.repeat_share > cfg.evaluate.max_repeat_share
     rules = [rule, not rule] if repeats else [rule]
@@ -217,8 +231,8 @@ def judge_retrieval(
         notes.append(f"Rows “then rank” are left out: {NO_LABELS}.")
     if then_rank is not None:
         notes.append(
-            f"Rows “then rank”: the best {cfg.evaluate.retrieve} items by dot product, ordered by "
-            "predicted probability of being liked, as the model is served."
+            f"Rows “then rank”: the best {cfg.evaluate.retrieve} items by dot product, in the "
+            "order in which the model is served."
         )
     return tables, by_rule[0]
 
@@ -234,6 +248,25 @@ def stand(
             return found
     metric = "hr" if judged.monitor.startswith("validation_hr") else "ndcg"
     return rivals.retrieval_standing(log, models, cfg.evaluate, metric=metric, **reach)
+
+
+def choose_like_weight(cfg: Config, log: EventLog, judged: Judged) -> like_weight.Choice:
+    """The weight of the served order, by the metric that the gate decides by.
+
+    Where that is AUC, which says nothing about the served order, by NDCG at the first cutoff.
+    Retrieval's own order where the network does not rank.
+    """
+    metric = f"ndcg@{cfg.evaluate.cutoffs[0]}" if cfg.gate.metric == "auc" else cfg.gate.metric
+    if judged.temperature is None:
+        return like_weight.Choice(0.0, metric, 0, {})
+    return like_weight.choose(
+        log,
+        judged.network,
+        cfg.evaluate,
+        temperature=judged.temperature,
+        max_history=cfg.model.max_history,
+        metric=metric,
+    )
 
 
 def no_ranking(log: EventLog, candidates: protocols.LabelledQueries, judged: Judged) -> str | None:

@@ -14,12 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from hpgr.config import Evaluate
-from hpgr.data.histories import Histories, bounded, offsets_of
-from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog
+from hpgr.data.histories import bounded
+from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation.baselines import all_baselines
+from hpgr.evaluation.blend import Blend, likes, reorder
 from hpgr.evaluation.model_protocols import Ranker, Retriever
 from hpgr.evaluation.protocols import Queries, next_item, sampled
-from hpgr.metrics import ndcg, ranks_of, removed_pairs, tied_rank, top_items
+from hpgr.metrics import ndcg, ranks_of, removed_pairs, top_items
 
 CELLS = 1 << 22  # scores of one block, 16 MiB in float32
 MAX_BLOCK = 1024  # queries
@@ -29,15 +30,26 @@ Pairs = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Retrieved:
-    """One model's `ranks` int64 [Q] of the hidden items and `top` int64 [Q, K] best items."""
+    """One model's `ranks` int64 [Q] of the hidden items and `top` int64 [Q, K] best items.
+
+    `score` float32 [Q, K] is retrieval's of these items; of a place that is empty (-1), no number
+    that means anything.
+    """
 
     ranks: np.ndarray
     top: np.ndarray
+    score: np.ndarray
+
+    @classmethod
+    def of(cls, ranks: np.ndarray, top: np.ndarray, scores: np.ndarray) -> Retrieved:
+        """With the items' own of the `scores` [Q, num_items]."""
+        return cls(ranks, top, np.take_along_axis(scores, np.maximum(top, 0), axis=1))
 
     @classmethod
     def joined(cls, parts: Sequence[Retrieved]) -> Retrieved:
         """The answers to one block of queries after another."""
-        return cls(np.concatenate([p.ranks for p in parts]), np.concatenate([p.top for p in parts]))
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
 
 
 def blocks(log: EventLog, queries: Queries, max_history: int | None) -> Iterator[slice]:
@@ -69,7 +81,7 @@ def run(
     *,
     max_history: int,
     title: str,
-    then_rank: Ranker | None = None,
+    then_rank: tuple[Ranker, Blend] | None = None,
     rules: Sequence[bool] = (),
 ) -> list[dict[str, Retrieved]]:
     """Ranks and best items of every model on `queries`, once for each of `rules`.
@@ -84,7 +96,7 @@ def run(
         max_history: newest events a model reads.
         title: of the progress bar.
         then_rank: the network among `retrievers` that also gets a row "NAME_then_rank", in which
-            its `retrieve` best items are ordered by pCTR.
+            its `retrieve` best items are in the order of the blend.
         rules: True where items that the user met before are removed, False where they stay; by
             default the log's own rule.
     """
@@ -102,52 +114,19 @@ def run(
                         scores, asked.target, removed, catalogue_chunk=settings.catalogue_chunk
                     )
                     top = top_items(scores, removed, settings.cutoffs[0])
-                    parts[rule][name].append(Retrieved(ranks, top))
-                    if retriever is then_rank:
-                        best = top_items(scores, removed, settings.retrieve)
-                        ranks, best = reorder(then_rank, histories, best, asked.target, ranks)
-                        best = best[:, : settings.cutoffs[0]]
-                        parts[rule][f"{name}_then_rank"].append(Retrieved(ranks, best))
+                    parts[rule][name].append(Retrieved.of(ranks, top, scores))
+                    if then_rank is None or retriever is not then_rank[0]:
+                        continue
+                    network, blend = then_rank
+                    if not blend.retrieval_only:
+                        top = top_items(scores, removed, settings.retrieve)
+                        best = Retrieved.of(ranks, top, scores)
+                        like = likes(network, histories, best.top)
+                        ranks, top = reorder(blend, best.top, best.score, like, asked.target, ranks)
+                        top = top[:, : settings.cutoffs[0]]
+                    parts[rule][f"{name}_then_rank"].append(Retrieved.of(ranks, top, scores))
             bar.update(len(asked))
     return [{n: Retrieved.joined(part) for n, part in found.items()} for found in parts.values()]
-
-
-def reorder(
-    network: Ranker,
-    histories: Histories,
-    retrieved: np.ndarray,
-    target: np.ndarray,
-    ranks: np.ndarray,
-) -> Pairs:
-    """Order the `retrieved` items by pCTR; a target that was not retrieved keeps its place below.
-
-    Args:
-        network: scores the candidates.
-        histories: of the queries.
-        retrieved: items, best first, -1 where fewer are left, [Q, N].
-        target: hidden items, [Q].
-        ranks: of the targets in retrieval, [Q].
-
-    Returns:
-        New ranks [Q] (`tied_rank`) and the reordered items [Q, N].
-
-    Raises:
-        ValueError: a probability is NaN, which would put its query's target first.
-    """
-    filled = retrieved >= 0
-    count = filled.sum(axis=1)
-    probability = np.full(retrieved.shape, -np.inf, dtype=np.float32)
-    probability[filled] = network.rank(histories, offsets_of(count), retrieved[filled])
-    if np.isnan(probability).any():
-        raise ValueError("pCTR holds NaN: the model diverged or was saved broken")
-    order = np.argsort(-probability, axis=1, kind="stable")
-    is_target = (retrieved == target[:, None]) & (target[:, None] >= FIRST_ITEM)
-    reference = np.where(is_target, probability, -np.inf).max(axis=1, keepdims=True)
-    better = (probability > reference).sum(axis=1)
-    tied = (probability == reference).sum(axis=1) - 1
-    below = np.maximum(ranks, count + 1)
-    new_ranks = np.where(is_target.any(axis=1), tied_rank(better, tied), below)
-    return new_ranks, np.take_along_axis(retrieved, order, axis=1)
 
 
 def validation_queries(log: EventLog, settings: Evaluate) -> Queries:

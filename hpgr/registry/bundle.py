@@ -24,10 +24,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hpgr.config import Config
+from hpgr.config import LARGEST_LIKE_WEIGHT, Config
 from hpgr.data.log import FIRST_ITEM, Meta
 from hpgr.data.repeats import removes_history
 from hpgr.data.trained_events import SKETCH, read_sketch
+from hpgr.evaluation.blend import Blend
 from hpgr.runtime import DamagedFile, UserError, check_value, read_json, sha256_file, write_json
 from hpgr.workspace import HERE, Workspace
 
@@ -42,13 +43,18 @@ SERVING: dict[str, tuple[Any, ...]] = {
     "remove_history": (bool,),
     "ranked": (bool,),
 }
+LIKE_WEIGHT = (float, 0, LARGEST_LIKE_WEIGHT)
+NO_TEMPERATURE = "the model's config.json has no finetune.temperature"
+TEMPERATURE = (float, 1 / 80, 1 << 20)  # the limit of finetune.temperature
 
 
 @dataclass(frozen=True)
 class Serving:
     """Settings for answering a request, as the model was trained and evaluated.
 
-    `gap_s` is in seconds, `max_history` in events, `retrieve` in items.
+    `gap_s` is in seconds, `max_history` in events, `retrieve` in items. `like_weight` is as in
+    `hpgr.evaluation.blend.Blend`: None, which serving.json does not say, in versions before it.
+    `temperature` stands in the network's config.json; None where that does not say.
     """
 
     gap_s: int
@@ -56,6 +62,13 @@ class Serving:
     retrieve: int
     remove_history: bool
     ranked: bool  # the ranking head was trained
+    like_weight: float | None = None
+    temperature: float | None = None
+
+    @property
+    def blend(self) -> Blend:
+        """The order in which items are served; retrieval's own where nothing ranks."""
+        return Blend(self.like_weight if self.ranked else 0.0, self.temperature)
 
 
 def write_bundle(cfg: Config, target: Path, workspace: Workspace = HERE) -> Path:
@@ -84,13 +97,13 @@ def write_bundle(cfg: Config, target: Path, workspace: Workspace = HERE) -> Path
             )
     seen = removes_history(Meta(**log).repeat_share, cfg.evaluate)
     judged: dict[str, Any] = {"retrieve": cfg.evaluate.retrieve, "remove_history": seen}
+    judged["like_weight"] = 0.0  # nothing chose another
     if (rules := workspace.evaluation / "rules.json").is_file():
         judged = read_json(rules)
     settings = {
         "gap_s": log["gap_s"],
         "max_history": trained["model"]["max_history"],
-        "retrieve": judged["retrieve"],
-        "remove_history": judged["remove_history"],
+        **judged,
         "ranked": trained["ranking"],
     }
     write_json(target / "serving.json", settings)
@@ -137,11 +150,15 @@ def _serving(path: Path, config: dict[str, Any]) -> Serving:
         raise DamagedFile(path, f"larger than {LARGEST_JSON >> 20} MiB")
     values = read_json(path)
     try:
-        serving = Serving(**values)
+        serving = Serving(**values, temperature=_temperature(path.parent, config))
     except TypeError as error:  # other keys, or no object at all
         raise DamagedFile(path, error) from error
     for name, rule in SERVING.items():
         check_value(path, name, values[name], rule)
+    if "like_weight" in values:
+        check_value(path, "like_weight", serving.like_weight, LIKE_WEIGHT)
+    if serving.like_weight and serving.temperature is None:
+        raise DamagedFile(path, f"like_weight is {serving.like_weight}, {NO_TEMPERATURE}")
     for name, trained in (
         ("max_history", config["model"]["max_history"]),
         ("ranked", config["ranking"]),
@@ -150,6 +167,15 @@ def _serving(path: Path, config: dict[str, Any]) -> Serving:
         if values[name] != trained:
             raise DamagedFile(path, f"{name} is {values[name]}, the model has {trained}")
     return serving
+
+
+def _temperature(bundle: Path, config: dict[str, Any]) -> float | None:
+    settings = config.get("finetune")
+    if not isinstance(settings, dict) or "temperature" not in settings:
+        return None
+    name, value = "finetune.temperature", settings["temperature"]
+    check_value(bundle / "model/config.json", name, value, TEMPERATURE)
+    return float(value)
 
 
 def _table(path: Path, key: str, name: str, ids: range, *, whole: bool) -> pa.Table:

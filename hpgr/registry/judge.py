@@ -144,6 +144,7 @@ def contestant(bundle: Path, device: str, workspace: Workspace = HERE) -> Contes
         max_history=serving.max_history,
         candidates=serving.retrieve,
         ranks=serving.ranked,
+        blend=serving.blend,
     )
 
 

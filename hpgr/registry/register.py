@@ -230,7 +230,7 @@ def _signature() -> Any:
                 ColSpec(Array(Object([Property(*part) for part in anchor.items()])), "anchors"),
             ]
         ),
-        params=ParamSchema([ParamSpec("k", number, 10)]),
+        params=ParamSchema([ParamSpec("k", number, 10), ParamSpec("like_weight", real, None)]),
     )
 
 

@@ -45,12 +45,14 @@ def recommend(
     at: str | None,
     k: int,
     source: str,
+    like_weight: float | None = None,
     workspace: Workspace = HERE,
 ) -> None:
     """Print the `k` best items for a user of the log or for a typed history.
 
     Raises:
-        UserError: neither or both are given; the user, an item or the model is unknown.
+        UserError: neither or both are given; the user, an item or the model is unknown;
+            `like_weight` is refused by `Recommender.recommend`.
     """
     if (user is None) == (history is None):
         raise UserError("say who asks: either --user ID or --history 'title or id, ...'")
@@ -64,7 +66,7 @@ def recommend(
         request, title = typed(history, at, recommender), "this history"
     else:
         request, title = of_user(str(user), at, workspace), f"user {user}"
-    show(recommender, request, k=k, title=title)
+    show(recommender, request, k=k, title=title, like_weight=like_weight)
 
 
 @explained("result", Path(tempfile.gettempdir()))
@@ -108,9 +110,16 @@ def from_artifacts(cfg: Config, workspace: Workspace = HERE) -> Recommender:
         return load_bundle(bundle, "the last run's model", "`dvc repro` brings its files back")
 
 
-def show(recommender: Recommender, request: Request, *, k: int, title: str) -> None:
+def show(
+    recommender: Recommender,
+    request: Request,
+    *,
+    k: int,
+    title: str,
+    like_weight: float | None = None,
+) -> None:
     """Print the newest events of the request, the answer and its anchors."""
-    (answer,) = recommender.recommend([request], k=k)
+    (answer,) = recommender.recommend([request], k=k, like_weight=like_weight)
     console = Console()
     names = dict(recommender.names.values())
     recent = [names.get(i, i) for i in request.item_ids[-SHOWN_EVENTS:]]

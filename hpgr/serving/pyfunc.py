@@ -1,7 +1,8 @@
 """The model as MLflow serves it ("models from code": MLflow runs this file to load a version).
 
 Input, one row a request: `request_time` (seconds, UTC), `item_ids`, `timestamps`, `actions`,
-`session_ids` (lists of equal length). Parameter `k`: items to return.
+`session_ids` (lists of equal length). Parameters: `k`, items to return; `like_weight`, the weight
+of p(like) in their order, null: as the version was judged (`hpgr.evaluation.blend`).
 Output, one row a recommended item: `request` (row of the input, from 0), `rank` (from 1),
 `item_id`, `title`, `score`, `similarity`, `source` (history | popular), `anchors` (the history
 items that placed it: `item_id`, `title`, `weight`). Reads the version's artifact `bundle`.
@@ -64,7 +65,8 @@ class RecommenderModel(PythonModel):
             k = (params or {}).get("k")
             if k is None:
                 raise UserError("k is null, expected the number of items to return")
-            answers = self.recommender.recommend(asked, k=k)
+            like_weight = (params or {}).get("like_weight")
+            answers = self.recommender.recommend(asked, k=k, like_weight=like_weight)
         except UserError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         rows = [

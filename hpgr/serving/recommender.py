@@ -1,9 +1,10 @@
 """From histories to recommendations: the one core of batch scoring, HTTP and MLflow's server.
 
 An answer needs no user id, so that new users are answered like all others. It is made in
-three steps: the N nearest items of the catalogue by dot product (retrieval head), the same N
-ordered by predicted probability of a positive event (ranking head), the best k of them. Where there
-is no history to be near to, the N are the most popular items of training.
+three steps: the N nearest items of the catalogue by dot product (retrieval head), the same N in the
+order that blends nearness with the predicted probability of a positive event (ranking head; see
+`hpgr.evaluation.blend`), the best k of them. Where there is no history to be near to, the N are the
+most popular items of training, and p(next) is an item's share of its events, one added to each.
 
 The network reads the newest `max_history` events; everything ever seen is left out of the answer
 (where the model was judged so). Reads a bundle (`hpgr.registry.bundle`).
@@ -12,7 +13,7 @@ The network reads the newest `max_history` events; everything ever seen is left 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,12 +21,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from hpgr.config import LARGEST_LIKE_WEIGHT
 from hpgr.data.histories import Histories, bounded, offsets_of
 from hpgr.data.id_map import read_indices
 from hpgr.data.log import FIRST_ITEM, UNKNOWN
+from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.model_protocols import RankingModel
 from hpgr.metrics import removed_pairs, top_items
-from hpgr.registry.bundle import Serving, check_bundle
+from hpgr.registry.bundle import NO_TEMPERATURE, Serving, check_bundle
 from hpgr.runtime import UserError
 from hpgr.serving.request import Request, encode
 from hpgr.terminal import short, shown
@@ -60,7 +63,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Recommended:
-    """One item: `similarity` retrieved it, `score` (a probability) placed it.
+    """One item: `similarity` retrieved it, and with `score` (a probability) placed it.
 
     `score` is None for a model trained without its ranking head: similarity alone decides.
     `similarity` is None where popularity retrieved it. `anchors`, heaviest first, are what the
@@ -169,19 +172,24 @@ class Recommender:
         k: int,
         allow: Sequence[str] | None = None,
         deny: Sequence[str] = (),
+        like_weight: float | None = None,
     ) -> list[Answer]:
         """The best `k` items for each request (fewer where fewer are left); see `eligible`.
 
+        `like_weight` is that of `hpgr.evaluation.blend.Blend`; None: as the model was judged.
+
         Raises:
-            UserError: see `hpgr.serving.request.encode`; `k` is no positive number.
+            UserError: see `hpgr.serving.request.encode`; `k` is no positive number, `like_weight`
+                is out of range or means nothing to this model.
         """
         if k < 1:
             raise UserError(f"k is {shown(k)}, expected the number of items to return, at least 1")
+        blend = self._blend(like_weight)
         eligible = self.eligible(allow, deny)
         if not requests:
             return []
         histories = encode(requests, self.item, self.actions, gap_s=self.serving.gap_s)
-        best = self.best(histories, k=k, eligible=eligible)
+        best = self.best(histories, k=k, eligible=eligible, blend=blend)
         found, each = self._anchors(histories.last(self.serving.max_history), best.item)
         answers = []
         for q, (low, high) in enumerate(pairwise(histories.offsets)):
@@ -195,6 +203,24 @@ class Recommender:
             unknown = int((histories.item[low:high] == UNKNOWN).sum())
             answers.append(Answer(items, found[q], source, unknown))
         return answers
+
+    def _blend(self, like_weight: float | None) -> Blend:
+        """The order that a request asks for."""
+        own = self.serving.blend
+        if like_weight is None:
+            return own
+        if not 0 <= like_weight <= LARGEST_LIKE_WEIGHT:
+            raise UserError(
+                f"like_weight is {shown(like_weight)}, expected a number from 0 (the order of "
+                f"retrieval alone) to {LARGEST_LIKE_WEIGHT:g}; without it, as the model was judged"
+            )
+        if like_weight > 0 and (not self.serving.ranked or own.temperature is None):
+            why = NO_TEMPERATURE if self.serving.ranked else "it was trained without a ranking head"
+            raise UserError(
+                f"like_weight is {shown(like_weight)}, but the model cannot weigh what is liked: "
+                f"{why}. Leave like_weight out"
+            )
+        return replace(own, like_weight=float(like_weight))
 
     def eligible(
         self, allow: Sequence[str] | None = None, deny: Sequence[str] = ()
@@ -231,6 +257,7 @@ class Recommender:
         k: int,
         eligible: np.ndarray | None = None,
         drop_seen: bool | None = None,
+        blend: Blend | None = None,
     ) -> Best:
         """The best `k` items of every query, which may have no event at all.
 
@@ -240,14 +267,23 @@ class Recommender:
             k: places, at least 1.
             eligible: see `eligible`.
             drop_seen: leave it out; None: as the model was judged.
+            blend: the order; None: as the model was judged.
         """
+        order = blend or self.serving.blend
         drop = self.serving.remove_history if drop_seen is None else drop_seen
         size = max(1, CELLS // len(self.popularity))
         slices = bounded(histories.length, queries=size)
-        return Best.of([self._best(histories.take(part), k, eligible, drop) for part in slices])
+        return Best.of(
+            [self._best(histories.take(part), k, eligible, drop, order) for part in slices]
+        )
 
     def _best(
-        self, histories: Histories, k: int, eligible: np.ndarray | None, drop_seen: bool
+        self,
+        histories: Histories,
+        k: int,
+        eligible: np.ndarray | None,
+        drop_seen: bool,
+        blend: Blend,
     ) -> Best:
         read = histories.last(self.serving.max_history)
         empty = histories.length == 0
@@ -259,16 +295,24 @@ class Recommender:
             closeness[:, ~eligible] = -np.inf
         removed = removed_pairs(histories.offsets, histories.item) if drop_seen else None
         item = top_items(closeness, removed, max(k, self.serving.retrieve))
+        if blend.retrieval_only:
+            item = item[:, :k]
         filled = item >= FIRST_ITEM
-        similarity = np.take_along_axis(closeness, np.maximum(item, 0), axis=1)
-        similarity[~filled | empty[:, None]] = np.nan
+        nearness = np.take_along_axis(closeness, np.maximum(item, 0), axis=1)
+        similarity = np.where(~filled | empty[:, None], np.float32(np.nan), nearness)
         score = np.full(item.shape, np.nan, dtype=np.float32)
         if self.serving.ranked and filled.any():
             offsets = offsets_of(filled.sum(axis=1))
             score[filled] = self.scorer.rank(read, offsets, item[filled])
-        # Ties, and everything without a ranking head, keep retrieval's order; empty places last.
-        order = np.argsort(-np.where(np.isnan(score), -np.inf, score), axis=1, kind="stable")[:, :k]
-        return Best(*(np.take_along_axis(a, order, axis=1) for a in (item, score, similarity)))
+        best = Best(item, score, similarity)
+        if blend.retrieval_only:
+            return best
+        log_next = blend.log_next(nearness)
+        log_next[empty] = np.log1p(np.maximum(nearness[empty], 0))
+        value = blend.scores(log_next, score)
+        # Ties keep retrieval's order; empty places, which have no score, come last.
+        order = np.argsort(-np.where(np.isnan(value), -np.inf, value), axis=1, kind="stable")[:, :k]
+        return Best(*(np.take_along_axis(column, order, axis=1) for column in best))
 
     def _anchors(
         self, read: Histories, item: np.ndarray

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from hpgr.config import LARGEST_LIKE_WEIGHT
 from hpgr.serving.recommender import Answer
 from hpgr.serving.request import Request
 from hpgr.terminal import short, shown
@@ -39,6 +40,8 @@ Name = Annotated[
     BeforeValidator(_number_as_text),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
 ]
+
+LikeWeight = Annotated[float, Field(strict=True, ge=0, le=LARGEST_LIKE_WEIGHT, allow_inf_nan=False)]
 
 T = TypeVar("T")
 Listed = Annotated[list[T], Field(fail_fast=True)]
@@ -105,6 +108,11 @@ class Question(Sent):
     k: StrictInt | None = Field(default=None, ge=1, description="items an answer; null: serve.k")
     allow: Listed[Name] | None = Field(default=None, description="nothing else is recommended")
     deny: Listed[Name] = Field(default=[], description="never recommended")
+    like_weight: LikeWeight | None = Field(
+        default=None,
+        description="w of the order log p(next) + w log p(like), p(like) being `score`; 0: the "
+        "order of retrieval alone; null: as the model was judged",
+    )
 
 
 class ModelName(BaseModel):

@@ -164,6 +164,7 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
             k=question.k or limits.k,
             allow=question.allow,
             deny=question.deny,
+            like_weight=question.like_weight,
         )
         return Answers(model=ModelName(name=model.name, version=model.version), answers=answers)
 
