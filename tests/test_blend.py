@@ -71,7 +71,7 @@ def test_the_order_is_log_p_next_plus_w_log_p_like(weight):
     blend = Blend(weight, TEMPERATURE)
     (found,) = retrieval.run(
         log, queries, {"n": network}, settings,
-        max_history=REACH, title="", then_rank=(network, blend),
+        max_history=REACH, title="", then_rank=(network, {True: blend}),
     )  # fmt: skip
     expected = list(brute_force(log, network, weight))
     assert len(expected) == len(queries)
@@ -94,7 +94,7 @@ def test_weight_zero_is_retrievals_own_order_exactly():
     queries = protocols.next_item(log, TEST)
     (found,) = retrieval.run(
         log, queries, {"n": network}, SETTINGS,
-        max_history=REACH, title="", then_rank=(network, Blend(0.0, TEMPERATURE)),
+        max_history=REACH, title="", then_rank=(network, {True: Blend(0.0, TEMPERATURE)}),
     )  # fmt: skip
     assert (found["n_then_rank"].ranks == found["n"].ranks).all()
     assert (found["n_then_rank"].top == found["n"].top).all()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from serving_project import ONE, call, promote, register_another
+from serving_project import HISTORY, NOW, ONE, call, promote, register_another
 
 from hpgr.config import load_config
 from hpgr.registry.bundle import write_bundle
@@ -23,6 +23,7 @@ from hpgr.registry.versions import BUNDLE
 from hpgr.runtime import UserError, read_json
 from hpgr.serving.champion import Champion
 from hpgr.serving.recommender import load_bundle
+from hpgr.serving.request import Request
 from hpgr.serving.server import create_app
 
 WRONG = ("9", -1, 10**30, 1.5e300, float("nan"), float("inf"), None, [], {}, "x" * 1000)
@@ -251,3 +252,23 @@ def test_the_old_champion_goes_on_answering_and_ready_says_why(own_registry):
     fresh.look()
     status, reported = call(create_app(fresh, load_config().serve), "POST", "/recommend", json=ONE)
     assert status == 503 and "max_history is '9'" in reported["detail"]
+
+
+def test_a_weight_needs_the_temperature_of_its_network(bundle):
+    config = read_json(bundle / "model/config.json")
+    del config["finetune"]
+    (bundle / "model/config.json").write_text(json.dumps(config))
+    assert "like_weight is 2.0, the model's config.json has no finetune.temp" in refused(bundle)
+
+
+def test_a_version_without_a_weight_is_served_and_judged_by_probability_alone(bundle):
+    serving = read_json(bundle / "serving.json")
+    del serving["like_weight"]
+    (bundle / "serving.json").write_text(json.dumps(serving))
+    asked = Request(NOW, **HISTORY)
+    (answer,) = load_bundle(bundle, "the model", "fix").recommend([asked], k=30)
+    scores = [item.score for item in answer.items]
+    assert scores == sorted(scores, reverse=True)
+    near = [item.similarity for item in answer.items]
+    assert near != sorted(near, reverse=True)
+    assert contestant(bundle, "cpu").blend.like_weight is None

@@ -199,7 +199,7 @@ def test_blocks_change_no_rank(monkeypatch):
     log = random_log(4, split="global-time")
     queries = protocols.next_item(log, TEST)
     network = Knowing(log)
-    draw = {"max_history": 200, "title": "", "then_rank": (network, Blend(0.5, 0.05))}
+    draw = {"max_history": 200, "title": "", "then_rank": (network, {True: Blend(0.5, 0.05)})}
     models = {"n": network}
     (whole,) = retrieval.run(log, queries, models, CONFIG.evaluate, **draw)
     monkeypatch.setattr(retrieval, "MAX_BLOCK", 3)

@@ -1,9 +1,11 @@
 """The weight of the served order: chosen on validation by brute force as by `evaluate`."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import own_run
 import pytest
 from evaluation_log import make_log, random_log
 from params_text import params_of
@@ -24,9 +26,11 @@ WHOLE = SETTINGS.model_copy(
 
 
 def choose(log, network, settings=WHOLE, metric="ndcg@3"):
-    return like_weight.choose(
-        log, network, settings, temperature=TEMPERATURE, max_history=REACH, metric=metric
-    )
+    rule = log.meta.remove_history
+    asked = {"temperature": TEMPERATURE, "max_history": REACH, "metric": metric}
+    both = like_weight.choose(log, network, settings, rules=[rule, not rule], **asked)
+    assert like_weight.choose(log, network, settings, rules=[rule], **asked)[rule] == both[rule]
+    return both[rule]
 
 
 def brute_force(log, network, weight, metric):
@@ -68,6 +72,18 @@ def test_the_choice_is_that_of_a_search_by_brute_force(split, metric):
         assert found.like_weight == min(GRID, key=lambda w: (-expected[w], w))
         chosen.add(found.like_weight)
     assert len(chosen) > 1  # the search has something to find
+
+
+def test_each_rule_for_seen_items_has_a_choice_of_its_own():
+    log = random_log(3)
+    network = Toy(log.meta.num_items)
+    asked = {"temperature": TEMPERATURE, "max_history": REACH, "metric": "ndcg@3"}
+    found = like_weight.choose(log, network, WHOLE, rules=[True, False], **asked)
+    for rule in (True, False):
+        own = replace(log, meta=replace(log.meta, remove_history=rule))
+        expected = {weight: brute_force(own, network, weight, "ndcg@3") for weight in GRID}
+        assert found[rule].values == pytest.approx(expected)
+    assert found[True].values != found[False].values
 
 
 def test_of_equal_weights_the_smallest_is_taken_whatever_their_order():
@@ -150,6 +166,30 @@ def test_a_network_that_does_not_rank_is_served_in_retrievals_order(monkeypatch,
     prepare(random_log(0), monkeypatch, tmp_path, ranking_head=False)
     evaluate.evaluate(CONFIG)
     assert json.loads((HERE.evaluation / "rules.json").read_text())["like_weight"] == 0
+
+
+def test_the_served_metrics_are_those_of_what_is_recommended(monkeypatch, tmp_path):
+    """The trained network at each weight: every hidden item stands where `evaluate` says."""
+    monkeypatch.chdir(tmp_path)
+    users = own_run.walks(num_users=20, repeats=False)
+    own_run.write_log(users)
+    cfg = own_run.config(evaluate__retrieve=10)
+    for stage in (own_run.sessionize, own_run.pretrain, own_run.finetune):
+        stage(cfg)
+    lists = {}
+    for weight in (0.0, 1.5, 100.0):
+        choice = like_weight.Choice(weight, "ndcg@10", 1, {weight: 0.0})
+        monkeypatch.setattr(like_weight, "choose", lambda *_, chosen=choice, **__: {True: chosen})
+        own_run.evaluate(cfg)
+        shutil.rmtree("bundle", ignore_errors=True)
+        answers = lists[weight] = own_run.served(cfg, users, 10)
+        hidden = [events[-1][0] for events in users.values()]
+        places = [a.index(h) + 1 if h in a else 99 for a, h in zip(answers, hidden, strict=True)]
+        found = own_run.metrics()["R1"]["hpgr_then_rank"]
+        gains = [1 / np.log2(p + 1) if p <= 10 else 0.0 for p in places]
+        assert found["hr@10"] == pytest.approx(np.mean(np.array(places) <= 10), abs=1e-6)
+        assert found["ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-6)
+    assert lists[0.0] != lists[1.5] != lists[100.0]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from hpgr.config import load_config
 from hpgr.monitoring.champions import history
 from hpgr.registry import pipeline_runs, tracking
 from hpgr.registry import register as registration
-from hpgr.registry.bundle import content_hashes, write_bundle
+from hpgr.registry.bundle import check_bundle, content_hashes, write_bundle
 from hpgr.registry.moves import move
 from hpgr.registry.register import content_key, register
 from hpgr.registry.versions import aliases
@@ -172,10 +172,21 @@ def changed_params(project, monkeypatch, tmp_path):
 
 def test_a_bundle_holds_the_rules_of_training_and_judgement(project, monkeypatch, tmp_path):
     cfg = changed_params(project, monkeypatch, tmp_path)
-    write_json(Path("artifacts/evaluation/rules.json"), {"retrieve": 50, "remove_history": True})
+    rules = {"retrieve": 50, "remove_history": True, "like_weight": 0.2}
+    write_json(Path("artifacts/evaluation/rules.json"), rules)
     serving = read_json(write_bundle(cfg, tmp_path / "bundle") / "serving.json")
     assert (serving["max_history"], serving["retrieve"]) == (200, 50)
     assert serving["remove_history"] is True
+    assert serving["like_weight"] == 0.2
+
+
+def test_a_bundle_of_an_evaluation_without_a_weight_has_none(project, monkeypatch, tmp_path):
+    """It was judged in the order by pCTR alone, and that is what its version keeps."""
+    cfg = changed_params(project, monkeypatch, tmp_path)
+    write_json(Path("artifacts/evaluation/rules.json"), {"retrieve": 50, "remove_history": True})
+    bundle = write_bundle(cfg, tmp_path / "bundle")
+    assert "like_weight" not in read_json(bundle / "serving.json")
+    assert check_bundle(bundle).blend.like_weight is None
 
 
 def test_rules_of_a_model_that_was_never_judged_are_those_of_params(project, monkeypatch, tmp_path):
@@ -183,6 +194,7 @@ def test_rules_of_a_model_that_was_never_judged_are_those_of_params(project, mon
     serving = read_json(write_bundle(cfg, tmp_path / "bundle") / "serving.json")
     assert (serving["max_history"], serving["retrieve"]) == (200, 9)
     assert serving["remove_history"] is False
+    assert serving["like_weight"] == 0  # retrieval's own order
 
 
 @pytest.mark.parametrize("name", ["num_items", "num_actions", "gap_s"])

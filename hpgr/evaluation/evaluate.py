@@ -77,10 +77,9 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     baselines, notes = retrieval.tuned_baselines(log, cfg.evaluate, **reach)
     models: dict[str, Retriever] = {judged.name: judged.network, **baselines}
     standing = stand(cfg, log, judged, models)
-    choice = choose_like_weight(cfg, log, judged)
-    blend = Blend(choice.like_weight, judged.temperature)
-    tables, outcomes = judge_retrieval(cfg, log, queries, judged, models, blend, notes)
-    notes.append(choice.sentence)
+    choices = choose_like_weight(cfg, log, judged)
+    choice = choices[log.meta.remove_history]
+    tables, outcomes = judge_retrieval(cfg, log, queries, judged, models, choices, notes)
     candidates = protocols.labelled(log, TEST)
     probabilities: dict[str, np.ndarray] = {}
     if log.meta.split == "global-time":
@@ -104,7 +103,7 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     rules = {
         "retrieve": cfg.evaluate.retrieve,
         "remove_history": log.meta.remove_history,
-        "like_weight": blend.like_weight,
+        "like_weight": choice.like_weight,
     }
     with atomic_folder(workspace.evaluation) as folder:
         write_json(folder / "rules.json", rules)
@@ -185,20 +184,19 @@ def judge_retrieval(
     queries: protocols.Queries,
     judged: Judged,
     models: Mapping[str, Retriever],
-    blend: Blend,
+    choices: Mapping[bool, like_weight.Choice],
     notes: list[str],
 ) -> tuple[list[Tables], dict[str, retrieval.Retrieved]]:
-    """R1 or R2 for all models; where the log repeats, also by the other rule for seen items.
+    """R1 or R2 for all models, by each of the rules for seen items that have a choice of weight.
 
     Returns:
         A table for each rule, the log's own first, and the answers by that one; `notes` get a
         sentence for each choice.
     """
     protocol = "R1" if log.meta.split == "leave-one-out" else "R2"
-    then_rank = (judged.network, blend) if protocol == "R1" and judged.ranks else None
-    rule = log.meta.remove_history
-    repeats = log.meta.repeat_share > cfg.evaluate.max_repeat_share
-    rules = [rule, not rule] if repeats else [rule]
+    blends = {r: Blend(c.like_weight, judged.temperature) for r, c in choices.items()}
+    then_rank = (judged.network, blends) if protocol == "R1" and judged.ranks else None
+    rule, rules = log.meta.remove_history, list(choices)
     by_rule = retrieval.run(
         log,
         queries,
@@ -225,7 +223,7 @@ def judge_retrieval(
         f"Seen before: {rule_of(log.meta, cfg.evaluate)}; {counts['repeated_targets']:,} of "
         f"{counts['queries']:,} hidden items are repeats."
     )
-    if repeats:
+    if len(rules) > 1:
         tables[0] = replace(tables[0], remark=notes[-1])
     if protocol == "R1" and not log.meta.can_rank:
         notes.append(f"Rows “then rank” are left out: {NO_LABELS}.")
@@ -234,6 +232,9 @@ def judge_retrieval(
             f"Rows “then rank”: the best {cfg.evaluate.retrieve} items by dot product, in the "
             "order in which the model is served."
         )
+    for found, choice in choices.items():
+        other = f"{protocol_label(f'{protocol}_{WAYS[found]}')}: " if found != rule else ""
+        notes.append(other + choice.sentence)
     return tables, by_rule[0]
 
 
@@ -250,15 +251,21 @@ def stand(
     return rivals.retrieval_standing(log, models, cfg.evaluate, metric=metric, **reach)
 
 
-def choose_like_weight(cfg: Config, log: EventLog, judged: Judged) -> like_weight.Choice:
+def choose_like_weight(
+    cfg: Config, log: EventLog, judged: Judged
+) -> dict[bool, like_weight.Choice]:
     """The weight of the served order, by the metric that the gate decides by.
 
+    By the log's own rule for items seen before, and then, where the log repeats, by the other one.
     Where that is AUC, which says nothing about the served order, by NDCG at the first cutoff.
     Retrieval's own order where the network does not rank.
     """
+    rule = log.meta.remove_history
+    repeats = log.meta.repeat_share > cfg.evaluate.max_repeat_share
+    rules = [rule, not rule] if repeats else [rule]
     metric = f"ndcg@{cfg.evaluate.cutoffs[0]}" if cfg.gate.metric == "auc" else cfg.gate.metric
     if judged.temperature is None:
-        return like_weight.Choice(0.0, metric, 0, {})
+        return dict.fromkeys(rules, like_weight.no_choice(metric))
     return like_weight.choose(
         log,
         judged.network,
@@ -266,6 +273,7 @@ def choose_like_weight(cfg: Config, log: EventLog, judged: Judged) -> like_weigh
         temperature=judged.temperature,
         max_history=cfg.model.max_history,
         metric=metric,
+        rules=rules,
     )
 
 

@@ -61,8 +61,11 @@ def choose(
     temperature: float,
     max_history: int,
     metric: str,
-) -> Choice:
+    rules: Sequence[bool],
+) -> dict[bool, Choice]:
     """The weight of `evaluate.like_weights` that is best on a sample of validation queries.
+
+    By each of `rules`: True where items that the user met before are removed, as they are served.
 
     Args:
         log: the sessionized log.
@@ -71,31 +74,41 @@ def choose(
         temperature: of the network's softmax.
         max_history: newest events that the network reads.
         metric: hr@K or ndcg@K that decides; of equal weights the smallest wins.
+        rules: see above.
     """
-    weights = sorted(set(settings.like_weights))
     queries = retrieval.validation_queries(log, settings)
     if not len(queries):
-        return Choice(0.0, metric, 0, {})
+        return dict.fromkeys(rules, no_choice(metric))
+    weights = sorted(set(settings.like_weights))
+    blends = [Blend(weight, temperature) for weight in weights]
     deep = settings.model_copy(update={"cutoffs": (settings.retrieve,)})
     title = "weights of p(like) on validation"
-    (found,) = retrieval.run(
-        log, queries, {title: network}, deep, max_history=max_history, title=title
+    by_rule = retrieval.run(
+        log, queries, {title: network}, deep, max_history=max_history, title=title, rules=rules
     )
-    ranks = served_ranks(
-        log,
-        queries,
-        network,
-        found[title],
-        [Blend(weight, temperature) for weight in weights],
-        max_history=max_history,
-        title=title,
-    )
+    choices = {}
+    for rule, outcomes in zip(rules, by_rule, strict=True):
+        found = outcomes[title]
+        ranks = served_ranks(
+            log, queries, network, found, blends, max_history=max_history, title=title
+        )
+        choices[rule] = _best(metric, weights, ranks)
+    return choices
+
+
+def no_choice(metric: str) -> Choice:
+    """Retrieval's own order, where nothing can weigh another."""
+    return Choice(0.0, metric, 0, {})
+
+
+def _best(metric: str, weights: Sequence[float], ranks: Sequence[np.ndarray]) -> Choice:
+    """The first of the best."""
     cutoff = int(metric.partition("@")[2])
     values = {
         weight: float(retrieval_metrics(own, [cutoff])[metric].mean())
         for weight, own in zip(weights, ranks, strict=True)
     }
-    return Choice(max(values, key=lambda weight: values[weight]), metric, len(queries), values)
+    return Choice(max(values, key=lambda weight: values[weight]), metric, len(ranks[0]), values)
 
 
 def served_ranks(

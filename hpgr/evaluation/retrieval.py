@@ -81,7 +81,7 @@ def run(
     *,
     max_history: int,
     title: str,
-    then_rank: tuple[Ranker, Blend] | None = None,
+    then_rank: tuple[Ranker, Mapping[bool, Blend]] | None = None,
     rules: Sequence[bool] = (),
 ) -> list[dict[str, Retrieved]]:
     """Ranks and best items of every model on `queries`, once for each of `rules`.
@@ -96,7 +96,7 @@ def run(
         max_history: newest events a model reads.
         title: of the progress bar.
         then_rank: the network among `retrievers` that also gets a row "NAME_then_rank", in which
-            its `retrieve` best items are in the order of the blend.
+            its `retrieve` best items are in the order of the rule's blend.
         rules: True where items that the user met before are removed, False where they stay; by
             default the log's own rule.
     """
@@ -117,7 +117,7 @@ def run(
                     parts[rule][name].append(Retrieved.of(ranks, top, scores))
                     if then_rank is None or retriever is not then_rank[0]:
                         continue
-                    network, blend = then_rank
+                    network, blend = then_rank[0], then_rank[1][rule]
                     if not blend.retrieval_only:
                         top = top_items(scores, removed, settings.retrieve)
                         best = Retrieved.of(ranks, top, scores)
