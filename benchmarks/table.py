@@ -34,7 +34,7 @@ TITLES = {
 }
 NAMES = {
     "hpgr": "**HPGR**",
-    "hpgr_then_rank": "HPGR, top 50 reordered by pCTR",
+    "hpgr_then_rank": "HPGR, top 50 then ranked",
     "hpgr-quick": "HPGR, `make run`",
     "hstu": "HSTU",
     "transitions": "transitions, decayed",

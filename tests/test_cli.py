@@ -55,7 +55,6 @@ def test_params_prints_the_values_in_force(project):
         (["recommend"], "say who asks"),
         (["recommend", "--user", "1"], "the registry has no hpgr@champion"),
         (["recommend", "--user", "1", "--source", "artifacts"], "artifacts/finetune/"),
-        (["recommend", "--user", "1", "--like-weight", "much"], "is not a valid float"),
         (["recommend", "--user", "1", "--source", "moon"], "expected champion or artifacts"),
         (["fetch", "no-such-log"], "unknown data set 'no-such-log'"),
     ],

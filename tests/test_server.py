@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from serving_project import HISTORY, LIKE_WEIGHT, NOW, ONE, PYTHON, call, environment
 
+from hpgr.cli import app as commands
 from hpgr.config import load_config
 from hpgr.data.histories import histories
 from hpgr.data.log import EventLog
@@ -104,6 +105,20 @@ def test_a_weight_that_cannot_be_is_one_message(ask, weight, why):
     assert status == 422
     assert body["detail"].startswith("like_weight: Input should be ")
     assert why in body["detail"] and ";" not in body["detail"]
+
+
+def test_a_person_may_ask_for_another_order(inside, capsys):
+    history = ["recommend", "--history", "id3, id4", "--at", str(NOW), "--k", "28"]
+    printed = {}
+    for weight in (None, "0", "2", "100"):
+        asked = history if weight is None else [*history, "--like-weight", weight]
+        commands(asked, standalone_mode=False)
+        printed[weight] = capsys.readouterr().out
+    assert printed[None] == printed["2"]  # LIKE_WEIGHT
+    assert len(set(printed.values())) == 3
+    for weight in ("-1", "nan", "101"):
+        with pytest.raises(UserError, match=r"like_weight is .*, expected a number from 0"):
+            commands([*history, "--like-weight", weight], standalone_mode=False)
 
 
 def test_the_schema_describes_the_weight(champion):

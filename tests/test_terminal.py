@@ -55,7 +55,7 @@ class OneAnswer:
     def __init__(self):
         self.names = {n: (f"[i]{n}", t) for n, t in enumerate([*TITLES, "clear\x1b[2J"])}
 
-    def recommend(self, requests, *, k):
+    def recommend(self, requests, *, k, like_weight):
         items = [
             Recommended(item_id, title, 0.5, 0.5, [Anchor(item_id, title, 1.0)])
             for item_id, title in self.names.values()
