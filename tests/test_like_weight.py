@@ -105,7 +105,7 @@ def test_without_a_validation_query_the_order_is_retrievals():
     log = make_log([[(2, 1, 1), (3, 2, 1), (4, 3, 1)]], held_out=[[TRAIN, TRAIN, TEST]])
     found = choose(log, Toy(log.meta.num_items))
     assert (found.like_weight, found.queries) == (0.0, 0)
-    assert "retrieval's own" in found.sentence
+    assert "Served order: retrieval alone" in found.sentence
 
 
 def rewritten(log, seed):

@@ -34,10 +34,11 @@ class Choice:
     def sentence(self) -> str:
         """The choice in one sentence."""
         if not self.queries:
-            return "Served order: retrieval's own; nothing on validation can weigh p(like)."
+            return "Served order: retrieval alone; nothing on validation can weigh p(like)."
         found = ", ".join(f"{value:.4f} at {weight:g}" for weight, value in self.values.items())
+        order = f"log p(next) + {self.like_weight:g} log p(like)"
         return (
-            f"Served order: log p(next) + {self.like_weight:g} log p(like); weight "
+            f"Served order: {order if self.like_weight else 'retrieval alone'}; weight "
             f"{self.like_weight:g} was best on {self.queries:,} validation queries "
             f"({metric_label(self.metric)} {found})."
         )
