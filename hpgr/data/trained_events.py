@@ -83,9 +83,11 @@ def read_sketch(folder: Path) -> np.ndarray:
         sketch = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OverflowError, TypeError, SyntaxError) as error:
         raise DamagedFile(path, error) from error
-    if not isinstance(sketch, np.ndarray) or sketch.dtype != np.uint64 or sketch.ndim != 1:
-        found = f"{getattr(sketch, 'dtype', 'an archive')} {getattr(sketch, 'shape', '')}".strip()
-        raise DamagedFile(path, f"expected a row of uint64, found {found}")
+    if isinstance(sketch, np.lib.npyio.NpzFile):
+        sketch.close()
+        raise DamagedFile(path, "expected a row of uint64, found an archive")
+    if sketch.dtype != np.uint64 or sketch.ndim != 1:
+        raise DamagedFile(path, f"expected a row of uint64, found {sketch.dtype} {sketch.shape}")
     if len(sketch) > KEPT or not (sketch[1:] > sketch[:-1]).all():
         raise DamagedFile(path, f"expected at most {KEPT:,} values, each larger than the last")
     return np.array(sketch)
