@@ -99,8 +99,8 @@ def select_anchors(
     step = QUERIES_AT_A_TIME if device.type == "cpu" else ACCELERATOR_QUERIES
     chunks = list(zip(first.split(step), end.split(step), query_QR.split(step), strict=True))
     # All bounds at once, and one memory for all scores: its pages cost as much as the product.
-    bounds = torch.stack([torch.stack([f.min(), f.max(), e.min(), e.max()]) for f, e, _ in chunks])
-    bounds = bounds.cpu().tolist()
+    extremes = [torch.stack([f.min(), f.max(), e.min(), e.max()]) for f, e, _ in chunks]
+    bounds = torch.stack(extremes).cpu().tolist()
     longest = _divisible(max(stop - start for start, _, _, stop in bounds), num)
     memory = key_KR.new_empty(min(step, len(query_QR)) * longest)
     padded_KR = functional.pad(key_KR, (0, 0, 0, longest))
