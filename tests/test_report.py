@@ -12,6 +12,7 @@ from test_evaluate import CONFIG, Knowing
 from hpgr.data.log import TEST
 from hpgr.evaluation import examples, figures, protocols, report
 from hpgr.evaluation import metric_tables as tables
+from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.metric_tables import Tables
 from hpgr.evaluation.retrieval import Retrieved
 
@@ -37,7 +38,7 @@ def names_for(log, title="Film {}"):
     )
 
 
-def cards_for(log, names):
+def cards_for(log, names, weight=0.0):
     return examples.examples(
         log,
         examples.pick(log, protocols.next_item(log, TEST), SETTINGS),
@@ -46,7 +47,22 @@ def cards_for(log, names):
         SETTINGS,
         max_history=200,
         ranks=True,
+        blend=Blend(weight, 0.05),
     )
+
+
+def test_the_cards_show_the_order_that_is_served():
+    """The network likes items divisible by three: a large weight puts those that it found first."""
+    log = random_log(0)
+    named = names_for(log)
+    plain, served = (cards_for(log, named, weight) for weight in (0.0, 100.0))
+    for before, after in zip(plain, served, strict=True):
+        liked = [offer.probability for offer in after.offers]
+        assert liked == sorted(liked, reverse=True)
+        if after.rank <= len(after.offers):
+            assert after.offers[after.rank - 1].hit
+        assert before.rank == 1 and before.offers[0].hit  # it knows what comes next
+    assert any(card.rank > 1 for card in served)
 
 
 def page(folder, log, names=None, notes=(), endings=None, standing=None):

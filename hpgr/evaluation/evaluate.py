@@ -97,6 +97,7 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
         Names.read(workspace.sessions, log.meta.num_items),
         cfg.evaluate,
         ranks=judged.ranks,
+        blend=Blend(choice.like_weight, judged.temperature),
         **reach,
     )
     endings = training_endings(workspace)

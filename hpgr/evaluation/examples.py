@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from hpgr.config import Evaluate
-from hpgr.data.histories import Histories, offsets_of
+from hpgr.data.histories import Histories
 from hpgr.data.log import EventLog
+from hpgr.evaluation.blend import Blend, likes, reorder
 from hpgr.evaluation.model_protocols import RankingModel
 from hpgr.evaluation.protocols import Queries
-from hpgr.evaluation.retrieval import seen_pairs
+from hpgr.evaluation.retrieval import Retrieved, seen_pairs
 from hpgr.metrics import MISS, ranks_of, top_items
 
 MAX_SESSIONS, MAX_EVENTS, NEIGHBOURS = 5, 12, 1  # a card fits a screen
@@ -109,20 +110,26 @@ def examples(
     *,
     max_history: int,
     ranks: bool,
+    blend: Blend,
 ) -> list[Example]:
-    """Cards for `queries`, at most a screen each; offers get a pCTR if the network `ranks`."""
+    """Cards for `queries`, at most a screen each, with offers as served.
+
+    If the network `ranks`, the offers are in the order of the `blend` and have a pCTR.
+    """
     if not len(queries):
         return []
     histories = queries.histories(log, max_history)
     removed = seen_pairs(log, queries, remove=log.meta.remove_history)
     scores = network.retrieve(histories)
     place = ranks_of(scores, queries.target, removed, catalogue_chunk=settings.catalogue_chunk)
-    top = top_items(scores, removed, settings.cutoffs[0])
+    shown = settings.cutoffs[0]
+    top = top_items(scores, removed, max(settings.retrieve, shown))
     probability = np.full(top.shape, np.nan, dtype=np.float32)
     if ranks:
-        offered = top >= 0
-        offsets = offsets_of(offered.sum(axis=1))
-        probability[offered] = network.rank(histories, offsets, top[offered])
+        best = Retrieved.of(place, top, scores)
+        like = likes(network, histories, top)
+        place, top = reorder(blend, top, best.score, like, queries.target, place)
+        probability = likes(network, histories, top[:, :shown])
     anchors, weights = network.explain(histories)
     cards = []
     for q in range(len(queries)):
@@ -141,7 +148,7 @@ def examples(
                 sessions=sessions[-MAX_SESSIONS:],
                 offers=[
                     Offer(names.item[i], float(p) if ranks else None, bool(i == queries.target[q]))
-                    for i, p in zip(top[q], probability[q], strict=True)
+                    for i, p in zip(top[q, :shown], probability[q, :shown], strict=True)
                     if i >= 0
                 ],
                 target=names.item[queries.target[q]],
