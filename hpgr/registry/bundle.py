@@ -45,7 +45,7 @@ SERVING: dict[str, tuple[Any, ...]] = {
 }
 LIKE_WEIGHT = (float, 0, LARGEST_LIKE_WEIGHT)
 NO_TEMPERATURE = "the model's config.json has no finetune.temperature"
-TEMPERATURE = (float, 1 / 80, 1 << 20)  # the limit of finetune.temperature
+TEMPERATURE = (float, 1e-6, 1 << 20)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Serving:
 
     `gap_s` is in seconds, `max_history` in events, `retrieve` in items. `like_weight` is as in
     `hpgr.evaluation.blend.Blend`: None, which serving.json does not say, in versions before it.
-    `temperature` stands in the network's config.json; None where that does not say.
+    `temperature` is that of training; None where the network's config.json does not say.
     """
 
     gap_s: int
