@@ -23,15 +23,15 @@ GPU = {"orchestrate__remote": {"slow": "gpu"}}
 
 
 def start(project, *command):
-    log = (project.folder.parent / f"{project.folder.name}-{command[-1]}.log").open("w")
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=project.folder,
-        env=project.environment | {"PREFECT_API_URL": project.api},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-    )
+    with (project.folder.parent / f"{project.folder.name}-{command[-1]}.log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=project.folder,
+            env=project.environment | {"PREFECT_API_URL": project.api},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
 
 
 def stop(process):

@@ -80,9 +80,9 @@ def team(tmp_path_factory):
     running = []
 
     def start(command, **options):
-        log = (root / f"{len(running)}.log").open("w")
-        options = {"cwd": made.project.folder, "stdout": log, "stderr": log} | options
-        running.append(subprocess.Popen(command, process_group=0, **options))
+        with (root / f"{len(running)}.log").open("w") as log:
+            options = {"cwd": made.project.folder, "stdout": log, "stderr": log} | options
+            running.append(subprocess.Popen(command, process_group=0, **options))
 
     data, sockets = Path("/tmp") / f"hpgr-pg-{os.getpid()}", "/tmp"
     data.mkdir(mode=0o700)
