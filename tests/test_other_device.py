@@ -63,7 +63,7 @@ def test_both_stages_train_and_score_there_as_on_the_cpu(name, tmp_path, monkeyp
         found = train_on(ELSEWHERE, cfg, monkeypatch)
     for stage, row in expected.items():
         for key in (key for key in row if key.endswith("loss")):
-            assert found[stage][key] == pytest.approx(row[key], rel=1e-4)
+            assert found[stage][key] == pytest.approx(row[key], rel=1e-3)
     log = log_with_categories()
     users = np.arange(log.meta.num_users)
     asked = histories(log, users, log.user_offsets[1:], np.full(len(users), 2 * 10**9), 20)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from hpgr.model.attention.key_tiles import SIZE
 from hpgr.model.attention.reference import laid_out
+from hpgr.model.attention.select import Selector
 from hpgr.model.hpgr import HPGR
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.preference import PreferenceSignals
@@ -29,10 +30,13 @@ def problem(lengths, seed, dim=6):
     return rows, torch.tensor(first), torch.tensor(end)
 
 
-def masked(signals, rows, first, end, *, window, tile=8, sparse=True):
+def masked(selector, signals, rows, first, end, *, window, tile=8, sparse=True, query=None):
+    """The mask of queries at `first` .. `end` of the keys `rows`."""
+    place = torch.arange(len(rows))
+    anchors = selector(rows if query is None else query, rows, first, end, place)
     return signals(
-        rows, rows, first, end, window=window, tile=tile, sparse=sparse,
-        query_time=None, key_time=None, query_position=None,
+        *anchors, first, end, len(rows), window=window, tile=tile, sparse=sparse,
+        query_time=None, key_time=None, query_position=None if query is None else end,
     )  # fmt: skip
 
 
@@ -47,12 +51,12 @@ def masked(signals, rows, first, end, *, window, tile=8, sparse=True):
 )
 def test_mask_equals_brute_force(lengths, seed, sigma, num_anchors, window, sparse):
     rows, first, end = problem(lengths, seed)
-    signals = PreferenceSignals(6, num_anchors=num_anchors, sigma=sigma)
+    selector, signals = Selector(6, 6, 5, num_anchors=num_anchors), PreferenceSignals(sigma)
     with torch.no_grad():
-        signals.query.weight.add_(torch.randn(6, 6) * 0.3)
-        mask = masked(signals, rows, first, end, window=window, sparse=sparse)
-    unit_q = functional.normalize(rows @ signals.query.weight.detach().T, dim=-1)
-    unit_k = functional.normalize(rows @ signals.key.weight.detach().T, dim=-1)
+        selector.query.weight.add_(torch.randn(5, 6) * 0.3)
+        mask = masked(selector, signals, rows, first, end, window=window, sparse=sparse)
+    unit_q = functional.normalize(rows @ selector.query.weight.detach().T, dim=-1)
+    unit_k = functional.normalize(rows @ selector.key.weight.detach().T, dim=-1)
     expected = torch.zeros(len(rows), len(rows))
     for i in range(len(rows)):
         low, high = int(first[i]), int(end[i])
@@ -72,8 +76,8 @@ def test_mask_equals_brute_force(lengths, seed, sigma, num_anchors, window, spar
 def test_a_query_computes_only_the_blocks_that_its_mask_touches():
     """One long history: a constant number of blocks a query, not all before it."""
     rows, first, end = problem([640], 0)
-    signals = PreferenceSignals(6, num_anchors=2, sigma=1.0)
-    mask = masked(signals, rows, first, end, window=4)
+    selector, signals = Selector(6, 6, 6, num_anchors=2), PreferenceSignals(1.0)
+    mask = masked(selector, signals, rows, first, end, window=4)
     blocks = 640 // SIZE
     touched = (laid_out(mask.tiles, mask.weight).view(640, blocks, SIZE) > 0).any(2)
     assert int((mask.tiles.rows < 640).sum()) == int(touched.sum())
@@ -81,9 +85,8 @@ def test_a_query_computes_only_the_blocks_that_its_mask_touches():
 
 
 def test_history_and_candidates_have_windows_of_their_own():
-    network = HPGR(leak_settings(max_history=300), catalogue())
-    assert (network.row_window, network.candidate_window) == (4, 4)
-    network.row_window, network.candidate_window = 0, 7
+    windows = {"recent_window": 0, "candidate_window": 7}
+    network = HPGR(leak_settings(max_history=300, **windows), catalogue())
     histories = random_histories([30], seed=0)
     packed = pack(histories, CPU)
     placed = place_candidates(
@@ -97,10 +100,10 @@ def test_history_and_candidates_have_windows_of_their_own():
 
 def test_the_peak_receives_a_gradient():
     rows, first, end = problem([40], 1)
-    signals = PreferenceSignals(6, num_anchors=2, sigma=2.0)
-    mask = masked(signals, rows, first, end, window=2)
+    selector, signals = Selector(6, 6, 6, num_anchors=2), PreferenceSignals(2.0)
+    mask = masked(selector, signals, rows, first, end, window=2)
     mask.weight.sum().backward()
-    assert signals.query.weight.grad.abs().sum() > 0
+    assert selector.query.weight.grad.abs().sum() > 0
     assert signals.sharpness.grad.abs() > 0
 
 
@@ -108,11 +111,9 @@ def test_the_peak_receives_a_gradient():
 @pytest.mark.parametrize("place", [0, 1])  # of its history among the keys: at the border of a block
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_query_without_history_has_no_anchor(count, place, sparse):
-    signals = PreferenceSignals(6, num_anchors=2, sigma=1.0)
+    selector, signals = Selector(6, 6, 6, num_anchors=2), PreferenceSignals(1.0)
     first, end = torch.tensor([place, place]), torch.tensor([place, place + count])
-    mask = signals(
-        torch.randn(2, 6), torch.randn(3, 6), first, end, window=2, tile=8, sparse=sparse,
-        query_time=None, key_time=None, query_position=end,
-    )  # fmt: skip
+    rows, query = torch.randn(3, 6), torch.randn(2, 6)
+    mask = masked(selector, signals, rows, first, end, window=2, sparse=sparse, query=query)
     assert (mask.anchor[0] == -1).all()
     assert (mask.anchor[1] >= 0).sum() == count

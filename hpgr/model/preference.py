@@ -1,8 +1,9 @@
 """Preference-guided sparse attention: a query attends to its anchors among past items.
 
-1. Preference signals: the A visible history items most similar (cosine) to the query are its
-   anchors; the similarity of each passes a sigmoid and becomes the height of its peak, so that
-   selection receives a gradient.
+1. Preference signals: the A visible history items most similar (cosine) to what is asked for are
+   the query's anchors (`hpgr.model.attention.select`). Items are compared with items, so that
+   place, time and session do not decide. The similarity of each anchor passes a sigmoid and becomes
+   the height of its peak, so that selection receives a gradient.
 2. Gaussian mask: weight_ij = max over anchors a of peak_a * exp(-(j - a)^2 / (2 sigma^2)), zero
    beyond 3 sigma, one in the window of the most recent positions. It multiplies the attention
    weight after the SiLU.
@@ -19,15 +20,14 @@ space, N tiles, G queries and S keys of a tile.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hpgr.model.attention.bells import bell_weights, find_bells
 from hpgr.model.attention.cover import Tiles, build_tiles
 from hpgr.model.attention.key_tiles import SIZE, KeyTiles, build_key_tiles
-from hpgr.model.attention.select import select
 from hpgr.model.precision import autocast_off, wide
 from hpgr.model.shapes import Float, Int
 
@@ -101,69 +101,25 @@ def gaussian_mask(
 
 
 class PreferenceSignals(nn.Module):
-    """Selects anchors by cosine in a space of its own and builds the Gaussian mask.
+    """Turns anchors and their similarities into a mask: each similarity is the height of a bell."""
 
-    The mask has projections of its own, so that attention and representation do not compete for one
-    table (the finding of DARE, arXiv 2410.02604).
-    """
-
-    def __init__(self, dim: int, *, num_anchors: int, sigma: float) -> None:
+    def __init__(self, sigma: float) -> None:
         super().__init__()
-        self.num_anchors = num_anchors
         self.sigma = sigma
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(dim, dim, bias=False)
         self.sharpness = nn.Parameter(torch.tensor(4.0))
         self.offset = nn.Parameter(torch.tensor(0.0))
-        nn.init.eye_(self.query.weight)  # starts as the cosine of the inherited representations
-        nn.init.eye_(self.key.weight)
 
     def forward(
         self,
-        query_QD: Float[Tensor, "Q D"],
-        key_KD: Float[Tensor, "K D"],
+        anchor_QA: Int[Tensor, "Q A"],
+        cosine_QA: Float[Tensor, "Q A"],
         first: Int[Tensor, "Q"],
         end: Int[Tensor, "Q"],
-        *,
-        window: int,
-        tile: int,
-        sparse: bool,
-        query_time: Int[Tensor, "Q"] | None,
-        key_time: Int[Tensor, "K"] | None,
-        query_position: Int[Tensor, "Q"] | None,
+        num_keys: int,
+        **options: Any,
     ) -> PreferenceMask:
-        """Build the mask of each query over its visible keys.
-
-        Args:
-            query_QD: fused representations of the queries, [Q, D].
-            key_KD: fused representations of the history items, [K, D].
-            first: as in `gaussian_mask`, like all that follow.
-            end: one past the last visible key.
-            window: newest visible keys of weight one.
-            tile: side of a square tile.
-            sparse: compute only what the mask touches.
-            query_time: seconds.
-            key_time: seconds.
-            query_position: row of each query among the keys.
-        """
-        query_QR, key_KR = self.query(query_QD), self.key(key_KD)
-        # Selection is not smooth: cosines rounded to bfloat16 would tie and select other anchors.
-        with autocast_off(query_QD):
-            query_QR = functional.normalize(wide(query_QR), dim=-1)
-            key_KR = functional.normalize(wide(key_KR), dim=-1)
-            anchor_QA, cosine_QA = select(query_QR, key_KR, first, end, self.num_anchors)
-            peak_QA = torch.sigmoid(self.sharpness * cosine_QA + self.offset) * (anchor_QA >= 0)
-        return gaussian_mask(
-            anchor_QA,
-            peak_QA,
-            first,
-            end,
-            len(key_KD),
-            sigma=self.sigma,
-            window=window,
-            tile=tile,
-            sparse=sparse,
-            query_time=query_time,
-            key_time=key_time,
-            query_position=query_position,
-        )
+        """Build the mask of each query over its visible keys; see `gaussian_mask`."""
+        with autocast_off(cosine_QA):
+            peak_QA = torch.sigmoid(self.sharpness * wide(cosine_QA) + self.offset)
+            peak_QA = peak_QA * (anchor_QA >= 0)
+        return gaussian_mask(anchor_QA, peak_QA, first, end, num_keys, sigma=self.sigma, **options)

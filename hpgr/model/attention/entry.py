@@ -33,7 +33,7 @@ BREAK_EVEN = {"cpu": 256, "cuda": 1024}
 BackEnd = Callable[..., Tensor]
 
 
-class Choice(NamedTuple):
+class BackEndChoice(NamedTuple):
     """The back end of sparse masks, dense, tiles or triton, and the reason for it."""
 
     name: str
@@ -46,7 +46,7 @@ class Choice(NamedTuple):
 
 
 @functools.cache
-def choose(kind: str, max_history: int) -> Choice:
+def choose(kind: str, max_history: int) -> BackEndChoice:
     """Choose the back end of sparse masks.
 
     Args:
@@ -55,12 +55,14 @@ def choose(kind: str, max_history: int) -> Choice:
     """
     least = BREAK_EVEN.get(kind, BREAK_EVEN["cuda"])
     if max_history < least:
-        return Choice("dense", f"histories of at most {max_history} events, sparse from {least} on")
+        return BackEndChoice(
+            "dense", f"histories of at most {max_history} events, sparse from {least} on"
+        )
     if kind != "cuda":
-        return Choice("tiles", f"histories of up to {max_history} events on {kind}")
+        return BackEndChoice("tiles", f"histories of up to {max_history} events on {kind}")
     if missing := _no_triton():
-        return Choice("tiles", f"histories of up to {max_history} events, but {missing}")
-    return Choice("triton", f"histories of up to {max_history} events on CUDA")
+        return BackEndChoice("tiles", f"histories of up to {max_history} events, but {missing}")
+    return BackEndChoice("triton", f"histories of up to {max_history} events on CUDA")
 
 
 @functools.cache

@@ -11,17 +11,94 @@ width of the signal space, A anchors, g groups, f keys of a group.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from hpgr.model.precision import autocast_off, wide
 from hpgr.model.shapes import Float, Int
 
+TIE = 1e-6  # what one place newer is worth: above rounding, below what tells items apart
 FOLD = 8  # keys or groups of a group
 QUERIES_AT_A_TIME = 256  # on a CPU
 GATHERED_AT_A_TIME = 1024  # queries on a CPU, whose anchors' keys stay in its cache
 ACCELERATOR_QUERIES = 2048  # elsewhere, as few steps as the keys that they span together allow
+
+
+class Selector(nn.Module):
+    """Selects anchors by cosine in a space of its own.
+
+    The projections are its own, so that attention and representation do not compete for one table
+    (the finding of DARE, arXiv 2410.02604). `mode` is for interventions: "chosen", "random" (as
+    many visible keys, drawn evenly), "none".
+    """
+
+    def __init__(self, query_dim: int, key_dim: int, dim: int, *, num_anchors: int) -> None:
+        super().__init__()
+        self.num_anchors, self.mode = num_anchors, "chosen"
+        self.query = nn.Linear(query_dim, dim, bias=False)
+        self.key = nn.Linear(key_dim, dim, bias=False)
+        for projection in (self.query, self.key):  # starts near the cosine of what comes in
+            nn.init.orthogonal_(projection.weight)
+        with torch.no_grad():
+            if self.query.weight.shape == self.key.weight.shape:
+                self.query.weight.copy_(self.key.weight)
+
+    def forward(
+        self,
+        query_QD: Float[Tensor, "Q D"],
+        key_KE: Float[Tensor, "K E"],
+        first: Int[Tensor, "Q"],
+        end: Int[Tensor, "Q"],
+        position_K: Int[Tensor, "K"],
+    ) -> tuple[Int[Tensor, "Q A"], Float[Tensor, "Q A"]]:
+        """Return the anchors of each query (rows, -1 for none) and their cosines.
+
+        Args:
+            query_QD: of any length.
+            key_KE: of any length.
+            first: first visible key of each query, non-decreasing.
+            end: one past the last visible key.
+            position_K: place of each key in its history.
+        """
+        query_QR, key_KR = self.query(query_QD), self.key(key_KE)
+        # Selection is not smooth: cosines rounded to bfloat16 would tie and select other anchors.
+        with autocast_off(query_QD):
+            query_QR = functional.normalize(wide(query_QR), dim=-1)
+            key_KR = functional.normalize(wide(key_KR), dim=-1)
+            if self.mode != "chosen":
+                return self._intervened(query_QR, key_KR, first, end)
+            return select(query_QR, key_KR, first, end, self.num_anchors, position_K)
+
+    def _intervened(
+        self, query_QR: Tensor, key_KR: Tensor, first: Tensor, end: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        seen_Q1 = (end - first)[:, None]
+        draw_QA = torch.rand(len(first), self.num_anchors, device=first.device)
+        anchor_QA = first[:, None] + (draw_QA * seen_Q1).long()
+        kept_QA = torch.arange(self.num_anchors, device=first.device) < seen_Q1
+        if self.mode == "none":
+            kept_QA = torch.zeros_like(kept_QA)
+        anchor_QA = torch.where(kept_QA, anchor_QA, -1)
+        if not len(key_KR):
+            return anchor_QA, torch.zeros_like(draw_QA)
+        cosine_QA = torch.einsum("qr,qar->qa", query_QR, key_KR[anchor_QA.clamp_min(0)])
+        return anchor_QA, cosine_QA
+
+
+@contextmanager
+def intervened(network: nn.Module, mode: str) -> Iterator[None]:
+    """Put every selector of `network` into a `mode` (see `Selector`) for the block."""
+    selectors = [module for module in network.modules() if isinstance(module, Selector)]
+    for selector in selectors:
+        selector.mode = mode
+    try:
+        yield
+    finally:
+        for selector in selectors:
+            selector.mode = "chosen"
 
 
 def select(
@@ -30,12 +107,21 @@ def select(
     first: Int[Tensor, "Q"],
     end: Int[Tensor, "Q"],
     num: int,
+    position_K: Int[Tensor, "K"] | None = None,
 ) -> tuple[Int[Tensor, "Q A"], Float[Tensor, "Q A"]]:
     """Return the anchors of each query and their similarities, which carry gradients.
 
-    Arguments as in `select_anchors`; the similarity of no anchor is that of key 0.
+    Arguments as in `select_anchors`; the similarity of no anchor is that of key 0. With the place
+    of each key in its history, the newest of equally similar keys come first: events of one item
+    are equal, and rounding would choose among them.
     """
-    anchor_QA = select_anchors(query_QR.detach(), key_KR.detach(), first, end, num)
+    own_QR, other_KR = query_QR.detach(), key_KR.detach()
+    if position_K is not None:
+        own_QR = functional.pad(own_QR, (0, 1), value=1.0)
+        other_KR = torch.cat([other_KR, TIE * position_K[:, None].to(other_KR.dtype)], 1)
+    anchor_QA = select_anchors(own_QR, other_KR, first, end, num)
+    if not len(key_KR):
+        return anchor_QA, query_QR.new_zeros(anchor_QA.shape)
     return anchor_QA, _Similarity.apply(query_QR, key_KR, anchor_QA.clamp_min(0))
 
 
