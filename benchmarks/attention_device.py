@@ -301,6 +301,7 @@ def generated_log(*, num_users: int, longest: int, num_items: int = 4000) -> Eve
         "split": np.zeros(total),
         "category_offsets": categories,
         "category": 1 + np.arange(num_items) % 20,
+        "action_value": np.array([np.nan, 0, 1]),
     }
     meta = Meta(num_users, num_items, 3, 21, total, "leave-one-out", 1800)
     return EventLog(meta=meta, **{n: a.astype(DTYPES[n]) for n, a in arrays.items()})

@@ -157,6 +157,7 @@ class Finetune(Section):
     learning_rate: float = Field(gt=0, le=1)
     inherit: bool
     inherited_scale: float = Field(ge=0)
+    factor_scale: float = Field(ge=0)
     decay: bool
     random_windows: bool
     monitor: Literal["validation_ndcg@10", "validation_hr@10", "validation_auc"]
@@ -167,7 +168,7 @@ class Finetune(Section):
     # The softmax subtracts no maximum: beyond 1 / 80 its exponentials overflow.
     temperature: float = Field(ge=1 / 80)
     ranking_weight: float = Field(ge=0)
-    num_candidates: int = Field(ge=1)
+    num_candidates: int | None = Field(ge=1)
     batch_tokens: int = Field(ge=64)
     warmup_steps: int = Field(ge=0)
     clip_norm: float = Field(gt=0)

@@ -43,6 +43,7 @@ def make_log(users, *, split="leave-one-out", num_items=None, held_out=None) -> 
         split=parts,
         category_offsets=np.zeros(num_items + 1, dtype=np.int64),
         category=np.empty(0, dtype=np.int32),
+        action_value=np.array([np.nan, 0, 1], dtype=np.float32),
     )
 
 

@@ -44,6 +44,7 @@ def outputs(reference):
         position_bias=True,
         time_bias=True,
         tile=8,
+        readout=False,
     )
     catalogue = Catalogue(num_items, 1, 1, torch.zeros(num_items + 1), torch.zeros(0), 1800)
     model = HSTU(settings, catalogue, ranking=False).eval()

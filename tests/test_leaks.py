@@ -33,7 +33,8 @@ def settings(**changes):
         "dropout": 0.1, "position_bias": True, "time_bias": True, "side_features": True,
         "sessions": True,
         "intra_blocks": 1, "inter_blocks": 1, "preference": True, "history_rows": "causal",
-        "num_anchors": 3, "sigma": 1.0, "recent_window": 4, "tile": 8,
+        "num_anchors": 3, "sigma": 1.0, "recent_window": 4, "candidate_window": 4, "signal_dim": 6,
+        "tile": 8, "readout": True, "factors": 5,
     }  # fmt: skip
     return SimpleNamespace(**{**base, **changes})
 
@@ -96,7 +97,9 @@ def trained_looking(model, seed=0):
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
+            # What is not learned may be a variance: it stays positive.
+            noise = torch.randn_like(parameter) * 0.3 if parameter.requires_grad else None
+            parameter.add_(torch.rand_like(parameter) if noise is None else noise)
     return model.eval()
 
 
@@ -146,9 +149,8 @@ def test_long_histories_select_and_read_the_same_when_later_events_change(recent
         found = []
         for user, position in [(0, 1399), (0, 1200), (0, 250), (1, 100)]:
             packed = pack(changed_after(histories, user, position, seed=3), CPU)
-            trunk = model.trunk(packed, causal=True)
-            mask = model._mask(trunk.fused, trunk, packed, packed.readers())
-            found.append((model(packed, None)[0], mask.anchor))
+            output, mask = model._run(packed, None, newest_only=False)
+            found.append((output.states, mask.anchor))
     for (user, position), after in zip([(0, 1200), (0, 250), (1, 100)], found[1:], strict=True):
         low = histories.offsets[user]
         past, next_row = slice(low, low + position + 1), low + position + 1
@@ -316,6 +318,7 @@ def small_log(seed=0):
         split,
         np.arange(NUM_ITEMS + 1),
         random.integers(1, 7, NUM_ITEMS).astype(np.int32),
+        np.array([np.nan, 1, 2, 3, 4, 5], dtype=np.float32),
     )
 
 

@@ -1,4 +1,4 @@
-"""The wide part of the ranking head against the smoothed means it stands for."""
+"""The ranking head before training: the smoothed means that its wide part stands for."""
 
 import numpy as np
 import torch
@@ -12,18 +12,14 @@ CPU = torch.device("cpu")
 
 
 def head():
-    made = RankingHead(4, num_items=50, num_actions=6)
-    with torch.no_grad():
-        made.deep[-1].weight.zero_()
-        made.deep[-1].bias.zero_()
-    return made
+    return RankingHead(4, num_items=50, num_actions=6)
 
 
 def test_the_items_part_is_the_smoothed_log_odds_of_training():
     events, positive = torch.zeros(50), torch.zeros(50)
     events[[2, 3]], positive[[2, 3]] = torch.tensor([100.0, 2.0]), torch.tensor([80.0, 0.0])
     made = head()
-    made.start_from(events, positive)
+    made.start_from(events, positive, None)
     rates = torch.sigmoid(made.item_bias)
     common = 80 / 102
     assert np.isclose(rates[2].item(), (80 + PRIOR_EVENTS * common) / (100 + PRIOR_EVENTS))

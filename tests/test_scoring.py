@@ -1,7 +1,6 @@
 """The scorer: the same answer alone as in a batch, from disk as from memory, without a past."""
 
 import json
-import math
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -14,7 +13,6 @@ from test_leaks import catalogue, random_histories, settings, trained_looking
 import hpgr.model.scoring
 from hpgr.data.histories import Histories
 from hpgr.model.interface import build
-from hpgr.model.packed import pack, place_candidates
 from hpgr.model.placement import found_device
 from hpgr.model.scoring import Scorer
 from hpgr.model.zoo import section_of
@@ -76,7 +74,9 @@ def test_empty_histories_are_ranked_and_retrieve_nothing_in_particular(scorer):
     only_empty = Histories(
         np.array([0, 0]), *(np.zeros(0, dtype=np.int64) for _ in range(4)), np.array([10**9])
     )
-    assert scorer.rank(only_empty, np.array([0, 1]), np.array([2])) == pytest.approx(probability[0])
+    assert scorer.rank(only_empty, np.array([0, 1]), np.array([2])) == pytest.approx(
+        probability[0], rel=1e-5
+    )
 
 
 def test_anchors_are_positions_of_the_own_history():
@@ -103,36 +103,36 @@ def test_anchors_of_candidates_are_those_that_ranking_read_through(history_rows,
     position, weight = scorer.explain(histories, offsets, items)
     assert position.shape == weight.shape == (10, 3)
     caught = []
-    model.signals.register_forward_hook(lambda _, inputs, mask: caught.append(mask))
+    model.candidate_signals.register_forward_hook(lambda _, inputs, mask: caught.append(mask))
     for query, (low, high) in enumerate(pairwise(offsets)):
         for candidate in range(low, high):
             scorer.rank(one(histories, query), np.array([0, 1]), items[candidate : candidate + 1])
-            mask = caught[-1]  # the candidates' mask is the last that a pass computes
+            mask = caught[-1]
             assert position[candidate].tolist() == mask.anchor[0].tolist()
             np.testing.assert_allclose(weight[candidate], mask.peak[0], atol=1e-5)
 
 
-def test_anchors_of_candidates_are_the_most_similar_events_by_brute_force():
-    model = trained_looking(build(settings(), catalogue(), ranking=True))
+@pytest.mark.parametrize("readout", [True, False])
+def test_anchors_of_candidates_are_the_most_similar_items_by_brute_force(readout):
+    """Items are compared with items, in the space of the read-out or else of the item table."""
+    model = trained_looking(build(settings(readout=readout), catalogue(), ranking=True))
     histories, items = random_histories([12, 20], seed=8), np.array([7, 8, 9])
     position, weight = Scorer(model, CPU, 40).explain(histories, np.array([0, 1, 3]), items)
+    table = model.trunk.items.table()[:-1].detach()
+    unit = table / table.norm(dim=1, keepdim=True)
+    space, selector = unit - model.shared.detach(), model.item_selector
+    space = space / space.norm(dim=1, keepdim=True)
+    if readout:
+        space, selector = model.click.readout.factor.detach(), model.click.readout.selector
+    asking, past = (space @ part.weight.detach().T for part in (selector.query, selector.key))
     for candidate, query in enumerate([0, 1, 1]):
-        alone = one(histories, query)
-        length = len(alone.item)
-        placed = place_candidates(
-            alone, np.array([0, 1]), items[candidate : candidate + 1], np.array([length]),
-            alone.request_time, CPU,
-        )  # fmt: skip
-        with torch.no_grad():
-            packed = pack(alone, CPU)
-            trunk = model.trunk(packed, causal=True)
-            asking = model.signals.query(model.trunk.candidates(trunk, packed, placed))[0]
-            past = model.signals.key(trunk.fused)
-            cosine = [float(asking @ key / asking.norm() / key.norm()) for key in past]
-            sharpness, offset = float(model.signals.sharpness), float(model.signals.offset)
-        best = sorted(range(length), key=lambda i: -cosine[i])[:3]
-        assert position[candidate].tolist() == best
-        expected = [1 / (1 + math.exp(-sharpness * cosine[i] - offset)) for i in best]
+        seen = one(histories, query).item
+        cosine = torch.cosine_similarity(asking[items[candidate]], past[seen], dim=1)
+        best = cosine.topk(3).indices
+        found = torch.from_numpy(position[candidate])
+        torch.testing.assert_close(cosine[found], cosine[best])  # a repeated item ties
+        sharpness, offset = model.candidate_signals.sharpness, model.candidate_signals.offset
+        expected = torch.sigmoid(sharpness * cosine[best] + offset).detach()
         np.testing.assert_allclose(weight[candidate], expected, atol=1e-5)
 
 

@@ -100,7 +100,7 @@ def test_stage_one_leaves_empty_outputs_that_say_so(project):
     assert load_file("artifacts/pretrain/model.safetensors") == {}
     assert Path("artifacts/pretrain/curves.csv").read_text().splitlines() == ["step,loss"]
     config = json.loads(Path("artifacts/pretrain/config.json").read_text())
-    assert config == {"model": TOY, "skipped": "toy has no stage 1: nothing to train"}
+    assert config == {"model": TOY, "skipped": "toy has no network of stage 1: nothing to train"}
 
 
 def test_it_is_trained_and_judged_under_its_own_name(project):

@@ -52,11 +52,11 @@ class TrainingWindows:
         *,
         max_history: int,
         batch_tokens: int,
-        num_candidates: int,
+        num_candidates: int | None,
         random_windows: bool,
         seed: int,
     ) -> None:
-        """`num_candidates` is per user; 0 gives batches without candidates.
+        """`num_candidates` is per window, None for each of its events, 0 for none.
 
         Raises:
             UserError: no user has two training events.
@@ -100,7 +100,7 @@ class TrainingWindows:
         log = self.log
         histories = Histories.gather(log, offsets, rows, log.timestamp[last])
         candidates = None
-        if self.num_candidates:
+        if self.num_candidates != 0:
             candidates = self._candidates(histories, first, length, random)
         return Batch(histories, log.item[rows + 1], candidates)
 
@@ -111,15 +111,20 @@ class TrainingWindows:
         length: np.ndarray,
         random: np.random.Generator,
     ) -> CandidateRows:
-        """Labelled events drawn from each window, its final target included."""
+        """Labelled events of each window, its final target included: all or some drawn evenly."""
         log, num = self.log, self.num_candidates
-        drawn = np.sort((random.random((len(first), num)) * (length + 1)[:, None]).astype(np.int64))
-        rows = (first[:, None] + drawn).ravel()
+        if num is None:
+            offsets, rows = runs(first, length + 1)
+        else:
+            offsets = np.arange(len(first) + 1) * num
+            drawn = (random.random((len(first), num)) * (length + 1)[:, None]).astype(np.int64)
+            rows = (first[:, None] + np.sort(drawn)).ravel()
         time = log.timestamp[rows]
+        query = np.repeat(np.arange(len(first)), np.diff(offsets))
         return CandidateRows(
-            offsets=np.arange(len(first) + 1) * num,
+            offsets=offsets,
             item=log.item[rows],
-            visible=events_before(histories, np.repeat(np.arange(len(first)), num), time),
+            visible=events_before(histories, query, time),
             time=time,
             label=log.label[rows],
         )

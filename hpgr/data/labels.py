@@ -65,6 +65,14 @@ def labels(actions: Sequence[str | None], settings: Sessionize) -> list[int]:
     return [int(action in chosen) for action in actions]
 
 
+def action_values(actions: Sequence[str], settings: Sessionize) -> list[float]:
+    """Value each action by its number if all are numbers, else by its label."""
+    found = numbers(actions)
+    if len(found) == len(actions):
+        return [found[action] for action in actions]
+    return [float(label) for label in labels(actions, settings)]
+
+
 def unread(events: Mapping[str, int], settings: Sessionize) -> tuple[str, str, str] | None:
     """Found, expected and fix if many actions should be numbers and are not; None otherwise.
 

@@ -2,7 +2,7 @@
 
 Written by the sessionize stage below `artifacts/sessions/arrays/`, one `.npy` file an array, rows
 sorted by user and, within a user, by (timestamp, source row). Notation: E events, U users,
-V rows of the item table, C category values.
+V rows of the item table, C category values, A action ids.
 
 | array            | dtype | shape | meaning                                                |
 |------------------|-------|-------|--------------------------------------------------------|
@@ -15,6 +15,7 @@ V rows of the item table, C category values.
 | split            | int8  | E     | 0 train, 1 validation, 2 test                          |
 | category_offsets | int64 | V + 1 | category values of item v: category[offsets[v]:[v+1]]  |
 | category         | int32 | C     | dense category id, from 1; 0 is padding                |
+| action_value     | float32 | A   | value of each action id; NaN for none                  |
 
 Sessions of one user may interleave (two tabs, phone and television); rows stay in order of time.
 `meta.json` beside the arrays holds the counts and the vocabularies' sizes.
@@ -41,6 +42,7 @@ DTYPES = {
     "split": np.int8,
     "category_offsets": np.int64,
     "category": np.int32,
+    "action_value": np.float32,
 }
 
 
@@ -82,6 +84,7 @@ class EventLog:
     split: np.ndarray
     category_offsets: np.ndarray
     category: np.ndarray
+    action_value: np.ndarray
 
     @classmethod
     def open(cls, folder: Path) -> EventLog:

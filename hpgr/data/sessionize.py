@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from hpgr.data.base_folder import is_filled
 from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
-from hpgr.data.labels import can_rank, finding, labels, unread
+from hpgr.data.labels import action_values, can_rank, finding, labels, unread
 from hpgr.data.log import DTYPES, FIRST_ITEM, TRAIN, EventLog, Meta
 from hpgr.data.repeats import removes_history, repeat_share, rule
 from hpgr.data.session_statistics import Totals, gap_table, statistics, totals
@@ -303,12 +303,14 @@ def _arrays(
         row += len(batch)
     for column in columns.values():
         column.flush()
+    actions = pq.read_table(out / "actions.parquet")["name"].to_pylist()
     category = items["category_ids"].combine_chunks()
     per_item = np.concatenate([np.zeros(FIRST_ITEM, np.int64), category.value_lengths().to_numpy()])
     small = {
         "user_offsets": np.concatenate([[0], np.cumsum(per_user)]),
         "category_offsets": np.concatenate([[0], np.cumsum(per_item)]),
         "category": category.flatten().to_numpy(),
+        "action_value": np.array([np.nan, *action_values(actions, settings)]),
     }
     for name, values in small.items():
         np.save(folder / f"{name}.npy", values.astype(DTYPES[name]), allow_pickle=False)

@@ -25,9 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpgr.data.log import FIRST_ITEM
 from hpgr.model.attention.cover import Tiles, build_tiles
 from hpgr.model.attention.entry import choose
 from hpgr.model.attention.key_tiles import KeyTiles
+from hpgr.model.attention.select import Selector
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, embedding_table, scaled
@@ -35,9 +37,12 @@ from hpgr.model.hstu import HSTUBlock, history_tiles, hstu_blocks
 from hpgr.model.interface import Growth, Network, Output
 from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.preference import PreferenceMask, PreferenceSignals
-from hpgr.model.ranking_head import RankingHead
+from hpgr.model.ranking_head import ranking_head
+from hpgr.model.readout import READOUT_GROWTH, ItemFactors
 from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
 from hpgr.model.shapes import Bool, Float
+
+Reading = tuple[Tiles | KeyTiles, Tensor | None]  # tiles of the keys to read, and their weights
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ class HPGR(Network):
         "trunk.action.weight": Growth("num_actions", behind=1),
         "click.item_bias": Growth("num_items"),
         "click.action_value": Growth("num_actions"),
+        **READOUT_GROWTH,
     }
     inherits = "trunk"
 
@@ -168,113 +174,157 @@ class HPGR(Network):
         super().__init__(settings, catalogue, ranking=ranking)
         self.trunk = HPGRTrunk(settings, catalogue)
         self.tile, self.max_history = settings.tile, settings.max_history
-        self.history_rows = settings.history_rows
+        self.preference_below = settings.preference and settings.history_rows == "preference"
         self.blocks = hstu_blocks(settings, num_positions=settings.max_history + 1)
-        self.signals = None
+        # Not learned; a parameter, so that a warm start keeps it.
+        self.shared = nn.Parameter(torch.zeros(settings.dim), requires_grad=False)
+        num_anchors = settings.num_anchors
+        self.click = ranking_head(settings, catalogue, ranking=ranking, num_anchors=num_anchors)
+        self.row_signals = self.candidate_signals = self.row_selector = self.item_selector = None
+        self.row_window, self.candidate_window = settings.recent_window, settings.candidate_window
         if settings.preference:
-            self.signals = PreferenceSignals(
-                settings.dim,
-                num_anchors=settings.num_anchors,
-                sigma=settings.sigma,
-            )
-        # Newest positions that a query always sees: of history rows, and of candidates.
-        self.row_window = self.candidate_window = settings.recent_window
-        self.click = RankingHead(settings.dim, catalogue.num_items, catalogue.num_actions)
+            self.row_signals = PreferenceSignals(settings.sigma)
+            self.candidate_signals = PreferenceSignals(settings.sigma)
+            space = (settings.dim, settings.dim, settings.signal_dim)
+            self.row_selector = Selector(*space, num_anchors=num_anchors)
+            if self.click.readout is None:  # else the read-out's anchors serve the mask as well
+                self.item_selector = Selector(*space, num_anchors=num_anchors)
 
     @classmethod
     def stage_one(cls, settings: Any, catalogue: Catalogue, *, blocks: int) -> MaskedItemModel:
         """Make the masked-item model."""
         return MaskedItemModel(settings, catalogue, mim_blocks=blocks)
 
-    def start_ranking(self, events: Tensor, positive: Tensor) -> None:
-        """Start each item's bias at its rate."""
-        self.click.start_from(events, positive)
+    def start_ranking(self, events: Tensor, positive: Tensor, factors: ItemFactors | None) -> None:
+        """Start the ranking head at what was counted and fitted."""
+        self.click.start_from(events, positive, factors)
 
     def forward(
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
     ) -> Output:
         """Compute states and scores; with `newest_only` the last block serves newest rows alone."""
+        return self._run(packed, candidates, newest_only=newest_only)[0]
+
+    def explain(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
+        """Return the mask of the candidates or newest rows; None without signals or history."""
+        if self.row_signals is None or not len(packed.item):
+            return None
+        return self._run(packed, candidates, newest_only=True)[1]
+
+    def attention(self, device: torch.device) -> str:
+        """Name the back end of the masks and its reason; nothing without signals."""
+        if self.row_signals is None:
+            return ""
+        choice = choose(device.type, self.max_history)
+        return f"preference-guided attention: {choice.name} ({choice.reason})"
+
+    def _run(
+        self, packed: Packed, candidates: Candidates | None, *, newest_only: bool
+    ) -> tuple[Output, PreferenceMask | None]:
+        """Compute the output and the mask of the candidates or, without them, of the last rows."""
         trunk = self.trunk(packed, causal=True)
-        preference_below = self.history_rows == "preference"
-        below = self._reading(
-            trunk.fused, trunk, packed, packed.readers(), preference=preference_below
-        )
-        asking, last = None, below
-        if newest_only:
-            asking = packed.newest
-            last = self._reading(trunk.fused[asking], trunk, packed, packed.readers(asking))
-        elif self.signals is not None and not preference_below:
-            last = self._reading(trunk.fused, trunk, packed, packed.readers())
-        c_CD = None
+        item_VD = trunk.table[: self.trunk.items.num_items]
+        space_VD = self._centred(item_VD)
+        key_TD = space_VD[packed.item]
+        readers = packed.readers()
+        below: Reading = (history_tiles(packed, readers, self.tile), None)
+        if self.preference_below and len(packed.item):
+            own = self._row_mask(key_TD, key_TD, packed, readers)
+            below = (own.tiles, own.weight)
+        x_TD, length_T1 = trunk.fused, (packed.position + 1)[:, None]
+        c_CD, anchors = None, None
+        mask: PreferenceMask | None = None
         if candidates is not None:
             c_CD = c_input_CD = self.trunk.candidates(trunk, packed, candidates)
-            c_tiles, c_weight = self._reading(c_CD, trunk, packed, candidates)
+            anchors = self._candidate_anchors(space_VD, key_TD, packed, candidates)
+            c_tiles, c_weight, mask = self._candidate_reading(anchors, packed, candidates)
             seen_C1 = (candidates.end - candidates.first).clamp_min(1)[:, None]
-        x_TD, length_T1 = trunk.fused, (packed.position + 1)[:, None]
         for module in self.blocks:
             block = cast(HSTUBlock, module)
             u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
             if c_CD is not None:
                 u_CE, _, q_CHd, _ = block.project(c_CD)
                 c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, c_tiles, seen_C1, c_weight)
-            tiles, weight = last if block is self.blocks[-1] else below
-            if asking is not None and block is self.blocks[-1]:
-                # From here on T counts the newest rows alone.
-                rows = (x_TD, u_TE, q_THd, length_T1)
-                x_TD, u_TE, q_THd, length_T1 = (row[asking] for row in rows)
+            tiles, weight = below
+            if block is self.blocks[-1]:
+                if newest_only:  # from here on T counts the newest rows alone
+                    newest = packed.newest
+                    rows = (x_TD, u_TE, q_THd, length_T1)
+                    x_TD, u_TE, q_THd, length_T1 = (row[newest] for row in rows)
+                    readers = packed.readers(newest)
+                    tiles, weight = history_tiles(packed, readers, self.tile), None
+                if self.row_signals is not None and len(packed.item):
+                    # A state lives in the item space: it asks for items like those it expects.
+                    found = self._row_mask(x_TD, key_TD, packed, readers)
+                    tiles, weight = found.tiles, found.weight
+                    mask = mask if candidates is not None else found
             x_TD = block.attend(x_TD, u_TE, q_THd, k_THd, v_THd, tiles, length_T1, weight)
         logits_C = None
         if c_CD is not None and candidates is not None:
-            logits_C = self.click(c_CD, c_input_CD, packed, candidates)
-        return Output(x_TD, trunk.table[: self.trunk.items.num_items], logits_C)
+            logits_C = self.click(c_CD, c_input_CD, packed, candidates, anchors)
+        return Output(x_TD, item_VD, logits_C), mask
 
-    def explain(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
-        """Return the mask of the candidates or newest rows; None without signals or history.
+    def _centred(self, item_VD: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
+        """Take off what all items share, and normalise: directions then tell items apart.
 
-        Every block reads through the same mask, so the trunk is enough.
+        On ML-1M the mean cosine of random pairs was .44 before and is .02 after. What they share is
+        kept from training, so that new items move no anchor of old ones.
         """
-        if self.signals is None or not len(packed.item):
-            return None
-        trunk = self.trunk(packed, causal=True)
-        if candidates is None:
-            newest = packed.newest
-            return self._mask(trunk.fused[newest], trunk, packed, packed.readers(newest))
-        c_CD = self.trunk.candidates(trunk, packed, candidates)
-        return self._mask(c_CD, trunk, packed, candidates)
+        normed_VD = functional.normalize(item_VD, dim=-1)
+        shared_D: Tensor = self.shared
+        if self.training:
+            shared_D = normed_VD[FIRST_ITEM:].mean(0)
+            with torch.no_grad():
+                self.shared.copy_(shared_D)
+        return functional.normalize(normed_VD - shared_D, dim=-1)
 
-    def _reading(
+    def _row_mask(
+        self, wish_QD: Tensor, key_TD: Tensor, packed: Packed, readers: Readers
+    ) -> PreferenceMask:
+        """Mask of history rows by the likeness of what they wish to what they see."""
+        assert self.row_signals is not None and self.row_selector is not None
+        anchors = self.row_selector(wish_QD, key_TD, readers.first, readers.end, packed.position)
+        return self._mask(self.row_signals, anchors, packed, readers, self.row_window)
+
+    def _candidate_anchors(
+        self, space_VD: Tensor, key_TD: Tensor, packed: Packed, candidates: Candidates
+    ) -> tuple[Tensor, Tensor] | None:
+        """Rows and cosines of the candidates' anchors: those of the read-out, if there is one."""
+        if self.click.readout is not None:
+            return self.click.readout.select(packed, candidates)
+        if self.item_selector is None:
+            return None
+        wish_CD = space_VD[candidates.item]
+        return self.item_selector(
+            wish_CD, key_TD, candidates.first, candidates.end, packed.position
+        )
+
+    def _candidate_reading(
+        self, anchors: tuple[Tensor, Tensor] | None, packed: Packed, candidates: Candidates
+    ) -> tuple[Tiles | KeyTiles, Tensor | None, PreferenceMask | None]:
+        """Tiles, weights and mask through which the candidates read the history."""
+        if self.candidate_signals is None or anchors is None or not len(packed.item):
+            return history_tiles(packed, candidates, self.tile), None, None
+        window = self.candidate_window
+        mask = self._mask(self.candidate_signals, anchors, packed, candidates, window)
+        return mask.tiles, mask.weight, mask
+
+    def _mask(
         self,
-        x_QD: Tensor,
-        trunk: Trunk,
+        signals: PreferenceSignals,
+        anchors: tuple[Tensor, Tensor],
         packed: Packed,
         readers: Readers,
-        *,
-        preference: bool = True,
-    ) -> tuple[Tiles | KeyTiles, Tensor | None]:
-        """Tiles and weights through which `readers`, represented by x, read the history."""
-        if self.signals is None or not preference or not len(packed.item):
-            return history_tiles(packed, readers, self.tile), None
-        mask = self._mask(x_QD, trunk, packed, readers)
-        return mask.tiles, mask.weight
-
-    def attention(self, device: torch.device) -> str:
-        """Name the back end of the masks and its reason; nothing without signals."""
-        if self.signals is None:
-            return ""
-        choice = choose(device.type, self.max_history)
-        return f"preference-guided attention: {choice.name} ({choice.reason})"
-
-    def _mask(self, x_QD: Tensor, trunk: Trunk, packed: Packed, readers: Readers) -> PreferenceMask:
-        assert self.signals is not None
-        of_candidates = isinstance(readers, Candidates)
-        return self.signals(
-            x_QD,
-            trunk.fused,
+        window: int,
+    ) -> PreferenceMask:
+        return signals(
+            *anchors,
             readers.first,
             readers.end,
-            window=self.candidate_window if of_candidates else self.row_window,
+            len(packed.item),
+            window=window,
             tile=self.tile,
-            sparse=choose(x_QD.device.type, self.max_history).sparse,
+            sparse=choose(packed.item.device.type, self.max_history).sparse,
             query_time=readers.time,
             key_time=packed.time,
             query_position=readers.position,

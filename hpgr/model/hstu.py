@@ -24,10 +24,12 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.interface import Growth, Network, Output
 from hpgr.model.packed import Candidates, Packed, Readers
-from hpgr.model.ranking_head import RankingHead
+from hpgr.model.ranking_head import ranking_head
+from hpgr.model.readout import READOUT_GROWTH, ItemFactors
 from hpgr.model.shapes import Float, Int
 
 EPSILON = 1e-6
+ANCHORS = 32  # of the read-out, where a model has one
 
 
 class HSTUBlock(nn.Module):
@@ -151,6 +153,7 @@ class HSTU(Network):
         "action.weight": Growth("num_actions"),
         "click.item_bias": Growth("num_items"),
         "click.action_value": Growth("num_actions"),
+        **READOUT_GROWTH,
     }
 
     def __init__(self, settings: Any, catalogue: Catalogue, *, ranking: bool = True) -> None:
@@ -165,7 +168,7 @@ class HSTU(Network):
             if table is not None:
                 nn.init.trunc_normal_(table.weight, std=0.02)
         self.blocks = hstu_blocks(settings, num_positions=num_positions)
-        self.click = RankingHead(settings.dim, catalogue.num_items, catalogue.num_actions)
+        self.click = ranking_head(settings, catalogue, ranking=ranking, num_anchors=ANCHORS)
 
     def forward(
         self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
@@ -196,9 +199,9 @@ class HSTU(Network):
             logits_C = self.click(c_CD, c_input_CD, packed, candidates)
         return Output(x_TD[packed.newest] if newest_only else x_TD, self.item.weight, logits_C)
 
-    def start_ranking(self, events: Tensor, positive: Tensor) -> None:
-        """Start each item's bias at its rate."""
-        self.click.start_from(events, positive)
+    def start_ranking(self, events: Tensor, positive: Tensor, factors: ItemFactors | None) -> None:
+        """Start the ranking head at what was counted and fitted."""
+        self.click.start_from(events, positive, factors)
 
     def _embed(self, item: Tensor, position: Tensor) -> Tensor:
         place = position.clamp_max(self.position.num_embeddings - 1)

@@ -18,6 +18,10 @@ from hpgr.model.zoo import ZOO, resolve_class
 
 if TYPE_CHECKING:
     from hpgr.model.preference import PreferenceMask
+    from hpgr.model.readout import ItemFactors
+
+# Weights that start at the item factors of stage 1, where a network has them.
+FITTED = ("click.readout.factor", "click.readout.bias")
 
 
 class Output(NamedTuple):
@@ -96,18 +100,29 @@ class Network(nn.Module):
         """Say how attention is computed on `device`, and why, where there is a choice."""
         return ""
 
-    def start_ranking(self, events: Float[Tensor, "V"], positive: Float[Tensor, "V"]) -> None:
-        """Start the ranking head from the share of positive events of each item, if supported.
+    def start_ranking(
+        self,
+        events: Float[Tensor, "V"],
+        positive: Float[Tensor, "V"],
+        factors: ItemFactors | None,
+    ) -> None:
+        """Start the ranking head from a table of means and from item factors, if supported.
 
         Args:
             events: number of training events of each item, [V].
             positive: how many of them were positive, [V].
+            factors: fitted to the training events; None leaves them random.
         """
 
     @property
     def inherited(self) -> nn.Module | None:
         """The submodule that `inherits` names."""
         return self.get_submodule(self.inherits) if self.inherits else None
+
+    @property
+    def fitted(self) -> list[nn.Parameter]:
+        """The weights that start at the item factors of stage 1."""
+        return [weight for name, weight in self.named_parameters() if name in FITTED]
 
 
 def network_class(name: str) -> type[Network]:

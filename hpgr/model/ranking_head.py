@@ -1,50 +1,105 @@
-"""The ranking head: a deep part over the network's states and a wide part of smoothed means.
+"""The ranking head: a wide part that starts at a table of means, and a deep part that starts at 0.
 
-    logit = MLP([state; input]) + bias of the item + mean value of the user's actions so far
+    logit = bias of the item + evidence of the user + MLP([state; input; features])
 
-The wide part is ours. It gives the network, from its first step, the two means of a baseline: the
-item's and the user's. A log's newest users have no training events, so the user's mean comes from
-the events that the candidate sees, shrunk towards zero like a smoothed mean.
+With the preference read-out the evidence is its fold-in and its anchors; without it, the mean value
+of the user's actions so far, shrunk towards zero. The last layer of the MLP starts at zero, so step
+0 is a strong baseline and training leaves it upwards. A log's newest users have no training events,
+so all evidence comes from the events that the candidate sees. Ours, not the paper's.
 
-Shape legend (suffixes of names): T history rows, C candidates, V items, D width.
+Shape legend (suffixes of names): T history rows, C candidates, V items, D width, F features.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpgr.model.catalogue import Catalogue
 from hpgr.model.packed import Candidates, Packed
+from hpgr.model.readout import ItemFactors, PreferenceReadout
 from hpgr.model.shapes import Float
 
 PRIOR_EVENTS = 5.0  # of an item's mean; initial value of the learned prior of a user's mean
+CLIP = 6.0  # standard deviations
+MOMENTUM = 0.02  # of the running mean and variance of the features
+
+
+class Standardise(nn.Module):
+    """Features at mean 0 and variance 1, by the batch in training and by its running average after.
+
+    The averages are parameters without a gradient: a warm start keeps them.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(num_features), requires_grad=False)
+        self.variance = nn.Parameter(torch.ones(num_features), requires_grad=False)
+        self.seen = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, x_CF: Float[Tensor, "C F"]) -> Float[Tensor, "C F"]:
+        """Standardise and clip the rows."""
+        mean: Tensor = self.mean
+        variance: Tensor = self.variance
+        if self.training and len(x_CF) > 1:
+            mean, variance = x_CF.mean(0), x_CF.var(0, correction=0)
+            with torch.no_grad():
+                share = torch.clamp(1 / (self.seen + 1), min=MOMENTUM)
+                self.mean.lerp_(mean, share)
+                self.variance.lerp_(variance, share)
+                self.seen.add_(1)
+        return ((x_CF - mean) / (variance + 1e-6).sqrt()).clamp(-CLIP, CLIP)
 
 
 class RankingHead(nn.Module):
     """pCTR logits of candidates."""
 
-    def __init__(self, dim: int, num_items: int, num_actions: int) -> None:
+    def __init__(
+        self, dim: int, num_items: int, num_actions: int, readout: PreferenceReadout | None = None
+    ) -> None:
         super().__init__()
-        self.deep = nn.Sequential(nn.Linear(2 * dim, dim), nn.SiLU(), nn.Linear(dim, 1))
+        self.readout = readout
+        num_features = readout.num_features if readout else 0
+        self.standardise = Standardise(num_features) if readout else None
+        last = nn.Linear(2 * dim, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.deep = nn.Sequential(
+            nn.Linear(2 * dim + num_features, 2 * dim),
+            nn.SiLU(),
+            nn.Linear(2 * dim, 2 * dim),
+            nn.SiLU(),
+            last,
+        )
         self.item_bias = nn.Parameter(torch.zeros(num_items))
-        self.action_value = nn.Parameter(torch.zeros(num_actions))
-        self.prior = nn.Parameter(torch.tensor(math.log(math.expm1(PRIOR_EVENTS))))
-        self.scale = math.sqrt(dim)  # so that the user's scalars move as fast as vectors do
+        if readout is None:
+            self.action_value = nn.Parameter(torch.zeros(num_actions))
+            self.prior = nn.Parameter(torch.tensor(math.log(math.expm1(PRIOR_EVENTS))))
+            self.scale = math.sqrt(dim)  # so that the user's scalars move as fast as vectors do
 
     @torch.no_grad()
-    def start_from(self, events_V: Float[Tensor, "V"], positive_V: Float[Tensor, "V"]) -> None:
+    def start_from(
+        self,
+        events_V: Float[Tensor, "V"],
+        positive_V: Float[Tensor, "V"],
+        factors: ItemFactors | None,
+    ) -> None:
         """Set each item's bias to the smoothed log odds of its training events.
 
         Args:
             events_V: number of training events of each item, [V].
             positive_V: number of positive ones among them, [V].
+            factors: start of the read-out; None leaves it random.
         """
         common = (positive_V.sum() / events_V.sum().clamp_min(1)).clamp(1e-6, 1 - 1e-6)
         rate_V = (positive_V + PRIOR_EVENTS * common) / (events_V + PRIOR_EVENTS)
         self.item_bias.copy_(torch.logit(rate_V.clamp(1e-6, 1 - 1e-6)))
+        if self.readout is not None and factors is not None:
+            self.readout.start_from(factors)
 
     def forward(
         self,
@@ -52,6 +107,7 @@ class RankingHead(nn.Module):
         entered_CD: Float[Tensor, "C D"],
         packed: Packed,
         candidates: Candidates,
+        anchors: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "C"]:
         """Compute the logits.
 
@@ -60,10 +116,35 @@ class RankingHead(nn.Module):
             entered_CD: their input to the first block, [C, D].
             packed: the histories.
             candidates: the visible rows of each.
+            anchors: rows [C, A] and cosines [C, A] for the read-out; None: it selects its own.
         """
+        width = state_CD.shape[-1:]
+        deep = [functional.layer_norm(x, width) for x in (state_CD, entered_CD)]
+        if self.readout is not None and self.standardise is not None:
+            anchors = anchors or self.readout.select(packed, candidates)
+            evidence = self.readout(packed, candidates, *anchors)
+            user_C = evidence.logit
+            deep.append(self.standardise(evidence.features))
+        else:
+            user_C = self._mean_value(packed, candidates)
+        deep_C = self.deep(torch.cat(deep, dim=-1)).squeeze(-1)
+        return deep_C + self.item_bias[candidates.item] + user_C
+
+    def _mean_value(self, packed: Packed, candidates: Candidates) -> Tensor:
+        """Shrunk mean value of the actions that each candidate sees, [C]."""
         value = functional.pad(self.action_value[packed.action], (1, 0)).cumsum(0)
         summed_C = value[candidates.end] - value[candidates.first]
         count_C = (candidates.end - candidates.first).to(summed_C.dtype)
-        mean_C = summed_C / (count_C + functional.softplus(self.prior))
-        wide_C = self.item_bias[candidates.item] + self.scale * mean_C
-        return self.deep(torch.cat([state_CD, entered_CD], dim=-1)).squeeze(-1) + wide_C
+        return self.scale * summed_C / (count_C + functional.softplus(self.prior))
+
+
+def ranking_head(
+    settings: Any, catalogue: Catalogue, *, ranking: bool, num_anchors: int
+) -> RankingHead:
+    """Make the head that the section `model` asks for."""
+    readout = None
+    if settings.readout and ranking:
+        readout = PreferenceReadout(
+            catalogue.num_items, catalogue.num_actions, settings.factors, num_anchors=num_anchors
+        )
+    return RankingHead(settings.dim, catalogue.num_items, catalogue.num_actions, readout)

@@ -46,6 +46,8 @@ class AttentionSection(ModelSection):
         position_bias: relative position bias in attention.
         time_bias: relative time bias; needs the request time when serving.
         tile: tokens per side of an attention tile.
+        readout: the ranking head reads what the user said about things like the candidate.
+        factors: width of the item factors of the read-out.
     """
 
     dim: int = limited(ge=4, le=8192)
@@ -55,6 +57,8 @@ class AttentionSection(ModelSection):
     position_bias: bool = limited()
     time_bias: bool = limited()
     tile: int = limited(ge=8, le=512)
+    readout: bool = limited()
+    factors: int = limited(ge=1, le=64)
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence where the heads do not divide the width."""
@@ -86,7 +90,9 @@ class HPGRSection(AttentionSection):
         num_anchors: history items picked per query; a query's mask takes memory as
             num_anchors * sigma, so both limits protect serving as well.
         sigma: width of the Gaussian around an anchor, positions.
-        recent_window: newest positions that a query always sees.
+        recent_window: newest positions that a history row always sees; 0 for none.
+        candidate_window: the same of a candidate.
+        signal_dim: width of the space in which anchors of history rows are selected.
     """
 
     side_features: bool = limited()
@@ -97,4 +103,6 @@ class HPGRSection(AttentionSection):
     history_rows: Literal["causal", "preference"] = limited()
     num_anchors: int = limited(ge=1, le=32)
     sigma: float = limited(gt=0, le=32)
-    recent_window: int = limited(ge=1, le=1 << 24)
+    recent_window: int = limited(ge=0, le=1 << 24)
+    candidate_window: int = limited(ge=0, le=1 << 24)
+    signal_dim: int = limited(ge=1, le=1024)

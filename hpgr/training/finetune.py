@@ -22,6 +22,7 @@ from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import Network, build
 from hpgr.model.packed import pack, place_candidates
+from hpgr.model.readout import ItemFactors
 from hpgr.model.stored_config import CATALOGUE
 from hpgr.runtime import UserError
 from hpgr.training.checkpoint import scratch_folder
@@ -31,7 +32,7 @@ from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised, sampled_softmax
 from hpgr.training.outputs import finish, write_outputs
 from hpgr.training.validation import Validation
-from hpgr.training.warm import Base, inherit
+from hpgr.training.warm import WEIGHTS, Base, read_stage_one
 from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
@@ -66,13 +67,18 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     catalogue = Catalogue.of(log)
     model = build(cfg.model, catalogue, ranking=ranking)
     inputs = [*workspace.arrays.iterdir(), *(base.files if base else ())]
+    pretrained: dict[str, Tensor] = {}
+    factors = None
+    if settings.inherit:
+        pretrained, factors = read_stage_one(cfg.model.name, base, workspace.pretrained)
+        inputs.append(workspace.pretrained / WEIGHTS)
     if ranking:
-        _start_from_item_rates(model, log)
+        _start_ranking(model, log, factors)
     if base:
         base.check_kind(cfg.model.name, ranking=ranking, enough_labels=log.meta.can_rank)
         base.start(model, catalogue, vars(cfg.model))
     if settings.inherit and model.inherited is not None:
-        inputs.append(inherit(model, cfg.model.name, base, workspace.pretrained))
+        model.inherited.load_state_dict(pretrained)
     model.to(device.device)
     if device.rank == 0 and (attention := model.attention(device.device)):
         print(f"finetune: {attention}", flush=True)
@@ -127,28 +133,29 @@ def _check_ranking(cfg: Config, log: EventLog, *, ranking: bool) -> None:
         print(f"retrieval only, no ranking is trained: {why}", flush=True)
 
 
-def _start_from_item_rates(model: Network, log: EventLog) -> None:
-    """Start the ranking head at each item's rate of positive events in training."""
+def _start_ranking(model: Network, log: EventLog, factors: ItemFactors | None) -> None:
+    """Start the ranking head at each item's rate of positive events and the factors of stage 1."""
     rows = np.asarray(log.split) == TRAIN
     label = np.asarray(log.label[rows], dtype=np.float32)
     num_items = log.meta.num_items
     events = np.bincount(log.item[rows], minlength=num_items)
     positive = np.bincount(log.item[rows], weights=label, minlength=num_items)
-    model.start_ranking(torch.from_numpy(events).float(), torch.from_numpy(positive).float())
+    model.start_ranking(
+        torch.from_numpy(events).float(), torch.from_numpy(positive).float(), factors
+    )
 
 
 def _optimizer(model: Network, cfg: Config) -> torch.optim.Optimizer:
-    """Make AdamW as in HSTU; the weights of stage 1 learn `inherited_scale` times as fast."""
-    settings, part = cfg.finetune, model.inherited
-    inherited = list(part.parameters()) if part is not None and settings.inherit else []
-    others = [p for p in model.parameters() if p not in set(inherited)]
-    rate = settings.learning_rate
-    groups = [
-        {"params": others, "lr": rate},
-        {"params": inherited, "lr": rate * settings.inherited_scale},
-    ]
+    """Make AdamW as in HSTU, with rates of their own for what stage 1 trained and fitted."""
+    settings, inherited, fitted = cfg.finetune, [], []
+    if settings.inherit:
+        inherited = list(model.inherited.parameters()) if model.inherited is not None else []
+        fitted = model.fitted
+    started = {*inherited, *fitted}
+    others = [p for p in model.parameters() if p.requires_grad and p not in started]
+    scales = [(others, 1.0), (inherited, settings.inherited_scale), (fitted, settings.factor_scale)]
     return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
+        [{"params": p, "lr": settings.learning_rate * scale} for p, scale in scales if p],
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,
         fused=True,

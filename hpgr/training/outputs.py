@@ -47,16 +47,16 @@ def write_outputs(
         print(sentence, flush=True)
 
 
-def write_empty(folder: Path, name: str, settings: dict[str, Any]) -> None:
-    """Write the same files for a stage that the model does not need: no weights, no curves.
+def write_untrained(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Write the same files for a model without a network of stage 1: no curves.
 
     Args:
         folder: of the stage.
-        name: of the model.
-        settings: its section.
+        weights: what stage 1 fitted without a network.
+        config: of the stage.
     """
-    skipped = f"{name} has no stage 1: nothing to train"
-    _write(folder, {}, {"model": settings, "skipped": skipped}, {"steps": 0, "num_params": 0}, [])
+    skipped = f"{config['model']['name']} has no network of stage 1: nothing to train"
+    _write(folder, weights, {**config, "skipped": skipped}, {"steps": 0, "num_params": 0}, [])
     print(f"{folder.name}: {skipped}", flush=True)
 
 

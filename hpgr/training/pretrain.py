@@ -25,11 +25,12 @@ from hpgr.model.packed import pack
 from hpgr.torchrun import launched
 from hpgr.training.checkpoint import scratch_folder
 from hpgr.training.device import Device, choose_device
+from hpgr.training.item_factors import fit_item_factors
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised
-from hpgr.training.outputs import finish, write_empty, write_outputs
-from hpgr.training.warm import Base
+from hpgr.training.outputs import finish, write_outputs, write_untrained
+from hpgr.training.warm import Base, pack_factors
 from hpgr.workspace import HERE, Workspace
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     kind, catalogue = network_class(cfg.model.name), Catalogue.of(log)
     if kind.inherits is None:
         if launched().rank == 0:
-            write_empty(workspace.pretrained, cfg.model.name, vars(cfg.model))
+            fitted = _fitted(cfg, log, base)
+            config = {"model": vars(cfg.model), **({"base": base.origin} if base else {})}
+            write_untrained(workspace.pretrained, fitted, config)
         return
     device = choose_device(settings.device, settings.precision)
     torch.manual_seed(settings.seed)
@@ -133,10 +136,25 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
             for name, weight in outcome.best_weights.items()
             if name.startswith(prefix)
         }
+        weights |= _fitted(cfg, log, base)
         config = {"model": vars(cfg.model), "pretrain": vars(settings)}
         config |= {"base": base.origin} if base else {}
         write_outputs(workspace.pretrained, weights, config, outcome, device)
     finish(scratch, device)
+
+
+def _fitted(cfg: Config, log: EventLog, base: Base | None) -> dict[str, Tensor]:
+    """Fit the item factors of the read-out, for a model that has one and a log that can rank."""
+    if not (getattr(cfg.model, "readout", False) and log.meta.can_rank):
+        return {}
+    start = base.weights.get("click.readout.factor") if base else None
+    factors = fit_item_factors(
+        log,
+        getattr(cfg.model, "factors"),  # noqa: B009 - not every network has them
+        seed=cfg.pretrain.seed,
+        start=start,
+    )
+    return pack_factors(factors)
 
 
 def _loss(

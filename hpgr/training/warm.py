@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from hpgr.data.base_folder import MODEL, RECORD, is_filled
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.interface import Network, network_class
+from hpgr.model.interface import network_class
+from hpgr.model.readout import ItemFactors
 from hpgr.model.stored_config import CONFIG, read_config
 from hpgr.runtime import UserError, read_json
 from hpgr.training.checkpoint import load_tensors
 from hpgr.workspace import HERE, Workspace
 
 WEIGHTS = "model.safetensors"
+PREFIX = "factors."  # of item factors among the weights of stage 1
 VOCABULARIES = ("num_items", "num_actions", "num_categories")
 FROM_NOTHING = "train from nothing with `hpgr base --clear` (the flow `train` does that)"
 
@@ -186,11 +188,12 @@ def grow(old: Tensor, fresh: Tensor, behind: int) -> Tensor:
     return torch.cat([old[:known], fresh[known : len(fresh) - behind], old[known:]])
 
 
-def inherit(network: Network, name: str, base: Base | None, pretrained: Path) -> Path:
-    """Give `network` the weights of stage 1 and return the file that they came from.
+def read_stage_one(
+    name: str, base: Base | None, pretrained: Path
+) -> tuple[dict[str, Tensor], ItemFactors | None]:
+    """Return the weights that stage 1 trained and the item factors that it fitted, if any.
 
     Args:
-        network: with a part to inherit.
         name: of the model.
         base: start of stage 2, or None.
         pretrained: folder of stage 1.
@@ -211,9 +214,20 @@ def inherit(network: Network, name: str, base: Base | None, pretrained: Path) ->
             f"{_version(base.origin if base else None)}: run `dvc repro pretrain` first"
         )
     weights, _ = load_tensors(pretrained / WEIGHTS)
-    assert network.inherited is not None
-    network.inherited.load_state_dict(weights)
-    return pretrained / WEIGHTS
+    return weights, unpack_factors(weights)
+
+
+def pack_factors(factors: ItemFactors) -> dict[str, Tensor]:
+    """Return item factors as named tensors."""
+    return {PREFIX + name: torch.as_tensor(v) for name, v in factors._asdict().items()}
+
+
+def unpack_factors(weights: dict[str, Tensor]) -> ItemFactors | None:
+    """Take item factors out of `weights`; None if it holds none."""
+    if PREFIX + "factor" not in weights:
+        return None
+    factor, bias, value, valued, noise = (weights.pop(PREFIX + n) for n in ItemFactors._fields)
+    return ItemFactors(factor, bias, value, valued, float(noise))
 
 
 def _version(origin: dict[str, Any] | None) -> str:

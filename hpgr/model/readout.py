@@ -1,0 +1,236 @@
+"""Preference read-out: what the user said about things like the candidate, against everybody.
+
+The evidence at a history event is its residual: the value of the action less the bias of the item.
+Items lie near each other in a space of factors that explain values (`hpgr.training.item_factors`),
+so near means liked by the same people. Two readers turn residuals into a prediction:
+
+- fold-in: posterior mean and variance of the user's taste under the linear-Gaussian model
+  value = bias + factor . taste + noise, taste ~ N(0, I), an event of age n counting gamma^n;
+- anchors: the mean residual over the candidate's anchors, weighted by exp(kappa (cosine - 1)) and
+  shrunk by a prior weight, with the user's mean taken off and with the fold-in taken off.
+
+Both read only events that the candidate sees and hold no weight of a user, so they serve users
+never seen. Published is the idea of picking similar items (arXiv 2603.00980); the readers are ours.
+
+Shape legend (suffixes of names): T history rows, C candidates, P distinct sets of visible rows,
+V items, A anchors, D width of the factors, S entries of a symmetric matrix, F features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpgr.model.attention.select import Selector
+from hpgr.model.interface import Growth
+from hpgr.model.packed import Candidates, Packed
+from hpgr.model.precision import autocast_off, wide
+from hpgr.model.shapes import Float, Int
+
+CLOCKS = (0.99, 0.9995)  # discounts of an event by one place, to start from
+KERNELS = (8.0, 16.0)  # kappa, to start from
+PRIOR_EVENTS = 5.0  # of a user's mean residual
+PRIOR_ANCHORS = 2.0  # weight of the prior of a mean over anchors, to start from
+SLOPES = (1.2, 0.5, 0.3)  # of fold-in by clock and of the anchors, to start from
+PACES = (0.8, 0.97, 1.0)  # discounts of the summaries of actions
+ACTION_DIM = 8
+
+
+class ItemFactors(NamedTuple):
+    """The linear-Gaussian model of values: factors [V, D], biases [V], variance of the noise.
+
+    `value` [actions] is that of each action, about mean 0 and variance 1; `valued` [actions] is 1
+    where it has one, else 0.
+    """
+
+    factor: Tensor
+    bias: Tensor
+    value: Tensor
+    valued: Tensor
+    noise: float
+
+
+READOUT_GROWTH = {
+    "click.readout.factor": Growth("num_items"),
+    "click.readout.bias": Growth("num_items"),
+    "click.readout.value": Growth("num_actions"),
+    "click.readout.valued": Growth("num_actions"),
+    "click.readout.action": Growth("num_actions"),
+}
+
+
+class Evidence(NamedTuple):
+    """A logit [C] from the evidence alone and features [C, F] for the ranking head."""
+
+    logit: Float[Tensor, "C"]
+    features: Float[Tensor, "C F"]
+
+
+class PreferenceReadout(nn.Module):
+    """Reads how the user valued things like the candidate."""
+
+    def __init__(self, num_items: int, num_actions: int, dim: int, *, num_anchors: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.empty(num_items, dim).normal_(0, 0.1))
+        self.bias = nn.Parameter(torch.zeros(num_items))
+        # Set by the log, not learned; parameters, so that a warm start keeps them.
+        self.value = nn.Parameter(torch.zeros(num_actions), requires_grad=False)
+        self.valued = nn.Parameter(torch.zeros(num_actions), requires_grad=False)
+        self.action = nn.Parameter(torch.empty(num_actions, ACTION_DIM).normal_(0, 1.0))
+        self.selector = Selector(dim, dim, dim, num_anchors=num_anchors)
+        self.log_noise = nn.Parameter(torch.zeros(()))
+        self.log_forgetting = nn.Parameter(torch.tensor([math.log(-math.log(g)) for g in CLOCKS]))
+        self.log_kappa = nn.Parameter(torch.tensor([math.log(k) for k in KERNELS]))
+        self.log_prior = nn.Parameter(torch.full((len(KERNELS),), math.log(PRIOR_ANCHORS)))
+        self.slope = nn.Parameter(torch.tensor(SLOPES))
+        self.num_features = (
+            4 * len(CLOCKS) + 3 * len(KERNELS) + len(PACES) * (ACTION_DIM + 1) + 3 * dim + 4
+        )
+
+    @torch.no_grad()
+    def start_from(self, factors: ItemFactors) -> None:
+        """Start at a model fitted to the training events."""
+        self.factor.copy_(factors.factor)
+        self.bias.copy_(factors.bias)
+        self.value.copy_(factors.value)
+        self.valued.copy_(factors.valued)
+        self.log_noise.fill_(math.log(factors.noise))
+
+    def select(
+        self, packed: Packed, candidates: Candidates
+    ) -> tuple[Int[Tensor, "C A"], Float[Tensor, "C A"]]:
+        """Select the visible events whose items are nearest; see `Selector`."""
+        return self.selector(
+            self.factor[candidates.item],
+            self.factor[packed.item],
+            candidates.first,
+            candidates.end,
+            packed.position,
+        )
+
+    def forward(
+        self, packed: Packed, candidates: Candidates, anchor_CA: Tensor, cosine_CA: Tensor
+    ) -> Evidence:
+        """Read the evidence for each candidate.
+
+        Args:
+            packed: the histories.
+            candidates: the visible rows of each.
+            anchor_CA: rows of the anchors, int64, -1 for none.
+            cosine_CA: their similarities.
+        """
+        with autocast_off(self.factor):
+            return self._read(packed, candidates, anchor_CA, wide(cosine_CA))
+
+    def _read(
+        self, packed: Packed, candidates: Candidates, anchor_CA: Tensor, cosine_CA: Tensor
+    ) -> Evidence:
+        factor_TD, factor_CD = self.factor[packed.item], self.factor[candidates.item]
+        valued_T = self.valued[packed.action]
+        residual_T = (self.value[packed.action] - self.bias[packed.item]) * valued_T
+        count_C = candidates.end - candidates.first
+        # Candidates with the same visible rows share one posterior; 0 stands for none.
+        end_P, of_C = torch.unique_consecutive(
+            torch.where(count_C > 0, candidates.end, 0), return_inverse=True
+        )
+        noise = self.log_noise.exp()
+        features, predictions = [], []
+        for clock in self.log_forgetting:
+            rate = torch.exp(-clock.exp())
+            taste_PD, covariance_PDD, mean_P = self._posterior(
+                factor_TD, residual_T, valued_T, packed.position, end_P, rate, noise
+            )
+            mean_C = (factor_CD * taste_PD[of_C]).sum(1)
+            spread_CD = torch.einsum("cij,cj->ci", covariance_PDD[of_C], factor_CD)
+            variance_C = (spread_CD * factor_CD).sum(1)
+            features += [mean_C, variance_C, mean_C / (variance_C + noise).sqrt(), mean_P[of_C]]
+            predictions.append(mean_C)
+        taste_CD = taste_PD[of_C]  # of the slowest clock
+
+        rows_T = functional.pad(residual_T, (0, 1))  # one more, for those who see nothing
+        rows_TD = functional.pad(factor_TD, (0, 0, 0, 1))
+        there_CA = anchor_CA >= 0
+        residual_CA = rows_T[anchor_CA]
+        folded_CA = torch.einsum("cad,cd->ca", rows_TD[anchor_CA], taste_CD)
+        for kappa, prior in zip(self.log_kappa.exp(), self.log_prior.exp(), strict=True):
+            weight_CA = torch.exp(kappa * (cosine_CA - 1)) * there_CA
+            total_C = weight_CA.sum(1)
+            for left_CA in (residual_CA - mean_P[of_C][:, None], residual_CA - folded_CA):
+                features.append((weight_CA * left_CA).sum(1) / (total_C + prior))
+            features.append(total_C.log1p())
+            predictions.append(features[-3])
+
+        newest_C = torch.where(count_C > 0, candidates.end - 1, len(packed.item))
+        time_T = functional.pad(packed.time, (0, 1))
+        gap_C = torch.where(count_C > 0, candidates.time - time_T[newest_C], 0)
+        features += [
+            count_C.float().log1p(),
+            gap_C.float().log1p(),
+            rows_T[newest_C],
+            self.bias[candidates.item],
+        ]
+        # The first kernel's mean speaks in the logit; the second one's is a feature alone.
+        logit_C = torch.stack(predictions[: len(SLOPES)], 1) @ self.slope
+        wide_features = [taste_CD, taste_CD * factor_CD, factor_CD]
+        wide_features += self._paces(packed, residual_T, end_P, of_C)
+        return Evidence(logit_C, torch.cat([torch.stack(features, 1), *wide_features], 1))
+
+    def _posterior(
+        self,
+        factor_TD: Tensor,
+        residual_T: Tensor,
+        valued_T: Tensor,
+        position_T: Tensor,
+        end_P: Tensor,
+        rate: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean [P, D] and covariance [P, D, D] of tastes, and shrunk mean residuals [P]."""
+        dim = factor_TD.shape[1]
+        row, column = torch.triu_indices(dim, dim, device=factor_TD.device)
+        pairs_TS = factor_TD[:, row] * factor_TD[:, column] * valued_T[:, None]
+        parts = [pairs_TS, factor_TD * residual_T[:, None], residual_T[:, None], valued_T[:, None]]
+        summed = discounted_sums(torch.cat(parts, 1), position_T, rate)
+        summed = functional.pad(summed, (0, 0, 1, 0))[end_P]
+        flat_PS, weighted_PD, total_P1, count_P1 = summed.split([len(row), dim, 1, 1], 1)
+        precision_PDD = summed.new_zeros(len(end_P), dim, dim)
+        precision_PDD[:, row, column] = flat_PS
+        precision_PDD[:, column, row] = flat_PS
+        identity = torch.eye(dim, device=factor_TD.device)
+        covariance_PDD = torch.linalg.inv_ex(identity + precision_PDD / noise).inverse
+        taste_PD = torch.einsum("pij,pj->pi", covariance_PDD, weighted_PD / noise)
+        return taste_PD, covariance_PDD, (total_P1 / (count_P1 + PRIOR_EVENTS)).squeeze(1)
+
+    def _paces(
+        self, packed: Packed, residual_T: Tensor, end_P: Tensor, of_C: Tensor
+    ) -> list[Tensor]:
+        """Discounted means of action vectors and residuals, [C, ACTION_DIM + 1] a pace."""
+        ones_T1 = torch.ones_like(residual_T)[:, None]
+        rows = torch.cat([self.action[packed.action], residual_T[:, None], ones_T1], 1)
+        result = []
+        for pace in PACES:
+            summed = discounted_sums(rows, packed.position, pace)
+            summed = functional.pad(summed, (0, 0, 1, 0))[end_P]
+            result.append((summed[:, :-1] / (summed[:, -1:] + 1))[of_C])
+        return result
+
+
+def discounted_sums(
+    rows_TF: Float[Tensor, "T F"], position_T: Int[Tensor, "T"], rate: Tensor | float
+) -> Float[Tensor, "T F"]:
+    """Sum the rows of each history up to each row, a row n places earlier times rate^n.
+
+    A sum over 2^k rows is made of two sums over half of them, so that no power exceeds one,
+    whatever the length, and no row of another history is ever added and taken off again.
+    """
+    longest, step = int(position_T.max()) + 1 if len(position_T) else 0, 1
+    while step < longest:
+        earlier_TF = functional.pad(rows_TF[:-step], (0, 0, step, 0))
+        inside_T1 = (position_T >= step)[:, None]
+        rows_TF = rows_TF + torch.where(inside_T1, earlier_TF * rate**step, 0.0)
+        step *= 2
+    return rows_TF

@@ -1,0 +1,232 @@
+"""The preference read-out against formulas computed query by query, and the fit of its factors."""
+
+import numpy as np
+import pytest
+import torch
+from evaluation_log import make_log, random_log
+from scipy.stats import multivariate_normal
+from training_runs import parameters
+
+from hpgr.data.batches import TrainingWindows
+from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, EventLog
+from hpgr.model.catalogue import Catalogue
+from hpgr.model.interface import build
+from hpgr.model.packed import pack, place_candidates
+from hpgr.model.ranking_head import Standardise
+from hpgr.model.readout import CLOCKS, KERNELS, PreferenceReadout, discounted_sums
+from hpgr.training import item_factors
+from hpgr.training.finetune import _optimizer
+from hpgr.training.item_factors import fit_item_factors
+
+DIM = 3
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batch(small_log):
+    windows = TrainingWindows(
+        small_log, max_history=20, batch_tokens=200, num_candidates=None, random_windows=False,
+        seed=0,
+    )  # fmt: skip
+    return windows.batch(windows.plan(0)[0], 0, 0)
+
+
+@pytest.fixture
+def placed(batch):
+    rows = batch.candidates
+    return place_candidates(batch.histories, rows.offsets, rows.item, rows.visible, rows.time, CPU)
+
+
+@pytest.fixture
+def readout(small_log):
+    torch.manual_seed(0)
+    module = PreferenceReadout(small_log.meta.num_items, 3, DIM, num_anchors=4)
+    with torch.no_grad():
+        module.factor.normal_()
+        module.bias.normal_()
+        module.value.copy_(torch.tensor([0.0, -1.0, 0.7]))
+        module.valued.copy_(torch.tensor([0.0, 1.0, 1.0]))
+    return module
+
+
+def test_every_event_of_a_window_is_a_candidate_that_sees_strictly_earlier_ones(batch):
+    rows, histories = batch.candidates, batch.histories
+    for b in range(len(histories)):
+        past = slice(histories.offsets[b], histories.offsets[b + 1])
+        own = slice(rows.offsets[b], rows.offsets[b + 1])
+        assert rows.item[own].tolist() == [*histories.item[past], batch.target[past][-1]]
+        before = [(histories.timestamp[past] < t).sum() for t in rows.time[own]]
+        assert rows.visible[own].tolist() == before
+
+
+def test_sums_are_discounted_within_each_history():
+    lengths, rate = [1, 7, 0, 12], 0.8
+    position = torch.cat([torch.arange(n) for n in lengths])
+    rows = torch.randn(20, 2, dtype=torch.float64)
+    found = discounted_sums(rows, position, torch.tensor(rate, dtype=torch.float64))
+    for row in range(20):
+        place = int(position[row])
+        expected = sum(rows[row - age] * rate**age for age in range(place + 1))
+        torch.testing.assert_close(found[row], expected)
+
+
+def test_the_fold_in_is_the_posterior_of_the_linear_gaussian_model(batch, placed, readout):
+    packed = pack(batch.histories, CPU)
+    anchors = readout.select(packed, placed)
+    features = readout(packed, placed, *anchors).features.detach().numpy()
+    factor, bias = readout.factor.detach().numpy(), readout.bias.detach().numpy()
+    value = np.array([np.nan, -1.0, 0.7])
+    for c in range(len(placed.item)):
+        first, end = int(placed.first[c]), int(placed.end[c])
+        items, actions = packed.item[first:end].numpy(), packed.action[first:end].numpy()
+        age = np.arange(end - first)[::-1]
+        candidate = factor[placed.item[c]]
+        for number, clock in enumerate(CLOCKS):
+            weight = clock**age
+            precision = np.eye(DIM) + (factor[items].T * weight) @ factor[items]
+            residual = value[actions] - bias[items]
+            taste = np.linalg.solve(precision, factor[items].T @ (weight * residual))
+            variance = candidate @ np.linalg.solve(precision, candidate)
+            mean, spread = features[c, 4 * number : 4 * number + 2]
+            assert mean == pytest.approx(candidate @ taste, abs=2e-4)
+            assert spread == pytest.approx(variance, abs=2e-4)
+
+
+def test_anchors_are_the_nearest_items_and_speak_by_their_residuals(batch, placed, readout):
+    packed = pack(batch.histories, CPU)
+    anchor, cosine = readout.select(packed, placed)
+    features = readout(packed, placed, anchor, cosine).features.detach().numpy()
+    factor, bias = readout.factor.detach(), readout.bias.detach()
+    value = torch.tensor([0.0, -1.0, 0.7])
+    place = 4 * len(CLOCKS)
+    for c in range(len(placed.item)):
+        seen = torch.arange(int(placed.first[c]), int(placed.end[c]))
+        near = torch.cosine_similarity(factor[placed.item[c]], factor[packed.item[seen]], dim=1)
+        order = near.argsort(descending=True)[:4]
+        kept = anchor[c][anchor[c] >= 0]
+        torch.testing.assert_close(
+            near[order].sort().values,
+            torch.cosine_similarity(factor[placed.item[c]], factor[packed.item[kept]], dim=1)
+            .sort()
+            .values,
+        )
+        residual = value[packed.action[kept]] - bias[packed.item[kept]]
+        weight = torch.exp(KERNELS[0] * (cosine[c][: len(kept)].detach() - 1))
+        mean = features[c, place - 1]  # of the user, by the slowest clock
+        expected = float((weight * (residual - mean)).sum() / (weight.sum() + 2))
+        assert features[c, place] == pytest.approx(expected, abs=2e-4)
+
+
+def test_nobody_reads_the_residuals_of_events_without_a_value(batch, placed, readout):
+    packed = pack(batch.histories, CPU)
+    with torch.no_grad():
+        readout.valued.zero_()
+    evidence = readout(packed, placed, *readout.select(packed, placed))
+    assert evidence.logit.abs().max() == 0
+
+
+def test_an_intervention_takes_anchors_away_or_draws_them(batch, placed, readout):
+    packed = pack(batch.histories, CPU)
+    chosen, _ = readout.select(packed, placed)
+    readout.selector.mode = "none"
+    assert (readout.select(packed, placed)[0] == -1).all()
+    readout.selector.mode = "random"
+    drawn, cosine = readout.select(packed, placed)
+    there = drawn >= 0
+    assert ((drawn < placed.end[:, None]) & (drawn >= placed.first[:, None]))[there].all()
+    assert (there.any(1) == (placed.end > placed.first)).all()
+    assert (drawn != chosen).any() and cosine.shape == drawn.shape
+
+
+def test_features_are_standardised_by_the_batch_and_then_by_its_average():
+    torch.manual_seed(0)
+    module, rows = Standardise(2), torch.randn(4000, 2) * torch.tensor([3.0, 0.1]) + 5
+    trained = module(rows)
+    torch.testing.assert_close(trained.mean(0), torch.zeros(2), atol=0.02, rtol=0)
+    torch.testing.assert_close(trained.std(0), torch.ones(2), atol=0.02, rtol=0)
+    torch.testing.assert_close(module.eval()(rows), trained)  # the first batch is the average
+
+
+def planted(seed: int, num_users: int = 300, num_items: int = 30) -> EventLog:
+    """A log whose five actions follow planted factors."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(0, 0.8, (num_users, 2)) @ rng.normal(0, 0.8, (2, num_items))
+    truth += rng.normal(0, 0.5, num_items)
+    users, actions, length = [], [], min(20, num_items - 2)
+    for u in range(num_users):
+        items = rng.permutation(num_items)[:length]
+        value = truth[u, items] + rng.normal(0, 0.3, length)
+        actions.append(np.clip(np.round(value * 1.5) + 3, 1, 5).astype(int))
+        users.append([(int(i) + FIRST_ITEM, 10**9 + n, 1) for n, i in enumerate(items)])
+    log = make_log(users, num_items=num_items + FIRST_ITEM)
+    values = np.array([np.nan, 1, 2, 3, 4, 5], dtype=np.float32)
+    action = np.concatenate(actions).astype(np.int16)
+    return EventLog(**{**log.__dict__, "action": action, "action_value": values})
+
+
+def test_fitted_factors_predict_values_of_users_that_were_not_fitted():
+    log = planted(0, num_users=400)
+    later = log.user_of_event() >= 300
+    kept = EventLog(**{**log.__dict__, "split": np.where(later, TEST, log.split)})
+    found = fit_item_factors(kept, 2, seed=0)
+    factor, bias = found.factor.numpy(), found.bias.numpy()
+    error, plain = [], []
+    for u in range(300, 400):
+        rows = slice(log.user_offsets[u], log.user_offsets[u + 1])
+        items, value = log.item[rows], found.value.numpy()[log.action[rows]]
+        seen, asked = items[:15], items[15:]
+        precision = np.eye(2) + factor[seen].T @ factor[seen] / found.noise
+        taste = np.linalg.solve(precision, factor[seen].T @ (value[:15] - bias[seen]) / found.noise)
+        error.append(np.square(value[15:] - bias[asked] - factor[asked] @ taste).mean())
+        plain.append(np.square(value[15:] - bias[asked]).mean())
+    assert np.mean(error) < 0.6 * np.mean(plain)
+
+
+def test_every_round_raises_the_posterior_of_factors_and_biases(monkeypatch):
+    log = planted(1, num_users=60, num_items=12)
+    kept = np.asarray(log.split) == TRAIN
+    user, item = log.user_of_event()[kept], np.asarray(log.item)[kept]
+
+    def objective(rounds):
+        monkeypatch.setattr(item_factors, "ROUNDS", rounds)
+        found = fit_item_factors(log, 2, seed=0)
+        factor, bias = found.factor.double().numpy(), found.bias.double().numpy()
+        value = found.value.double().numpy()[np.asarray(log.action)[kept]]
+        total = 0.0
+        for u in range(60):
+            own = item[user == u]
+            covariance = factor[own] @ factor[own].T + found.noise * np.eye(len(own))
+            total += multivariate_normal.logpdf(value[user == u], bias[own], covariance)
+        prior = np.array([item_factors.FIRST_FACTOR, 0.0])
+        total -= 0.5 * item_factors.FACTOR_PRECISION * np.square(factor - prior).sum()
+        return total - 0.5 * item_factors.BIAS_PRECISION * np.square(bias).sum()
+
+    values = [objective(rounds) for rounds in (1, 2, 4, 8, 16)]
+    assert values == sorted(values)
+
+
+def test_a_warm_fit_stays_near_the_factors_that_it_started_from():
+    log = planted(2)
+    before = fit_item_factors(log, 2, seed=0).factor
+    warm = fit_item_factors(log, 2, seed=5, start=before).factor
+    fresh = fit_item_factors(log, 2, seed=5).factor
+    assert (warm - before).abs().mean() < 0.2 * (fresh - before).abs().mean()
+
+
+def test_a_log_without_values_has_biases_and_factors_that_say_nothing():
+    log = random_log(0)
+    blank = EventLog(**{**log.__dict__, "action_value": np.full(3, np.nan, dtype=np.float32)})
+    found = fit_item_factors(blank, 2, seed=0)
+    assert not found.bias.any() and not found.valued.any()
+
+
+def test_what_was_fitted_learns_at_a_rate_of_its_own(small_log):
+    cfg = parameters(finetune__factor_scale=0.25, finetune__inherited_scale=0.5)
+    model = build(cfg.model, Catalogue.of(small_log), ranking=True)
+    optimizer = _optimizer(model, cfg)
+    rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    readout, full = model.click.readout, cfg.finetune.learning_rate
+    assert rate[id(readout.factor)] == rate[id(readout.bias)] == 0.25 * full
+    assert rate[id(model.trunk.items.item.weight)] == 0.5 * full
+    assert rate[id(model.click.item_bias)] == full
+    assert rate.keys() == {id(p) for p in model.parameters() if p.requires_grad}
