@@ -46,9 +46,10 @@ CANDIDATES, LEAST_EVENTS = 20, 60
 EXPLAINED = 5  # best items of a user whose anchors are taken out
 
 
-def interventions(scorer: Scorer, log: EventLog, queries: int) -> dict[str, dict[str, float]]:
+def interventions(
+    scorer: Scorer, log: EventLog, queries: int, *, ranking: bool
+) -> dict[str, dict[str, float]]:
     """Scores on validation events by mode of the anchors."""
-    ranking = scorer.model.click.readout is not None and log.meta.can_rank
     validation = Validation(
         log, max_history=scorer.max_history, num_queries=queries, ranking=ranking, seed=0
     )
@@ -78,7 +79,7 @@ def jaccard(anchors: np.ndarray) -> float:
 
 
 def overlaps(scorer: Scorer, log: EventLog, asked: Histories, best: np.ndarray) -> dict[str, float]:
-    """Mean Jaccard indices between candidates of one user, and the anchors' share of newest 32."""
+    """Mean Jaccard indices between candidates of one user, and the share of newest 32 events."""
     random = np.random.default_rng(0)
     drawn = random.integers(FIRST_ITEM, log.meta.num_items, best.shape)
     offsets = np.arange(len(asked) + 1) * CANDIDATES
@@ -134,7 +135,10 @@ def measure(workspace: Workspace, *, quick: bool) -> dict[str, float]:
     """All figures of a trained workspace; those of ranking where a ranking is trained."""
     log, scorer = EventLog.open(workspace.arrays), Scorer.load(workspace.finetuned)
     users = 50 if quick else 300
-    by_mode = interventions(scorer, log, 500 if quick else 6000)
+    trained = read_json(workspace.finetuned / "config.json")
+    if not trained["model"].get("preference"):
+        raise SystemExit(f"{workspace.finetuned}: expected a network with model.preference: true")
+    by_mode = interventions(scorer, log, 500 if quick else 6000, ranking=trained["ranking"])
     found = {f"{key}, {mode}": v for mode, row in by_mode.items() for key, v in row.items()}
     gain = {mode: row["validation_ndcg@10"] for mode, row in by_mode.items()}
     for mode in ("random", "none"):
@@ -143,7 +147,7 @@ def measure(workspace: Workspace, *, quick: bool) -> dict[str, float]:
     scores = scorer.retrieve(asked)
     seen = np.repeat(np.arange(len(asked)), asked.length), asked.item
     best = top_items(scores, seen, CANDIDATES)
-    if "validation_auc" in by_mode["chosen"]:
+    if trained["ranking"]:
         auc = {mode: row["validation_auc"] for mode, row in by_mode.items()}
         for mode in ("random", "none"):
             found[f"auc_drop_{mode}_anchors"] = auc["chosen"] - auc[mode]

@@ -267,8 +267,7 @@ class HPGR(Network):
     def _centred(self, item_VD: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
         """Take off what all items share, and normalise: directions then tell items apart.
 
-        On ML-1M the mean cosine of random pairs was .44 before and is .02 after. What they share is
-        kept from training, so that new items move no anchor of old ones.
+        What they share is kept from training, so that new items move no anchor of old ones.
         """
         normed_VD = functional.normalize(item_VD, dim=-1)
         shared_D: Tensor = self.shared

@@ -162,7 +162,6 @@ class PreferenceReadout(nn.Module):
             for left_CA in (residual_CA - mean_P[of_C][:, None], residual_CA - folded_CA):
                 features.append((weight_CA * left_CA).sum(1) / (total_C + prior))
             features.append(total_C.log1p())
-            predictions.append(features[-3])
 
         newest_C = torch.where(count_C > 0, candidates.end - 1, len(packed.item))
         time_T = functional.pad(packed.time, (0, 1))
@@ -173,8 +172,8 @@ class PreferenceReadout(nn.Module):
             rows_T[newest_C],
             self.bias[candidates.item],
         ]
-        # The first kernel's mean speaks in the logit; the second one's is a feature alone.
-        logit_C = torch.stack(predictions[: len(SLOPES)], 1) @ self.slope
+        # The first kernel's mean speaks in the logit as well.
+        logit_C = torch.stack([*predictions, features[4 * len(CLOCKS)]], 1) @ self.slope
         wide_features = [taste_CD, taste_CD * factor_CD, factor_CD]
         wide_features += self._paces(packed, residual_T, end_P, of_C)
         return Evidence(logit_C, torch.cat([torch.stack(features, 1), *wide_features], 1))

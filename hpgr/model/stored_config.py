@@ -95,6 +95,10 @@ def _check_section(path: Path, section: str, values: Any, rules: dict[str, Any])
     if not isinstance(values, dict) or values.keys() != rules.keys():
         names = set(values) if isinstance(values, dict) else set()
         differing = ", ".join(sorted(map(str, names ^ rules.keys())))
-        raise DamagedFile(path, f"{section} lacks or has beyond what is known: {differing}")
+        raise DamagedFile(
+            path,
+            f"{section} lacks or has beyond what is known: {differing}; a network of another version "
+            "has to be trained again",
+        )
     for name, rule in rules.items():
         check_value(path, f"{section}.{name}", values[name], rule)
