@@ -97,8 +97,8 @@ def _check_section(path: Path, section: str, values: Any, rules: dict[str, Any])
         differing = ", ".join(sorted(map(str, names ^ rules.keys())))
         raise DamagedFile(
             path,
-            f"{section} lacks or has beyond what is known: {differing}; a network of another version "
-            "has to be trained again",
+            f"{section} lacks or has beyond what is known: {differing}; a network of another "
+            "version has to be trained again",
         )
     for name, rule in rules.items():
         check_value(path, f"{section}.{name}", values[name], rule)
