@@ -151,6 +151,19 @@ def test_items_fall_back_to_their_id_and_lose_empty_and_repeated_categories(work
     }
 
 
+def test_each_of_many_items_keeps_its_own_categories(workspace):
+    own = {f"i{n}": [f"c{n % 41}", f"d{n % 7}"][: n % 3] for n in range(900)}
+    count = len(own)
+    events = {
+        **{"user_id": ["u"] * count, "item_id": [*own], "timestamp": [*range(count)]},
+        **{"action": ["5"] * count, "session_id": [None] * count, "row": [*range(count)]},
+    }
+    write_validated(events, [{"item_id": n, "title": n, "categories": c} for n, c in own.items()])
+    sessionize.sessionize(config(min_item_events=1))
+    items = frame("items")
+    assert {n: [*c] for n, c in zip(items.item_id, items.categories, strict=True)} == own
+
+
 def test_a_log_without_categories_and_actions_has_empty_vocabularies(workspace):
     events = {**table_of_events(), "action": [None] * 600}
     names = sorted(set(events["item_id"]))

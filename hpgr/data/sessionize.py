@@ -244,8 +244,9 @@ def _item_table(item_ids: pa.Table, workspace: Workspace) -> tuple[pa.Table, pa.
     pairs = pa.table(
         {"owner": pc.list_parent_indices(listed), "name": pc.list_flatten(listed)}
     ).filter((pc.field("name") != "") & pc.field("name").is_valid())
-    # Single-threaded grouping keeps the order of first appearance.
-    pairs = pairs.group_by(["owner", "name"], use_threads=False).aggregate([])
+    # Grouping keeps no order, with one thread either.
+    pairs = pairs.append_column("place", pa.array(range(len(pairs)), pa.int64()))
+    pairs = pairs.group_by(["owner", "name"]).aggregate([("place", "min")]).sort_by("place_min")
     names = grown("categories", pa.chunked_array([pc.unique(pairs["name"])]), workspace.base)
     ids = pc.add(pc.index_in(pairs["name"], value_set=names), 1).cast(pa.int32())
     lengths = np.bincount(pairs["owner"].to_numpy(), minlength=len(item_ids))
