@@ -191,6 +191,7 @@ class Evaluate(Section):
     like_weights: tuple[Annotated[float, Field(ge=0, le=LARGEST_LIKE_WEIGHT)], ...]
     calibration_bins: int = Field(ge=1)
     tuning_queries: int = Field(ge=1)
+    mechanism_queries: int = Field(ge=0)
     history_decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
     transition_events: int = Field(ge=1)
     ease_ridge: float = Field(gt=0)

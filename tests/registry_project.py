@@ -91,5 +91,7 @@ def make_project(folder):
     write_tables(sessions, log)
     write_network(folder / "artifacts" / "finetune", log, load_config(folder / "params.yaml"))
     write_json(folder / "artifacts" / "evaluation" / "metrics.json", METRICS)
+    drops = {"random": {"ndcg@10": {"value": 0.125}}}
+    write_json(folder / "artifacts" / "evaluation" / "mechanism.json", {"drops": drops})
     (folder / "artifacts" / "evaluation" / "report.html").write_text("<html>report</html>")
     return folder

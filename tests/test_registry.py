@@ -108,6 +108,7 @@ def test_every_stage_has_a_nested_run_with_its_parameters(registered, client):
     assert nested["finetune"].data.params["model.dim"] == "16"
     assert nested["validate"].data.tags["dvc.deps.data/x"] == "d1"
     assert nested["finetune"].data.tags["dvc.lock"] == "absent"
+    assert nested["evaluate"].data.metrics["anchors.drops.random.ndcg_at_10.value"] == 0.125
 
 
 def test_curves_and_resources_become_series(registered, client):

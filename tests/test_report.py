@@ -65,7 +65,7 @@ def test_the_cards_show_the_order_that_is_served():
     assert any(card.rank > 1 for card in served)
 
 
-def page(folder, log, names=None, notes=(), endings=None, standing=None):
+def page(folder, log, names=None, notes=(), endings=None, standing=None, mechanism=None):
     report.write(
         folder,
         dataset="a log",
@@ -73,6 +73,7 @@ def page(folder, log, names=None, notes=(), endings=None, standing=None):
         curves={"finetune": pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]})},
         endings=endings or {},
         standing=standing,
+        mechanism=mechanism,
         cards=cards_for(log, names or names_for(log)),
         notes=list(notes),
     )
@@ -156,6 +157,7 @@ def test_best_is_the_lowest_where_lower_is_better(tmp_path):
         curves={},
         endings={},
         standing=None,
+        mechanism=None,
         cards=[],
         notes=[],
     )

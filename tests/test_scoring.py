@@ -117,7 +117,10 @@ def test_anchors_of_candidates_are_the_most_similar_items_by_brute_force(readout
     """Items are compared with items, in the space of the read-out or else of the item table."""
     model = trained_looking(build(settings(readout=readout), catalogue(), ranking=True))
     histories, items = random_histories([12, 20], seed=8), np.array([7, 8, 9])
-    position, weight = Scorer(model, CPU, 40).explain(histories, np.array([0, 1, 3]), items)
+    scorer, offsets = Scorer(model, CPU, 40), np.array([0, 1, 3])
+    position, weight = scorer.explain(histories, offsets, items)
+    same, similar = scorer.anchors(histories, offsets, items)
+    np.testing.assert_array_equal(same, position)
     table = model.trunk.items.table()[:-1].detach()
     unit = table / table.norm(dim=1, keepdim=True)
     space, selector = unit - model.shared.detach(), model.item_selector
@@ -134,6 +137,25 @@ def test_anchors_of_candidates_are_the_most_similar_items_by_brute_force(readout
         sharpness, offset = model.candidate_signals.sharpness, model.candidate_signals.offset
         expected = torch.sigmoid(sharpness * cosine[best] + offset).detach()
         np.testing.assert_allclose(weight[candidate], expected, atol=1e-5)
+        np.testing.assert_allclose(similar[candidate], cosine[best].detach(), atol=1e-5)
+
+
+def test_random_anchors_are_the_same_each_time_and_leave_the_random_state_alone():
+    scorer = Scorer(trained_looking(build(settings(), catalogue(), ranking=True)), CPU, 40)
+    histories = random_histories([30, 20], seed=9)
+    asked = histories, np.array([0, 2, 3]), np.array([4, 5, 6])
+    chosen, before = scorer.anchors(*asked)[0], torch.random.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with scorer.intervened("random"):
+            drawn.append(scorer.anchors(*asked)[0])
+    np.testing.assert_array_equal(*drawn)
+    assert (drawn[0] != chosen).any() and (drawn[0] >= 0).all()
+    assert (drawn[0] < np.array([[30], [30], [20]])).all()
+    with scorer.intervened("none"):
+        assert (scorer.anchors(*asked)[0] == -1).all()
+    np.testing.assert_array_equal(scorer.anchors(*asked)[0], chosen)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("asked", [(), (np.array([0, 2]), np.array([4, 5]))])

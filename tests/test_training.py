@@ -205,6 +205,7 @@ def test_finetuning_inherits_the_trunk_and_writes_what_serving_needs(workspace):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["best_step"] in (10, 20, 30) and metrics["steps"] == 30
     assert {"validation_ndcg@10", "validation_auc", "num_params"} <= set(metrics)
+    assert 0 < metrics["gradient_norm_selectors"] < metrics["gradient_norm"]
 
 
 def test_no_training_events_is_reported(small_log):

@@ -6,6 +6,7 @@ temporal (R2) and CTR, temporal (K1) where it is global-time. Reads `artifacts/s
 `metrics.json`, `verdict.json` (on validation: the network, or a baseline in its place),
 `rules.json` (by which a served answer is as judged), `like_weight.json` (how its order was chosen,
 on validation), `queries.parquet`, `candidates.parquet` (K1),
+`mechanism.json` (of a network with anchors: what these do),
 `plots/*.csv`, `figures/*.png`, `report.html`.
 """
 
@@ -23,7 +24,7 @@ from rich.console import Console
 from hpgr.config import Config
 from hpgr.data.log import TEST, EventLog
 from hpgr.data.repeats import rule as rule_of
-from hpgr.evaluation import like_weight, protocols, ranking, retrieval, rivals
+from hpgr.evaluation import like_weight, mechanism, protocols, ranking, retrieval, rivals
 from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.examples import Names, examples, pick
 from hpgr.evaluation.headline import protocol_label, terminal_table
@@ -90,6 +91,9 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
             tables.append(
                 ranking_tables("K1", candidates, probabilities, cfg.evaluate, main=judged.name)
             )
+    anchors = mechanism.measure(
+        log, judged.network, cfg.evaluate, split=TEST, ranks=judged.ranks, **reach
+    )
     cards = examples(
         log,
         pick(log, queries, cfg.evaluate),
@@ -111,6 +115,8 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
         write_json(folder / "like_weight.json", choice.record())
         if standing is not None:
             write_json(folder / "verdict.json", standing.record())
+        if anchors is not None:
+            write_json(folder / "mechanism.json", anchors.record())
         write_numbers(folder, tables)
         report.write(
             folder,
@@ -119,6 +125,7 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
             curves=training_curves(workspace),
             endings=endings,
             standing=standing,
+            mechanism=anchors,
             cards=cards,
             notes=notes,
         )
@@ -131,6 +138,8 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     for table in tables:
         title = f"{protocol_label(table.protocol)}: {table.counts['queries']:,} queries"
         console.print(terminal_table(title, table.metrics))
+    if anchors is not None:
+        console.print(cell(anchors.sentence))
     for note in notes:
         console.print(cell(note), style="dim")
     for sentences in endings.values():

@@ -5,7 +5,8 @@ A baseline is a `Retriever`; `hpgr.model.scoring.Scorer` is a `RankingModel`. Wr
 
 from __future__ import annotations
 
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -39,3 +40,19 @@ class RankingModel(Ranker, Protocol):
 
         For each query, N = Q, or for each candidate as `rank` places it, N = C.
         """
+
+
+@runtime_checkable
+class Anchored(RankingModel, Protocol):
+    """A network whose anchors can be looked at and exchanged."""
+
+    def intervened(self, mode: str) -> AbstractContextManager[None]:
+        """Exchange the anchors for the block.
+
+        `mode` is "chosen", "random" (the same ones in each block) or "none".
+        """
+
+    def anchors(
+        self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Anchors of candidates as `explain` places them and their cosines, both [C, A]."""

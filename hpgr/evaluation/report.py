@@ -16,6 +16,7 @@ import pandas as pd
 from hpgr.evaluation import figures
 from hpgr.evaluation.examples import Example
 from hpgr.evaluation.headline import label, metric_names, number, protocol_label, signed
+from hpgr.evaluation.mechanism import CANDIDATES, EXPLAINED, LEAST_EVENTS, NEWEST, Mechanism
 from hpgr.evaluation.metric_tables import Tables
 from hpgr.evaluation.rivals import Standing
 from hpgr.metrics import best_value, metric_label
@@ -57,6 +58,28 @@ MEANINGS = {
     "log_loss": "surprise at the labels in nats; lower is better",
     "calibration_error": "mean distance of predicted and observed share of likes; lower is better",
 }
+LOOKS = (  # name, figure of the anchors, the one beside it, decimals, what that one is of
+    (
+        "share of anchors that two of a user's best items have in common",
+        "overlap_top", "overlap_chance", 3, "random events",
+    ),
+    (
+        "the same of two random items",
+        "overlap_random", "overlap_chance", 3, "random events",
+    ),
+    (
+        "different anchors of a user's best items together",
+        "distinct_top", "distinct_chance", 1, "random events",
+    ),
+    (
+        "cosine of an anchor with its item",
+        "similarity_anchors", "similarity_random", 3, "random events",
+    ),
+    (
+        f"share of anchors among the newest {NEWEST} events",
+        "newest_share", "newest_share_of_events", 3, "all visible events",
+    ),
+)  # fmt: skip
 DESCRIPTIVE = ("coverage", "head_share")  # no winner: more is not better
 
 
@@ -68,6 +91,7 @@ def write(
     curves: dict[str, pd.DataFrame],
     endings: dict[str, list[str]],
     standing: Standing | None,
+    mechanism: Mechanism | None,
     cards: Sequence[Example],
     notes: Sequence[str],
 ) -> None:
@@ -80,6 +104,7 @@ def write(
         curves: training curves by stage.
         endings: how each stage's training ended, in sentences; all but the first are warnings.
         standing: the judged model among its rivals on validation.
+        mechanism: what the anchors do; None leaves the section out.
         cards: users to show.
         notes: sentences about the run: choices, omissions.
     """
@@ -102,6 +127,7 @@ def write(
         sections=sections,
         stages=stages,
         standing=standing,
+        anchors=mechanism and _anchors(mechanism),
         cards=cards,
         notes=notes,
     )
@@ -212,6 +238,43 @@ def _difference_rows(differences: pd.DataFrame, headline: list[str]) -> dict[str
             "p": _p(row.p),
         }
     return rows
+
+
+def _anchors(found: Mechanism) -> dict[str, Any]:
+    """Content of the section about the anchors."""
+    interventions = {
+        metric: (
+            value,
+            [
+                (
+                    found.values[mode][metric],
+                    signed(row[metric].value),
+                    f"{signed(row[metric].low)} to {signed(row[metric].high)}",
+                )
+                for mode, row in found.drops.items()
+            ],
+        )
+        for metric, value in found.values["chosen"].items()
+    }
+    looks: list[tuple[str, ...]] = []  # name, of the anchors, of other events, which these are
+    for name, own, other, digits, than in LOOKS if found.choice else ():
+        values = (f"{found.choice[key]:.{digits}f}" for key in (own, other))
+        looks.append((name, *values, than))
+    if found.deletion:
+        gone = (f"{found.deletion[key].value:.3f}" for key in ("anchors", "random"))
+        looks.append(("change of an item's log odds without them", *gone, "random events"))
+    return {
+        "sentence": found.sentence,
+        "deletion": found.deletion_sentence,
+        "interventions": interventions,
+        "looks": looks,
+        "counts": {
+            "queries": found.queries, "candidates": found.candidates, "users": found.users,
+        },
+        "compared": CANDIDATES,
+        "explained": EXPLAINED,
+        "least_events": LEAST_EVENTS,
+    }  # fmt: skip
 
 
 def _slice_rows(table: Tables) -> list[dict[str, Any]]:

@@ -169,6 +169,11 @@ class HPGR(Network):
         **READOUT_GROWTH,
     }
     inherits = "trunk"
+    watched: ClassVar = {
+        "selectors": ("row_selector", "item_selector", "click.readout.selector"),
+        "signals": ("row_signals", "candidate_signals"),
+        "readout": ("click.readout",),
+    }
 
     def __init__(self, settings: Any, catalogue: Catalogue, *, ranking: bool = True) -> None:
         super().__init__(settings, catalogue, ranking=ranking)

@@ -155,6 +155,7 @@ class HSTU(Network):
         "click.action_value": Growth("num_actions"),
         **READOUT_GROWTH,
     }
+    watched: ClassVar = {"readout": ("click.readout",)}
 
     def __init__(self, settings: Any, catalogue: Catalogue, *, ranking: bool = True) -> None:
         super().__init__(settings, catalogue, ranking=ranking)

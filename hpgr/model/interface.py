@@ -52,10 +52,13 @@ class Network(nn.Module):
     `grows`: its weights with rows for a vocabulary, by name; a warm start adds rows to them.
     `inherits`: name of the submodule that stage 1 trains and stage 2 starts from, the same in both
     networks; None where the model has no stage 1.
+    `watched`: its parts whose gradient norms the curves of a training show, by a name for them:
+    the names of their weights and submodules. Those that a network lacks are left out.
     """
 
     grows: ClassVar[Mapping[str, Growth]] = {}
     inherits: ClassVar[str | None] = None
+    watched: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, settings: Any, catalogue: Catalogue, *, ranking: bool = True) -> None:
         """Make fresh weights.
@@ -118,6 +121,16 @@ class Network(nn.Module):
     def inherited(self) -> nn.Module | None:
         """The submodule that `inherits` names."""
         return self.get_submodule(self.inherits) if self.inherits else None
+
+    @property
+    def watched_weights(self) -> dict[str, list[nn.Parameter]]:
+        """The trained weights of each part in `watched` that the network has."""
+        found: dict[str, list[nn.Parameter]] = {}
+        for part, names in self.watched.items():
+            for name, weight in self.named_parameters():
+                if weight.requires_grad and f"{name}.".startswith(tuple(f"{n}." for n in names)):
+                    found.setdefault(part, []).append(weight)
+        return found
 
     @property
     def fitted(self) -> list[nn.Parameter]:

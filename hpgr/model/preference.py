@@ -19,7 +19,7 @@ space, N tiles, G queries and S keys of a tile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,13 +37,15 @@ class PreferenceMask:
     """The mask of one set of queries.
 
     `anchor` int64 [Q, A] is the key row of each anchor, -1 where fewer items are visible; `peak`
-    [Q, A] its height; `tiles` the pairs that are computed; `weight` [N, G, S] their weights.
+    [Q, A] its height; `tiles` the pairs that are computed; `weight` [N, G, S] their weights;
+    `cosine` [Q, A] the similarity of each anchor, where the heights come from similarities.
     """
 
     anchor: Tensor
     peak: Tensor
     tiles: Tiles | KeyTiles
     weight: Tensor
+    cosine: Tensor | None = None
 
 
 def gaussian_mask(
@@ -122,4 +124,5 @@ class PreferenceSignals(nn.Module):
         with autocast_off(cosine_QA):
             peak_QA = torch.sigmoid(self.sharpness * wide(cosine_QA) + self.offset)
             peak_QA = peak_QA * (anchor_QA >= 0)
-        return gaussian_mask(anchor_QA, peak_QA, first, end, num_keys, sigma=self.sigma, **options)
+        mask = gaussian_mask(anchor_QA, peak_QA, first, end, num_keys, sigma=self.sigma, **options)
+        return replace(mask, cosine=cosine_QA)

@@ -10,6 +10,7 @@ A anchors, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from hpgr.data.histories import Histories, bounded
 from hpgr.data.log import FIRST_ITEM
+from hpgr.model.attention.select import intervened
 from hpgr.model.interface import Network, build
 from hpgr.model.packed import Candidates, pack, place_candidates
 from hpgr.model.placement import found_device
@@ -88,7 +90,6 @@ class Scorer:
             parts.append(torch.sigmoid(logits_C.float()).cpu().numpy())
         return np.concatenate(parts)
 
-    @torch.inference_mode()
     def explain(
         self,
         histories: Histories,
@@ -101,23 +102,49 @@ class Scorer:
         lets each candidate read the history (N = C). A network without preference signals gives
         arrays with A = 0. Every history must have an event.
         """
+        position, weight, _ = self._masks(histories, offsets, candidates)
+        return position, weight
+
+    def anchors(
+        self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the anchors of candidates as `explain` does, with their cosines [C, A]."""
+        position, _, cosine = self._masks(histories, offsets, candidates)
+        return position, cosine
+
+    @contextmanager
+    def intervened(self, mode: str) -> Iterator[None]:
+        """Exchange the anchors for the block (`hpgr.model.attention.select`), from one seed.
+
+        The random state of the process is as before afterwards.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), intervened(self.model, mode):
+            torch.manual_seed(0)
+            yield
+
+    @torch.inference_mode()
+    def _masks(
+        self, histories: Histories, offsets: np.ndarray | None, candidates: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions, heights and cosines of the anchors, each [N, A]; see `explain`."""
         extra = None if offsets is None else np.diff(offsets)
-        positions, weights = [], []
+        positions, weights, cosines = [], [], []
         for chunk, queries in _chunks(histories, extra=extra):
             placed, query = None, np.arange(len(chunk))
             if offsets is not None and candidates is not None:
                 placed = self._placed(chunk, queries, offsets, candidates)
                 query = np.repeat(query, np.diff(offsets[queries.start : queries.stop + 1]))
             mask = self.model.explain(pack(chunk, self.device), placed)
-            anchor_NA, peak_NA = (
-                np.zeros((len(query), 0), np.int64),
-                np.zeros((len(query), 0), np.float32),
-            )
+            anchor_NA = np.zeros((len(query), 0), np.int64)
+            peak_NA = cosine_NA = np.zeros((len(query), 0), np.float32)
             if mask is not None:
                 anchor_NA, peak_NA = mask.anchor.cpu().numpy(), mask.peak.float().cpu().numpy()
+                cosine_NA = peak_NA if mask.cosine is None else mask.cosine.float().cpu().numpy()
             positions.append(np.where(anchor_NA >= 0, anchor_NA - chunk.offsets[query, None], -1))
             weights.append(peak_NA)
-        return np.concatenate(positions), np.concatenate(weights)
+            cosines.append(cosine_NA)
+        return np.concatenate(positions), np.concatenate(weights), np.concatenate(cosines)
 
     def _placed(
         self, chunk: Histories, queries: slice, offsets: np.ndarray, candidates: np.ndarray

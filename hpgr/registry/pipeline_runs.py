@@ -81,6 +81,8 @@ def _log_stage(
         metrics = _series(output / "curves.csv", resources, ended)
         if (output / "metrics.json").is_file():
             metrics += _metrics(read_json(output / "metrics.json"), ended)
+        if (output / "mechanism.json").is_file():
+            metrics += _metrics({"anchors": read_json(output / "mechanism.json")}, ended)
         sections = (stage, "model") if "model" in STAGES[stage].params else (stage,)
         client.log_batch(run_id, metrics, _params(cfg, *sections))
         _log_files(client, run_id, output, "*.json", "report.html", "figures")

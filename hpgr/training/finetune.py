@@ -104,6 +104,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         ),
         scratch=scratch,
         name="finetune",
+        watched=model.watched_weights,
     )
     if device.rank == 0:
         config = {

@@ -8,11 +8,13 @@ Writes: a scratch folder with the checkpoint and the best weights; returns the c
 
 from __future__ import annotations
 
+import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,8 @@ from hpgr.training.length import (
     learning_rate_scale,
     validation_interval,
 )
+
+NORM = "gradient_norm"  # column of the curves
 
 
 class Stopped(SystemExit):
@@ -77,6 +81,7 @@ def train(
     schedule: Schedule,
     scratch: Path,
     name: str,
+    watched: Mapping[str, Sequence[nn.Parameter]] = MappingProxyType({}),
 ) -> Outcome:
     """Train `model` and return the weights of the validation with the best monitored score.
 
@@ -91,6 +96,8 @@ def train(
         schedule: length, patience, rates.
         scratch: folder of checkpoint and best weights; emptied by the caller when all is written.
         name: shown on the progress bar; the section of params.yaml.
+        watched: parts of the model whose gradient norms the curves show beside the whole one's, all
+            of them before clipping.
 
     Raises:
         Stopped: after SIGTERM or SIGINT, with a checkpoint.
@@ -154,8 +161,8 @@ def train(
                 speed.pause(time.perf_counter() - began)
             if state["step"] >= state["planned"] or exhausted(state, schedule):
                 break
-            epoch, index, numbers = next(batches)
-            batch = windows.batch(numbers, epoch, index * device.world + device.rank)
+            epoch, index, windows_in = next(batches)
+            batch = windows.batch(windows_in, epoch, index * device.world + device.rank)
             scale = learning_rate_scale(
                 state["step"],
                 warmup=schedule.warmup_steps,
@@ -168,15 +175,19 @@ def train(
                 losses = loss(wrapped, batch, epoch, index)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
-            if not torch.isfinite(norm):
+            found = losses | gradient_norms(watched)
+            found[NORM] = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
+            # One transfer from the device a step.
+            numbers = torch.stack([value.detach() for value in found.values()]).tolist()
+            values = dict(zip(found, numbers, strict=True))
+            if not math.isfinite(values[NORM]):
                 raise UserError(
-                    f"{name}: gradient is {norm.item()} at step {state['step'] + 1}; "
+                    f"{name}: gradient is {values[NORM]} at step {state['step'] + 1}; "
                     f"expected a finite number; lower {name}.learning_rate"
                 )
             optimizer.step()
-            for key, value in losses.items():
-                state["sums"][key] = state["sums"].get(key, 0.0) + value.item()
+            for key, value in values.items():
+                state["sums"][key] = state["sums"].get(key, 0.0) + value
             state |= {"epoch": epoch, "index": index + 1, "step": state["step"] + 1}
             state["events"] += len(batch.target) * device.world
             bar.update()
@@ -208,6 +219,14 @@ def train(
         train_seconds=state["seconds"],
         events_per_second=state["events"] / max(1e-9, state["seconds"]),
     )
+
+
+def gradient_norms(watched: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, Tensor]:
+    """Norm of the gradient of each part, named like the curves' column, on its device."""
+    return {
+        f"{NORM}_{part}": nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+        for part, weights in watched.items()
+    }
 
 
 def _batches(
