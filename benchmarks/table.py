@@ -41,6 +41,8 @@ NAMES = {
     "ease": "EASE, recency-weighted",
     "popularity": "popularity",
     "recency": "recent popularity",
+    "boosted_trees": "gradient-boosted trees",
+    "fold_in": "linear-Gaussian fold-in",
     "item_plus_user_mean": "item plus user mean",
     "item_mean": "item mean",
     "user_mean": "user mean",

@@ -198,6 +198,11 @@ class Evaluate(Section):
     ease_max_items: int = Field(ge=0)
     recency_half_life_days: float = Field(gt=0)
     prior_events: float = Field(gt=0)
+    fold_in_factors: int = Field(ge=1)
+    fold_in_decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
+    tree_events: int = Field(ge=0)
+    tree_rounds: int = Field(ge=1)
+    tree_learning_rate: float = Field(gt=0, le=1)
     seed: int = Field(ge=0, lt=2**63)
 
 

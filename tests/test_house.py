@@ -77,7 +77,16 @@ def test_the_command_line_starts_light():
     done = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    heavy = {"torch", "great_expectations", "mlflow", "ibis", "pandas", "matplotlib", "prefect"}
+    heavy = {
+        "torch",
+        "sklearn",
+        "great_expectations",
+        "mlflow",
+        "ibis",
+        "pandas",
+        "matplotlib",
+        "prefect",
+    }
     assert not heavy & set(done.stdout.split())
 
 

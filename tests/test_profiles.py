@@ -73,7 +73,7 @@ def test_values_change_their_lines_and_no_other(params):
     assert ChangedValue("sessionize.gap_s", 1800, 900) in changed
     after = params.read_text().splitlines()
     different = [new for old, new in zip(before, after, strict=True) if old != new]
-    assert len(different) == len(changed) == 10
+    assert len(different) == len(changed) == 11
     assert any(re.match("  gap_s: 900 +# inactivity longer", line) for line in different)
     assert load_config().sessionize.gap_s == 900
 
@@ -240,7 +240,7 @@ def test_the_command_says_what_it_changes(params):
     assert {"model.dim: 64 -> 16", "sessionize.gap_s: 1800 -> 900", "pretrain.steps: 480 -> 5"} <= {
         *done.stdout.splitlines()
     }
-    assert done.stdout.splitlines()[-1] == "params.yaml: 10 values changed"
+    assert done.stdout.splitlines()[-1] == "params.yaml: 11 values changed"
     again = hpgr("--profile", "smoke", "--set", "sessionize.gap_s=900", "--set", "pretrain.steps=5")
     assert again.stdout == "params.yaml: no values changed\n"
     wrong = hpgr("--profile", "smok")

@@ -8,7 +8,9 @@ from test_evaluate import CONFIG, Knowing
 from hpgr.data.log import TEST, VALIDATION, EventLog
 from hpgr.evaluation import protocols, retrieval, rivals
 from hpgr.evaluation.compare import Estimate
+from hpgr.evaluation.headline import label
 from hpgr.evaluation.rivals import Standing
+from hpgr.evaluation.simple_rankers import SimpleRankers
 
 SETTINGS = CONFIG.evaluate
 REACH = {"max_history": 200}
@@ -86,21 +88,40 @@ def test_the_test_split_plays_no_part():
     assert one.record() == two.record()
 
 
-def test_a_ranking_model_is_compared_by_auc_with_the_means():
+def test_a_ranking_model_is_compared_by_auc_with_the_simple_rankers():
     log = random_log(2, split="global-time")
-    good = rivals.ranking_standing(log, "hpgr", Knowing(log), SETTINGS, **REACH)
-    bad = rivals.ranking_standing(log, "hpgr", Ignorant(log), SETTINGS, **REACH)
-    assert set(good.values) == {"hpgr", "item_mean", "user_mean", "item_plus_user_mean"}
+    simple = SimpleRankers(log, SETTINGS)
+    good = rivals.ranking_standing(log, "hpgr", Knowing(log), simple, SETTINGS, **REACH)
+    bad = rivals.ranking_standing(log, "hpgr", Ignorant(log), simple, SETTINGS, **REACH)
+    means = {"item_mean", "user_mean", "item_plus_user_mean"}
+    assert set(good.values) == {"hpgr", "boosted_trees", "fold_in", *means}
     assert bad.values["hpgr"]["auc"] == 0.5
-    assert bad.serve_instead in ("item_mean", "item_plus_user_mean")
+    assert bad.serve_instead == bad.best_rival != "user_mean"
     assert "AUC 0.5000" in bad.sentence
+    assert f"Serve {label(bad.best_rival)} instead of hpgr" in bad.sentence
     assert good.values["hpgr"]["auc"] > 0.7
 
 
 def test_labels_of_one_kind_rank_nothing():
     log = random_log(2, split="global-time")
     same = EventLog(**{**log.__dict__, "label": np.ones_like(log.label)})
-    assert rivals.ranking_standing(same, "n", Knowing(log), SETTINGS, **REACH) is None
+    simple = SimpleRankers(same, SETTINGS)
+    assert rivals.ranking_standing(same, "n", Knowing(log), simple, SETTINGS, **REACH) is None
+
+
+def test_rivals_are_called_by_plain_names():
+    values = {"hpgr": {"auc": 0.7}, "fold_in": {"auc": 0.8}, "boosted_trees": {"auc": 0.9}}
+    ahead = Estimate(-0.1, -0.2, 0.0, 1.0)
+    for rival, name in (
+        ("fold_in", "linear-Gaussian fold-in"),
+        ("boosted_trees", "gradient-boosted trees"),
+    ):
+        pair = {"hpgr": values["hpgr"], rival: values[rival]}
+        behind = Standing("hpgr", "auc", 9, pair, {rival: ahead})
+        assert behind.record()["serve_instead"] == rival
+        assert behind.sentence.startswith(f"Serve {name} instead of hpgr: on 9 validation")
+        leads = Standing("hpgr", "auc", 9, pair | {"hpgr": {"auc": 0.95}}, {rival: ahead})
+        assert f"next is {name} with AUC" in leads.sentence
 
 
 def test_equal_is_enough():

@@ -30,6 +30,7 @@ from hpgr.evaluation.examples import Names, examples, pick
 from hpgr.evaluation.headline import protocol_label, terminal_table
 from hpgr.evaluation.metric_tables import WAYS, Tables, merged, ranking_tables, retrieval_tables
 from hpgr.evaluation.model_protocols import RankingModel, Retriever
+from hpgr.evaluation.simple_rankers import SimpleRankers
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
 from hpgr.terminal import cell
 from hpgr.training.ending import Ending
@@ -77,7 +78,8 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     reach = {"max_history": cfg.model.max_history}
     baselines, notes = retrieval.tuned_baselines(log, cfg.evaluate, **reach)
     models: dict[str, Retriever] = {judged.name: judged.network, **baselines}
-    standing = stand(cfg, log, judged, models)
+    simple = SimpleRankers(log, cfg.evaluate)
+    standing = stand(cfg, log, judged, models, simple)
     choices = choose_like_weight(cfg, log, judged)
     choice = choices[log.meta.remove_history]
     tables, outcomes = judge_retrieval(cfg, log, queries, judged, models, choices, notes)
@@ -87,13 +89,14 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
         if why := no_ranking(log, candidates, judged):
             notes.append(f"{protocol_label('K1')} is left out: {why}.")
         else:
-            probabilities = score_candidates(cfg, log, candidates, judged)
+            probabilities = score_candidates(cfg, log, candidates, judged, simple)
             tables.append(
                 ranking_tables("K1", candidates, probabilities, cfg.evaluate, main=judged.name)
             )
     anchors = mechanism.measure(
         log, judged.network, cfg.evaluate, split=TEST, ranks=judged.ranks, **reach
     )
+    notes += simple.notes
     cards = examples(
         log,
         pick(log, queries, cfg.evaluate),
@@ -249,12 +252,18 @@ def judge_retrieval(
 
 
 def stand(
-    cfg: Config, log: EventLog, judged: Judged, models: Mapping[str, Retriever]
+    cfg: Config,
+    log: EventLog,
+    judged: Judged,
+    models: Mapping[str, Retriever],
+    simple: SimpleRankers,
 ) -> rivals.Standing | None:
     """The network among its rivals on validation, by the metric that chose its weights."""
     reach = {"max_history": cfg.model.max_history}
     if judged.monitor == "validation_auc" and judged.ranks:
-        found = rivals.ranking_standing(log, judged.name, judged.network, cfg.evaluate, **reach)
+        found = rivals.ranking_standing(
+            log, judged.name, judged.network, simple, cfg.evaluate, **reach
+        )
         if found is not None:
             return found
     metric = "hr" if judged.monitor.startswith("validation_hr") else "ndcg"
@@ -302,15 +311,18 @@ def no_ranking(log: EventLog, candidates: protocols.LabelledQueries, judged: Jud
 
 
 def score_candidates(
-    cfg: Config, log: EventLog, candidates: protocols.LabelledQueries, judged: Judged
+    cfg: Config,
+    log: EventLog,
+    candidates: protocols.LabelledQueries,
+    judged: Judged,
+    simple: SimpleRankers,
 ) -> dict[str, np.ndarray]:
     """K1: probability of every candidate, by model, the network first."""
     title = f"candidates, {judged.name}"
     own = ranking.score(
         judged.network, log, candidates, max_history=cfg.model.max_history, title=title
     )
-    means = ranking.mean_models(log, candidates, prior_events=cfg.evaluate.prior_events)
-    return {judged.name: own, **dict(reversed(means.items()))}
+    return {judged.name: own, **simple.probabilities(candidates)}
 
 
 def training_endings(workspace: Workspace) -> dict[str, list[str]]:

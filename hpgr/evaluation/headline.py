@@ -15,11 +15,12 @@ Rows = Mapping[str, Mapping[str, float]]  # model -> metric -> value
 
 
 PROTOCOLS = {"R1": "Next item, leave-one-out", "R2": "Next item, temporal", "K1": "CTR, temporal"}
+LABELS = {"fold_in": "linear-Gaussian fold-in", "boosted_trees": "gradient-boosted trees"}
 
 
 def label(model: str) -> str:
     """A model's name as a person reads it."""
-    return model.replace("_", " ")
+    return LABELS.get(model, model.replace("_", " "))
 
 
 def protocol_label(protocol: str) -> str:

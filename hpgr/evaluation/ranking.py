@@ -1,6 +1,6 @@
 """CTR (K1): the probability by every model that a candidate is liked, given what came before it.
 
-The network has to beat three means: of the item, of the user, and of both.
+The simplest models to beat are three means: of the item, of the user, and of both.
 Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 

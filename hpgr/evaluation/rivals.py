@@ -19,6 +19,7 @@ from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.compare import Estimate
 from hpgr.evaluation.headline import label, signed
 from hpgr.evaluation.model_protocols import Ranker, Retriever
+from hpgr.evaluation.simple_rankers import SimpleRankers
 from hpgr.metrics import metric_label
 
 Values = dict[str, dict[str, float]]
@@ -123,7 +124,13 @@ def retrieval_standing(
 
 
 def ranking_standing(
-    log: EventLog, name: str, network: Ranker, settings: Evaluate, *, max_history: int
+    log: EventLog,
+    name: str,
+    network: Ranker,
+    simple: SimpleRankers,
+    settings: Evaluate,
+    *,
+    max_history: int,
 ) -> Standing | None:
     """By AUC of the labels of validation events, each given what happened strictly before.
 
@@ -134,8 +141,7 @@ def ranking_standing(
         return None
     title = f"{name} on validation"
     own = ranking.score(network, log, candidates, max_history=max_history, title=title)
-    means = ranking.mean_models(log, candidates, prior_events=settings.prior_events)
-    scores: dict[str, np.ndarray] = {name: own, **means}
+    scores: dict[str, np.ndarray] = {name: own, **simple.probabilities(candidates)}
     values = {n: {"auc": metrics.auc(candidates.label, s) or 0.0} for n, s in scores.items()}
     user = candidates.candidate_user()
     samples = compare.bootstrap_auc(user, candidates.label, scores, settings)

@@ -1,0 +1,78 @@
+"""Gradient-boosted trees on leak-free features: a strong model of likes that learns no network.
+
+Fitted to training events, each seen with what its user did strictly before; validation ends the
+boosting. They are used where they are fitted and never saved. Reads the arrays of
+`hpgr.data.log`. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpgr.config import Evaluate
+from hpgr.data.log import EventLog
+from hpgr.evaluation.fold_in import FoldIn
+from hpgr.evaluation.protocols import LabelledQueries
+from hpgr.evaluation.ranking_features import RankingFeatures
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+PATIENCE = 15  # rounds without a gain on validation
+LEAVES = 15
+LEAF_EVENTS, LEAF_SHARE = 20, 0.001  # that a leaf holds at least, and of all events
+RIDGE = 5.0
+
+
+class Trees:
+    """Boosted trees with their features; fit them with `Trees.fit`."""
+
+    def __init__(self, features: RankingFeatures, model: HistGradientBoostingClassifier):
+        self.features, self.model = features, model
+
+    @classmethod
+    def fit(
+        cls,
+        log: EventLog,
+        fold_in: FoldIn,
+        settings: Evaluate,
+        *,
+        rows: LabelledQueries,
+        held_out: LabelledQueries,
+    ) -> Trees:
+        """Fit the training events `rows`, which hold both labels; `held_out` ends the boosting."""
+        from sklearn.ensemble import HistGradientBoostingClassifier  # a second to import
+
+        features = RankingFeatures(log, fold_in, prior_events=settings.prior_events)
+        validates = len(held_out) > 0
+        model = HistGradientBoostingClassifier(
+            max_iter=settings.tree_rounds,
+            learning_rate=settings.tree_learning_rate,
+            max_leaf_nodes=LEAVES,
+            min_samples_leaf=max(LEAF_EVENTS, int(LEAF_SHARE * len(rows.label))),
+            l2_regularization=RIDGE,
+            early_stopping=validates,
+            n_iter_no_change=PATIENCE,
+            random_state=settings.seed % 2**32,
+        )
+        watched = {}
+        if validates:
+            watched = {"X_val": features.table(log, held_out), "y_val": held_out.label}
+        return cls(features, model.fit(features.table(log, rows), rows.label, **watched))
+
+    def probability(self, log: EventLog, queries: LabelledQueries) -> np.ndarray:
+        """Probability that each candidate is liked, float64 [C]."""
+        if not len(queries):
+            return np.empty(0)
+        return self.model.predict_proba(self.features.table(log, queries))[:, 1]
+
+
+def at_most(queries: LabelledQueries, candidates: int, *, seed: int) -> LabelledQueries:
+    """A seeded sample of queries, in their order, that have at most so many candidates in all."""
+    if len(queries.item) <= candidates:
+        return queries
+    order = np.random.default_rng(seed).permutation(len(queries))
+    total = np.cumsum(np.diff(queries.offsets)[order])
+    return queries.take(np.sort(order[: np.searchsorted(total, candidates, side="right")]))
