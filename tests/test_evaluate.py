@@ -158,6 +158,25 @@ def test_global_time_judges_retrieval_and_ranking(monkeypatch, tmp_path):
     assert found["K1"]["hpgr"]["auc"] > 0.7
     assert found["K1"]["counts"]["candidates"] == (log.split == TEST).sum()
     assert (HERE.evaluation / "candidates.parquet").is_file()
+    report = (HERE.evaluation / "report.html").read_text()
+    for model, name in (
+        ("boosted_trees", "gradient-boosted trees"),
+        ("fold_in", "linear-Gaussian fold-in"),
+    ):
+        assert 0 < found["K1"][model]["auc"] < 1
+        assert f"<td>{name}</td>" in report and f"{name}:" in report  # a row, and the choice made
+
+
+def test_leave_one_out_stopped_by_auc_stands_beside_them_too(monkeypatch, tmp_path):
+    prepare(random_log(2), monkeypatch, tmp_path)
+    path = HERE.finetuned / "config.json"
+    curves = [{"step": 10.0, "epoch": 1.0}]
+    ending = Ending.of(curves, 0, wanted=20, planned=20, monitor="validation_auc")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"training": asdict(ending)}))
+    evaluate.evaluate(CONFIG)
+    assert list(metrics()) == ["R1"]
+    verdict = json.loads((HERE.evaluation / "verdict.json").read_text())
+    assert {"boosted_trees", "fold_in"} < set(verdict["values"])
 
 
 def test_a_network_without_ranking_head_gets_no_ranking_rows(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from evaluation_log import make_log, random_log
 from test_evaluate import CONFIG
 
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, VALIDATION, EventLog
-from hpgr.evaluation import protocols
+from hpgr.evaluation import protocols, ranking_features
 from hpgr.evaluation.fold_in import Factors, FoldIn
 from hpgr.evaluation.ranking_features import FOLDS, RankingFeatures
 from hpgr.evaluation.simple_rankers import SimpleRankers
@@ -186,6 +186,32 @@ def test_means_over_like_events_equal_loops(log, fold_in):
             expected += [(weight * (residual - mean)).sum() / (total + 2), np.log1p(total)]
         found = table[c, same_item - 2 : same_item + 2]
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_nearest_events_speak_by_the_kernel_of_their_cosine(log, fold_in, monkeypatch):
+    monkeypatch.setattr(ranking_features, "NEAREST", 3)
+    features = RankingFeatures(log, fold_in, prior_events=5.0)
+    queries, factors = protocols.labelled(log, TEST), fold_in.factors
+    table, user = features.table(log, queries), queries.candidate_user()
+    first = table.shape[1] - 1 - 2 * 3 - 4 - 6
+    for c in range(0, len(queries.row), 5):
+        past = np.flatnonzero(
+            (log.user_of_event() == user[c]) & (log.timestamp < log.timestamp[queries.row[c]])
+        )
+        residual = factors.value[log.action[past]] - factors.bias[log.item[past]]
+        own, seen = factors.factor[queries.item[c]], factors.factor[log.item[past]]
+        cosine = seen @ own / np.linalg.norm(seen, axis=1) / np.linalg.norm(own)
+        near = np.argsort(-cosine)[:3]
+        if len(cosine) > 3 and np.isclose(*np.sort(-cosine)[2:4]):
+            continue  # the same item twice on the edge
+        mean = residual.sum() / (len(past) + 5)
+        for k, kernel in enumerate((8.0, 16.0)):
+            weight = np.exp(kernel * (cosine[near] - 1))
+            total = weight.sum()
+            expected = [(weight * (residual[near] - mean)).sum() / (total + 2), np.log1p(total)]
+            np.testing.assert_allclose(
+                table[c, first + 3 * k : first + 3 * k + 2], expected, atol=1e-4
+            )
 
 
 def test_both_find_a_taste_that_no_mean_shows():

@@ -64,7 +64,7 @@ class RankingFeatures:
         item = self._of_items(log, queries)
         table = np.hstack([item, np.concatenate(rows)])
         predicted = table[:, 2] + table[:, 3]  # the item's mean value and factor . taste
-        return np.column_stack([table, predicted]).astype(np.float32)
+        return np.column_stack([table, predicted])
 
     def _values(self, log: EventLog, rows: np.ndarray) -> np.ndarray:
         action, factors = log.action[rows], self.fold_in.factors
@@ -78,7 +78,8 @@ class RankingFeatures:
         count, liked, value = known - own * self.sums[:, fold, queries.item]
         weight = count + self.prior
         share = (liked + self.prior * self.common) / weight
-        return np.stack([np.log1p(count), logit(share), value / weight], axis=1)
+        columns = [np.log1p(count), logit(share), value / weight]
+        return np.stack(columns, axis=1).astype(np.float32)
 
     def _of_user(self, log: EventLog, belief: Belief) -> np.ndarray:
         """Everything that depends on who asks, [C, F']."""
@@ -103,7 +104,8 @@ class RankingFeatures:
         like = self._like(np.asarray(log.item[seen]), residual, belief, query, end, mean)
         of_query = np.stack(by_query, axis=1)[query]
         taken = asked * belief.taste[query]
-        return np.hstack([np.stack(predicted, axis=1), of_query, like, asked, taken])
+        columns = [np.stack(predicted, axis=1), of_query, like, asked, taken]
+        return np.hstack(columns).astype(np.float32)
 
     def _paces(self, label: np.ndarray, residual: np.ndarray, end: np.ndarray) -> list[np.ndarray]:
         """Means of label and residual by each of DECAYS, shrunk to the common mean, [Q] each."""
