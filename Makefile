@@ -71,16 +71,22 @@ folder:
 	@said=$$(git rev-parse --git-dir 2>&1) || { \
 	  echo "error: $$said: DVC and a version's lineage need one. Clone the project, or in a copy run: git init && git add -A && git commit -m 'Copy of hpgr'" >&2; exit 2; }
 
+INSTALL := python -m pip install --no-compile --constraint requirements.lock --editable
+# By all cores, where pip has one, and without the libraries' own tests. A few files are templates.
+COMPILE := python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
+
 # A stamp per set of extras: pip runs again only when what it would install may have changed.
 .venv/bin/python: | folder
 	$(PYTHON) -m venv .venv
 
 .venv/ready: pyproject.toml requirements.lock | folder .venv/bin/python
-	python -m pip install --constraint requirements.lock --editable .
+	$(INSTALL) .
+	$(COMPILE)
 	touch $@
 
 .venv/ready-dev: pyproject.toml requirements.lock | folder .venv/bin/python
-	python -m pip install --constraint requirements.lock --editable '.[dev,spark,team]'
+	$(INSTALL) '.[dev,spark,team]'
+	$(COMPILE)
 	touch $@ .venv/ready
 
 .PHONY: clean
