@@ -127,7 +127,7 @@ def test_both_are_scored_on_the_same_queries(start):
 
 def test_the_same_question_gets_the_same_answer_without_scoring_again(start, monkeypatch):
     first = judge(config(**GENEROUS))
-    monkeypatch.setattr("hpgr.registry.judge.contest", None)
+    monkeypatch.setattr("hpgr.evaluation.contest.contest", None)
     assert judge(config(**GENEROUS)) == first
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hpgr.config import Gate
 from hpgr.data.trained_events import Overlap
-from hpgr.evaluation.contest import Change, Contest
 from hpgr.metrics import LOWER_IS_BETTER
 from hpgr.runtime import UserError
+
+if TYPE_CHECKING:
+    from hpgr.evaluation.contest import Change, Contest
 
 ACCEPTED, REFUSED = "accepted", "refused"
 TRAIN_AGAIN = "train again under today's split (flow train), or promote by hand with --force"

@@ -23,8 +23,6 @@ from hpgr.config import Config
 from hpgr.data.id_map import IdMap, Ids
 from hpgr.data.log import TEST
 from hpgr.data.trained_events import overlap, read_sketch
-from hpgr.evaluation.contest import Change, Contest, Contestant, contest
-from hpgr.evaluation.evaluate import load_network, open_log
 from hpgr.registry.bundle import check_bundle
 from hpgr.registry.gate import Past, Verdict, decide
 from hpgr.registry.mlflow_faults import answered
@@ -37,6 +35,8 @@ from hpgr.workspace import HERE, Workspace
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+    from hpgr.evaluation.contest import Change, Contest, Contestant
 
 PAGE = Path(__file__).parent / "verdict.html.j2"
 IS_CHAMPION, UNJUDGED = "champion", "unjudged"  # nothing to compare with
@@ -121,6 +121,9 @@ def as_markdown(verdict: dict[str, Any]) -> str:
 def _decide(
     cfg: Config, champion: int, challenger: ModelVersion, workspace: Workspace
 ) -> tuple[Contest, Verdict]:
+    from hpgr.evaluation.contest import contest  # late, as it imports SciPy
+    from hpgr.evaluation.evaluate import open_log  # and pandas
+
     log, name, version = open_log(workspace), challenger.name, int(challenger.version)
     with bundle_of(name, champion) as old, bundle_of(name, version) as new:
         before, after = (contestant(at, cfg.finetune.device, workspace) for at in (old, new))
@@ -137,6 +140,9 @@ def contestant(bundle: Path, device: str, workspace: Workspace = HERE) -> Contes
     Raises:
         UserError: a file of the bundle is missing or wrong.
     """
+    from hpgr.evaluation.contest import Contestant
+    from hpgr.evaluation.evaluate import load_network
+
     serving = check_bundle(bundle)
     return Contestant(
         network=load_network(bundle / "model", device),
