@@ -10,6 +10,7 @@ import hpgr.training.finetune
 import hpgr.training.pretrain
 from hpgr.data.histories import histories
 from hpgr.model.scoring import Scorer
+from hpgr.training.adamw import AdamW
 from hpgr.training.device import Device
 from hpgr.workspace import HERE
 
@@ -32,12 +33,11 @@ def no_inference_mode(monkeypatch):
 def train_on(device, cfg, monkeypatch):
     """Both stages on `device`, whatever this machine has."""
     chosen = Device(device, torch.float32, 0, 1)
-    plain = torch.optim.AdamW
     with monkeypatch.context() as patch:
         for stage in (hpgr.training.pretrain, hpgr.training.finetune):
             patch.setattr(stage, "choose_device", lambda *_: chosen)
-        # The fused kernel asks for a device that it knows.
-        patch.setattr(torch.optim, "AdamW", lambda *a, **kw: plain(*a, **kw | {"fused": False}))
+            # The fused kernel asks for a device that it knows.
+            patch.setattr(stage, "AdamW", lambda *a, **kw: AdamW(*a, **kw | {"fused": False}))
         return train_both(cfg)
 
 

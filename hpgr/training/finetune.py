@@ -25,6 +25,7 @@ from hpgr.model.packed import pack, place_candidates
 from hpgr.model.readout import ItemFactors
 from hpgr.model.stored_config import CATALOGUE
 from hpgr.runtime import UserError
+from hpgr.training.adamw import AdamW
 from hpgr.training.checkpoint import scratch_folder
 from hpgr.training.device import choose_device
 from hpgr.training.length import Schedule
@@ -155,7 +156,7 @@ def _optimizer(model: Network, cfg: Config) -> torch.optim.Optimizer:
     started = {*inherited, *fitted}
     others = [p for p in model.parameters() if p.requires_grad and p not in started]
     scales = [(others, 1.0), (inherited, settings.inherited_scale), (fitted, settings.factor_scale)]
-    return torch.optim.AdamW(
+    return AdamW(
         [{"params": p, "lr": settings.learning_rate * scale} for p, scale in scales if p],
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,

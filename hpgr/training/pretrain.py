@@ -23,6 +23,7 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import network_class
 from hpgr.model.packed import pack
 from hpgr.torchrun import launched
+from hpgr.training.adamw import AdamW
 from hpgr.training.checkpoint import scratch_folder
 from hpgr.training.device import Device, choose_device
 from hpgr.training.item_factors import fit_item_factors
@@ -107,7 +108,7 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     model.to(device.device)
     inputs = [*workspace.arrays.iterdir(), *(base.files if base else ())]
     scratch = scratch_folder("pretrain", cfg, inputs, workspace)
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         model.parameters(),
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
