@@ -90,6 +90,7 @@ class Scorer:
             parts.append(torch.sigmoid(logits_C.float()).cpu().numpy())
         return np.concatenate(parts)
 
+    @torch.inference_mode()
     def explain(
         self,
         histories: Histories,
@@ -105,6 +106,7 @@ class Scorer:
         position, weight, _ = self._masks(histories, offsets, candidates)
         return position, weight
 
+    @torch.inference_mode()
     def anchors(
         self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +125,6 @@ class Scorer:
             torch.manual_seed(0)
             yield
 
-    @torch.inference_mode()
     def _masks(
         self, histories: Histories, offsets: np.ndarray | None, candidates: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -178,7 +178,7 @@ def train(
             found = losses | gradient_norms(watched)
             found[NORM] = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
             # One transfer from the device a step.
-            numbers = torch.stack([value.detach() for value in found.values()]).tolist()
+            numbers = torch.stack([value.detach() for value in found.values()]).cpu().tolist()
             values = dict(zip(found, numbers, strict=True))
             if not math.isfinite(values[NORM]):
                 raise UserError(
