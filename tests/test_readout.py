@@ -230,3 +230,19 @@ def test_what_was_fitted_learns_at_a_rate_of_its_own(small_log):
     assert rate[id(model.trunk.items.item.weight)] == 0.5 * full
     assert rate[id(model.click.item_bias)] == full
     assert rate.keys() == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_items_of_one_category_are_nearer_than_their_factors(batch, placed):
+    torch.manual_seed(0)
+    readout = PreferenceReadout(32, 3, DIM, num_anchors=4, num_categories=8)
+    packed, category = pack(batch.histories, CPU), torch.arange(32) % 8
+    anchor, _ = readout.select(packed, placed, readout.category[category])
+    factors = torch.nn.functional.normalize(readout.factor.detach(), dim=1)
+    for c in range(len(placed.item)):
+        seen = packed.item[int(placed.first[c]) : int(placed.end[c])]
+        near = factors[seen] @ factors[placed.item[c]]
+        kinds = torch.nn.functional.normalize(readout.category.detach(), dim=1)[category]
+        near += 0.25 * kinds[seen] @ kinds[placed.item[c]]
+        kept = anchor[c][anchor[c] >= 0] - int(placed.first[c])
+        best = near.sort(descending=True).values[: len(kept)]
+        torch.testing.assert_close(near[kept], best)

@@ -1,6 +1,7 @@
 """Embedding layer: items with side features, actions, and a time-aware position.
 
-Shape legend (suffixes of names): T rows, V items, M items and the mask token, D width.
+Shape legend (suffixes of names): T rows, V items, M items and the mask token, D width,
+G categories, F features.
 """
 
 from __future__ import annotations
@@ -57,8 +58,14 @@ class ItemEmbedding(nn.Module):
         """Return the vectors of the whole catalogue and the mask token, [M, D]."""
         if self.category_table is None:
             return self.item.weight
-        features_VD = self.category_table(self.category, self.category_offsets[:-1])
+        features_VD = self.mean_of_categories(self.category_table.weight)
         return self.item.weight + functional.pad(features_VD, (0, 0, 0, 1))
+
+    def mean_of_categories(self, table_GF: Float[Tensor, "G F"]) -> Float[Tensor, "V F"]:
+        """Return the mean of each item's rows in a table of categories; 0 without a category."""
+        return functional.embedding_bag(
+            self.category, table_GF, self.category_offsets[:-1], mode="mean"
+        )
 
 
 class TimeAwarePosition(nn.Module):

@@ -184,7 +184,13 @@ class HPGR(Network):
         # Not learned; a parameter, so that a warm start keeps it.
         self.shared = nn.Parameter(torch.zeros(settings.dim), requires_grad=False)
         num_anchors = settings.num_anchors
-        self.click = ranking_head(settings, catalogue, ranking=ranking, num_anchors=num_anchors)
+        self.click = ranking_head(
+            settings,
+            catalogue,
+            ranking=ranking,
+            num_anchors=num_anchors,
+            categories=self.trunk.items.category_table is not None,
+        )
         self.row_signals = self.candidate_signals = self.row_selector = self.item_selector = None
         self.row_window, self.candidate_window = settings.recent_window, settings.candidate_window
         if settings.preference:
@@ -295,7 +301,9 @@ class HPGR(Network):
     ) -> tuple[Tensor, Tensor] | None:
         """Rows and cosines of the candidates' anchors: those of the read-out, if there is one."""
         if self.click.readout is not None:
-            return self.click.readout.select(packed, candidates)
+            table = self.click.readout.category
+            categories = None if table is None else self.trunk.items.mean_of_categories(table)
+            return self.click.readout.select(packed, candidates, categories)
         if self.item_selector is None:
             return None
         wish_CD = space_VD[candidates.item]

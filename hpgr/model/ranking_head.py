@@ -139,12 +139,21 @@ class RankingHead(nn.Module):
 
 
 def ranking_head(
-    settings: Any, catalogue: Catalogue, *, ranking: bool, num_anchors: int
+    settings: Any,
+    catalogue: Catalogue,
+    *,
+    ranking: bool,
+    num_anchors: int,
+    categories: bool = False,
 ) -> RankingHead:
-    """Make the head that the section `model` asks for."""
+    """Make the head that the section `model` asks for; `categories` may choose its anchors."""
     readout = None
     if settings.readout and ranking:
         readout = PreferenceReadout(
-            catalogue.num_items, catalogue.num_actions, settings.factors, num_anchors=num_anchors
+            catalogue.num_items,
+            catalogue.num_actions,
+            settings.factors,
+            num_anchors=num_anchors,
+            num_categories=catalogue.num_categories if categories else 0,
         )
     return RankingHead(settings.dim, catalogue.num_items, catalogue.num_actions, readout)

@@ -2,7 +2,9 @@
 
 The evidence at a history event is its residual: the value of the action less the bias of the item.
 Items lie near each other in a space of factors that explain values (`hpgr.training.item_factors`),
-so near means liked by the same people. Two readers turn residuals into a prediction:
+so near means liked by the same people; for anchors, sharing categories counts as well: where few
+people speak about each of many kinds of items, factors cannot tell the kinds apart. Two readers
+turn residuals into a prediction:
 
 - fold-in: posterior mean and variance of the user's taste under the linear-Gaussian model
   value = bias + factor . taste + noise, taste ~ N(0, I), an event of age n counting gamma^n;
@@ -13,7 +15,8 @@ Both read only events that the candidate sees and hold no weight of a user, so t
 never seen. Published is the idea of picking similar items (arXiv 2603.00980); the readers are ours.
 
 Shape legend (suffixes of names): T history rows, C candidates, P distinct sets of visible rows,
-V items, A anchors, D width of the factors, S entries of a symmetric matrix, F features.
+V items, A anchors, D width of the factors, S entries of a symmetric matrix, F features,
+G categories, K width of their vectors.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ PRIOR_ANCHORS = 2.0  # weight of the prior of a mean over anchors, to start from
 SLOPES = (1.2, 0.5, 0.3)  # of fold-in by clock and of the anchors, to start from
 PACES = (0.8, 0.97, 1.0)  # discounts of the summaries of actions
 ACTION_DIM = 8
+CATEGORY_DIM = 32
+CATEGORY_WEIGHT = 0.5  # length of the categories beside factors of length one, to start from
 
 
 class ItemFactors(NamedTuple):
@@ -60,6 +65,7 @@ READOUT_GROWTH = {
     "click.readout.value": Growth("num_actions"),
     "click.readout.valued": Growth("num_actions"),
     "click.readout.action": Growth("num_actions"),
+    "click.readout.category": Growth("num_categories"),
 }
 
 
@@ -73,7 +79,16 @@ class Evidence(NamedTuple):
 class PreferenceReadout(nn.Module):
     """Reads how the user valued things like the candidate."""
 
-    def __init__(self, num_items: int, num_actions: int, dim: int, *, num_anchors: int) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        num_actions: int,
+        dim: int,
+        *,
+        num_anchors: int,
+        num_categories: int = 0,
+    ) -> None:
+        """With `num_categories` the anchors of `select` need a caller who knows the items'."""
         super().__init__()
         self.factor = nn.Parameter(torch.empty(num_items, dim).normal_(0, 0.1))
         self.bias = nn.Parameter(torch.zeros(num_items))
@@ -81,7 +96,12 @@ class PreferenceReadout(nn.Module):
         self.value = nn.Parameter(torch.zeros(num_actions), requires_grad=False)
         self.valued = nn.Parameter(torch.zeros(num_actions), requires_grad=False)
         self.action = nn.Parameter(torch.empty(num_actions, ACTION_DIM).normal_(0, 1.0))
-        self.selector = Selector(dim, dim, dim, num_anchors=num_anchors)
+        self.category, width = None, dim
+        if num_categories:
+            start = torch.empty(num_categories, CATEGORY_DIM).normal_(0, CATEGORY_DIM**-0.5)
+            self.category = nn.Parameter(start)
+            width += CATEGORY_DIM
+        self.selector = Selector(width, width, width, num_anchors=num_anchors)
         self.log_noise = nn.Parameter(torch.zeros(()))
         self.log_forgetting = nn.Parameter(torch.tensor([math.log(-math.log(g)) for g in CLOCKS]))
         self.log_kappa = nn.Parameter(torch.tensor([math.log(k) for k in KERNELS]))
@@ -101,12 +121,26 @@ class PreferenceReadout(nn.Module):
         self.log_noise.fill_(math.log(factors.noise))
 
     def select(
-        self, packed: Packed, candidates: Candidates
+        self,
+        packed: Packed,
+        candidates: Candidates,
+        categories_VK: Float[Tensor, "V K"] | None = None,
     ) -> tuple[Int[Tensor, "C A"], Float[Tensor, "C A"]]:
-        """Select the visible events whose items are nearest; see `Selector`."""
+        """Select the visible events whose items are nearest; see `Selector`.
+
+        Args:
+            packed: the histories.
+            candidates: the visible rows of each.
+            categories_VK: mean row in `category` of each item's categories, for a read-out that
+                has categories.
+        """
+        space = self.factor
+        if categories_VK is not None:
+            parts = [functional.normalize(x, dim=-1) for x in (space, categories_VK)]
+            space = torch.cat([parts[0], CATEGORY_WEIGHT * parts[1]], -1)
         return self.selector(
-            self.factor[candidates.item],
-            self.factor[packed.item],
+            space[candidates.item],
+            space[packed.item],
             candidates.first,
             candidates.end,
             packed.position,

@@ -1,0 +1,167 @@
+"""Planted truth: logs whose rule is known, and what each network makes of them.
+
+- opinions: a user likes an item exactly if the one earlier item of its category, more than 40
+  events before, was liked. Every user has opinions of their own, at random, and there are far more
+  categories than item factors, so no model of few factors knows them. Exactly one event decides.
+Each network gets the same steps; figures are those of validation.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads OpenMP
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hpgr.config import Config, resolve  # noqa: E402
+from hpgr.data.histories import histories  # noqa: E402
+from hpgr.data.log import EventLog  # noqa: E402
+from hpgr.data.sessionize import ITEMS_SCHEMA, sessionize  # noqa: E402
+from hpgr.data.sessions import EVENTS_SCHEMA  # noqa: E402
+from hpgr.model.attention.select import intervened  # noqa: E402
+from hpgr.model.scoring import Scorer  # noqa: E402
+from hpgr.params_file import read_params  # noqa: E402
+from hpgr.training.finetune import finetune  # noqa: E402
+from hpgr.training.pretrain import pretrain  # noqa: E402
+from hpgr.training.validation import Validation  # noqa: E402
+from hpgr.workspace import Workspace  # noqa: E402
+
+START, DAY = 1_600_000_000, 86_400
+LIKED, DISLIKED = "5", "1"
+HSTU_KEYS = (
+    *("name", "dim", "max_history", "num_blocks", "num_heads", "dropout", "position_bias"),
+    *("time_bias", "tile", "readout", "factors"),
+)
+COMMON = {
+    **{"model.dim": 16, "model.num_blocks": 1, "model.max_history": 128},
+    **{"pretrain.max_minutes": None, "pretrain.batch_tokens": 1024, "pretrain.device": "cpu"},
+    **{"finetune.max_minutes": None, "finetune.batch_tokens": 1024, "finetune.device": "cpu"},
+}
+OPINIONS = {
+    **{"sessionize.split": "global-time", "sessionize.validation_share": 0.04},
+    **{"sessionize.test_share": 0.02, "model.factors": 8, "model.num_anchors": 4},
+    "model.sessions": False,
+    **{"pretrain.steps": 20, "finetune.steps": 120, "finetune.validate_steps": 60},
+    **{"finetune.monitor": "validation_auc", "finetune.ranking_weight": 3.0},
+    **{"finetune.num_candidates": 24, "finetune.validation_queries": 5000},
+}
+
+
+class Planted(NamedTuple):
+    """A log: user, item, seconds and action of each event, and the categories of each item."""
+
+    events: list[tuple[str, str, int, str]]
+    categories: dict[str, list[str]]
+
+
+def opinions(seed: int = 0, *, num_users: int = 400, num_kinds: int = 300) -> Planted:
+    """Plant one old event that decides if a candidate is liked.
+
+    Of 16 kinds of items each user meets one item early and another late, with the same opinion,
+    and 42 items of no kind between, with opinions at random. All users go through these three
+    months together.
+    """
+    random = np.random.default_rng(seed)
+    kinds, between, others, per_kind = 16, 42, 60, 3
+    events = []
+    for user in range(num_users):
+        own = random.permutation(num_kinds)[:kinds]
+        liked = random.random(kinds) < 0.5
+        pair = np.stack([random.permutation(per_kind)[:2] for _ in range(kinds)])
+        for month, count in enumerate((kinds, between, kinds)):
+            seconds = np.sort(random.choice(30 * DAY, count, replace=False)) + 30 * DAY * month
+            for time, k in zip((START + seconds).tolist(), random.permutation(count), strict=True):
+                item, likes = f"other-{random.integers(others)}", random.random() < 0.5
+                if month != 1:
+                    item, likes = f"kind{own[k]}-{pair[k, month // 2]}", liked[k]
+                events.append((f"u{user}", item, time, LIKED if likes else DISLIKED))
+    categories = {f"kind{k}-{n}": [f"kind{k}"] for k in range(num_kinds) for n in range(per_kind)}
+    return Planted(events, categories | {f"other-{n}": [] for n in range(others)})
+
+
+def write(planted: Planted, cfg: Config, root: Path) -> Workspace:
+    """Write the log below `root` as the stage validate does, and sessionize it."""
+    workspace = Workspace(root)
+    workspace.validated.mkdir(parents=True)
+    user, item, time, action = zip(*planted.events, strict=True)
+    columns = [user, item, time, action, [None] * len(user), range(len(user))]
+    types = {"string": pa.string(), "int64": pa.int64()}
+    schema = pa.schema([(name, types[kind]) for name, kind in EVENTS_SCHEMA.items()])
+    table = pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema)
+    pq.write_table(table, workspace.validated / "events.parquet")
+    names, lists = [*planted.categories], [*planted.categories.values()]
+    pq.write_table(
+        pa.table([names, names, lists], ITEMS_SCHEMA), workspace.validated / "items.parquet"
+    )
+    sessionize(cfg, workspace)
+    return workspace
+
+
+def settings(*changes: dict[str, Any]) -> Config:
+    """params.yaml with `section.key` values of its own, the later ones winning."""
+    raw = read_params(ROOT / "params.yaml")
+    for name, value in {k: v for part in (COMMON, *changes) for k, v in part.items()}.items():
+        section, key = name.split(".")
+        raw[section][key] = value
+    if raw["model"]["name"] == "hstu":
+        raw["model"] = {key: raw["model"][key] for key in HSTU_KEYS}
+    return resolve(raw)
+
+
+def train(cfg: Config, workspace: Workspace) -> tuple[Scorer, Validation]:
+    """Train both stages, and return the network and all validation events."""
+    pretrain(cfg, workspace)
+    finetune(cfg, workspace)
+    log = EventLog.open(workspace.arrays)
+    ranking = cfg.finetune.ranking_weight > 0
+    validation = Validation(
+        log, max_history=cfg.model.max_history, num_queries=1 << 40, ranking=ranking, seed=0
+    )
+    return Scorer.load(workspace.finetuned), validation
+
+
+def recall(scorer: Scorer, validation: Validation) -> float:
+    """Share of validation events that have the one earlier event of their category as an anchor."""
+    log, rows = validation.log, validation.rows
+    past = histories(
+        log, validation.user, validation.second, log.timestamp[rows], scorer.max_history
+    )
+    item = log.item[rows]
+    place, _ = scorer.explain(past, np.arange(len(rows) + 1), item)
+    kind = np.full(log.meta.num_items, -1)
+    kind[np.diff(log.category_offsets) > 0] = log.category
+    chosen = kind[past.item[past.offsets[:-1, None] + place.clip(0)]]
+    return float(((chosen == kind[item][:, None]) & (place >= 0)).any(1).mean())
+
+
+def area(scorer: Scorer, validation: Validation, *, anchors: str = "chosen") -> float:
+    """AUC of the validation events with the anchors as trained, at random or none."""
+    torch.manual_seed(0)
+    with intervened(scorer.model, anchors):
+        return validation(scorer.model, scorer.device)["validation_auc"]
+
+
+def opinion_figures(root: Path) -> dict[str, float]:
+    """Recall of the planted event among the anchors, and AUC of networks with and without them."""
+    workspace = write(opinions(), settings(OPINIONS), root)
+    trained = train(settings(OPINIONS), workspace)
+    found = {"planted_recall": recall(*trained), "planted_auc": area(*trained)}
+    for mode in ("random", "none"):
+        found[f"planted_auc_{mode}_anchors"] = area(*trained, anchors=mode)
+    for name, change in (
+        ("hstu", {"model.name": "hstu", "model.readout": False}),
+        ("without_readout", {"model.readout": False}),
+        ("without_mask", {"model.preference": False}),
+    ):
+        found[f"planted_auc_{name}"] = area(*train(settings(OPINIONS, change), workspace))
+    return found
