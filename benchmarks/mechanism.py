@@ -5,7 +5,8 @@
 Measures the trained network of a workspace (the current folder) as `hpgr evaluate` does
 (`hpgr.evaluation.mechanism`), but on validation events alone, more of them, and with the settings
 of the project's params.yaml; and the order that is served beside retrieval's, on validation
-queries. The last line is a JSON object of the figures. `--quick` asks fewer users.
+queries. Figures `planted_*` are those of `benchmarks/planted.py`, of networks trained on the spot
+in a minute or two. The last line is a JSON object of the figures. `--quick` asks fewer users.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import planted  # noqa: E402
 from benchmarks.results_file import commit, machine  # noqa: E402
 from hpgr.config import Evaluate, load_config  # noqa: E402
 from hpgr.data.log import VALIDATION, EventLog  # noqa: E402
@@ -108,7 +110,7 @@ def main() -> None:
     asked = parser.parse_args()
     workspace = Workspace(asked.workspace)
     torch.set_num_threads(1)
-    figures = measure(workspace, quick=asked.quick)
+    figures = measure(workspace, quick=asked.quick) | planted.figures()
     if asked.out:
         trained = read_json(workspace.finetuned / "config.json")
         record = {

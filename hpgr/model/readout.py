@@ -134,7 +134,7 @@ class PreferenceReadout(nn.Module):
             categories_VK: mean row in `category` of each item's categories, for a read-out that
                 has categories.
         """
-        space = self.factor
+        space: Tensor = self.factor
         if categories_VK is not None:
             parts = [functional.normalize(x, dim=-1) for x in (space, categories_VK)]
             space = torch.cat([parts[0], CATEGORY_WEIGHT * parts[1]], -1)
