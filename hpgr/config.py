@@ -134,6 +134,7 @@ class Pretrain(Section):
     max_minutes: float | None = Field(gt=0)
     learning_rate: float = Field(gt=0, le=1)
     weight_decay: float = Field(ge=0)
+    start_length: float = Field(ge=0)
     mim_blocks: int = Field(ge=1, le=128)
     mask_share: float = Field(gt=0, lt=1)
     session_mask_share: float = Field(ge=0, le=1)

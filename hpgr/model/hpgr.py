@@ -34,7 +34,7 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, embedding_table, scaled
 from hpgr.model.hstu import HSTUBlock, history_tiles, hstu_blocks
-from hpgr.model.interface import Growth, Network, Output
+from hpgr.model.interface import Growth, Network, Output, StageOne
 from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.preference import PreferenceMask, PreferenceSignals
 from hpgr.model.ranking_head import ranking_head
@@ -129,7 +129,7 @@ class HPGRTrunk(nn.Module):
         )
 
 
-class MaskedItemModel(nn.Module):
+class MaskedItemModel(StageOne):
     """Stage 1: the trunk, a plain bidirectional Transformer and the masked-item state."""
 
     def __init__(self, settings: Any, catalogue: Catalogue, *, mim_blocks: int) -> None:
@@ -155,6 +155,17 @@ class MaskedItemModel(nn.Module):
         for block in self.blocks:
             x_TD = block(x_TD, tiles)
         return x_TD, trunk.table[: self.trunk.items.num_items]
+
+    def item_vectors(self) -> Float[Tensor, "V D"]:
+        """Return the catalogue's vectors."""
+        return self.trunk.items.table()[: self.trunk.items.num_items]
+
+    @torch.no_grad()
+    def start_items(self, vectors_VD: Float[Tensor, "V D"]) -> None:
+        """Start the catalogue at these vectors, except where they are 0."""
+        given_V1 = vectors_VD.any(dim=1, keepdim=True)
+        change_VD = torch.where(given_V1, vectors_VD - self.item_vectors(), 0.0)
+        self.trunk.items.item.weight[: len(vectors_VD)] += change_VD
 
 
 class HPGR(Network):

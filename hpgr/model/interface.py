@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.packed import Candidates, Packed
-from hpgr.model.shapes import Float
+from hpgr.model.shapes import Bool, Float
 from hpgr.model.zoo import ZOO, resolve_class
 
 if TYPE_CHECKING:
@@ -46,6 +46,24 @@ class Growth(NamedTuple):
     behind: int = 0
 
 
+class StageOne(nn.Module):
+    """The network of stage 1: it names masked items."""
+
+    def forward(
+        self, packed: Packed, masked_T: Bool[Tensor, "T"]
+    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "V D"]]:
+        """Return the states of all rows and the catalogue's vectors; `masked_T` rows are hidden."""
+        raise NotImplementedError
+
+    def item_vectors(self) -> Float[Tensor, "V D"]:
+        """Return the catalogue's vectors."""
+        raise NotImplementedError
+
+    def start_items(self, vectors_VD: Float[Tensor, "V D"]) -> None:
+        """Start the catalogue at these vectors, except where they are 0."""
+        raise NotImplementedError
+
+
 class Network(nn.Module):
     """A model behind the zoo: one network, trained by stage 2 and served.
 
@@ -71,11 +89,10 @@ class Network(nn.Module):
         super().__init__()
 
     @classmethod
-    def stage_one(cls, settings: Any, catalogue: Catalogue, *, blocks: int) -> nn.Module | None:
+    def stage_one(cls, settings: Any, catalogue: Catalogue, *, blocks: int) -> StageOne | None:
         """Make the network of stage 1, or return None for a model without one.
 
-        It is called with packed histories and the masked rows, bool [T], and returns states [T, D]
-        and the catalogue's vectors [V, D]. `blocks` are put on what is inherited, and dropped.
+        `blocks` are put on what is inherited, and dropped.
         """
         return None
 

@@ -23,10 +23,12 @@ def write_outputs(
     config: dict[str, Any],
     outcome: Outcome,
     device: Device,
+    beside: dict[str, float] | None = None,
 ) -> None:
     """Write `model.safetensors`, `config.json`, `metrics.json` and `curves.csv` to `folder`.
 
-    config.json also says how the training ended, as `training`; it holds no timing.
+    config.json also says how the training ended, as `training`; it holds no timing. metrics.json
+    holds the scores of the best weights, and those `beside` them.
     """
     best = outcome.curves[outcome.best] if outcome.curves else {}
     ending = outcome.ending
@@ -41,6 +43,7 @@ def write_outputs(
         "device": str(device.device),
         "precision": str(device.precision).removeprefix("torch."),
         **{k: round(v, 6) for k, v in best.items() if k not in ("epoch", "step")},
+        **{k: round(v, 6) for k, v in (beside or {}).items()},
     }
     _write(folder, weights, {**config, "training": asdict(ending)}, metrics, outcome.curves)
     for sentence in ending.sentences(folder.name):

@@ -1,8 +1,10 @@
 """Stage 1: structure-aware pretraining by session-based masked item modeling.
 
 Single items, and for some users one whole session, are replaced by [M] before the session module
-sees them; a bidirectional Transformer names them. Training events only. With a model below base/
-its trunk is where training starts; `warm_steps` then count, and 0 hands the trunk on as it is.
+sees them; a bidirectional Transformer names them. Items start at PPMI-SVD of their co-occurrence
+within sessions. Training events only; item vectors are measured on validation
+(`hpgr.training.item_probe`), and nothing follows from it. With a model below base/ its trunk is
+where training starts; `warm_steps` then count, and 0 hands the trunk on as it is.
 A model without stage 1 leaves empty outputs.
 Reads: artifacts/sessions, base/. Writes: artifacts/pretrain (the weights that stage 2 inherits).
 """
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hpgr.data.batches import Batch, TrainingWindows
 from hpgr.data.histories import Histories
@@ -25,8 +28,10 @@ from hpgr.model.packed import pack
 from hpgr.torchrun import launched
 from hpgr.training.adamw import AdamW
 from hpgr.training.checkpoint import scratch_folder
+from hpgr.training.cooccurrence import ppmi_svd
 from hpgr.training.device import Device, choose_device
 from hpgr.training.item_factors import fit_item_factors
+from hpgr.training.item_probe import SessionProbe, verdict
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised
@@ -102,6 +107,8 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     )
     model = kind.stage_one(cfg.model, catalogue, blocks=settings.mim_blocks)
     assert model is not None
+    closed_form = ppmi_svd(log, model.item_vectors().shape[1], seed=settings.seed)
+    model.start_items(settings.start_length * functional.normalize(closed_form, dim=-1))
     prefix = f"{kind.inherits}."
     if base:
         base.start(model.get_submodule(kind.inherits), catalogue, vars(cfg.model), prefix=prefix)
@@ -114,12 +121,13 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,
     )
+    probe = SessionProbe(log, seed=settings.seed)
     outcome = train(
         model,
         optimizer,
         windows,
         loss=partial(_loss, cfg, device),
-        validate=lambda: {},
+        validate=lambda: probe(model.item_vectors()),
         device=device,
         schedule=Schedule.of(
             settings,
@@ -140,7 +148,16 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
         weights |= _fitted(cfg, log, base)
         config = {"model": vars(cfg.model), "pretrain": vars(settings)}
         config |= {"base": base.origin} if base else {}
-        write_outputs(workspace.pretrained, weights, config, outcome, device)
+        beside = probe.references(closed_form, seed=settings.seed)
+        write_outputs(
+            workspace.pretrained,
+            weights,
+            config,
+            outcome,
+            device,
+            beside={f"{n}.{key}": v for n, row in beside.items() for key, v in row.items()},
+        )
+        print(f"pretrain: {verdict(probe(model.item_vectors()), beside)}", flush=True)
     finish(scratch, device)
 
 
