@@ -125,8 +125,11 @@ def test_anchors_of_candidates_are_the_most_similar_items_by_brute_force(readout
     unit = table / table.norm(dim=1, keepdim=True)
     space, selector = unit - model.shared.detach(), model.item_selector
     space = space / space.norm(dim=1, keepdim=True)
-    if readout:
-        space, selector = model.click.readout.factor.detach(), model.click.readout.selector
+    if readout:  # factors beside the one category of each item, of half their length
+        readout = model.click.readout
+        parts = (readout.factor.detach(), readout.category.detach()[catalogue().category])
+        unit, kinds = (part / part.norm(dim=1, keepdim=True) for part in parts)
+        space, selector = torch.cat([unit, kinds / 2], 1), readout.selector
     asking, past = (space @ part.weight.detach().T for part in (selector.query, selector.key))
     for candidate, query in enumerate([0, 1, 1]):
         seen = one(histories, query).item
