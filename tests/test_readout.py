@@ -44,6 +44,7 @@ def readout(small_log):
     with torch.no_grad():
         module.factor.normal_()
         module.bias.normal_()
+        module.hint.normal_()
         module.value.copy_(torch.tensor([0.0, -1.0, 0.7]))
         module.valued.copy_(torch.tensor([0.0, 1.0, 1.0]))
     return module
@@ -75,6 +76,7 @@ def test_the_fold_in_is_the_posterior_of_the_linear_gaussian_model(batch, placed
     anchors = readout.select(packed, placed)
     features = readout(packed, placed, *anchors).features.detach().numpy()
     factor, bias = readout.factor.detach().numpy(), readout.bias.detach().numpy()
+    hint = readout.hint.detach().numpy()
     value = np.array([np.nan, -1.0, 0.7])
     for c in range(len(placed.item)):
         first, end = int(placed.first[c]), int(placed.end[c])
@@ -85,7 +87,9 @@ def test_the_fold_in_is_the_posterior_of_the_linear_gaussian_model(batch, placed
             weight = clock**age
             precision = np.eye(DIM) + (factor[items].T * weight) @ factor[items]
             residual = value[actions] - bias[items]
-            taste = np.linalg.solve(precision, factor[items].T @ (weight * residual))
+            expected = hint[items].sum(0) / np.sqrt(max(1, len(items)))
+            evidence = factor[items].T @ (weight * residual) + expected
+            taste = np.linalg.solve(precision, evidence)
             variance = candidate @ np.linalg.solve(precision, candidate)
             mean, spread = features[c, 4 * number : 4 * number + 2]
             assert mean == pytest.approx(candidate @ taste, abs=2e-4)
@@ -183,6 +187,7 @@ def test_fitted_factors_predict_values_of_users_that_were_not_fitted():
 
 
 def test_every_round_raises_the_posterior_of_factors_and_biases(monkeypatch):
+    monkeypatch.setattr(item_factors, "HINT_ROUNDS", ())  # the prior of tastes has mean 0
     log = planted(1, num_users=60, num_items=12)
     kept = np.asarray(log.split) == TRAIN
     user, item = log.user_of_event()[kept], np.asarray(log.item)[kept]
@@ -213,11 +218,37 @@ def test_a_warm_fit_stays_near_the_factors_that_it_started_from():
     assert (warm - before).abs().mean() < 0.2 * (fresh - before).abs().mean()
 
 
+def test_hints_tell_the_taste_of_a_user_by_the_items_alone():
+    """Users of either kind meet a third of the items only, whose values say nothing."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, 300)
+    users, actions = [], []
+    for u in range(300):
+        own = rng.choice(10, 5, replace=False) + 10 * kind[u]
+        common = rng.choice(10, 5, replace=False) + 20
+        likes = np.where(kind[u], 5, 1) * np.ones(5, int)
+        items = np.concatenate([own, common])
+        actions.append(
+            np.concatenate([rng.integers(1, 6, 5), np.where(common % 2, likes, 6 - likes)])
+        )
+        users.append([(int(i) + FIRST_ITEM, 10**9 + n, 1) for n, i in enumerate(items)])
+    log = make_log(users, num_items=30 + FIRST_ITEM)
+    valued = {
+        "action": np.concatenate(actions).astype(np.int16),
+        "action_value": np.array([np.nan, 1, 2, 3, 4, 5], dtype=np.float32),
+    }
+    found = fit_item_factors(EventLog(**log.__dict__ | valued), 2, seed=0)
+    factor, hint = found.factor.numpy()[FIRST_ITEM:], found.hint.numpy()[FIRST_ITEM:]
+    for own, sign in ((slice(0, 10), -1), (slice(10, 20), 1)):
+        expected = factor[20:] @ hint[own].mean(0) * np.sqrt(5)
+        assert (np.sign(expected) == sign * np.where(np.arange(20, 30) % 2, 1, -1)).all()
+
+
 def test_a_log_without_values_has_biases_and_factors_that_say_nothing():
     log = random_log(0)
     blank = EventLog(**{**log.__dict__, "action_value": np.full(3, np.nan, dtype=np.float32)})
     found = fit_item_factors(blank, 2, seed=0)
-    assert not found.bias.any() and not found.valued.any()
+    assert not found.bias.any() and not found.hint.any() and not found.valued.any()
 
 
 def test_what_was_fitted_learns_at_a_rate_of_its_own(small_log):
@@ -226,9 +257,10 @@ def test_what_was_fitted_learns_at_a_rate_of_its_own(small_log):
     optimizer = _optimizer(model, cfg)
     rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     readout, full = model.click.readout, cfg.finetune.learning_rate
-    assert rate[id(readout.factor)] == rate[id(readout.bias)] == 0.25 * full
+    assert rate[id(readout.factor)] == rate[id(readout.hint)] == 0.25 * full
     assert rate[id(model.trunk.items.item.weight)] == 0.5 * full
-    assert rate[id(model.click.item_bias)] == full
+    assert rate[id(model.click.item_bias)] == 0.25 * full
+    assert rate[id(readout.slope)] == full
     assert rate.keys() == {id(p) for p in model.parameters() if p.requires_grad}
 
 

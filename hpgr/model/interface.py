@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from hpgr.model.preference import PreferenceMask
     from hpgr.model.readout import ItemFactors
 
-# Weights that start at the item factors of stage 1, where a network has them.
-FITTED = ("click.readout.factor", "click.readout.bias")
+# Weights that start at counts and at the item factors of stage 1, where a network has them.
+FITTED = (
+    "click.item_bias",
+    "click.readout.factor",
+    "click.readout.bias",
+    "click.readout.hint",
+)
 
 
 class Output(NamedTuple):
@@ -151,7 +156,7 @@ class Network(nn.Module):
 
     @property
     def fitted(self) -> list[nn.Parameter]:
-        """The weights that start at the item factors of stage 1."""
+        """The weights that start at what was counted and fitted, not at random."""
         return [weight for name, weight in self.named_parameters() if name in FITTED]
 
 

@@ -7,7 +7,8 @@ people speak about each of many kinds of items, factors cannot tell the kinds ap
 turn residuals into a prediction:
 
 - fold-in: posterior mean and variance of the user's taste under the linear-Gaussian model
-  value = bias + factor . taste + noise, taste ~ N(0, I), an event of age n counting gamma^n;
+  value = bias + factor . taste + noise, taste ~ N(hints of the n items met / sqrt(n), I), an event
+  of age n counting gamma^n;
 - anchors: the mean residual over the candidate's anchors, weighted by exp(kappa (cosine - 1)) and
   shrunk by a prior weight, with the user's mean taken off and with the fold-in taken off.
 
@@ -48,12 +49,14 @@ CATEGORY_WEIGHT = 0.5  # length of the categories beside factors of length one, 
 class ItemFactors(NamedTuple):
     """The linear-Gaussian model of values: factors [V, D], biases [V], variance of the noise.
 
-    `value` [actions] is that of each action, about mean 0 and variance 1; `valued` [actions] is 1
-    where it has one, else 0.
+    `hint` [V, D] is what meeting an item says of the taste, whatever the action. `value` [actions]
+    is that of each action, about mean 0 and variance 1; `valued` [actions] is 1 where it has one,
+    else 0.
     """
 
     factor: Tensor
     bias: Tensor
+    hint: Tensor
     value: Tensor
     valued: Tensor
     noise: float
@@ -62,6 +65,7 @@ class ItemFactors(NamedTuple):
 READOUT_GROWTH = {
     "click.readout.factor": Growth("num_items"),
     "click.readout.bias": Growth("num_items"),
+    "click.readout.hint": Growth("num_items"),
     "click.readout.value": Growth("num_actions"),
     "click.readout.valued": Growth("num_actions"),
     "click.readout.action": Growth("num_actions"),
@@ -96,6 +100,7 @@ class PreferenceReadout(nn.Module):
         self.value = nn.Parameter(torch.zeros(num_actions), requires_grad=False)
         self.valued = nn.Parameter(torch.zeros(num_actions), requires_grad=False)
         self.action = nn.Parameter(torch.empty(num_actions, ACTION_DIM).normal_(0, 1.0))
+        self.hint = nn.Parameter(torch.zeros(num_items, dim))
         self.category, width = None, dim
         if num_categories:
             start = torch.empty(num_categories, CATEGORY_DIM).normal_(0, CATEGORY_DIM**-0.5)
@@ -108,7 +113,7 @@ class PreferenceReadout(nn.Module):
         self.log_prior = nn.Parameter(torch.full((len(KERNELS),), math.log(PRIOR_ANCHORS)))
         self.slope = nn.Parameter(torch.tensor(SLOPES))
         self.num_features = (
-            4 * len(CLOCKS) + 3 * len(KERNELS) + len(PACES) * (ACTION_DIM + 1) + 3 * dim + 4
+            4 * len(CLOCKS) + 3 * len(KERNELS) + len(PACES) * (ACTION_DIM + 1) + 3 * dim + 5
         )
 
     @torch.no_grad()
@@ -116,6 +121,7 @@ class PreferenceReadout(nn.Module):
         """Start at a model fitted to the training events."""
         self.factor.copy_(factors.factor)
         self.bias.copy_(factors.bias)
+        self.hint.copy_(factors.hint)
         self.value.copy_(factors.value)
         self.valued.copy_(factors.valued)
         self.log_noise.fill_(math.log(factors.noise))
@@ -172,11 +178,12 @@ class PreferenceReadout(nn.Module):
             torch.where(count_C > 0, candidates.end, 0), return_inverse=True
         )
         noise = self.log_noise.exp()
+        expected_PD = self._expected_taste(packed, valued_T, end_P)
         features, predictions = [], []
         for clock in self.log_forgetting:
             rate = torch.exp(-clock.exp())
             taste_PD, covariance_PDD, mean_P = self._posterior(
-                factor_TD, residual_T, valued_T, packed.position, end_P, rate, noise
+                (factor_TD, residual_T, valued_T), packed.position, end_P, rate, noise, expected_PD
             )
             mean_C = (factor_CD * taste_PD[of_C]).sum(1)
             spread_CD = torch.einsum("cij,cj->ci", covariance_PDD[of_C], factor_CD)
@@ -205,6 +212,7 @@ class PreferenceReadout(nn.Module):
             gap_C.float().log1p(),
             rows_T[newest_C],
             self.bias[candidates.item],
+            (factor_CD * expected_PD[of_C]).sum(1),
         ]
         # The first kernel's mean speaks in the logit as well.
         logit_C = torch.stack([*predictions, features[4 * len(CLOCKS)]], 1) @ self.slope
@@ -214,15 +222,18 @@ class PreferenceReadout(nn.Module):
 
     def _posterior(
         self,
-        factor_TD: Tensor,
-        residual_T: Tensor,
-        valued_T: Tensor,
+        seen: tuple[Tensor, Tensor, Tensor],
         position_T: Tensor,
         end_P: Tensor,
         rate: Tensor,
         noise: Tensor,
+        expected_PD: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean [P, D] and covariance [P, D, D] of tastes, and shrunk mean residuals [P]."""
+        """Mean [P, D] and covariance [P, D, D] of tastes, and shrunk mean residuals [P].
+
+        `seen` are the factors [T, D], residuals [T] and `valued` [T] of the history.
+        """
+        factor_TD, residual_T, valued_T = seen
         dim = factor_TD.shape[1]
         row, column = torch.triu_indices(dim, dim, device=factor_TD.device)
         pairs_TS = factor_TD[:, row] * factor_TD[:, column] * valued_T[:, None]
@@ -235,8 +246,14 @@ class PreferenceReadout(nn.Module):
         precision_PDD[:, column, row] = flat_PS
         identity = torch.eye(dim, device=factor_TD.device)
         covariance_PDD = torch.linalg.inv_ex(identity + precision_PDD / noise).inverse
-        taste_PD = torch.einsum("pij,pj->pi", covariance_PDD, weighted_PD / noise)
+        taste_PD = torch.einsum("pij,pj->pi", covariance_PDD, weighted_PD / noise + expected_PD)
         return taste_PD, covariance_PDD, (total_P1 / (count_P1 + PRIOR_EVENTS)).squeeze(1)
+
+    def _expected_taste(self, packed: Packed, valued_T: Tensor, end_P: Tensor) -> Tensor:
+        """Mean [P, D] of the prior of tastes: what the items met say, whatever the action."""
+        rows = functional.pad(self.hint[packed.item], (0, 1), value=1.0) * valued_T[:, None]
+        summed = functional.pad(discounted_sums(rows, packed.position, 1.0), (0, 0, 1, 0))[end_P]
+        return summed[:, :-1] / summed[:, -1:].clamp_min(1).sqrt()
 
     def _paces(
         self, packed: Packed, residual_T: Tensor, end_P: Tensor, of_C: Tensor

@@ -226,8 +226,8 @@ def unpack_factors(weights: dict[str, Tensor]) -> ItemFactors | None:
     """Take item factors out of `weights`; None if it holds none."""
     if PREFIX + "factor" not in weights:
         return None
-    factor, bias, value, valued, noise = (weights.pop(PREFIX + n) for n in ItemFactors._fields)
-    return ItemFactors(factor, bias, value, valued, float(noise))
+    found = {name: weights.pop(PREFIX + name) for name in ItemFactors._fields}
+    return ItemFactors(noise=float(found.pop("noise")), **found)
 
 
 def _version(origin: dict[str, Any] | None) -> str:
