@@ -161,14 +161,18 @@ class Finetune(Section):
     factor_scale: float = Field(ge=0)
     decay: bool
     random_windows: bool
-    monitor: Literal["validation_ndcg@10", "validation_hr@10", "validation_auc"]
+    monitor: Literal[
+        "validation_ndcg@10", "validation_hr@10", "validation_auc", "validation_ranking"
+    ]
     validation_queries: int = Field(ge=1)
+    validation_events: int = Field(ge=1)
     weight_decay: float = Field(ge=0)
     loss: Literal["full", "sampled"]
     num_negatives: int = Field(ge=1)
     # The softmax subtracts no maximum: beyond 1 / 80 its exponentials overflow.
     temperature: float = Field(ge=1 / 80)
     ranking_weight: float = Field(ge=0)
+    pairwise_weight: float = Field(ge=0)
     num_candidates: int | None = Field(ge=1)
     batch_tokens: int = Field(ge=64)
     warmup_steps: int = Field(ge=0)

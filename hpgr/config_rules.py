@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hpgr.metrics import RANKING_MONITORS
 from hpgr.model.zoo import section_of
 from hpgr.params_file import meant
 
@@ -35,9 +36,10 @@ def gate_metrics(evaluate: Evaluate, split: str) -> list[str]:
 
 
 def _training(cfg: Config) -> Iterator[str]:
-    if cfg.finetune.monitor == "validation_auc" and cfg.finetune.ranking_weight == 0:
+    monitor = cfg.finetune.monitor
+    if monitor in RANKING_MONITORS and cfg.finetune.ranking_weight == 0:
         yield (
-            "  finetune.monitor: validation_auc needs a ranking head, and finetune.ranking_weight "
+            f"  finetune.monitor: {monitor} needs a ranking head, and finetune.ranking_weight "
             "is 0; raise it, or monitor validation_ndcg@10"
         )
 

@@ -16,6 +16,10 @@ from hpgr.data.log import FIRST_ITEM
 MISS = 2**31 - 1  # rank of a hidden item that cannot be answered: beyond every cutoff, an int32
 PROBABILITY_FLOOR = 1e-7  # log loss of a certain and wrong answer stays finite
 LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error"})
+RANKING_MONITORS = (
+    "validation_auc",
+    "validation_ranking",
+)  # need a ranking
 LABELS = {
     "hr": "HR",
     "ndcg": "NDCG",

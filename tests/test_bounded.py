@@ -112,11 +112,10 @@ class Near:
         scores[:, :FIRST_ITEM] = -np.inf
         return scores
 
-    def rank(self, histories, offsets, candidates):
-        newest = np.where(
-            np.diff(histories.offsets) > 0, histories.item[histories.offsets[1:] - 1], 0
-        )
-        return pctr(newest, candidates)
+    def rank_rows(self, histories, rows):
+        end = np.repeat(histories.offsets[:-1], np.diff(rows.offsets)) + rows.visible
+        newest = np.where(rows.visible > 0, histories.item[np.maximum(end, 1) - 1], 0)
+        return pctr(newest, rows.item)
 
 
 def pctr(newest, candidate):
@@ -154,18 +153,20 @@ def test_validation_gives_the_same_scores_in_parts(limit, monkeypatch):
     monkeypatch.setattr(validation, "Scorer", lambda model, *_: model)
     if limit == 50:
         monkeypatch.setattr(validation, "CELLS", 100)  # three queries' scores
-    measured = Validation(log, max_history=REACH, num_queries=10**6, ranking=True, seed=0)
+    measured = Validation(log, max_history=REACH, num_queries=10**6, num_labelled=10**6, seed=0)
     network = Near(log.meta.num_items)
     scores = measured(network, None)
     expected = brute_force_validation(log, network, measured.rows)
-    assert scores == {f"validation_{k}": pytest.approx(v) for k, v in expected.items()}
+    assert (
+        scores.items() >= {f"validation_{k}": pytest.approx(v) for k, v in expected.items()}.items()
+    )
 
 
 def test_validation_of_one_long_user_stays_small(monkeypatch):
     """512 queries of a user of 50,000 events: their pasts together are 25 million events."""
     log = long_user_log(events=50_000, held_out=600)
     monkeypatch.setattr(validation, "Scorer", lambda model, *_: model)
-    measured = Validation(log, max_history=REACH, num_queries=512, ranking=True, seed=0)
+    measured = Validation(log, max_history=REACH, num_queries=512, num_labelled=512, seed=0)
     assert len(measured.rows) == 512
     tracemalloc.start()
     measured(Near(log.meta.num_items), None)

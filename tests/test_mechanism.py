@@ -1,4 +1,4 @@
-"""What the anchors do: measured on networks whose anchors are worth a known amount."""
+"""Effects of anchors, measured on networks whose anchors are worth a known amount."""
 
 import html
 import json

@@ -67,7 +67,7 @@ def test_early_stopping_counts_ties_and_repeats_as_the_report_does(remove, monke
     log = replace(log, meta=replace(log.meta, remove_history=remove))
     network = Levels(log.meta.num_items)
     monkeypatch.setattr(validation, "Scorer", lambda model, *_: model)
-    measured = validation.Validation(log, max_history=5, num_queries=10**6, ranking=False, seed=0)(
+    measured = validation.Validation(log, max_history=5, num_queries=10**6, num_labelled=0, seed=0)(
         network, None
     )
     queries = protocols.next_item(log, VALIDATION)

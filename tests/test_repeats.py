@@ -93,7 +93,7 @@ def test_validation_counts_what_could_be_served(remove, monkeypatch):
         repeated += log.item[row] in seen
     assert repeated > 0 or not remove
     monkeypatch.setattr(validation, "Scorer", Fixed)
-    measure = validation.Validation(log, max_history=50, num_queries=10**6, ranking=False, seed=0)
+    measure = validation.Validation(log, max_history=50, num_queries=10**6, num_labelled=0, seed=0)
     found = measure(torch.nn.Linear(1, 1), torch.device("cpu"))
     assert found["validation_hr@10"] == pytest.approx(np.mean(hits))
 

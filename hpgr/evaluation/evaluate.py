@@ -31,6 +31,7 @@ from hpgr.evaluation.headline import protocol_label, terminal_table
 from hpgr.evaluation.metric_tables import WAYS, Tables, merged, ranking_tables, retrieval_tables
 from hpgr.evaluation.model_protocols import RankingModel, Retriever
 from hpgr.evaluation.simple_rankers import SimpleRankers
+from hpgr.metrics import RANKING_MONITORS
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
 from hpgr.terminal import cell
 from hpgr.training.ending import Ending
@@ -260,7 +261,7 @@ def stand(
 ) -> rivals.Standing | None:
     """The network among its rivals on validation, by the metric that chose its weights."""
     reach = {"max_history": cfg.model.max_history}
-    if judged.monitor == "validation_auc" and judged.ranks:
+    if judged.monitor in RANKING_MONITORS and judged.ranks:
         found = rivals.ranking_standing(
             log, judged.name, judged.network, simple, cfg.evaluate, **reach
         )

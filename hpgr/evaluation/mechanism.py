@@ -40,7 +40,7 @@ SMALLEST = 1e-7  # probability, so that log odds are finite
 
 @dataclass(frozen=True)
 class Mechanism:
-    """What was measured of one network.
+    """Measures of one network's anchors.
 
     `values` are means by mode ("chosen", "random", "none") and metric; `drops` are those of the
     anchors as trained minus those of a mode, [mode][metric]. `choice` holds the figures of

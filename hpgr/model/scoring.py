@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from hpgr.data.batches import CandidateRows
 from hpgr.data.histories import Histories, bounded
 from hpgr.data.log import FIRST_ITEM
 from hpgr.model.attention.select import intervened
@@ -76,15 +77,19 @@ class Scorer:
         scores_QV[:, :FIRST_ITEM] = -np.inf
         return scores_QV
 
-    @torch.inference_mode()
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Predict the CTR of candidates, float32 [C]; those of query b: offsets[b]:offsets[b + 1].
 
         Every candidate has its query's request time and sees the whole history.
         """
+        return self.rank_rows(histories, _at_request(histories, offsets, candidates))
+
+    @torch.inference_mode()
+    def rank_rows(self, histories: Histories, rows: CandidateRows) -> np.ndarray:
+        """Predict the CTR of candidates, float32 [C], each at its own time."""
         parts = [np.zeros(0, dtype=np.float32)]
-        for chunk, queries in _chunks(histories, keep_empty=True, extra=np.diff(offsets)):
-            placed = self._placed(chunk, queries, offsets, candidates)
+        for chunk, queries in _chunks(histories, keep_empty=True, extra=np.diff(rows.offsets)):
+            placed = self._placed(chunk, queries, rows)
             _, _, logits_C = self.model(pack(chunk, self.device), placed, newest_only=True)
             assert logits_C is not None
             parts.append(torch.sigmoid(logits_C.float()).cpu().numpy())
@@ -129,13 +134,16 @@ class Scorer:
         self, histories: Histories, offsets: np.ndarray | None, candidates: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Positions, heights and cosines of the anchors, each [N, A]; see `explain`."""
-        extra = None if offsets is None else np.diff(offsets)
+        rows = None
+        if offsets is not None and candidates is not None:
+            rows = _at_request(histories, offsets, candidates)
+        extra = None if rows is None else np.diff(rows.offsets)
         positions, weights, cosines = [], [], []
         for chunk, queries in _chunks(histories, extra=extra):
             placed, query = None, np.arange(len(chunk))
-            if offsets is not None and candidates is not None:
-                placed = self._placed(chunk, queries, offsets, candidates)
-                query = np.repeat(query, np.diff(offsets[queries.start : queries.stop + 1]))
+            if rows is not None:
+                placed = self._placed(chunk, queries, rows)
+                query = np.repeat(query, np.diff(rows.offsets[queries.start : queries.stop + 1]))
             mask = self.model.explain(pack(chunk, self.device), placed)
             anchor_NA = np.zeros((len(query), 0), np.int64)
             peak_NA = cosine_NA = np.zeros((len(query), 0), np.float32)
@@ -147,20 +155,30 @@ class Scorer:
             cosines.append(cosine_NA)
         return np.concatenate(positions), np.concatenate(weights), np.concatenate(cosines)
 
-    def _placed(
-        self, chunk: Histories, queries: slice, offsets: np.ndarray, candidates: np.ndarray
-    ) -> Candidates:
-        """Candidates of a chunk, each at its query's request time."""
-        bounds = np.asarray(offsets[queries.start : queries.stop + 1])
-        count = np.diff(bounds)
+    def _placed(self, chunk: Histories, queries: slice, rows: CandidateRows) -> Candidates:
+        """Candidates of a chunk of queries."""
+        bounds = rows.offsets[queries.start : queries.stop + 1]
+        part = slice(bounds[0], bounds[-1])
         return place_candidates(
             chunk,
             bounds - bounds[0],
-            candidates[bounds[0] : bounds[-1]],
-            np.repeat(np.diff(chunk.offsets), count),
-            np.repeat(chunk.request_time, count),
+            rows.item[part],
+            rows.visible[part],
+            rows.time[part],
             self.device,
         )
+
+
+def _at_request(histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> CandidateRows:
+    """Candidates of each query at its request time, which see its whole history."""
+    count = np.diff(offsets)
+    return CandidateRows(
+        offsets=np.asarray(offsets),
+        item=candidates,
+        visible=np.repeat(histories.length, count),
+        time=np.repeat(histories.request_time, count),
+        label=np.zeros(len(candidates), np.int8),
+    )
 
 
 def _chunks(

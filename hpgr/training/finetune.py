@@ -1,8 +1,8 @@
 """Stage 2: retrieval and ranking with the network that `model.name` picks.
 
 The weights of stage 1 are inherited and learn more slowly; they are not frozen. The loss is
-next-item softmax over the catalogue plus a weighted pCTR cross-entropy of sampled candidates; early
-stopping on validation.
+next-item softmax over the catalogue plus, weighted, the pCTR cross-entropy of labelled candidates
+and the order of pairs of one user; early stopping on validation.
 With a model below base/ every other weight starts as that model's, for `warm_steps` steps.
 Reads: artifacts/sessions/arrays, artifacts/pretrain, base/. Writes: artifacts/finetune.
 """
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from hpgr.data.batches import Batch, TrainingWindows
 from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
+from hpgr.metrics import RANKING_MONITORS
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import Network, build
 from hpgr.model.packed import pack, place_candidates
@@ -30,7 +31,7 @@ from hpgr.training.checkpoint import scratch_folder
 from hpgr.training.device import choose_device
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
-from hpgr.training.losses import full_softmax, normalised, sampled_softmax
+from hpgr.training.losses import full_softmax, normalised, pairwise, sampled_softmax
 from hpgr.training.outputs import finish, write_outputs
 from hpgr.training.validation import Validation
 from hpgr.training.warm import WEIGHTS, Base, read_stage_one
@@ -88,7 +89,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         log,
         max_history=cfg.model.max_history,
         num_queries=settings.validation_queries,
-        ranking=ranking,
+        num_labelled=settings.validation_events if ranking else 0,
         seed=settings.seed,
     )
     outcome = train(
@@ -126,9 +127,9 @@ def _check_ranking(cfg: Config, log: EventLog, *, ranking: bool) -> None:
     if not log.meta.can_rank:
         why = "the log has too few training events of one label (sessionize.positive_from, "
         why += "positive_actions; `hpgr doctor` says more)"
-    if settings.monitor == "validation_auc" and not ranking:
+    if settings.monitor in RANKING_MONITORS and not ranking:
         raise UserError(
-            f"finetune.monitor is validation_auc, but no ranking is trained: {why}. Set "
+            f"finetune.monitor is {settings.monitor}, but no ranking is trained: {why}. Set "
             "finetune.monitor: validation_ndcg@10 for a model that retrieves only"
         )
     if settings.ranking_weight > 0 and not ranking:
@@ -173,7 +174,7 @@ def _loss(
     epoch: int,
     index: int,
 ) -> dict[str, Tensor]:
-    """Compute `loss` of a batch and its parts `retrieval_loss` and `ranking_loss`."""
+    """Compute `loss` of a batch and its parts."""
     settings, rows, candidates = cfg.finetune, batch.candidates, None
     if rows is not None:
         candidates = place_candidates(
@@ -193,5 +194,9 @@ def _loss(
         label = torch.from_numpy(rows.label).to(place, torch.float32)
         ranking = functional.binary_cross_entropy_with_logits(logits.float(), label)
         losses["ranking_loss"] = ranking
+        if settings.pairwise_weight:
+            offsets = torch.from_numpy(rows.offsets).to(place)
+            losses["pairwise_loss"] = pairwise(logits.float(), label, offsets)
+            ranking = ranking + settings.pairwise_weight * losses["pairwise_loss"]
         losses["loss"] = retrieval + settings.ranking_weight * ranking
     return losses

@@ -1,10 +1,10 @@
-"""Losses: softmax over the catalogue, full or sampled, never holding all logits at once.
+"""Losses: softmax over the catalogue, full or sampled, and the order of pairs of one user.
 
-The gradient is computed in the forward pass, chunk by chunk of rows, while the logits are still in
-the cache: three matrix products, no T x V matrix. All of it is float32 under autocast too: logits
-reach 20, where bfloat16 has steps of an eighth.
+The softmax never holds all logits at once. Its gradient is computed in the forward pass, chunk by
+chunk of rows, while the logits are still in the cache: three matrix products, no T x V matrix. All
+of it is float32 under autocast too: logits reach 20, where bfloat16 has steps of an eighth.
 
-Shape legend: T rows, V items, D width, R negatives.
+Shape legend: T rows, V items, D width, R negatives, C candidates.
 """
 
 from __future__ import annotations
@@ -88,6 +88,26 @@ def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Te
             chosen = torch.cat([positive, negative], 1)
             total = total - functional.log_softmax(chosen, 1)[:, 0].sum()
         return total / max(1, len(states))
+
+
+def pairwise(logits: Tensor, label: Tensor, offsets: Tensor) -> Tensor:
+    """Compute the mean logistic loss of pairs of a window that differ in their label.
+
+    One partner is drawn for each candidate. Source: Burges et al., "Learning to Rank using Gradient
+    Descent" (RankNet), ICML 2005.
+
+    Args:
+        logits: [C].
+        label: 0 or 1, [C].
+        offsets: candidates of window b are offsets[b]:offsets[b + 1], int64 [B + 1].
+    """
+    count = offsets.diff()
+    count_C = count.repeat_interleave(count)
+    drawn = (torch.rand(len(logits), device=logits.device) * count_C).long()
+    partner = offsets[:-1].repeat_interleave(count) + torch.minimum(drawn, count_C - 1)
+    differs = label != label[partner]
+    margin = (logits - logits[partner]) * (label - label[partner])
+    return (functional.softplus(-margin) * differs).sum() / differs.sum().clamp_min(1)
 
 
 def _at_a_time(items: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 Retrieval: HR@10 and NDCG@10 of the user's validation event; where items seen before are removed
 (`remove_history` of `hpgr.data.log.Meta`), an event that repeats one is a miss.
-Ranking: AUC of the validation events' labels, each seeing only what happened strictly before.
+Ranking: see `hpgr.training.labelled_validation`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 
 from hpgr.data.histories import bounded, histories
 from hpgr.data.log import VALIDATION, EventLog
-from hpgr.metrics import MISS, auc, hit_rate, ndcg, ranks_of
+from hpgr.metrics import MISS, hit_rate, ndcg, ranks_of
 from hpgr.model.interface import Network
 from hpgr.model.scoring import Scorer
+from hpgr.training.labelled_validation import LabelledValidation
 
 CUTOFF = 10
 QUERIES_AT_A_TIME = 512
@@ -27,16 +28,22 @@ class Validation:
     """A fixed, seeded sample of validation events and the scores of a model on them."""
 
     def __init__(
-        self, log: EventLog, *, max_history: int, num_queries: int, ranking: bool, seed: int
+        self, log: EventLog, *, max_history: int, num_queries: int, num_labelled: int, seed: int
     ) -> None:
-        self.log, self.max_history, self.ranking = log, max_history, ranking
+        """`num_queries` events are asked for the next item, `num_labelled` for their label."""
+        self.log, self.max_history = log, max_history
+        self.labelled: LabelledValidation | None = None
+        if num_labelled:
+            self.labelled = LabelledValidation(
+                log, max_history=max_history, num_events=num_labelled, seed=seed
+            )
         user = log.user_of_event()
         rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
         rows = rows[rows > log.user_offsets[user[rows]]]  # an event without history is no query
         if len(rows) > num_queries:
             rows = np.sort(np.random.default_rng(seed).choice(rows, num_queries, replace=False))
         self.rows, self.user = rows, user[rows]
-        self.start, self.second = log.user_offsets[self.user], log.second_start()[rows]
+        self.start = log.user_offsets[self.user]
 
     def __call__(self, model: Network, device: torch.device) -> dict[str, float]:
         """Return named scores of `model`; an empty validation split gives none."""
@@ -44,9 +51,7 @@ class Validation:
             return {}
         scorer = Scorer(model, device, self.max_history)
         scores = self._retrieval(scorer)
-        if self.ranking:
-            scores["validation_auc"] = self._ranking(scorer)
-        return scores
+        return scores | (self.labelled(scorer) if self.labelled else {})
 
     def _retrieval(self, scorer: Scorer) -> dict[str, float]:
         log, hits, gains = self.log, 0.0, 0.0
@@ -69,16 +74,6 @@ class Validation:
             gains += float(ndcg(ranks, CUTOFF)[ranks <= CUTOFF].sum())
         count = len(self.rows)
         return {f"validation_hr@{CUTOFF}": hits / count, f"validation_ndcg@{CUTOFF}": gains / count}
-
-    def _ranking(self, scorer: Scorer) -> float:
-        log, scores = self.log, []
-        for part in self._parts(len(self.rows)):
-            rows, users = self.rows[part], self.user[part]
-            # Events at the time of the request itself are hidden from a candidate.
-            past = histories(log, users, self.second[part], log.timestamp[rows], self.max_history)
-            scores.append(scorer.rank(past, np.arange(len(rows) + 1), log.item[rows]))
-        found = auc(np.asarray(log.label[self.rows]), np.concatenate(scores))
-        return 0.5 if found is None else found  # labels all alike: no order is better than another
 
     def _parts(self, queries: int) -> Iterator[slice]:
         """Slices of at most `queries` queries, bounded by the events that the model reads."""
