@@ -43,7 +43,8 @@ worker: .venv/ready  ## on another machine: PREFECT_API_URL=... PREFECT_API_AUTH
 
 .PHONY: test
 test: .venv/ready-dev lint  ## set up, check style, types and layers, run every test
-	python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
+	  --disable-plugin-autoload -p xdist -p hypothesispytest  # other packages' cost seconds each
 
 .PHONY: lint
 lint: .venv/ready-dev  ## style, format, types, layers
