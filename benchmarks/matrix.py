@@ -77,7 +77,7 @@ class Matrix(NamedTuple):
 
     cells: list[Cell]
     datasets: dict[str, dict[str, Any]]
-    models: dict[str, dict[str, str]]
+    models: dict[str, dict[str, Any]]
 
 
 def read_matrix(path: Path = PARAMS) -> Matrix:
@@ -145,7 +145,8 @@ def write_settings() -> None:
 
 
 def settings(cell: Cell, matrix: Matrix) -> dict[str, Any]:
-    """The params.yaml of a workspace: profile, data set, split and seed on top of the project's.
+    """The params.yaml of a workspace: profile, data set, what the
+    model's entry sets, split and seed on top of the project's.
 
     No limit in minutes: it would make a result depend on what else the machine does.
 
@@ -154,6 +155,8 @@ def settings(cell: Cell, matrix: Matrix) -> dict[str, Any]:
     """
     profile = matrix.models[cell.model][cell.split] if cell.model else "quick"
     values = dict(_flat(matrix.datasets[cell.dataset])) | {"data.path": f"data/{cell.dataset}"}
+    if cell.model:
+        values |= dict(_flat(matrix.models[cell.model].get("set", {})))
     if cell.split:
         values["sessionize.split"] = cell.split
     for stage in ("pretrain", "finetune"):

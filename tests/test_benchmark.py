@@ -16,7 +16,7 @@ from safetensors import safe_open
 from waiting import until
 
 from benchmarks import matrix, paired, results_file
-from benchmarks.matrix import Cell, read_matrix, write_settings
+from benchmarks.matrix import Cell, read_matrix, settings, write_settings
 from flows.benchmark import benchmark, chosen, prepare, stale, targets
 from flows.faults import StageFailed
 from hpgr.config import ConfigError, load_config
@@ -85,6 +85,16 @@ def test_the_projects_own_matrix_is_possible(tmp_path, monkeypatch):
         assert cfg.sessionize.split == cell.split
         assert (cfg.pretrain.seed, cfg.finetune.seed) == (int(cell.seed), int(cell.seed))
         assert cfg.pretrain.max_minutes is cfg.finetune.max_minutes is None
+
+
+def test_every_model_that_is_described_is_possible_and_differs_as_it_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    described = read_matrix()
+    for name, entry in described.models.items():
+        for split in {"leave-one-out", "global-time"} & entry.keys():
+            values = settings(Cell("ml-1m", split, name, "0"), described)
+            for section, own in entry.get("set", {}).items():
+                assert own.items() <= values[section].items()
 
 
 def test_every_result_names_the_commit_that_made_it():
