@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from scipy.signal import lfilter
 from scipy.special import expit
 
 from hpgr.data.log import EventLog
@@ -137,4 +136,6 @@ def discounted_sums(rows: np.ndarray, decay: float) -> np.ndarray:
     none = np.zeros((1, rows.shape[1]))
     if not len(rows):
         return none
+    from scipy.signal import lfilter  # half a second to import
+
     return np.concatenate([none, lfilter([1.0], [1.0, -decay], rows, axis=0)])
