@@ -42,7 +42,8 @@ class Factors:
         from hpgr.training.item_factors import fit_item_factors  # torch: the command line is light
 
         found = fit_item_factors(log, dim, seed=seed)
-        factor, bias, value, valued = (table.double().numpy() for table in found[:4])
+        tables = (found.factor, found.bias, found.value, found.valued)
+        factor, bias, value, valued = (table.double().numpy() for table in tables)
         return cls(factor, bias, value, valued, found.noise)
 
     def residual(self, log: EventLog, rows: slice) -> tuple[np.ndarray, np.ndarray]:
