@@ -18,6 +18,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def main() -> None:
     if asked.out:
         trained = read_json(workspace.pretrained / "config.json")
         record = {
-            "command": " ".join(["python", "benchmarks/stage_one.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/stage_one.py", *sys.argv[1:]]),
             "figures": figures,
             "neighbours": named,
             "model": trained["model"],
