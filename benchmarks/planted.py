@@ -5,6 +5,10 @@
 - opinions: a user likes an item exactly if the one earlier item of its category, more than 40
   events before, was liked. Every user has opinions of their own, at random, and there are far more
   categories than item factors, so no model of few factors knows them. Exactly one event decides.
+- sessions: the next item is the one that came most often in this session, which has 4 or 20 events.
+  Neither a few nor many newest events show it: in a long session the newest four are mostly noise,
+  and before a short one lies another's item. Gaps inside a session and pauses between sessions are
+  in one bucket of HSTU's times (1,372 to 1,853 s), so only the cut of sessions tells them apart.
 
 Each network gets the same steps. The last line is a JSON object of the figures, on validation.
 """
@@ -54,11 +58,17 @@ COMMON = {
 }
 OPINIONS = {
     **{"sessionize.split": "global-time", "sessionize.validation_share": 0.04},
-    **{"sessionize.test_share": 0.02, "model.factors": 8, "model.num_anchors": 4},
-    "model.sessions": False,
+    **{"sessionize.test_share": 0.02},
+    **{"model.factors": 8, "model.num_anchors": 4, "model.sessions": False},
     **{"pretrain.steps": 20, "finetune.steps": 120, "finetune.validate_steps": 60},
     **{"finetune.monitor": "validation_auc", "finetune.ranking_weight": 3.0},
     **{"finetune.num_candidates": 24, "finetune.validation_queries": 5000},
+}
+SESSIONS = {
+    **{"model.dim": 32, "model.dropout": 0.0, "model.preference": False, "model.readout": False},
+    **{"pretrain.steps": 60, "pretrain.learning_rate": 0.004},
+    **{"finetune.steps": 240, "finetune.validate_steps": 80, "finetune.learning_rate": 0.004},
+    **{"finetune.inherited_scale": 1.0, "finetune.ranking_weight": 0.0},
 }
 
 
@@ -92,6 +102,28 @@ def opinions(seed: int = 0, *, num_users: int = 400, num_kinds: int = 300) -> Pl
                 events.append((f"u{user}", item, time, LIKED if likes else DISLIKED))
     categories = {f"kind{k}-{n}": [f"kind{k}"] for k in range(num_kinds) for n in range(per_kind)}
     return Planted(events, categories | {f"other-{n}": [] for n in range(others)})
+
+
+def sessions(seed: int = 0, *, num_users: int = 300, num_items: int = 200) -> Planted:
+    """Plant sessions of one item among noise, which alone says what follows.
+
+    The item has about a third of the 4 or 20 events of a session, in any order. A user's fifth and
+    last session goes on with it twice more: once for validation and once for test.
+    """
+    random = np.random.default_rng(seed)
+    events, per_user = [], 5
+    for user in range(num_users):
+        time = START + int(random.integers(30 * DAY))
+        for session in range(per_user):
+            length = int(random.choice([4, 20]))
+            own, count = int(random.integers(num_items)), max(2, round(0.35 * length))
+            noise = own + 1 + random.permutation(num_items - 1)[: length - count]
+            items = random.permutation([own] * count + (noise % num_items).tolist()).tolist()
+            items += [own, own] if session == per_user - 1 else []
+            for place, item in enumerate(items):
+                time += int(random.integers(1400, 1796) if place else random.integers(1805, 1851))
+                events.append((f"u{user}", f"item{item}", time, LIKED))
+    return Planted(events, {f"item{n}": [] for n in range(num_items)})
 
 
 def write(planted: Planted, cfg: Config, root: Path) -> Workspace:
@@ -172,11 +204,27 @@ def opinion_figures(root: Path) -> dict[str, float]:
     return found
 
 
+def session_figures(root: Path) -> dict[str, float]:
+    """NDCG@10 and HR@10 of networks with and without the session module."""
+    workspace = write(sessions(), settings(SESSIONS), root)
+    found = {}
+    for name, change in (
+        ("with_module", {}),
+        ("without_module", {"model.sessions": False}),
+        ("hstu", {"model.name": "hstu"}),
+    ):
+        scorer, validation = train(settings(SESSIONS, change), workspace)
+        for metric, value in validation(scorer.model, scorer.device).items():
+            found[f"planted_sessions_{name}_{metric.removeprefix('validation_')}"] = value
+    return found
+
+
 def figures() -> dict[str, float]:
     """All figures, of networks trained on the spot with one thread."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         found = opinion_figures(Path(folder) / "opinions")
+        found |= session_figures(Path(folder) / "sessions")
     return {name: round(value, 4) for name, value in found.items()}
 
 
