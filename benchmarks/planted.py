@@ -62,7 +62,7 @@ OPINIONS = {
     **{"model.factors": 8, "model.num_anchors": 4, "model.sessions": False},
     **{"pretrain.steps": 20, "finetune.steps": 120, "finetune.validate_steps": 60},
     **{"finetune.monitor": "validation_auc", "finetune.ranking_weight": 3.0},
-    **{"finetune.num_candidates": 24, "finetune.validation_queries": 5000},
+    **{"finetune.num_candidates": 24, "finetune.validation_events": 5000},
 }
 SESSIONS = {
     **{"model.dim": 32, "model.dropout": 0.0, "model.preference": False, "model.readout": False},
@@ -160,9 +160,13 @@ def train(cfg: Config, workspace: Workspace) -> tuple[Scorer, Validation]:
     pretrain(cfg, workspace)
     finetune(cfg, workspace)
     log = EventLog.open(workspace.arrays)
-    ranking = cfg.finetune.ranking_weight > 0
+    every = 1 << 40
     validation = Validation(
-        log, max_history=cfg.model.max_history, num_queries=1 << 40, ranking=ranking, seed=0
+        log,
+        max_history=cfg.model.max_history,
+        num_queries=every,
+        num_labelled=every if cfg.finetune.ranking_weight > 0 else 0,
+        seed=0,
     )
     return Scorer.load(workspace.finetuned), validation
 
@@ -170,9 +174,8 @@ def train(cfg: Config, workspace: Workspace) -> tuple[Scorer, Validation]:
 def recall(scorer: Scorer, validation: Validation) -> float:
     """Share of validation events that have the one earlier event of their category as an anchor."""
     log, rows = validation.log, validation.rows
-    past = histories(
-        log, validation.user, validation.second, log.timestamp[rows], scorer.max_history
-    )
+    end, time = log.second_start()[rows], log.timestamp[rows]
+    past = histories(log, validation.user, end, time, scorer.max_history)
     item = log.item[rows]
     place, _ = scorer.explain(past, np.arange(len(rows) + 1), item)
     kind = np.full(log.meta.num_items, -1)
