@@ -66,7 +66,7 @@ OPINIONS = {
 }
 SESSIONS = {
     **{"model.dim": 32, "model.dropout": 0.0, "model.preference": False, "model.readout": False},
-    **{"pretrain.steps": 60, "pretrain.learning_rate": 0.004},
+    **{"pretrain.steps": 60, "pretrain.learning_rate": 0.004, "pretrain.start_length": 0.1},
     **{"finetune.steps": 240, "finetune.validate_steps": 80, "finetune.learning_rate": 0.004},
     **{"finetune.inherited_scale": 1.0, "finetune.ranking_weight": 0.0},
 }

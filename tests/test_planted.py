@@ -67,5 +67,5 @@ def test_the_session_module_knows_what_position_and_time_do_not_tell(sessions):
         return validation(scorer.model, scorer.device)["validation_ndcg@10"]
 
     found = ndcg()
-    assert found >= ndcg(sessions=False) + 0.08
-    assert found >= ndcg(name="hstu") + 0.08
+    assert found >= ndcg(sessions=False) + 0.1
+    assert found >= ndcg(name="hstu") + 0.1
