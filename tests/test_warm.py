@@ -77,7 +77,7 @@ def network(name, sizes, seed):
     model = build(named(name), sizes, ranking=True)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
+            weight.add_(0.1 * torch.rand_like(weight))  # counts and variances are not negative
     return model.eval()
 
 
