@@ -260,6 +260,8 @@ def test_pretraining_of_no_step_hands_the_old_trunk_on(workspace):
     item = got["items.item.weight"]
     assert torch.equal(item[:OLD_ITEMS], old["trunk.items.item.weight"][:-1])
     assert torch.equal(item[-1], old["trunk.items.item.weight"][-1])
+    # New items are fresh: the closed form has other directions than the base's table.
+    assert (item[OLD_ITEMS:-1].norm(dim=1) < 0.5).all()
     assert torch.equal(got["sessions.gate.weight"], old["trunk.sessions.gate.weight"])
     assert written("pretrain")["base"] == ORIGIN
 

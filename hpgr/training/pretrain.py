@@ -108,7 +108,8 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     model = kind.stage_one(cfg.model, catalogue, blocks=settings.mim_blocks)
     assert model is not None
     closed_form = ppmi_svd(log, model.item_vectors().shape[1], seed=settings.seed)
-    model.start_items(settings.start_length * functional.normalize(closed_form, dim=-1))
+    if not base:  # the directions of its table are others
+        model.start_items(settings.start_length * functional.normalize(closed_form, dim=-1))
     prefix = f"{kind.inherits}."
     if base:
         base.start(model.get_submodule(kind.inherits), catalogue, vars(cfg.model), prefix=prefix)
