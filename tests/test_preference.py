@@ -66,7 +66,7 @@ def test_mask_equals_brute_force(lengths, seed, sigma, num_anchors, window, spar
             heights = [0.0]
             for similarity, anchor in best:
                 if abs(j - anchor) <= int(3 * sigma):
-                    peak = 1 / (1 + math.exp(-(4 * similarity)))
+                    peak = math.exp(8 * (similarity - best[0][0]))
                     heights.append(peak * math.exp(-((j - anchor) ** 2) / (2 * sigma**2)))
             expected[i, j] = 1.0 if j >= high - window else max(heights)
     found = laid_out(mask.tiles, mask.weight)
@@ -95,7 +95,7 @@ def test_history_and_candidates_have_windows_of_their_own():
     rows, candidate = network.explain(packed, None), network.explain(packed, placed)
     full = laid_out(candidate.tiles, candidate.weight)
     assert (full[0, -7:] == 1).all() and full[0, -8] < 1
-    assert (laid_out(rows.tiles, rows.weight) < 1).all()
+    assert (laid_out(rows.tiles, rows.weight)[0, -7:] < 1).any()  # no window, bells alone
 
 
 def test_the_peak_receives_a_gradient():
@@ -104,7 +104,7 @@ def test_the_peak_receives_a_gradient():
     mask = masked(selector, signals, rows, first, end, window=2)
     mask.weight.sum().backward()
     assert selector.query.weight.grad.abs().sum() > 0
-    assert signals.sharpness.grad.abs() > 0
+    assert signals.log_sharpness.grad.abs() > 0
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -137,8 +137,8 @@ def test_anchors_of_candidates_are_the_most_similar_items_by_brute_force(readout
         best = cosine.topk(3).indices
         found = torch.from_numpy(position[candidate])
         torch.testing.assert_close(cosine[found], cosine[best])  # a repeated item ties
-        sharpness, offset = model.candidate_signals.sharpness, model.candidate_signals.offset
-        expected = torch.sigmoid(sharpness * cosine[best] + offset).detach()
+        sharpness = model.candidate_signals.log_sharpness.exp()
+        expected = torch.exp(sharpness * (cosine[best] - cosine.max())).detach()
         np.testing.assert_allclose(weight[candidate], expected, atol=1e-5)
         np.testing.assert_allclose(similar[candidate], cosine[best].detach(), atol=1e-5)
 

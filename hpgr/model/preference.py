@@ -2,8 +2,8 @@
 
 1. Preference signals: the A visible history items most similar (cosine) to what is asked for are
    the query's anchors (`hpgr.model.attention.select`). Items are compared with items, so that
-   place, time and session do not decide. The similarity of each anchor passes a sigmoid and becomes
-   the height of its peak, so that selection receives a gradient.
+   place, time and session do not decide. An anchor's peak is the lower, the less similar it is than
+   the best one: exp(sharpness (cosine - best)), so that selection receives a gradient.
 2. Gaussian mask: weight_ij = max over anchors a of peak_a * exp(-(j - a)^2 / (2 sigma^2)), zero
    beyond 3 sigma, one in the window of the most recent positions. It multiplies the attention
    weight after the SiLU.
@@ -11,7 +11,7 @@
    short histories that is nearly every block, and every causal tile is computed instead.
 
 Published: top-K signals and a multi-peak Gaussian mask (arXiv 2603.00980). Ours: cosine with its
-own projection, the sigmoid, the maximum over peaks, the cut at 3 sigma, the recent window.
+own projection, the heights, the maximum over peaks, the cut at 3 sigma, the recent window.
 
 Shape legend (suffixes of names): Q queries, K keys, D width, A anchors, R width of the signal
 space, N tiles, G queries and S keys of a tile.
@@ -19,6 +19,7 @@ space, N tiles, G queries and S keys of a tile.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,9 @@ from hpgr.model.attention.cover import Tiles, build_tiles
 from hpgr.model.attention.key_tiles import SIZE, KeyTiles, build_key_tiles
 from hpgr.model.precision import autocast_off, wide
 from hpgr.model.shapes import Float, Int
+
+SHARPNESS = 8.0  # to start from
+BELOW_ALL = -2.0  # below every cosine, and finite: its gradient is multiplied by zero
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,16 @@ def gaussian_mask(
 
 
 class PreferenceSignals(nn.Module):
-    """Turns anchors and their similarities into a mask: each similarity is the height of a bell."""
+    """Turns anchors and their similarities into a mask of bells.
+
+    The best anchor's bell has height one. Attention is normalised after the sum, so only ratios of
+    heights count: a height that saturates with the cosine would make all anchors alike.
+    """
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
         self.sigma = sigma
-        self.sharpness = nn.Parameter(torch.tensor(4.0))
-        self.offset = nn.Parameter(torch.tensor(0.0))
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
 
     def forward(
         self,
@@ -122,7 +129,9 @@ class PreferenceSignals(nn.Module):
     ) -> PreferenceMask:
         """Build the mask of each query over its visible keys; see `gaussian_mask`."""
         with autocast_off(cosine_QA):
-            peak_QA = torch.sigmoid(self.sharpness * wide(cosine_QA) + self.offset)
-            peak_QA = peak_QA * (anchor_QA >= 0)
+            there_QA = anchor_QA >= 0
+            known_QA = wide(cosine_QA).masked_fill(~there_QA, BELOW_ALL)
+            distance_QA = known_QA - known_QA.amax(1, keepdim=True)
+            peak_QA = torch.exp(self.log_sharpness.exp() * distance_QA) * there_QA
         mask = gaussian_mask(anchor_QA, peak_QA, first, end, num_keys, sigma=self.sigma, **options)
         return replace(mask, cosine=cosine_QA)
