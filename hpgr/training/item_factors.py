@@ -19,7 +19,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,6 +31,7 @@ BIAS_PRECISION = 3.75
 NOISE = 0.6  # variance to start from; that of the values is one
 ROUNDS = 16
 HINT_ROUNDS = range(3, ROUNDS, 3)  # after which the hints are fitted anew
+HINT_DIRECTIONS = 128  # of the ridge regression
 HINT_PENALTY = 10.0  # of the ridge regression; best of 0.1 to 300 on ML-1M's validation
 USERS_AT_A_TIME = 1 << 14
 
@@ -68,33 +68,47 @@ def fit_item_factors(
     if start is not None:
         factor[: len(start)] = start.double()
     bias, hint, noise = factor.new_zeros(log.meta.num_items), torch.zeros_like(factor), NOISE
-    bag = _bag(user, item, log.meta.num_items)
-    expected = factor.new_zeros(bag.shape[0], dim)
+    ridge = _Ridge(user, item, log.meta.num_items, seed=seed) if len(values) else None
+    expected = factor.new_zeros(len(user.unique_consecutive()), dim)
     for number in range(ROUNDS if len(values) else 0):
         factor, bias, noise, tastes = _round(
             user, item, values, factor, bias, noise, expected, prior
         )
-        if number in HINT_ROUNDS:
-            hint = _ridge(bag, tastes)
-            expected = torch.from_numpy(bag @ hint.numpy())
+        if number in HINT_ROUNDS and ridge is not None:
+            hint, expected = ridge(tastes)
     value = ((raw - mean) / deviation).nan_to_num(0.0)
     valued = raw.isfinite().float()
     return ItemFactors(factor.float(), bias.float(), hint.float(), value.float(), valued, noise)
 
 
-def _bag(user: Tensor, item: Tensor, num_items: int) -> sparse.csr_matrix:
-    """Items of each user [U, V], a row of n events with entries 1 / sqrt(n)."""
-    count = user.unique_consecutive(return_counts=True)[1].numpy()
-    entries = np.repeat(count**-0.5, count)
-    bounds = np.concatenate([[0], count.cumsum()])
-    return sparse.csr_matrix((entries, item.numpy(), bounds), shape=(len(count), num_items))
+class _Ridge:
+    """Ridge regression of users' tastes on the items that they met, in the leading directions.
 
+    A user's row of n items has entries 1 / sqrt(n). The penalty leaves next to nothing of the
+    other directions.
+    """
 
-def _ridge(bag: sparse.csr_matrix, tastes: Tensor) -> Tensor:
-    """Hints [V, d] that minimise |bag @ hints - tastes|^2 + penalty |hints|^2."""
-    damp = HINT_PENALTY**0.5
-    columns = [sparse.linalg.lsmr(bag, taste, damp=damp)[0] for taste in tastes.T.numpy()]
-    return torch.from_numpy(np.stack(columns, 1))
+    def __init__(self, user: Tensor, item: Tensor, num_items: int, *, seed: int) -> None:
+        _, row, count = user.unique_consecutive(return_inverse=True, return_counts=True)
+        shape = (len(count), num_items)
+        entries = count[row].double().rsqrt()
+        self.bag = torch.sparse_coo_tensor(
+            torch.stack([row, item]), entries, shape, check_invariants=True
+        ).coalesce()
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+            torch.manual_seed(seed)
+            size = min(HINT_DIRECTIONS, *shape)
+            self.left, self.scale, self.right = torch.svd_lowrank(self.bag, q=size, niter=2)
+
+    def __call__(self, tastes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return hints [V, d] that minimise |bag @ hints - tastes|^2 + penalty |hints|^2, and fits.
+
+        Args:
+            tastes: [U, d].
+        """
+        shrunk = self.scale / (self.scale.square() + HINT_PENALTY)
+        hint = self.right @ (shrunk[:, None] * (self.left.T @ tastes))
+        return hint, self.bag @ hint
 
 
 def _round(
