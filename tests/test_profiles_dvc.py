@@ -50,7 +50,8 @@ def stale(folder):
     [
         ("quick", set()),
         ("full", {"pretrain", "finetune"}),
-        ("ranking", {"sessionize", "pretrain", "finetune"}),
+        # model.max_history, which evaluate reads as well
+        ("ranking", {"sessionize", "pretrain", "finetune", "evaluate"}),
         ("mine", {"evaluate"}),
     ],
 )

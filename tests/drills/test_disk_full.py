@@ -122,8 +122,8 @@ def test_training_goes_on_from_the_checkpoint_that_found_room(disk):
 
 
 FILL_AT_STEP = """
-import torch
-step, seen = torch.optim.AdamW.step, 0
+from hpgr.training.adamw import AdamW
+step, seen = AdamW.step, 0
 def filling(self, *arguments, **options):
     global seen
     seen += 1
@@ -135,7 +135,7 @@ def filling(self, *arguments, **options):
             except OSError:
                 pass
     return step(self, *arguments, **options)
-torch.optim.AdamW.step = filling
+AdamW.step = filling
 """
 
 

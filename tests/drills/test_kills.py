@@ -57,15 +57,15 @@ checkpoint.save_file = dying
 """
 # Sends a signal to the process itself after its COUNT-th step, while the next one is under way.
 SIGNAL_IN_TRAINING = """
-import torch
-step, seen = torch.optim.AdamW.step, 0
+from hpgr.training.adamw import AdamW
+step, seen = AdamW.step, 0
 def noting(self, *arguments, **options):
     global seen
     seen += 1
     if seen == COUNT:
         os.kill(os.getpid(), signal.SIGNAL)
     return step(self, *arguments, **options)
-torch.optim.AdamW.step = noting
+AdamW.step = noting
 """
 
 
