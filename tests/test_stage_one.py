@@ -7,9 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from training_runs import parameters
 
 from benchmarks import stage_one
 from hpgr.data.log import EventLog
+from hpgr.model.catalogue import Catalogue
+from hpgr.model.interface import build, network_class
 from hpgr.model.scoring import Scorer
 from hpgr.training.item_probe import MRR, RECALL, SessionProbe
 from hpgr.workspace import Workspace
@@ -56,3 +59,19 @@ def test_titles_name_the_neighbours(workspace):
     _, named = stage_one.measure(workspace, titles=(titles[0],))
     assert named.keys() == {"stage 1", "stage 2", "ppmi_svd"}
     assert all(set(rows[titles[0]]) <= set(titles) for rows in named.values())
+
+
+def test_stage_two_inherits_directions_at_the_length_of_a_fresh_table(small_log):
+    cfg, catalogue = parameters(), Catalogue.of(small_log)
+    torch.manual_seed(0)
+    one = network_class("hpgr").stage_one(cfg.model, catalogue, blocks=1)
+    one.start_items(torch.randn(small_log.meta.num_items, cfg.model.dim))
+    given = one.trunk.items.table().detach()
+    for fresh in (True, False):
+        two = build(cfg.model, catalogue, ranking=False)
+        length = two.trunk.items.table().detach().norm(dim=1).mean()
+        two.inherit(one.trunk.state_dict(), fresh=fresh)
+        found = two.trunk.items.table().detach()
+        expected = length if fresh else given.norm(dim=1).mean()
+        torch.testing.assert_close(found.norm(dim=1).mean(), expected)
+        torch.testing.assert_close(found / expected, given / given.norm(dim=1).mean())

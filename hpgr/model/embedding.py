@@ -61,6 +61,13 @@ class ItemEmbedding(nn.Module):
         features_VD = self.mean_of_categories(self.category_table.weight)
         return self.item.weight + functional.pad(features_VD, (0, 0, 0, 1))
 
+    @torch.no_grad()
+    def scale(self, factor: Tensor | float) -> None:
+        """Multiply all vectors, of items and of the mask token, by `factor`."""
+        self.item.weight.mul_(factor)
+        if self.category_table is not None:
+            self.category_table.weight.mul_(factor)
+
     def mean_of_categories(self, table_GF: Float[Tensor, "G F"]) -> Float[Tensor, "V F"]:
         """Return the mean of each item's rows in a table of categories; 0 without a category."""
         return functional.embedding_bag(

@@ -18,6 +18,7 @@ mask token, D width, H heads, d width of a head, E = H * d.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -216,6 +217,17 @@ class HPGR(Network):
     def stage_one(cls, settings: Any, catalogue: Catalogue, *, blocks: int) -> MaskedItemModel:
         """Make the masked-item model."""
         return MaskedItemModel(settings, catalogue, mim_blocks=blocks)
+
+    def inherit(self, weights: Mapping[str, Tensor], *, fresh: bool) -> None:
+        """Start the trunk at the weights of stage 1; a fresh stage 2 turns its items at full rate.
+
+        The longer a vector is, the less a step turns it. So items keep their directions and take
+        the mean length of a fresh table.
+        """
+        before = self.trunk.items.table().detach().norm(dim=1).mean()
+        super().inherit(weights, fresh=fresh)
+        if fresh:
+            self.trunk.items.scale(before / self.trunk.items.table().detach().norm(dim=1).mean())
 
     def start_ranking(self, events: Tensor, positive: Tensor, factors: ItemFactors | None) -> None:
         """Start the ranking head at what was counted and fitted."""

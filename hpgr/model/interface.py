@@ -144,6 +144,14 @@ class Network(nn.Module):
         """The submodule that `inherits` names."""
         return self.get_submodule(self.inherits) if self.inherits else None
 
+    def inherit(self, weights: Mapping[str, Tensor], *, fresh: bool) -> None:
+        """Start the submodule that `inherits` names at the weights of stage 1, where there is one.
+
+        Without a model that training starts from, stage 2 is `fresh`.
+        """
+        if self.inherited is not None:
+            self.inherited.load_state_dict(weights)
+
     @property
     def watched_weights(self) -> dict[str, list[nn.Parameter]]:
         """The trained weights of each part in `watched` that the network has."""

@@ -79,8 +79,8 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     if base:
         base.check_kind(cfg.model.name, ranking=ranking, enough_labels=log.meta.can_rank)
         base.start(model, catalogue, vars(cfg.model))
-    if settings.inherit and model.inherited is not None:
-        model.inherited.load_state_dict(pretrained)
+    if settings.inherit:
+        model.inherit(pretrained, fresh=base is None)
     model.to(device.device)
     if device.rank == 0 and (attention := model.attention(device.device)):
         print(f"finetune: {attention}", flush=True)
