@@ -72,7 +72,8 @@ def test_the_fold_in_equals_normal_equations_solved_candidate_by_candidate(log, 
         # Ridge regression on rows scaled by the root of their weight, the prior as rows too.
         root = np.sqrt(weight / factors.noise)[:, None]
         rows = np.vstack([design * root, np.eye(3)])
-        right = np.concatenate([residual * root[:, 0], np.zeros(3)])
+        expected = factors.hint[log.item[past]].sum(0) / np.sqrt(max(1, len(past)))
+        right = np.concatenate([residual * root[:, 0], expected])
         taste = np.linalg.lstsq(rows, right, rcond=None)[0]
         own = factors.factor[item]
         variance = own @ np.linalg.pinv(rows.T @ rows) @ own + factors.noise

@@ -1,11 +1,12 @@
 """Linear-Gaussian fold-in: the probability of a like from the user's taste before the candidate.
 
-    value = bias of the item + factor of the item . taste of the user + noise, taste ~ N(0, I)
+    value = bias of the item + factor of the item . taste of the user + noise
+    taste ~ N(sum of the hints of the n items met / sqrt(n), I)
 
-Factors, biases and noise are fitted to training events by expectation maximisation. The taste is
-the posterior given the user's events before the candidate's second, all of them, an event of age n
-counting decay^n. The chance that the value is high enough is logistic in the predicted value over
-its standard deviation. Reads the arrays of `hpgr.data.log`. Writes nothing.
+Factors, hints, biases and noise are fitted to training events (`hpgr.training.item_factors`). The
+taste is the posterior given the user's events before the candidate's second, all of them, an event
+of age n counting decay^n. The chance that the value is high enough is logistic in the predicted
+value over its standard deviation. Reads the arrays of `hpgr.data.log`. Writes nothing.
 
 Shapes: Q queries, C candidates, V items, A actions, d width of the factors.
 """
@@ -25,13 +26,14 @@ from hpgr.evaluation.protocols import LabelledQueries
 
 @dataclass(frozen=True)
 class Factors:
-    """The model of values: `factor` [V, d], `bias` [V], variance of the noise.
+    """The model of values: `factor` [V, d], `bias` [V], `hint` [V, d], variance of the noise.
 
     `value` [A] is each action's, about mean 0 and variance 1; `valued` [A] is 0 where it has none.
     """
 
     factor: np.ndarray
     bias: np.ndarray
+    hint: np.ndarray
     value: np.ndarray
     valued: np.ndarray
     noise: float
@@ -42,9 +44,9 @@ class Factors:
         from hpgr.training.item_factors import fit_item_factors  # torch: the command line is light
 
         found = fit_item_factors(log, dim, seed=seed)
-        tables = (found.factor, found.bias, found.value, found.valued)
-        factor, bias, value, valued = (table.double().numpy() for table in tables)
-        return cls(factor, bias, value, valued, found.noise)
+        tables = (found.factor, found.bias, found.hint, found.value, found.valued)
+        factor, bias, hint, value, valued = (table.double().numpy() for table in tables)
+        return cls(factor, bias, hint, value, valued, found.noise)
 
     def residual(self, log: EventLog, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """Value less the item's bias, 0 where there is none, and 1 where there is one."""
@@ -114,7 +116,10 @@ class FoldIn:
         precision = np.empty((len(queries), dim, dim))
         precision[:, row, column] = precision[:, column, row] = summed[:, : len(row)]
         covariance = np.linalg.inv(precision + np.eye(dim))
-        taste = np.einsum("qij,qj->qi", covariance, summed[:, len(row) :])
+        hints = np.hstack([factors.hint[log.item[rows]], np.ones((len(factor), 1))])
+        met = discounted_sums(hints * valued[:, None], 1.0)[queries.end - start]
+        expected = met[:, :-1] / np.sqrt(np.maximum(1, met[:, -1:]))
+        taste = np.einsum("qij,qj->qi", covariance, summed[:, len(row) :] + expected)
         query = np.repeat(np.arange(len(queries)), np.diff(queries.offsets))
         asked = factors.factor[queries.item]
         mean = np.einsum("ci,ci->c", asked, taste[query])
