@@ -29,7 +29,7 @@ from hpgr.model.readout import READOUT_GROWTH, ItemFactors
 from hpgr.model.shapes import Float, Int
 
 EPSILON = 1e-6
-ANCHORS = 32  # of the read-out, where a model has one
+ANCHORS = 16  # of the read-out, where a model has one; as many as HPGR's by default
 
 
 class HSTUBlock(nn.Module):
