@@ -12,7 +12,6 @@ in a minute or two. The last line is a JSON object of the figures. `--quick` ask
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import sys
@@ -26,13 +25,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import planted  # noqa: E402
-from benchmarks.results_file import commit, machine  # noqa: E402
+from benchmarks.results_file import write_measured  # noqa: E402
 from hpgr.config import Evaluate, load_config  # noqa: E402
 from hpgr.data.log import VALIDATION, EventLog  # noqa: E402
 from hpgr.evaluation import like_weight, mechanism  # noqa: E402
 from hpgr.evaluation.mechanism import Mechanism  # noqa: E402
 from hpgr.model.scoring import Scorer  # noqa: E402
-from hpgr.runtime import read_json, write_text  # noqa: E402
+from hpgr.runtime import read_json  # noqa: E402
 from hpgr.workspace import Workspace  # noqa: E402
 
 
@@ -113,16 +112,8 @@ def main() -> None:
     figures = measure(workspace, quick=asked.quick) | planted.figures()
     if asked.out:
         trained = read_json(workspace.finetuned / "config.json")
-        record = {
-            "command": " ".join(["python", "benchmarks/mechanism.py", *sys.argv[1:]]),
-            "figures": figures,
-            "model": trained["model"],
-            "training": trained["training"],
-            "machine": machine(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "commit": commit(),
-        }
-        write_text(asked.out, json.dumps(record, indent=2) + "\n")
+        made_by = {"model": trained["model"], "training": trained["training"]}
+        write_measured(asked.out, "mechanism.py", figures, **made_by)
     print(json.dumps(figures))
 
 

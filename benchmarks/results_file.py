@@ -7,9 +7,12 @@ benchmarks/results/, which git keeps.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +53,26 @@ def write_results(cell: Cell, evaluate_seconds: float) -> None:
                 "same_queries": {n: row for n, row in rows.items() if n not in (model, "counts")},
             }
             write_json(folder / f"{protocol}-{cell.dataset}-{cell.model}-{cell.seed}.json", record)
+
+
+def write_measured(path: Path, script: str, figures: dict[str, Any], **made_by: Any) -> None:
+    """Write the figures that a script of this folder printed, and what made them.
+
+    Args:
+        path: of the file.
+        script: name of the script; its arguments are those of this process.
+        figures: as printed.
+        made_by: sections of the configuration of what was measured.
+    """
+    record = {
+        "command": shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
+        "figures": figures,
+        **made_by,
+        "machine": machine(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+    }
+    write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def network(cell: Cell) -> str:

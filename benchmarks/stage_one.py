@@ -15,10 +15,8 @@ The last line is a JSON object of the figures.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -33,9 +31,9 @@ from torch.nn import functional
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results_file import commit, machine  # noqa: E402
+from benchmarks.results_file import write_measured  # noqa: E402
 from hpgr.data.log import EventLog  # noqa: E402
-from hpgr.runtime import read_json, write_text  # noqa: E402
+from hpgr.runtime import read_json  # noqa: E402
 from hpgr.training.checkpoint import load_tensors  # noqa: E402
 from hpgr.training.cooccurrence import ppmi_svd  # noqa: E402
 from hpgr.training.item_probe import SessionProbe  # noqa: E402
@@ -120,18 +118,8 @@ def main() -> None:
             print(f"{kind}: {title}: {'; '.join(nearest)}")
     if asked.out:
         trained = read_json(workspace.pretrained / "config.json")
-        record = {
-            "command": shlex.join(["python", "benchmarks/stage_one.py", *sys.argv[1:]]),
-            "figures": figures,
-            "neighbours": named,
-            "model": trained["model"],
-            "pretrain": trained["pretrain"],
-            "training": trained["training"],
-            "machine": machine(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "commit": commit(),
-        }
-        write_text(asked.out, json.dumps(record, indent=2) + "\n")
+        made_by = {part: trained[part] for part in ("model", "pretrain", "training")}
+        write_measured(asked.out, "stage_one.py", figures, neighbours=named, **made_by)
     print(json.dumps(figures))
 
 
