@@ -149,7 +149,7 @@ def test_long_histories_select_and_read_the_same_when_later_events_change(recent
         found = []
         for user, position in [(0, 1399), (0, 1200), (0, 250), (1, 100)]:
             packed = pack(changed_after(histories, user, position, seed=3), CPU)
-            output, mask = model._run(packed, None, newest_only=False)
+            output, mask = model._run(packed, None, None)
             found.append((output.states, mask.anchor))
     for (user, position), after in zip([(0, 1200), (0, 250), (1, 100)], found[1:], strict=True):
         low = histories.offsets[user]
@@ -273,7 +273,8 @@ def test_the_newest_state_equals_the_last_row_of_all_states():
     histories = random_histories([12, 20, 5], seed=6)
     with torch.no_grad():
         full = model(pack(histories, CPU), None)[0]
-        newest = model(pack(histories, CPU), None, newest_only=True)[0]
+        packed = pack(histories, CPU)
+        newest = model(packed, None, rows=packed.newest)[0]
     torch.testing.assert_close(newest, full[histories.offsets[1:] - 1], rtol=0, atol=1e-5)
 
 

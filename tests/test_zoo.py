@@ -52,8 +52,8 @@ class Toy(Network):
         self.item = nn.Embedding(catalogue.num_items, settings.dim)
         self.rate = nn.Parameter(torch.zeros(catalogue.num_items))
 
-    def forward(self, packed, candidates, *, newest_only=False):
-        states = self.item(packed.item)[packed.newest if newest_only else slice(None)]
+    def forward(self, packed, candidates, *, rows=None):
+        states = self.item(packed.item)[slice(None) if rows is None else rows]
         logits = None if candidates is None else self.rate[candidates.item]
         return Output(states, self.item.weight, logits)
 

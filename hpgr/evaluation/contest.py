@@ -10,12 +10,13 @@ and the split is global-time. Reads the arrays of `hpgr.data.log`. Writes nothin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hpgr import metrics
 from hpgr.config import Evaluate
+from hpgr.data.batches import CandidateRows
 from hpgr.data.histories import Histories
 from hpgr.data.id_map import IdMap
 from hpgr.data.log import TEST, EventLog
@@ -46,6 +47,15 @@ class Contestant:
         """Probability of every candidate, float32 [C]; unknown items are judged as unknown."""
         own = self.ids.histories(histories)
         return self.network.rank(own, offsets, self.ids.item[candidates])
+
+    def retrieve_rows(self, histories: Histories, rows: np.ndarray) -> np.ndarray:
+        """float32 [Q, num_items]; -inf for items that the network does not know."""
+        return self.ids.scores(self.network.retrieve_rows(self.ids.histories(histories), rows))
+
+    def rank_rows(self, histories: Histories, rows: CandidateRows) -> np.ndarray:
+        """Probability of every candidate, float32 [C]; unknown items are judged as unknown."""
+        own = replace(rows, item=self.ids.item[rows.item])
+        return self.network.rank_rows(self.ids.histories(histories), own)
 
 
 @dataclass(frozen=True)

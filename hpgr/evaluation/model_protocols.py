@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from hpgr.data.batches import CandidateRows
 from hpgr.data.histories import Histories
 
 
@@ -20,7 +21,18 @@ class Retriever(Protocol):
         """Scores of the catalogue, higher is better, float32 [Q, num_items]."""
 
 
-class Ranker(Retriever, Protocol):
+@runtime_checkable
+class WindowReader(Protocol):
+    """A causal network: it answers queries in the middle of a history as if that ended there."""
+
+    def retrieve_rows(self, histories: Histories, rows: np.ndarray) -> np.ndarray:
+        """Scores of the catalogue, float32 [Q, num_items], after each of `rows` [Q], ascending."""
+
+    def rank_rows(self, histories: Histories, rows: CandidateRows) -> np.ndarray:
+        """Probability (pCTR) of candidates, float32 [C], each at its own time."""
+
+
+class Ranker(Retriever, WindowReader, Protocol):
     """A model that also says how likely an item is to be liked."""
 
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:

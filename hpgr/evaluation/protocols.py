@@ -15,6 +15,7 @@ import numpy as np
 from hpgr.config import Evaluate
 from hpgr.data.histories import Histories, histories, runs
 from hpgr.data.log import EventLog
+from hpgr.data.shared_windows import SharedWindows
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Asking:
     def histories(self, log: EventLog, max_history: int) -> Histories:
         """The newest `max_history` events that each query may see."""
         return histories(log, self.user, self.end, self.request_time, max_history)
+
+    def windows(self, log: EventLog, max_history: int) -> SharedWindows:
+        """Windows of at most `max_history` events that queries of one user share."""
+        return SharedWindows.of(
+            log, self.user, self.end, self.request_time, max_history=max_history
+        )
 
 
 @dataclass(frozen=True)

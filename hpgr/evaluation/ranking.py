@@ -10,13 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from hpgr.config import Evaluate
-from hpgr.data.histories import bounded
+from hpgr.data.batches import CandidateRows
 from hpgr.data.log import TRAIN, EventLog
 from hpgr.evaluation.model_protocols import Ranker
 from hpgr.evaluation.protocols import LabelledQueries
 from hpgr.metrics import auc, expected_calibration_error, gauc, log_loss
-
-BLOCK = 256  # queries
 
 
 def score(
@@ -27,19 +25,25 @@ def score(
     max_history: int,
     title: str,
 ) -> np.ndarray:
-    """Predicted probability of every candidate, float32 [C].
+    """Predicted probability of every candidate, float32 [C]; a user's queries share windows.
 
     Raises:
         ValueError: the network returned something that is no probability.
     """
     parts = []
     with tqdm(total=len(candidates), desc=title, unit="query", mininterval=2.0) as bar:
-        past = np.minimum(candidates.end - log.user_offsets[candidates.user], max_history)
-        for block in bounded(past + np.diff(candidates.offsets), queries=BLOCK):
-            part = candidates.take(block)
-            histories = part.histories(log, max_history)
-            parts.append(network.rank(histories, part.offsets, part.item))
-            bar.update(len(part))
+        for windows in candidates.windows(log, max_history).parts():
+            asked = candidates.take(windows.queries)
+            count = np.diff(asked.offsets)
+            rows = CandidateRows(
+                offsets=asked.offsets[windows.bounds - windows.bounds[0]],
+                item=asked.item,
+                visible=np.repeat(windows.visible(asked.end), count),
+                time=np.repeat(asked.request_time, count),
+                label=asked.label,
+            )
+            parts.append(network.rank_rows(windows.histories(log), rows))
+            bar.update(len(asked))
     probability = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError(f"{title}: expected pCTR between 0 and 1, found other values or NaN")

@@ -18,7 +18,7 @@ from hpgr.data.histories import bounded
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation.baselines import all_baselines
 from hpgr.evaluation.blend import Blend, likes, reorder
-from hpgr.evaluation.model_protocols import Ranker, Retriever
+from hpgr.evaluation.model_protocols import Ranker, Retriever, WindowReader
 from hpgr.evaluation.protocols import Queries, next_item, sampled
 from hpgr.metrics import ndcg, ranks_of, removed_pairs, top_items
 
@@ -73,6 +73,16 @@ def seen_pairs(log: EventLog, queries: Queries, *, remove: bool) -> Pairs | None
     return removed_pairs(seen.offsets, seen.item)
 
 
+def shared_scores(
+    network: WindowReader, log: EventLog, queries: Queries, max_history: int
+) -> np.ndarray:
+    """Scores of the catalogue, float32 [Q, num_items]; a user's queries share windows."""
+    windows = queries.windows(log, max_history)
+    past = windows.histories(log)
+    newest = np.repeat(past.offsets[:-1], np.diff(windows.bounds)) + windows.visible(queries.end)
+    return network.retrieve_rows(past, newest - 1)
+
+
 def run(
     log: EventLog,
     queries: Queries,
@@ -108,7 +118,10 @@ def run(
             histories = asked.histories(log, max_history)
             seen = {rule: seen_pairs(log, asked, remove=rule) for rule in rules}
             for name, retriever in retrievers.items():
-                scores = retriever.retrieve(histories)
+                if isinstance(retriever, WindowReader):
+                    scores = shared_scores(retriever, log, asked, max_history)
+                else:
+                    scores = retriever.retrieve(histories)
                 for rule, removed in seen.items():
                     ranks = ranks_of(
                         scores, asked.target, removed, catalogue_chunk=settings.catalogue_chunk

@@ -234,16 +234,16 @@ class HPGR(Network):
         self.click.start_from(events, positive, factors)
 
     def forward(
-        self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
+        self, packed: Packed, candidates: Candidates | None, *, rows: Tensor | None = None
     ) -> Output:
-        """Compute states and scores; with `newest_only` the last block serves newest rows alone."""
-        return self._run(packed, candidates, newest_only=newest_only)[0]
+        """Compute states and scores; the last block serves `rows` alone, where they are given."""
+        return self._run(packed, candidates, rows)[0]
 
     def explain(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
         """Return the mask of the candidates or newest rows; None without signals or history."""
         if self.row_signals is None or not len(packed.item):
             return None
-        return self._run(packed, candidates, newest_only=True)[1]
+        return self._run(packed, candidates, packed.newest)[1]
 
     def attention(self, device: torch.device) -> str:
         """Name the back end of the masks and its reason; nothing without signals."""
@@ -253,7 +253,7 @@ class HPGR(Network):
         return f"preference-guided attention: {choice.name} ({choice.reason})"
 
     def _run(
-        self, packed: Packed, candidates: Candidates | None, *, newest_only: bool
+        self, packed: Packed, candidates: Candidates | None, rows: Tensor | None
     ) -> tuple[Output, PreferenceMask | None]:
         """Compute the output and the mask of the candidates or, without them, of the last rows."""
         trunk = self.trunk(packed, causal=True)
@@ -281,11 +281,10 @@ class HPGR(Network):
                 c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, c_tiles, seen_C1, c_weight)
             tiles, weight = below
             if block is self.blocks[-1]:
-                if newest_only:  # from here on T counts the newest rows alone
-                    newest = packed.newest
-                    rows = (x_TD, u_TE, q_THd, length_T1)
-                    x_TD, u_TE, q_THd, length_T1 = (row[newest] for row in rows)
-                    readers = packed.readers(newest)
+                if rows is not None:  # from here on T counts these rows alone
+                    every = (x_TD, u_TE, q_THd, length_T1)
+                    x_TD, u_TE, q_THd, length_T1 = (one[rows] for one in every)
+                    readers = packed.readers(rows)
                     tiles, weight = history_tiles(packed, readers, self.tile), None
                 if self.row_signals is not None and len(packed.item):
                     # A state lives in the item space: it asks for items like those it expects.

@@ -172,7 +172,7 @@ class HSTU(Network):
         self.click = ranking_head(settings, catalogue, ranking=ranking, num_anchors=ANCHORS)
 
     def forward(
-        self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
+        self, packed: Packed, candidates: Candidates | None, *, rows: Tensor | None = None
     ) -> Output:
         """Compute states and scores of one batch."""
         x_TD = self._embed(packed.item, packed.position)
@@ -198,7 +198,7 @@ class HSTU(Network):
         logits_C = None
         if c_CD is not None and candidates is not None:
             logits_C = self.click(c_CD, c_input_CD, packed, candidates)
-        return Output(x_TD[packed.newest] if newest_only else x_TD, self.item.weight, logits_C)
+        return Output(x_TD if rows is None else x_TD[rows], self.item.weight, logits_C)
 
     def start_ranking(self, events: Tensor, positive: Tensor, factors: ItemFactors | None) -> None:
         """Start the ranking head at what was counted and fitted."""

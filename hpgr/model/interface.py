@@ -102,15 +102,14 @@ class Network(nn.Module):
         return None
 
     def forward(
-        self, packed: Packed, candidates: Candidates | None, *, newest_only: bool = False
+        self, packed: Packed, candidates: Candidates | None, *, rows: Tensor | None = None
     ) -> Output:
         """Compute states and scores of one batch.
 
         Args:
             packed: the histories.
             candidates: of the ranking task, or None.
-            newest_only: give the state of each history's newest row alone, for the histories that
-                have one.
+            rows: the history rows whose states are asked for, int64, ascending; None: all.
         """
         raise NotImplementedError
 

@@ -62,18 +62,39 @@ class Scorer:
 
         A query without history scores every item 0: it has no state to compare.
         """
+        full = np.diff(histories.offsets) > 0
+        found_QV = self.retrieve_rows(histories, histories.offsets[1:][full] - 1)
+        scores_QV = np.zeros((len(histories), found_QV.shape[1]), dtype=np.float32)
+        scores_QV[full] = found_QV
+        scores_QV[:, :FIRST_ITEM] = -np.inf
+        return scores_QV
+
+    @torch.inference_mode()
+    def retrieve_rows(self, histories: Histories, rows: np.ndarray) -> np.ndarray:
+        """Score items as a query would that sees each of `rows` and what came before it.
+
+        Args:
+            histories: of any number of users.
+            rows: places in their flat arrays, int64 [Q], ascending.
+
+        Returns:
+            float32 [Q, V]; reserved ids are -inf.
+        """
         table_VD: Tensor | None = None
         parts = []
-        for chunk, _ in _chunks(histories):
-            states_QD, items_VD, _ = self.model(pack(chunk, self.device), None, newest_only=True)
+        for chunk, queries in _chunks(histories, keep_empty=True):
+            low, high = histories.offsets[[queries.start, queries.stop]]
+            asked = torch.from_numpy(rows[(low <= rows) & (rows < high)] - low)
+            if not len(asked):
+                continue
+            asked = asked.to(self.device)
+            states_QD, items_VD, _ = self.model(pack(chunk, self.device), None, rows=asked)
             if table_VD is None:
                 table_VD = functional.normalize(items_VD.float(), dim=-1)
             parts.append(functional.normalize(states_QD.float(), dim=-1) @ table_VD.T)
-        full = np.diff(histories.offsets) > 0
-        if table_VD is None:
+        if not parts:
             raise ValueError("no query has a history: nothing to score")
-        scores_QV = np.zeros((len(histories), len(table_VD)), dtype=np.float32)
-        scores_QV[full] = torch.cat(parts).cpu().numpy()
+        scores_QV: np.ndarray = torch.cat(parts).cpu().numpy()
         scores_QV[:, :FIRST_ITEM] = -np.inf
         return scores_QV
 
@@ -90,7 +111,8 @@ class Scorer:
         parts = [np.zeros(0, dtype=np.float32)]
         for chunk, queries in _chunks(histories, keep_empty=True, extra=np.diff(rows.offsets)):
             placed = self._placed(chunk, queries, rows)
-            _, _, logits_C = self.model(pack(chunk, self.device), placed, newest_only=True)
+            packed = pack(chunk, self.device)
+            _, _, logits_C = self.model(packed, placed, rows=packed.newest)
             assert logits_C is not None
             parts.append(torch.sigmoid(logits_C.float()).cpu().numpy())
         return np.concatenate(parts)

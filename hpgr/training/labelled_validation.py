@@ -1,19 +1,20 @@
 """AUC and GAUC of labelled validation events, for early stopping. Never opens the test split.
 
-Whole users are drawn, since an order within a user needs several of its events. A user's events
-come in blocks that share one history, so that all of them cost little more than one: each sees what
-happened strictly before its second, of the newest `max_history` / 2 to `max_history` events.
+Whole users are drawn, since an order within a user needs several of its events. Each sees what
+happened strictly before its second, of this the newest `max_history` / 2 to `max_history` events.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from hpgr.data.batches import CandidateRows, events_before
-from hpgr.data.histories import Histories, bounded, runs
+from hpgr.data.batches import CandidateRows
 from hpgr.data.log import TRAIN, VALIDATION, EventLog
+from hpgr.data.shared_windows import SharedWindows
 from hpgr.metrics import auc, gauc
 from hpgr.model.scoring import Scorer
+
+STEPS = 2  # to a window: the fewer, the fewer windows to read
 
 
 class LabelledValidation:
@@ -36,15 +37,15 @@ class LabelledValidation:
         trained = np.zeros(log.meta.num_users, dtype=bool)
         trained[user[split == TRAIN]] = True
         self.new = ~trained[self.user]
-        # A block starts at the first event of a user and after every max_history / 2 of them.
-        first = np.append(True, self.user[1:] != self.user[:-1])[: len(self.rows)]
-        start = np.flatnonzero(first)
-        place = np.arange(len(self.rows)) - np.repeat(start, np.diff(np.append(start, len(first))))
-        blocks = np.flatnonzero(place % max(1, max_history // 2) == 0)
-        self.bounds = np.append(blocks, len(self.rows))
-        last = self.rows[self.bounds[1:] - 1]
-        self.last = last
-        self.first = np.maximum(log.user_offsets[self.user[blocks]], last - max_history)
+        self.end = log.second_start()[self.rows]
+        self.windows = SharedWindows.of(
+            log,
+            self.user,
+            self.end,
+            log.timestamp[self.rows],
+            max_history=max_history,
+            steps=STEPS,
+        )
 
     def __call__(self, scorer: Scorer) -> dict[str, float]:
         """Return AUC, that of new and of returning users, and GAUC, where they are defined.
@@ -69,24 +70,14 @@ class LabelledValidation:
 
     def _scores(self, scorer: Scorer) -> np.ndarray:
         log, scores = self.log, []
-        cost = self.last - self.first + np.diff(self.bounds)
-        for part in bounded(cost, queries=len(cost)):
-            offsets, seen = runs(self.first[part], (self.last - self.first)[part])
-            past = Histories.gather(log, offsets, seen, log.timestamp[self.last[part]])
-            bounds = self.bounds[part.start : part.stop + 1]
-            rows = self.rows[bounds[0] : bounds[-1]]
-            time = log.timestamp[rows]
-            query = np.repeat(np.arange(len(past)), np.diff(bounds))
-            scores.append(
-                scorer.rank_rows(
-                    past,
-                    CandidateRows(
-                        offsets=bounds - bounds[0],
-                        item=log.item[rows],
-                        visible=events_before(past, query, time),
-                        time=time,
-                        label=log.label[rows],
-                    ),
-                )
+        for part in self.windows.parts():
+            rows = self.rows[part.queries]
+            asked = CandidateRows(
+                offsets=part.bounds - part.bounds[0],
+                item=log.item[rows],
+                visible=part.visible(self.end[part.queries]),
+                time=log.timestamp[rows],
+                label=log.label[rows],
             )
+            scores.append(scorer.rank_rows(part.histories(log), asked))
         return np.concatenate(scores)
