@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from evaluation_log import random_log
+from one_by_one import OneByOne
 from sklearn.metrics import roc_auc_score
 
 from hpgr.config import load_config
@@ -21,7 +22,7 @@ REACH = 10
 BY_PCTR = Blend(None, None)  # as versions were served before they had a weight
 
 
-class Follower:
+class Follower(OneByOne):
     """Likes the items near the newest one; a network of `num_items` items, with its own ids."""
 
     def __init__(self, num_items, noise):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluation_log import make_log, random_log, write_arrays
+from one_by_one import OneByOne
 
 from hpgr.config import load_config
 from hpgr.data.log import FIRST_ITEM, TEST
@@ -28,7 +29,7 @@ CONFIG = CONFIG.model_copy(
 )
 
 
-class Knowing:
+class Knowing(OneByOne):
     """Knows the item that follows at each request time; likes items divisible by three."""
 
     def __init__(self, log):
@@ -233,7 +234,7 @@ def test_what_is_no_probability_is_refused(value):
     log = random_log(0, split="global-time")
     asked = protocols.labelled(log, TEST)
 
-    class Broken:
+    class Broken(OneByOne):
         def rank(self, histories, offsets, candidates):
             return np.full(len(candidates), value, dtype=np.float32)
 

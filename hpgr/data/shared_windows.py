@@ -62,9 +62,7 @@ class SharedWindows:
         """Neighbouring windows, as many as memory may hold at a time; `bounds` stay as they are."""
         for part in bounded(self.end - self.first + np.diff(self.bounds), queries=len(self)):
             bounds = self.bounds[part.start : part.stop + 1]
-            yield SharedWindows(
-                self.first[part], self.end[part], bounds, self.request_time[part]
-            )
+            yield SharedWindows(self.first[part], self.end[part], bounds, self.request_time[part])
 
     @property
     def queries(self) -> slice:
@@ -72,7 +70,7 @@ class SharedWindows:
         return slice(int(self.bounds[0]), int(self.bounds[-1]))
 
     def visible(self, end: np.ndarray) -> np.ndarray:
-        """How many of its window's events each of the `queries` sees, int64; `end` as in `of`."""
+        """Number of its window's events that each of `queries` sees, int64; `end` is as in `of`."""
         return end - np.repeat(self.first, np.diff(self.bounds))
 
     def histories(self, log: EventLog) -> Histories:
