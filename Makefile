@@ -43,7 +43,7 @@ worker: .venv/ready  ## on another machine: PREFECT_API_URL=... PREFECT_API_AUTH
 
 .PHONY: test
 test: .venv/ready-dev lint  ## set up, check style, types and layers, run every test
-	python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
+	python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder \
 	  --disable-plugin-autoload -p xdist -p hypothesispytest  # other packages' cost seconds each
 
 .PHONY: lint

@@ -3,6 +3,7 @@
 import html
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -113,6 +114,15 @@ def test_a_network_that_ignores_its_anchors_shows_no_preference():
     assert {drop.value for drop in measured.drops["random"].values()} == {0}
     assert measured.sentence.startswith("No far-away preference was found in this log")
     assert "neither NDCG@3 nor AUC falls beyond chance on 40 queries" in measured.sentence
+
+
+def test_a_drop_that_few_queries_cannot_rule_out_is_left_open():
+    measured = found(cares=False)
+    ndcg = measured.values["chosen"]["ndcg@3"]
+    for high, opening in ((0.019, "No far-away preference"), (0.021, "Too few queries to say")):
+        drop = replace(measured.drops["random"]["ndcg@3"], low=-0.1, high=high * ndcg)
+        drops = {"random": {**measured.drops["random"], "ndcg@3": drop}}
+        assert replace(measured, drops=drops).sentence.startswith(opening)
 
 
 def test_the_number_of_queries_is_a_parameter():

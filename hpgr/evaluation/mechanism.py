@@ -35,6 +35,7 @@ EXPLAINED = 5  # best items of a user whose anchors are taken out of the history
 LEAST_EVENTS = 60  # of a user whose anchors are looked at: a short history leaves no choice
 NEWEST = 32
 QUERIES_A_USER = 10  # one user's anchors are looked at for so many queries
+NEGLIGIBLE = 0.02  # share of a metric: a drop that may be larger is not ruled out
 SMALLEST = 1e-7  # probability, so that log odds are finite
 
 
@@ -66,9 +67,16 @@ class Mechanism:
             names = " nor ".join(map(metric_label, deciding))
             subject = f"neither {names} falls" if len(deciding) > 1 else f"{names} does not fall"
             found = "; ".join(f"{metric_label(m)} {self._change(m)}" for m in deciding)
+            open_still = any(
+                self.drops["random"][m].high > NEGLIGIBLE * self.values["chosen"][m]
+                for m in deciding
+            )
+            opening = "No far-away preference was found in this log"
+            if open_still:
+                opening = "Too few queries to say whether this log holds far-away preferences"
             return (
-                "No far-away preference was found in this log: with random events as anchors, and "
-                f"the same weights, {subject} beyond chance on {self.queries:,} queries ({found})."
+                f"{opening}: with random events as anchors, and the same weights, {subject} beyond "
+                f"chance on {self.queries:,} queries ({found})."
             )
         parts = [
             f"{metric_label(m)} falls by {100 * self.relative_drop('random', m):.1f} % "
