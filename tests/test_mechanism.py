@@ -183,6 +183,21 @@ def test_without_its_anchor_an_item_loses_what_the_anchor_gave_it():
     assert changes["ratio"].low > 10
 
 
+def test_the_heaviest_anchors_are_taken_out_and_then_all_of_them():
+    """Anchors from the lightest to the heaviest; the event that decides is the third heaviest."""
+    asked, best = some_histories(40), np.full((40, 20), 7)
+    network = OldestDecides(0)
+    weights = np.array([0.1, 0.2, 0.8, 0.9])
+    network.explain = lambda histories, offsets, items: (
+        np.tile([7, 0, 5, 6], (len(items), 1)),
+        np.tile(weights, (len(items), 1)),
+    )
+    changes = mechanism.deletion(network, asked, best, SETTINGS)
+    assert changes["anchors"].value == 0
+    assert changes["all_anchors"].value == pytest.approx(2)
+    assert changes["all_random"].value > changes["random"].value
+
+
 def test_an_explanation_that_names_another_event_moves_nothing():
     changes = deleted(5)
     assert changes["anchors"].value == 0

@@ -26,7 +26,7 @@ from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.compare import Estimate
 from hpgr.evaluation.headline import signed
 from hpgr.evaluation.metric_tables import Tables, ranking_tables, retrieval_tables
-from hpgr.evaluation.model_protocols import Anchored
+from hpgr.evaluation.model_protocols import REASONS, Anchored
 from hpgr.metrics import metric_label, top_items
 
 MODES = ("chosen", "random", "none")
@@ -96,7 +96,7 @@ class Mechanism:
         if not self.deletion:
             return ""
         moved = (
-            "Without its anchors in the history an item's log odds move by "
+            f"Without its {REASONS} heaviest anchors in the history an item's log odds move by "
             f"{self.deletion['anchors'].value:.3f}, without as many random events by "
             f"{self.deletion['random'].value:.3f}"
         )
@@ -105,10 +105,13 @@ class Mechanism:
         verdict = "farther, beyond chance"
         if ratio.low <= 1:
             verdict = "less far" if ratio.high < 1 else "no difference beyond chance"
-        return (
+        sentence = (
             f"{moved}: {ratio.value:.2f} times as far "
             f"(95 % interval {ratio.low:.2f} to {ratio.high:.2f}; {verdict})."
         )
+        if every := self.deletion.get("all_ratio"):
+            sentence += f" Without all of its anchors: {every.value:.2f} times as far."
+        return sentence
 
     def relative_drop(self, mode: str, metric: str) -> float:
         """The share of the metric that is lost in a mode; 0 where there was none to lose."""
@@ -329,12 +332,15 @@ def deletion(
         settings: resamples of users and seed.
 
     Returns:
-        `anchors`, `random` and their `ratio`, which is missing where random events move nothing.
+        Of the REASONS heaviest anchors of each item `anchors`, `random` and their `ratio`, which is
+        missing where random events move nothing; `all_anchors`, `all_random` and `all_ratio` of all
+        of its anchors.
     """
-    random = np.random.default_rng(settings.seed)
     items = best[:, :EXPLAINED].ravel()
     user = np.repeat(np.arange(len(asked)), len(items) // len(asked))
-    position, _ = network.explain(asked, offsets_of(np.bincount(user)), items)
+    position, weight = network.explain(asked, offsets_of(np.bincount(user)), items)
+    heaviest = np.argsort(-weight, axis=1, kind="stable")
+    position = np.take_along_axis(position, heaviest, axis=1)
     alone = asked.take(user)
     single = np.arange(len(items) + 1)
 
@@ -347,28 +353,38 @@ def deletion(
         chance = np.clip(chance, SMALLEST, 1 - SMALLEST)
         return np.log(chance) - np.log1p(-chance)
 
-    everything = np.ones(len(alone.item), dtype=bool)
-    full = log_odds(everything)
-    changes = []
-    for drawn in (False, True):
-        kept = everything.copy()
-        for query, anchors in enumerate(position):
-            place = anchors[anchors >= 0]
-            if drawn:
-                place = random.permutation(alone.length[query])[: len(place)]
-            kept[alone.offsets[query] + place] = False
-        changes.append(np.abs(log_odds(kept) - full))
-    change = np.stack(changes, axis=1)
-    means = compare.bootstrap_means(user, change, settings)
-    anchors, others = change.mean(axis=0)
-    found = {
-        "anchors": compare.estimate(anchors, means[:, 0]),
-        "random": compare.estimate(others, means[:, 1]),
-    }
-    if others > 0:
-        moved = np.where(means[:, 1] > 0, means[:, 1], np.nan)
-        found["ratio"] = compare.estimate(anchors / others, means[:, 0] / moved)
+    full = log_odds(np.ones(len(alone.item), dtype=bool))
+    found: dict[str, Estimate] = {}
+    for prefix, most in (("", REASONS), ("all_", position.shape[1])):
+        change = np.stack(
+            [
+                np.abs(log_odds(_without(alone, position[:, :most], draw)) - full)
+                for draw in (None, np.random.default_rng(settings.seed))
+            ],
+            axis=1,
+        )
+        means = compare.bootstrap_means(user, change, settings)
+        anchors, others = change.mean(axis=0)
+        found[f"{prefix}anchors"] = compare.estimate(anchors, means[:, 0])
+        found[f"{prefix}random"] = compare.estimate(others, means[:, 1])
+        if others > 0:
+            moved = np.where(means[:, 1] > 0, means[:, 1], np.nan)
+            ratio = compare.estimate(anchors / others, means[:, 0] / moved)
+            found[f"{prefix}ratio"] = ratio
     return found
+
+
+def _without(
+    histories: Histories, position: np.ndarray, draw: np.random.Generator | None
+) -> np.ndarray:
+    """Mask of the events that stay: without those at `position` [Q, A], or as many random ones."""
+    kept = np.ones(len(histories.item), dtype=bool)
+    for query, places in enumerate(position):
+        place = places[places >= 0]
+        if draw is not None:
+            place = draw.permutation(histories.length[query])[: len(place)]
+        kept[histories.offsets[query] + place] = False
+    return kept
 
 
 def _mean(values: Iterable[float]) -> float:

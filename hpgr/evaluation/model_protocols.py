@@ -13,6 +13,8 @@ import numpy as np
 from hpgr.data.batches import CandidateRows
 from hpgr.data.histories import Histories
 
+REASONS = 2  # heaviest anchors of an item, which are shown beside it
+
 
 class Retriever(Protocol):
     """A model that scores the whole catalogue; callers bound memory by passing few queries."""

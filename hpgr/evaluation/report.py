@@ -18,6 +18,7 @@ from hpgr.evaluation.examples import Example
 from hpgr.evaluation.headline import label, metric_names, number, protocol_label, signed
 from hpgr.evaluation.mechanism import CANDIDATES, EXPLAINED, LEAST_EVENTS, NEWEST, Mechanism
 from hpgr.evaluation.metric_tables import Tables
+from hpgr.evaluation.model_protocols import REASONS
 from hpgr.evaluation.rivals import Standing
 from hpgr.metrics import best_value, metric_label
 from hpgr.templates import rendered
@@ -262,7 +263,7 @@ def _anchors(found: Mechanism) -> dict[str, Any]:
         looks.append((name, *values, than))
     if found.deletion:
         gone = (f"{found.deletion[key].value:.3f}" for key in ("anchors", "random"))
-        looks.append(("change of an item's log odds without them", *gone, "random events"))
+        looks.append((f"move of log odds without the {REASONS} heaviest", *gone, "random events"))
     return {
         "sentence": found.sentence,
         "deletion": found.deletion_sentence,

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpgr.config import Config
+from hpgr.evaluation.model_protocols import REASONS
 from hpgr.failure import explained
 from hpgr.registry.bundle import write_bundle
 from hpgr.registry.mlflow_faults import answered
@@ -31,7 +32,6 @@ from hpgr.workspace import HERE, Workspace
 
 SOURCES = ("champion", "artifacts")
 SHOWN_EVENTS = 5  # newest events printed above an answer
-SHOWN_ANCHORS = 2  # of an item
 SHOWN_USERS = 2  # of the log, in `hpgr result`
 SHOWN_ITEMS = 5
 
@@ -143,7 +143,7 @@ def _table(answer: Answer) -> Table:
         table.add_column(column, justify="left" if column in words else "right")
     for rank, item in enumerate(answer.items, start=1):
         numbers = ["–" if n is None else f"{n:.3f}" for n in (item.score, item.similarity)]
-        anchors = _shares(item.anchors[:SHOWN_ANCHORS])
+        anchors = _shares(item.anchors[:REASONS])
         table.add_row(str(rank), cell(item.title), cell(item.item_id), *numbers, cell(anchors))
     return table
 
