@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
 
-WINDOW = 8  # events; 4 to 128 are alike on ML-1M, and the cost grows with it
+WINDOW = 8  # events; the cost grows with it
 MOST_EVENTS = 1 << 22  # of users drawn from a larger log: 2^25 pairs, seconds
 SMOOTHING = 0.75  # exponent of the context's distribution
 OVERSAMPLING, ITERATIONS = 16, 4  # of the randomised SVD
