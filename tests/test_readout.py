@@ -7,6 +7,7 @@ from evaluation_log import make_log, random_log
 from scipy.stats import multivariate_normal
 from training_runs import parameters
 
+import hpgr.model.readout as readout_module
 from hpgr.data.batches import TrainingWindows
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, EventLog
 from hpgr.model.catalogue import Catalogue
@@ -60,15 +61,22 @@ def test_every_event_of_a_window_is_a_candidate_that_sees_strictly_earlier_ones(
         assert rows.visible[own].tolist() == before
 
 
-def test_sums_are_discounted_within_each_history():
-    lengths, rate = [1, 7, 0, 12], 0.8
+@pytest.mark.parametrize("block", [2, 3, 32])
+def test_sums_are_discounted_within_each_history(block, monkeypatch):
+    """Over rows, blocks of rows, blocks of those; also the gradients of rows and rate."""
+    monkeypatch.setattr(readout_module, "BLOCK", block)
+    lengths = [1, 7, 0, 12, 1, 30 * block]
     position = torch.cat([torch.arange(n) for n in lengths])
-    rows = torch.randn(20, 2, dtype=torch.float64)
-    found = discounted_sums(rows, position, torch.tensor(rate, dtype=torch.float64))
-    for row in range(20):
-        place = int(position[row])
-        expected = sum(rows[row - age] * rate**age for age in range(place + 1))
-        torch.testing.assert_close(found[row], expected)
+    rows = torch.randn(len(position), 2, dtype=torch.float64, requires_grad=True)
+    rate = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    age = torch.arange(len(position))[:, None] - torch.arange(len(position))
+    inside = (age >= 0) & (age <= position[:, None])
+    expected = (rate ** age.clamp_min(0) * inside) @ rows
+    found = discounted_sums(rows, position, rate)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(found)
+    grads = [torch.autograd.grad((out * weight).sum(), (rows, rate)) for out in (found, expected)]
+    torch.testing.assert_close(*grads)
 
 
 def test_the_fold_in_is_the_posterior_of_the_linear_gaussian_model(batch, placed, readout):

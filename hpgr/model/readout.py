@@ -16,8 +16,8 @@ Both read only events that the candidate sees and hold no weight of a user, so t
 never seen. Published is the idea of picking similar items (arXiv 2603.00980); the readers are ours.
 
 Shape legend (suffixes of names): T history rows, C candidates, P distinct sets of visible rows,
-V items, A anchors, D width of the factors, S entries of a symmetric matrix, F features,
-G categories, K width of their vectors.
+V items, A anchors, D width of the factors, S its square, F features, G categories, K width of their
+vectors.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ PRIOR_EVENTS = 5.0  # of a user's mean residual
 PRIOR_ANCHORS = 2.0  # weight of the prior of a mean over anchors, to start from
 SLOPES = (1.2, 0.5, 0.3)  # of fold-in by clock and of the anchors, to start from
 PACES = (0.8, 0.97, 1.0)  # discounts of the summaries of actions
+BLOCK = 32  # rows that are summed by one product
 ACTION_DIM = 8
 CATEGORY_DIM = 32
 CATEGORY_WEIGHT = 0.5  # length of the categories beside factors of length one, to start from
@@ -180,13 +181,13 @@ class PreferenceReadout(nn.Module):
         noise = self.log_noise.exp()
         expected_PD = self._expected_taste(packed, valued_T, end_P)
         features, predictions = [], []
+        seen_TF = _evidence(factor_TD, residual_T, valued_T)
         for clock in self.log_forgetting:
             rate = torch.exp(-clock.exp())
-            taste_PD, covariance_PDD, mean_P = self._posterior(
-                (factor_TD, residual_T, valued_T), packed.position, end_P, rate, noise, expected_PD
-            )
+            summed_PF = _before(discounted_sums(seen_TF, packed.position, rate), end_P)
+            taste_PD, covariance_PDD, mean_P = _posterior(summed_PF, noise, expected_PD)
             mean_C = (factor_CD * taste_PD[of_C]).sum(1)
-            spread_CD = torch.einsum("cij,cj->ci", covariance_PDD[of_C], factor_CD)
+            spread_CD = _times(covariance_PDD.index_select(0, of_C), factor_CD)
             variance_C = (spread_CD * factor_CD).sum(1)
             features += [mean_C, variance_C, mean_C / (variance_C + noise).sqrt(), mean_P[of_C]]
             predictions.append(mean_C)
@@ -220,39 +221,10 @@ class PreferenceReadout(nn.Module):
         wide_features += self._paces(packed, residual_T, end_P, of_C)
         return Evidence(logit_C, torch.cat([torch.stack(features, 1), *wide_features], 1))
 
-    def _posterior(
-        self,
-        seen: tuple[Tensor, Tensor, Tensor],
-        position_T: Tensor,
-        end_P: Tensor,
-        rate: Tensor,
-        noise: Tensor,
-        expected_PD: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean [P, D] and covariance [P, D, D] of tastes, and shrunk mean residuals [P].
-
-        `seen` are the factors [T, D], residuals [T] and `valued` [T] of the history.
-        """
-        factor_TD, residual_T, valued_T = seen
-        dim = factor_TD.shape[1]
-        row, column = torch.triu_indices(dim, dim, device=factor_TD.device)
-        pairs_TS = factor_TD[:, row] * factor_TD[:, column] * valued_T[:, None]
-        parts = [pairs_TS, factor_TD * residual_T[:, None], residual_T[:, None], valued_T[:, None]]
-        summed = discounted_sums(torch.cat(parts, 1), position_T, rate)
-        summed = functional.pad(summed, (0, 0, 1, 0))[end_P]
-        flat_PS, weighted_PD, total_P1, count_P1 = summed.split([len(row), dim, 1, 1], 1)
-        precision_PDD = summed.new_zeros(len(end_P), dim, dim)
-        precision_PDD[:, row, column] = flat_PS
-        precision_PDD[:, column, row] = flat_PS
-        identity = torch.eye(dim, device=factor_TD.device)
-        covariance_PDD = torch.linalg.inv_ex(identity + precision_PDD / noise).inverse
-        taste_PD = torch.einsum("pij,pj->pi", covariance_PDD, weighted_PD / noise + expected_PD)
-        return taste_PD, covariance_PDD, (total_P1 / (count_P1 + PRIOR_EVENTS)).squeeze(1)
-
     def _expected_taste(self, packed: Packed, valued_T: Tensor, end_P: Tensor) -> Tensor:
         """Mean [P, D] of the prior of tastes: what the items met say, whatever the action."""
         rows = functional.pad(self.hint[packed.item], (0, 1), value=1.0) * valued_T[:, None]
-        summed = functional.pad(discounted_sums(rows, packed.position, 1.0), (0, 0, 1, 0))[end_P]
+        summed = _before(discounted_sums(rows, packed.position, 1.0), end_P)
         return summed[:, :-1] / summed[:, -1:].clamp_min(1).sqrt()
 
     def _paces(
@@ -263,10 +235,41 @@ class PreferenceReadout(nn.Module):
         rows = torch.cat([self.action[packed.action], residual_T[:, None], ones_T1], 1)
         result = []
         for pace in PACES:
-            summed = discounted_sums(rows, packed.position, pace)
-            summed = functional.pad(summed, (0, 0, 1, 0))[end_P]
+            summed = _before(discounted_sums(rows, packed.position, pace), end_P)
             result.append((summed[:, :-1] / (summed[:, -1:] + 1))[of_C])
         return result
+
+
+def _evidence(
+    factor_TD: Float[Tensor, "T D"], residual_T: Float[Tensor, "T"], valued_T: Float[Tensor, "T"]
+) -> Float[Tensor, "T F"]:
+    """Lay out what `_posterior` needs the sums of: factors squared and times residuals, [T, F]."""
+    square_TDD = factor_TD[:, :, None] * (factor_TD * valued_T[:, None])[:, None]
+    parts = [factor_TD * residual_T[:, None], residual_T[:, None], valued_T[:, None]]
+    return torch.cat([square_TDD.flatten(1), *parts], 1)
+
+
+def _before(summed_TF: Float[Tensor, "T F"], end_P: Int[Tensor, "P"]) -> Float[Tensor, "P F"]:
+    """Take the sums up to the last visible row; 0 where `end_P` is 0."""
+    return functional.pad(summed_TF, (0, 0, 1, 0)).index_select(0, end_P)
+
+
+def _posterior(
+    summed_PF: Float[Tensor, "P F"], noise: Tensor, expected_PD: Float[Tensor, "P D"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [P, D] and covariance [P, D, D] of tastes, and shrunk mean residuals [P]."""
+    dim = expected_PD.shape[1]
+    square_PS, weighted_PD, total_P1, count_P1 = summed_PF.split([dim * dim, dim, 1, 1], 1)
+    identity = torch.eye(dim, device=summed_PF.device)
+    precision_PDD = identity + square_PS.unflatten(1, (dim, dim)) / noise
+    covariance_PDD = torch.linalg.inv_ex(precision_PDD).inverse
+    taste_PD = _times(covariance_PDD, weighted_PD / noise + expected_PD)
+    return taste_PD, covariance_PDD, (total_P1 / (count_P1 + PRIOR_EVENTS)).squeeze(1)
+
+
+def _times(matrix_PDD: Float[Tensor, "P D D"], x_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P D"]:
+    """Multiply each small matrix by its vector: on a CPU a library's product costs more."""
+    return (matrix_PDD * x_PD[:, None]).sum(2)
 
 
 def discounted_sums(
@@ -274,13 +277,23 @@ def discounted_sums(
 ) -> Float[Tensor, "T F"]:
     """Sum the rows of each history up to each row, a row n places earlier times rate^n.
 
-    A sum over 2^k rows is made of two sums over half of them, so that no power exceeds one,
-    whatever the length, and no row of another history is ever added and taken off again.
+    Blocks of rows are one product each; the sums at the ends of blocks obey the same rule, a block
+    taking the place of a row. So no power exceeds one, whatever the length, and no row of another
+    history is ever added and taken off again.
     """
-    longest, step = int(position_T.max()) + 1 if len(position_T) else 0, 1
-    while step < longest:
-        earlier_TF = functional.pad(rows_TF[:-step], (0, 0, step, 0))
-        inside_T1 = (position_T >= step)[:, None]
-        rows_TF = rows_TF + torch.where(inside_T1, earlier_TF * rate**step, 0.0)
-        step *= 2
-    return rows_TF
+    total, features = rows_TF.shape
+    size = max(1, min(BLOCK, total))
+    spare = -total % size
+    row_NBF = functional.pad(rows_TF, (0, 0, 0, spare)).view(-1, size, features)
+    position_NB = functional.pad(position_T, (0, spare)).view(-1, size)
+    place_B = torch.arange(size, device=rows_TF.device)
+    age_BB = place_B[:, None] - place_B
+    base = torch.as_tensor(rate, dtype=rows_TF.dtype, device=rows_TF.device)
+    seen_NBB = (age_BB >= 0) & (age_BB <= position_NB[:, :, None])
+    summed_NBF = (base ** age_BB.clamp_min(0) * seen_NBB) @ row_NBF
+    if len(summed_NBF) > 1:
+        ends_NF = discounted_sums(summed_NBF[:, -1], position_NB[:, -1] // size, base**size)
+        before_NF = functional.pad(ends_NF[:-1], (0, 0, 1, 0))
+        reach_NB = base ** (place_B + 1) * (position_NB > place_B)
+        summed_NBF = summed_NBF + reach_NB[:, :, None] * before_NF[:, None]
+    return summed_NBF.view(-1, features)[:total]
