@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluation_log import make_log, random_log, write_arrays
-from one_by_one import OneByOne
+from one_by_one import OneByOne, Reread
 
 from hpgr.config import load_config
 from hpgr.data.log import FIRST_ITEM, TEST
@@ -29,7 +29,7 @@ CONFIG = CONFIG.model_copy(
 )
 
 
-class Knowing(OneByOne):
+class Knowing(OneByOne, Reread):
     """Knows the item that follows at each request time; likes items divisible by three."""
 
     def __init__(self, log):

@@ -149,8 +149,8 @@ def test_long_histories_select_and_read_the_same_when_later_events_change(recent
         found = []
         for user, position in [(0, 1399), (0, 1200), (0, 250), (1, 100)]:
             packed = pack(changed_after(histories, user, position, seed=3), CPU)
-            output, mask = model._run(packed, None, None)
-            found.append((output.states, mask.anchor))
+            reading = model.read(packed)
+            found.append((reading.states, reading.mask.anchor))
     for (user, position), after in zip([(0, 1200), (0, 250), (1, 100)], found[1:], strict=True):
         low = histories.offsets[user]
         past, next_row = slice(low, low + position + 1), low + position + 1

@@ -25,7 +25,7 @@ NETWORKS = {
 @pytest.fixture(autouse=True)
 def no_inference_mode(monkeypatch):
     """Tensors of inference mode take no wrapper; without gradients the operations are the same."""
-    for name in ("retrieve", "rank_rows", "explain", "anchors"):
+    for name in ("retrieve", "retrieve_rows", "rank_rows", "explain", "anchors", "read"):
         plain = torch.no_grad()(getattr(Scorer, name).__wrapped__)
         monkeypatch.setattr(Scorer, name, plain)
 

@@ -92,7 +92,8 @@ def test_history_and_candidates_have_windows_of_their_own():
     placed = place_candidates(
         histories, np.array([0, 1]), np.array([3]), np.array([30]), histories.request_time, CPU
     )
-    rows, candidate = network.explain(packed, None), network.explain(packed, placed)
+    reading = network.read(packed, rows=packed.newest)
+    rows, candidate = reading.mask, network.judge(packed, reading, placed).mask
     full = laid_out(candidate.tiles, candidate.weight)
     assert (full[0, -7:] == 1).all() and full[0, -8] < 1
     assert (laid_out(rows.tiles, rows.weight)[0, -7:] < 1).any()  # no window, bells alone

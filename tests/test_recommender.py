@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from one_by_one import Reread
 
 from hpgr.data.histories import Histories
 from hpgr.data.log import UNKNOWN
@@ -22,7 +23,7 @@ ACTIONS = {"1": 1, "5": 2}
 SERVING = Serving(gap_s=100, max_history=3, retrieve=3, remove_history=True, ranked=True)
 
 
-class FakeScorer:
+class FakeScorer(Reread):
     """Item i has similarity i and probability 1 / i.
 
     The first history event is the only anchor of a query; a candidate has the last event as well,
@@ -295,7 +296,7 @@ def test_a_k_beyond_the_catalogue_returns_what_there_is():
 def test_blocks_of_queries_answer_like_one_block(monkeypatch):
     asked = [request(("a", 1)), request(), request(("b", 1), ("d", 2)), request(("c", 3))]
     whole = recommender().recommend(asked, k=3)
-    monkeypatch.setattr("hpgr.serving.recommender.CELLS", 12)  # two queries of six scores
+    monkeypatch.setattr("hpgr.serving.best_items.CELLS", 12)  # two queries of six scores
     assert recommender().recommend(asked, k=3) == whole
 
 

@@ -18,7 +18,7 @@ from serving_project import ROOT, call
 from torch import nn
 
 from hpgr.config import ConfigError, load_config, resolve
-from hpgr.model.interface import Growth, Network, Output
+from hpgr.model.interface import Growth, Judgement, Network, Reading
 from hpgr.model.sections import ModelSection, limited
 from hpgr.model.stored_config import read_config
 from hpgr.model.zoo import ZOO, Entry
@@ -52,10 +52,12 @@ class Toy(Network):
         self.item = nn.Embedding(catalogue.num_items, settings.dim)
         self.rate = nn.Parameter(torch.zeros(catalogue.num_items))
 
-    def forward(self, packed, candidates, *, rows=None):
+    def read(self, packed, *, rows=None):
         states = self.item(packed.item)[slice(None) if rows is None else rows]
-        logits = None if candidates is None else self.rate[candidates.item]
-        return Output(states, self.item.weight, logits)
+        return Reading(states, self.item.weight, None, None)
+
+    def judge(self, packed, reading, candidates):
+        return Judgement(self.rate[candidates.item], None)
 
 
 TOY = {"name": "toy", "max_history": 20, "dim": 8, "step": 0.5}

@@ -41,8 +41,26 @@ class Ranker(Retriever, WindowReader, Protocol):
         """Probability (pCTR) of the jagged candidates of each query, float32 [C]."""
 
 
+class Answering(Protocol):
+    """Histories of Q queries that a network has read, to be asked several things."""
+
+    def retrieve(self) -> np.ndarray:
+        """Scores of the catalogue, float32 [Q, num_items]; some query has a history."""
+
+    def explain(self) -> tuple[np.ndarray, np.ndarray]:
+        """As `RankingModel.explain`, of the queries that have a history."""
+
+    def rank(
+        self, offsets: np.ndarray, candidates: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `Ranker.rank` [C], with the anchors of candidates and their weights, [C, A]."""
+
+
 class RankingModel(Ranker, Protocol):
     """A network, which also says what it looked at."""
+
+    def read(self, histories: Histories) -> Answering:
+        """Read histories once for several questions."""
 
     def explain(
         self,

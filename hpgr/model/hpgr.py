@@ -35,7 +35,7 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
 from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, embedding_table, scaled
 from hpgr.model.hstu import HSTUBlock, history_tiles, hstu_blocks
-from hpgr.model.interface import Growth, Network, Output, StageOne
+from hpgr.model.interface import Growth, Judgement, Network, Reading, StageOne
 from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.preference import PreferenceMask, PreferenceSignals
 from hpgr.model.ranking_head import ranking_head
@@ -43,7 +43,7 @@ from hpgr.model.readout import READOUT_GROWTH, ItemFactors
 from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
 from hpgr.model.shapes import Bool, Float
 
-Reading = tuple[Tiles | KeyTiles, Tensor | None]  # tiles of the keys to read, and their weights
+Seen = tuple[Tiles | KeyTiles, Tensor | None]  # tiles of the keys to read, and their weights
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ class Trunk:
     fused: Float[Tensor, "T D"]
     sessions: Float[Tensor, "T_and_P D"] | None
     table: Float[Tensor, "M D"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The histories as candidates need them: item space, its rows, keys and values by block."""
+
+    trunk: Trunk
+    space: Float[Tensor, "V D"]
+    key: Float[Tensor, "T D"]
+    keys: list[tuple[Float[Tensor, "T H d"], Float[Tensor, "T H d"]]]
 
 
 class HPGRTrunk(nn.Module):
@@ -233,18 +243,6 @@ class HPGR(Network):
         """Start the ranking head at what was counted and fitted."""
         self.click.start_from(events, positive, factors)
 
-    def forward(
-        self, packed: Packed, candidates: Candidates | None, *, rows: Tensor | None = None
-    ) -> Output:
-        """Compute states and scores; the last block serves `rows` alone, where they are given."""
-        return self._run(packed, candidates, rows)[0]
-
-    def explain(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
-        """Return the mask of the candidates or newest rows; None without signals or history."""
-        if self.row_signals is None or not len(packed.item):
-            return None
-        return self._run(packed, candidates, packed.newest)[1]
-
     def attention(self, device: torch.device) -> str:
         """Name the back end of the masks and its reason; nothing without signals."""
         if self.row_signals is None:
@@ -252,33 +250,24 @@ class HPGR(Network):
         choice = choose(device.type, self.max_history)
         return f"preference-guided attention: {choice.name} ({choice.reason})"
 
-    def _run(
-        self, packed: Packed, candidates: Candidates | None, rows: Tensor | None
-    ) -> tuple[Output, PreferenceMask | None]:
-        """Compute the output and the mask of the candidates or, without them, of the last rows."""
+    def read(self, packed: Packed, *, rows: Tensor | None = None) -> Reading:
+        """Read histories; the last block serves `rows` alone, where they are given."""
         trunk = self.trunk(packed, causal=True)
         item_VD = trunk.table[: self.trunk.items.num_items]
         space_VD = self._centred(item_VD)
         key_TD = space_VD[packed.item]
         readers = packed.readers()
-        below: Reading = (history_tiles(packed, readers, self.tile), None)
+        below: Seen = (history_tiles(packed, readers, self.tile), None)
         if self.preference_below and len(packed.item):
             own = self._row_mask(key_TD, key_TD, packed, readers)
             below = (own.tiles, own.weight)
         x_TD, length_T1 = trunk.fused, (packed.position + 1)[:, None]
-        c_CD, anchors = None, None
         mask: PreferenceMask | None = None
-        if candidates is not None:
-            c_CD = c_input_CD = self.trunk.candidates(trunk, packed, candidates)
-            anchors = self._candidate_anchors(space_VD, key_TD, packed, candidates)
-            c_tiles, c_weight, mask = self._candidate_reading(anchors, packed, candidates)
-            seen_C1 = (candidates.end - candidates.first).clamp_min(1)[:, None]
+        keys = []
         for module in self.blocks:
             block = cast(HSTUBlock, module)
             u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
-            if c_CD is not None:
-                u_CE, _, q_CHd, _ = block.project(c_CD)
-                c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, c_tiles, seen_C1, c_weight)
+            keys.append((k_THd, v_THd))
             tiles, weight = below
             if block is self.blocks[-1]:
                 if rows is not None:  # from here on T counts these rows alone
@@ -288,14 +277,23 @@ class HPGR(Network):
                     tiles, weight = history_tiles(packed, readers, self.tile), None
                 if self.row_signals is not None and len(packed.item):
                     # A state lives in the item space: it asks for items like those it expects.
-                    found = self._row_mask(x_TD, key_TD, packed, readers)
-                    tiles, weight = found.tiles, found.weight
-                    mask = mask if candidates is not None else found
+                    mask = self._row_mask(x_TD, key_TD, packed, readers)
+                    tiles, weight = mask.tiles, mask.weight
             x_TD = block.attend(x_TD, u_TE, q_THd, k_THd, v_THd, tiles, length_T1, weight)
-        logits_C = None
-        if c_CD is not None and candidates is not None:
-            logits_C = self.click(c_CD, c_input_CD, packed, candidates, anchors)
-        return Output(x_TD, item_VD, logits_C), mask
+        return Reading(x_TD, item_VD, mask, Memory(trunk, space_VD, key_TD, keys))
+
+    def judge(self, packed: Packed, reading: Reading, candidates: Candidates) -> Judgement:
+        """Judge candidates, which read the keys and values of the history in every block."""
+        memory: Memory = reading.memory
+        c_CD = entered_CD = self.trunk.candidates(memory.trunk, packed, candidates)
+        anchors = self._candidate_anchors(memory.space, memory.key, packed, candidates)
+        tiles, weight, mask = self._candidate_reading(anchors, packed, candidates)
+        seen_C1 = (candidates.end - candidates.first).clamp_min(1)[:, None]
+        for module, (k_THd, v_THd) in zip(self.blocks, memory.keys, strict=True):
+            block = cast(HSTUBlock, module)
+            u_CE, _, q_CHd, _ = block.project(c_CD)
+            c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, tiles, seen_C1, weight)
+        return Judgement(self.click(c_CD, entered_CD, packed, candidates, anchors), mask)
 
     def _centred(self, item_VD: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
         """Take off what all items share, and normalise: directions then tell items apart.

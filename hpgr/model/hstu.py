@@ -22,7 +22,7 @@ from hpgr.model.attention.entry import additive_attention
 from hpgr.model.attention.key_tiles import KeyTiles
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.dropout import dropout
-from hpgr.model.interface import Growth, Network, Output
+from hpgr.model.interface import Growth, Judgement, Network, Reading
 from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.ranking_head import ranking_head
 from hpgr.model.readout import READOUT_GROWTH, ItemFactors
@@ -171,34 +171,32 @@ class HSTU(Network):
         self.blocks = hstu_blocks(settings, num_positions=num_positions)
         self.click = ranking_head(settings, catalogue, ranking=ranking, num_anchors=ANCHORS)
 
-    def forward(
-        self, packed: Packed, candidates: Candidates | None, *, rows: Tensor | None = None
-    ) -> Output:
-        """Compute states and scores of one batch."""
+    def read(self, packed: Packed, *, rows: Tensor | None = None) -> Reading:
+        """Read histories."""
         x_TD = self._embed(packed.item, packed.position)
         if self.action is not None:
             x_TD = x_TD + self.action(packed.action)
         x_TD = dropout(x_TD, self.dropout, self.training)
         tiles = history_tiles(packed, packed.readers(), self.tile)
-        c_CD = None
-        if candidates is not None:
-            visible_C = candidates.end - candidates.first
-            c_CD = dropout(self._embed(candidates.item, visible_C), self.dropout, self.training)
-            c_input_CD = c_CD
-            candidate_tiles = history_tiles(packed, candidates, self.tile)
+        keys = []
         for module in self.blocks:
             block = cast(HSTUBlock, module)
             u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
-            if c_CD is not None:
-                u_CE, _, q_CHd, _ = block.project(c_CD)
-                c_CD = block.attend(
-                    c_CD, u_CE, q_CHd, k_THd, v_THd, candidate_tiles, self.padded_length
-                )
+            keys.append((k_THd, v_THd))
             x_TD = block.attend(x_TD, u_TE, q_THd, k_THd, v_THd, tiles, self.padded_length)
-        logits_C = None
-        if c_CD is not None and candidates is not None:
-            logits_C = self.click(c_CD, c_input_CD, packed, candidates)
-        return Output(x_TD if rows is None else x_TD[rows], self.item.weight, logits_C)
+        return Reading(x_TD if rows is None else x_TD[rows], self.item.weight, None, keys)
+
+    def judge(self, packed: Packed, reading: Reading, candidates: Candidates) -> Judgement:
+        """Judge candidates, which read the keys and values of the history in every block."""
+        visible_C = candidates.end - candidates.first
+        c_CD = dropout(self._embed(candidates.item, visible_C), self.dropout, self.training)
+        entered_CD = c_CD
+        tiles = history_tiles(packed, candidates, self.tile)
+        for module, (k_THd, v_THd) in zip(self.blocks, reading.memory, strict=True):
+            block = cast(HSTUBlock, module)
+            u_CE, _, q_CHd, _ = block.project(c_CD)
+            c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, tiles, self.padded_length)
+        return Judgement(self.click(c_CD, entered_CD, packed, candidates), None)
 
     def start_ranking(self, events: Tensor, positive: Tensor, factors: ItemFactors | None) -> None:
         """Start the ranking head at what was counted and fitted."""

@@ -40,6 +40,26 @@ class Output(NamedTuple):
     logits: Float[Tensor, "C"] | None
 
 
+class Reading(NamedTuple):
+    """Histories as a network read them, against which candidates are judged.
+
+    `states` and `items` are those of `Output`; `mask` is that through which the rows of `states`
+    read, None without one; `memory` is the network's own.
+    """
+
+    states: Float[Tensor, "T D"]
+    items: Float[Tensor, "V D"]
+    mask: PreferenceMask | None
+    memory: Any
+
+
+class Judgement(NamedTuple):
+    """pCTR logits [C] of candidates and the mask through which they read, None without one."""
+
+    logits: Float[Tensor, "C"]
+    mask: PreferenceMask | None
+
+
 class Growth(NamedTuple):
     """Growth of a weight whose rows are numbered by a vocabulary of the catalogue.
 
@@ -101,24 +121,26 @@ class Network(nn.Module):
         """
         return None
 
-    def forward(
-        self, packed: Packed, candidates: Candidates | None, *, rows: Tensor | None = None
-    ) -> Output:
-        """Compute states and scores of one batch.
+    def read(self, packed: Packed, *, rows: Tensor | None = None) -> Reading:
+        """Read histories, whoever will be judged.
 
         Args:
             packed: the histories.
-            candidates: of the ranking task, or None.
             rows: the history rows whose states are asked for, int64, ascending; None: all.
         """
         raise NotImplementedError
 
-    def explain(self, packed: Packed, candidates: Candidates | None) -> PreferenceMask | None:
-        """Return the mask through which candidates read the history; None without one.
+    def judge(self, packed: Packed, reading: Reading, candidates: Candidates) -> Judgement:
+        """Judge candidates against the `reading` of `packed`."""
+        raise NotImplementedError
 
-        Without candidates it is that of the newest rows.
-        """
-        return None
+    def forward(
+        self, packed: Packed, candidates: Candidates | None, *, rows: Tensor | None = None
+    ) -> Output:
+        """Compute states and scores of one batch; without candidates there are no scores."""
+        reading = self.read(packed, rows=rows)
+        logits = None if candidates is None else self.judge(packed, reading, candidates).logits
+        return Output(reading.states, reading.items, logits)
 
     def attention(self, device: torch.device) -> str:
         """Say how attention is computed on `device`, and why, where there is a choice."""

@@ -288,7 +288,7 @@ def discounted_sums(
     position_NB = functional.pad(position_T, (0, spare)).view(-1, size)
     place_B = torch.arange(size, device=rows_TF.device)
     age_BB = place_B[:, None] - place_B
-    base = torch.as_tensor(rate, dtype=rows_TF.dtype, device=rows_TF.device)
+    base = rate if isinstance(rate, Tensor) else rows_TF.new_full((), rate)
     seen_NBB = (age_BB >= 0) & (age_BB <= position_NB[:, :, None])
     summed_NBF = (base ** age_BB.clamp_min(0) * seen_NBB) @ row_NBF
     if len(summed_NBF) > 1:

@@ -9,23 +9,23 @@ A anchors, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.nn import functional
 
 from hpgr.data.batches import CandidateRows
 from hpgr.data.histories import Histories, bounded
 from hpgr.data.log import FIRST_ITEM
 from hpgr.model.attention.select import intervened
-from hpgr.model.interface import Network, build
+from hpgr.model.interface import Network, Reading, build
 from hpgr.model.packed import Candidates, pack, place_candidates
 from hpgr.model.placement import found_device
+from hpgr.model.preference import PreferenceMask
 from hpgr.model.stored import WEIGHTS, catalogue_of, check_network, check_weights
 from hpgr.model.stored_config import settings_of
 
@@ -80,23 +80,15 @@ class Scorer:
         Returns:
             float32 [Q, V]; reserved ids are -inf.
         """
-        table_VD: Tensor | None = None
-        parts = []
+        readings = []
         for chunk, queries in _chunks(histories, keep_empty=True):
             low, high = histories.offsets[[queries.start, queries.stop]]
             asked = torch.from_numpy(rows[(low <= rows) & (rows < high)] - low)
-            if not len(asked):
-                continue
-            asked = asked.to(self.device)
-            states_QD, items_VD, _ = self.model(pack(chunk, self.device), None, rows=asked)
-            if table_VD is None:
-                table_VD = functional.normalize(items_VD.float(), dim=-1)
-            parts.append(functional.normalize(states_QD.float(), dim=-1) @ table_VD.T)
-        if not parts:
-            raise ValueError("no query has a history: nothing to score")
-        scores_QV: np.ndarray = torch.cat(parts).cpu().numpy()
-        scores_QV[:, :FIRST_ITEM] = -np.inf
-        return scores_QV
+            if len(asked):
+                packed = pack(chunk, self.device)
+                reading = self.model.read(packed, rows=asked.to(self.device))
+                readings.append(reading._replace(mask=None, memory=None))
+        return _similarities(readings)
 
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Predict the CTR of candidates, float32 [C]; those of query b: offsets[b]:offsets[b + 1].
@@ -112,10 +104,15 @@ class Scorer:
         for chunk, queries in _chunks(histories, keep_empty=True, extra=np.diff(rows.offsets)):
             placed = self._placed(chunk, queries, rows)
             packed = pack(chunk, self.device)
-            _, _, logits_C = self.model(packed, placed, rows=packed.newest)
-            assert logits_C is not None
+            reading = self.model.read(packed, rows=packed.newest)
+            logits_C = self.model.judge(packed, reading, placed).logits
             parts.append(torch.sigmoid(logits_C.float()).cpu().numpy())
         return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def read(self, histories: Histories) -> ReadHistories:
+        """Read histories once, for several questions; what is kept grows with their events."""
+        return ReadHistories(self, histories)
 
     @torch.inference_mode()
     def explain(
@@ -162,17 +159,15 @@ class Scorer:
         extra = None if rows is None else np.diff(rows.offsets)
         positions, weights, cosines = [], [], []
         for chunk, queries in _chunks(histories, extra=extra):
-            placed, query = None, np.arange(len(chunk))
+            packed, query = pack(chunk, self.device), np.arange(len(chunk))
+            reading = self.model.read(packed, rows=packed.newest)
+            mask = reading.mask
             if rows is not None:
                 placed = self._placed(chunk, queries, rows)
+                mask = self.model.judge(packed, reading, placed).mask
                 query = np.repeat(query, np.diff(rows.offsets[queries.start : queries.stop + 1]))
-            mask = self.model.explain(pack(chunk, self.device), placed)
-            anchor_NA = np.zeros((len(query), 0), np.int64)
-            peak_NA = cosine_NA = np.zeros((len(query), 0), np.float32)
-            if mask is not None:
-                anchor_NA, peak_NA = mask.anchor.cpu().numpy(), mask.peak.float().cpu().numpy()
-                cosine_NA = peak_NA if mask.cosine is None else mask.cosine.float().cpu().numpy()
-            positions.append(np.where(anchor_NA >= 0, anchor_NA - chunk.offsets[query, None], -1))
+            anchor_NA, peak_NA, cosine_NA = _anchors(mask, len(query), chunk.offsets[query])
+            positions.append(anchor_NA)
             weights.append(peak_NA)
             cosines.append(cosine_NA)
         return np.concatenate(positions), np.concatenate(weights), np.concatenate(cosines)
@@ -189,6 +184,97 @@ class Scorer:
             rows.time[part],
             self.device,
         )
+
+
+class ReadHistories:
+    """Histories that the network has read; each question costs what is new in it.
+
+    The queries are those of the histories, Q.
+    """
+
+    def __init__(self, scorer: Scorer, histories: Histories) -> None:
+        self.scorer, self.histories = scorer, histories
+        self.parts = [
+            (chunk, queries, packed, scorer.model.read(packed, rows=packed.newest))
+            for chunk, queries in _chunks(histories, keep_empty=True)
+            for packed in [pack(chunk, scorer.device)]
+        ]
+
+    @torch.inference_mode()
+    def retrieve(self) -> np.ndarray:
+        """Score items as `Scorer.retrieve` does, float32 [Q, V]."""
+        full = self.histories.length > 0
+        found_QV = _similarities([reading for *_, reading in self.parts if len(reading.states)])
+        scores_QV = np.zeros((len(full), found_QV.shape[1]), dtype=np.float32)
+        scores_QV[full] = found_QV
+        scores_QV[:, :FIRST_ITEM] = -np.inf
+        return scores_QV
+
+    def explain(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the anchors of the queries that have a history, as `Scorer.explain` does."""
+        found = []
+        for chunk, _, packed, reading in self.parts:
+            first = chunk.offsets[:-1][chunk.length > 0]
+            found.append(_anchors(reading.mask, len(packed.newest), first)[:2])
+        position, weight = zip(*_wide(found), strict=True)
+        return np.concatenate(position), np.concatenate(weight)
+
+    @torch.inference_mode()
+    def rank(
+        self, offsets: np.ndarray, candidates: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict the CTR of candidates as `Scorer.rank` does, float32 [C], and their anchors.
+
+        Anchors are those of `Scorer.explain`: positions [C, A], -1 for none, and weights [C, A].
+        """
+        rows = _at_request(self.histories, offsets, candidates)
+        chances, found = [], []
+        for chunk, queries, packed, reading in self.parts:
+            placed = self.scorer._placed(chunk, queries, rows)
+            logits_C, mask = self.scorer.model.judge(packed, reading, placed)
+            chances.append(torch.sigmoid(logits_C.float()).cpu().numpy())
+            first = placed.first.cpu().numpy()
+            found.append(_anchors(mask, len(first), first)[:2])
+        position, weight = zip(*_wide(found), strict=True)
+        return np.concatenate(chances), np.concatenate(position), np.concatenate(weight)
+
+
+def _similarities(readings: Sequence[Reading]) -> np.ndarray:
+    """Cosines of states with the catalogue, float32 [Q, V]; reserved ids are -inf."""
+    if not readings:
+        raise ValueError("no query has a history: nothing to score")
+    table_VD = functional.normalize(readings[0].items.float(), dim=-1)
+    states = [functional.normalize(reading.states.float(), dim=-1) for reading in readings]
+    scores_QV: np.ndarray = torch.cat([state_QD @ table_VD.T for state_QD in states]).cpu().numpy()
+    scores_QV[:, :FIRST_ITEM] = -np.inf
+    return scores_QV
+
+
+def _anchors(
+    mask: PreferenceMask | None, count: int, first: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions in the history, heights and cosines of anchors, each [N, A]; no mask: A is 0.
+
+    `first` [N] is the row at which each history begins, N = `count`.
+    """
+    if mask is None:
+        none = np.zeros((count, 0), np.float32)
+        return none.astype(np.int64), none, none
+    anchor_NA, peak_NA = mask.anchor.cpu().numpy(), mask.peak.float().cpu().numpy()
+    cosine_NA = peak_NA if mask.cosine is None else mask.cosine.float().cpu().numpy()
+    return np.where(anchor_NA >= 0, anchor_NA - first[:, None], -1), peak_NA, cosine_NA
+
+
+def _wide(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Give all parts as many anchors: one whose histories are all empty has none."""
+    most = max(position.shape[1] for position, _ in parts)
+    return [
+        (
+            np.pad(position, ((0, 0), (0, most - position.shape[1])), constant_values=-1),
+            np.pad(weight, ((0, 0), (0, most - weight.shape[1]))),
+        )
+        for position, weight in parts
+    ]
 
 
 def _at_request(histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> CandidateRows:

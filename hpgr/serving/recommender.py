@@ -12,24 +12,24 @@ The network reads the newest `max_history` events; everything ever seen is left 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from hpgr.config import LARGEST_LIKE_WEIGHT
-from hpgr.data.histories import Histories, bounded, offsets_of
+from hpgr.data.histories import Histories
 from hpgr.data.id_map import read_indices
 from hpgr.data.log import FIRST_ITEM, UNKNOWN
 from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.model_protocols import RankingModel
-from hpgr.metrics import removed_pairs, top_items
 from hpgr.registry.bundle import NO_TEMPERATURE, Serving, check_bundle
 from hpgr.runtime import UserError
+from hpgr.serving.best_items import Best, Finder, Found
 from hpgr.serving.request import Request, encode
 from hpgr.terminal import short, shown
 
@@ -39,7 +39,6 @@ POPULAR: Source = "popular"
 SHOWN_REASON = 200  # characters
 PROBED = 10  # items of an answer that is tried out
 UNHEARD_OF = "\0 no such name"  # as an item's or action's external id
-CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -91,23 +90,6 @@ class Answer:
     unknown_items: int
 
 
-class Best(NamedTuple):
-    """The best K items of Q queries in the model's ids.
-
-    `item` int64 [Q, K], -1 where fewer were left; `score` and `similarity` float32 [Q, K], NaN
-    where `Recommended` says None.
-    """
-
-    item: np.ndarray
-    score: np.ndarray
-    similarity: np.ndarray
-
-    @classmethod
-    def of(cls, parts: Sequence[Best]) -> Best:
-        """The answers of several parts of the queries, one after the other."""
-        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
 class Recommender:
     """A scorer with the vocabulary and the rules it was trained with; many threads may ask it."""
 
@@ -120,6 +102,7 @@ class Recommender:
         self.names = {item.index: (item.item_id, item.title) for item in items}
         self.popularity = np.zeros(max(self.names, default=UNKNOWN) + 1, dtype=np.float32)
         self.popularity[[item.index for item in items]] = [item.train_events for item in items]
+        self.finder = Finder(scorer, serving, self.popularity)
 
     @classmethod
     def load(cls, bundle: Path, *, device: str) -> Recommender:
@@ -189,20 +172,33 @@ class Recommender:
         if not requests:
             return []
         histories = encode(requests, self.item, self.actions, gap_s=self.serving.gap_s)
-        best = self.best(histories, k=k, eligible=eligible, blend=blend)
-        found, each = self._anchors(histories.last(self.serving.max_history), best.item)
-        answers = []
+        drop = self.serving.remove_history
+        answers: list[Answer] = []
+        for part in self.finder.parts(histories):
+            asked = histories.take(part)
+            found = self.finder.find(asked, k, eligible=eligible, drop_seen=drop, blend=blend)
+            answers += self._answers(asked, found)
+        return answers
+
+    def _answers(self, histories: Histories, found: Found) -> Iterator[Answer]:
+        """Put names to what was found."""
+        read = histories.last(self.serving.max_history)
+        best = found.best
         for q, (low, high) in enumerate(pairwise(histories.offsets)):
-            places = zip(best.item[q], best.score[q], best.similarity[q], each[q], strict=True)
             items = [
-                Recommended(*self.names[int(item)], _known(score), _known(similarity), anchors)
-                for item, score, similarity, anchors in places
+                Recommended(
+                    *self.names[int(item)],
+                    _known(best.score[q, place]),
+                    _known(best.similarity[q, place]),
+                    self._shares(read, q, found.each[0][q, place], found.each[1][q, place]),
+                )
+                for place, item in enumerate(best.item[q])
                 if item >= FIRST_ITEM
             ]
             source = NEAREST if high > low else POPULAR
             unknown = int((histories.item[low:high] == UNKNOWN).sum())
-            answers.append(Answer(items, found[q], source, unknown))
-        return answers
+            own = self._shares(read, q, found.own[0][q], found.own[1][q])
+            yield Answer(items, own, source, unknown)
 
     def _blend(self, like_weight: float | None) -> Blend:
         """The order that a request asks for."""
@@ -271,69 +267,14 @@ class Recommender:
         """
         order = blend or self.serving.blend
         drop = self.serving.remove_history if drop_seen is None else drop_seen
-        size = max(1, CELLS // len(self.popularity))
-        slices = bounded(histories.length, queries=size)
         return Best.of(
-            [self._best(histories.take(part), k, eligible, drop, order) for part in slices]
+            [
+                self.finder.find(
+                    histories.take(part), k, eligible=eligible, drop_seen=drop, blend=order
+                ).best
+                for part in self.finder.parts(histories)
+            ]
         )
-
-    def _best(
-        self,
-        histories: Histories,
-        k: int,
-        eligible: np.ndarray | None,
-        drop_seen: bool,
-        blend: Blend,
-    ) -> Best:
-        read = histories.last(self.serving.max_history)
-        empty = histories.length == 0
-        closeness = np.empty((len(histories), len(self.popularity)), dtype=np.float32)
-        if not empty.all():
-            closeness[:] = self.scorer.retrieve(read)
-        closeness[empty] = self.popularity
-        if eligible is not None:
-            closeness[:, ~eligible] = -np.inf
-        removed = removed_pairs(histories.offsets, histories.item) if drop_seen else None
-        item = top_items(closeness, removed, max(k, self.serving.retrieve))
-        if blend.retrieval_only:
-            item = item[:, :k]
-        filled = item >= FIRST_ITEM
-        nearness = np.take_along_axis(closeness, np.maximum(item, 0), axis=1)
-        similarity = np.where(~filled | empty[:, None], np.float32(np.nan), nearness)
-        score = np.full(item.shape, np.nan, dtype=np.float32)
-        if self.serving.ranked and filled.any():
-            offsets = offsets_of(filled.sum(axis=1))
-            score[filled] = self.scorer.rank(read, offsets, item[filled])
-        best = Best(item, score, similarity)
-        if blend.retrieval_only:
-            return best
-        log_next = blend.log_next(nearness)
-        log_next[empty] = np.log1p(np.maximum(nearness[empty], 0))
-        value = blend.scores(log_next, score)
-        # Ties keep retrieval's order; empty places, which have no score, come last.
-        order = np.argsort(-np.where(np.isnan(value), -np.inf, value), axis=1, kind="stable")[:, :k]
-        return Best(*(np.take_along_axis(column, order, axis=1) for column in best))
-
-    def _anchors(
-        self, read: Histories, item: np.ndarray
-    ) -> tuple[list[list[Anchor]], list[list[list[Anchor]]]]:
-        """Anchors of each query's answer, and of each of its places [Q, K] of `item`."""
-        found: list[list[Anchor]] = [[] for _ in item]
-        each = [[anchors] * item.shape[1] for anchors in found]
-        full = np.flatnonzero(read.length)
-        if not len(full):
-            return found, each
-        asked = read.without_empty()
-        for q, *anchors in zip(full, *self.scorer.explain(asked), strict=True):
-            found[q] = self._shares(read, int(q), *anchors)
-            each[q] = [found[q]] * item.shape[1]
-        query, place = np.nonzero(item[full] >= FIRST_ITEM)
-        if self.serving.ranked and len(query):
-            offsets = np.searchsorted(query, np.arange(len(full) + 1))
-            picked = self.scorer.explain(asked, offsets, item[full[query], place])
-            for q, k, *anchors in zip(full[query], place, *picked, strict=True):
-                each[q][k] = self._shares(read, int(q), *anchors)
-        return found, each
 
     def _shares(
         self, read: Histories, q: int, positions: np.ndarray, weights: np.ndarray

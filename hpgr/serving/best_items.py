@@ -1,0 +1,125 @@
+"""The best items of histories in the model's ids, with the anchors by which they were found.
+
+The network reads each history once: retrieval, ranking and anchors ask that one reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from hpgr.data.histories import Histories, bounded, offsets_of
+from hpgr.data.log import FIRST_ITEM
+from hpgr.evaluation.blend import Blend
+from hpgr.evaluation.model_protocols import RankingModel
+from hpgr.metrics import removed_pairs, top_items
+from hpgr.registry.bundle import Serving
+
+CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
+EVENTS_READ = 1 << 15  # events whose readings are held at a time, a few KiB each
+
+
+class Best(NamedTuple):
+    """The best K items of Q queries in the model's ids.
+
+    `item` int64 [Q, K], -1 where fewer were left; `score` and `similarity` float32 [Q, K], NaN
+    where `Recommended` says None.
+    """
+
+    item: np.ndarray
+    score: np.ndarray
+    similarity: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Sequence[Best]) -> Best:
+        """The answers of several parts of the queries, one after the other."""
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+class Found(NamedTuple):
+    """The best items of Q queries and what they were found by.
+
+    `own` are the positions [Q, A] of each query's anchors in what the network read of its history,
+    -1 for none, and their weights [Q, A]; `each` those of its K items, [Q, K, A].
+    """
+
+    best: Best
+    own: tuple[np.ndarray, np.ndarray]
+    each: tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Finds items for histories; `popularity` [num_items] stands in where there is no history."""
+
+    scorer: RankingModel
+    serving: Serving
+    popularity: np.ndarray
+
+    def parts(self, histories: Histories) -> Iterator[slice]:
+        """Slices of queries whose scores and readings fit the memory set aside."""
+        read = np.minimum(histories.length, self.serving.max_history)
+        size = max(1, CELLS // len(self.popularity))
+        return bounded(read, queries=size, most=EVENTS_READ)
+
+    def find(
+        self,
+        histories: Histories,
+        k: int,
+        *,
+        eligible: np.ndarray | None,
+        drop_seen: bool,
+        blend: Blend,
+    ) -> Found:
+        """The best `k` items of one of the `parts`; see `Recommender.best`."""
+        read, empty = histories.last(self.serving.max_history), histories.length == 0
+        asked = self.scorer.read(read)
+        closeness = np.empty((len(histories), len(self.popularity)), dtype=np.float32)
+        own = _no_anchors(len(histories), 0)
+        if not empty.all():
+            closeness[:] = asked.retrieve()
+            own = _placed(~empty, *asked.explain())
+        closeness[empty] = self.popularity
+        if eligible is not None:
+            closeness[:, ~eligible] = -np.inf
+        removed = removed_pairs(histories.offsets, histories.item) if drop_seen else None
+        item = top_items(closeness, removed, max(k, self.serving.retrieve))
+        if blend.retrieval_only:
+            item = item[:, :k]
+        filled = item >= FIRST_ITEM
+        nearness = np.take_along_axis(closeness, np.maximum(item, 0), axis=1)
+        similarity = np.where(~filled | empty[:, None], np.float32(np.nan), nearness)
+        score = np.full(item.shape, np.nan, dtype=np.float32)
+        each = tuple(np.repeat(one[:, None], item.shape[1], axis=1) for one in own)
+        if self.serving.ranked and filled.any():
+            offsets = offsets_of(filled.sum(axis=1))
+            score[filled], *anchors = asked.rank(offsets, item[filled])
+            each = _placed(filled, *anchors)
+        best = Best(item, score, similarity)
+        if not blend.retrieval_only:
+            log_next = blend.log_next(nearness)
+            log_next[empty] = np.log1p(np.maximum(nearness[empty], 0))
+            value = blend.scores(log_next, score)
+            # Ties keep retrieval's order; empty places, which have no score, come last.
+            order = np.argsort(-np.where(np.isnan(value), -np.inf, value), axis=1, kind="stable")
+            order = order[:, :k]
+            best = Best(*(np.take_along_axis(column, order, axis=1) for column in best))
+            each = tuple(np.take_along_axis(one, order[:, :, None], axis=1) for one in each)
+        return Found(best, own, (each[0], each[1]))
+
+
+def _placed(
+    where: np.ndarray, position: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Anchors [N, A] at the N true places of a mask of any shape, none at the others."""
+    found = _no_anchors(where.shape, position.shape[1])
+    found[0][where], found[1][where] = position, weight
+    return found
+
+
+def _no_anchors(shape: int | tuple[int, ...], count: int) -> tuple[np.ndarray, np.ndarray]:
+    size = (*np.atleast_1d(shape).tolist(), count)
+    return np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.float32)
