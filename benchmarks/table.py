@@ -32,10 +32,12 @@ TITLES = {
     "R2": "Next item, global time split (R2), test, whole catalogue",
     "K1": "Ranking, global time split (K1), test, label rating >= 4",
 }
+SERVED = "_then_rank"  # the order in which a model is served, behind its name
 NAMES = {
     "hpgr": "**HPGR**",
-    "hpgr_then_rank": "HPGR, top 50 then ranked",
-    "hpgr-quick": "HPGR, `make run`",
+    "hpgr_then_rank": "HPGR, top 50 as served",
+    "hpgr-quick": "**HPGR**, profile quick",
+    "hpgr-quick_then_rank": "HPGR, top 50 as served",
     "hstu": "HSTU",
     "transitions": "transitions, decayed",
     "ease": "EASE, recency-weighted",
@@ -89,11 +91,17 @@ def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) ->
         )
     for result in results:
         for other, metrics in result["same_queries"].items():
-            # Baselines have no seed: the same queries give the same figures in every run.
-            rows.setdefault(other, [metrics])
+            if other.endswith(SERVED):
+                rows.setdefault(result["model"] + SERVED, []).append(metrics)
+            else:  # baselines have no seed: the same queries give the same figures in every run
+                rows.setdefault(other, [metrics])
+    means = {
+        name: {c: statistics.fmean(run[c] for run in runs) for c in columns if c in runs[0]}
+        for name, runs in rows.items()
+    }
     key = next(iter(columns))
-    order = sorted(rows, key=lambda name: rows[name][0].get(key, 0.0))
-    best = {c: best_value(c, (m[0][c] for m in rows.values() if c in m[0])) for c in columns}
+    order = sorted(rows, key=lambda name: means[name].get(key, 0.0))
+    best = {c: best_value(c, (mean[c] for mean in means.values() if c in mean)) for c in columns}
     lines = [
         f"{title}:\n",
         f"| model | {' | '.join(columns.values())} | parameters | best / trained |",
@@ -132,7 +140,9 @@ def cell(values: list[float | None], best: float) -> str:
     text = f"{mean:.4f}".removeprefix("0")
     if mean == best:
         text = f"**{text}**"
-    return f"{text} ± {statistics.stdev(found):.4f}" if len(found) > 1 else text
+    if len(found) > 1:
+        text += f" ± {statistics.stdev(found):.4f}".replace("0.", ".")
+    return text
 
 
 if __name__ == "__main__":
