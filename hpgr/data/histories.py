@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +74,13 @@ class Histories:
         """The newest `count` events of each query."""
         length = np.minimum(self.length, count)
         return self.gather(self, *runs(self.offsets[1:] - length, length), self.request_time)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Histories]) -> Histories:
+        """The queries of several histories, one after the other."""
+        columns = ("item", "action", "timestamp", "session", "request_time")
+        rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
+        return cls(offsets=offsets_of(np.concatenate([part.length for part in parts])), **rows)
 
     def without_empty(self) -> Histories:
         """The queries that have an event."""

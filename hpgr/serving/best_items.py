@@ -6,7 +6,6 @@ The network reads each history once: retrieval, ranking and anchors ask that one
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -50,14 +49,20 @@ class Found(NamedTuple):
     own: tuple[np.ndarray, np.ndarray]
     each: tuple[np.ndarray, np.ndarray]
 
+    def take(self, queries: slice) -> Found:
+        """The part of some of the queries."""
+        best = Best(*(column[queries] for column in self.best))
+        own, each = (
+            (position[queries], weight[queries]) for position, weight in (self.own, self.each)
+        )
+        return Found(best, own, each)
 
-@dataclass(frozen=True)
+
 class Finder:
     """Finds items for histories; `popularity` [num_items] stands in where there is no history."""
 
-    scorer: RankingModel
-    serving: Serving
-    popularity: np.ndarray
+    def __init__(self, scorer: RankingModel, serving: Serving, popularity: np.ndarray) -> None:
+        self.scorer, self.serving, self.popularity = scorer, serving, popularity
 
     def parts(self, histories: Histories) -> Iterator[slice]:
         """Slices of queries whose scores and readings fit the memory set aside."""

@@ -29,7 +29,8 @@ from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.model_protocols import RankingModel
 from hpgr.registry.bundle import NO_TEMPERATURE, Serving, check_bundle
 from hpgr.runtime import UserError
-from hpgr.serving.best_items import Best, Finder, Found
+from hpgr.serving.best_items import Best, Found
+from hpgr.serving.joint_finder import JointFinder
 from hpgr.serving.request import Request, encode
 from hpgr.terminal import short, shown
 
@@ -102,7 +103,7 @@ class Recommender:
         self.names = {item.index: (item.item_id, item.title) for item in items}
         self.popularity = np.zeros(max(self.names, default=UNKNOWN) + 1, dtype=np.float32)
         self.popularity[[item.index for item in items]] = [item.train_events for item in items]
-        self.finder = Finder(scorer, serving, self.popularity)
+        self.finder = JointFinder(scorer, serving, self.popularity)
 
     @classmethod
     def load(cls, bundle: Path, *, device: str) -> Recommender:

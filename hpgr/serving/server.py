@@ -154,9 +154,9 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
 
     sized = BeforeValidator(partial(check_size, limits=limits))
 
-    # Plain functions run in worker threads: scoring one request does not hold up the others.
-    @app.post("/recommend", responses=RESPONSES)
-    def recommend(question: Annotated[Question, sized]) -> Answers:
+    # Plain functions run in worker threads; those that wait at the same time share a pass.
+    @app.post("/recommend", responses=RESPONSES, response_model=Answers)
+    def recommend(question: Annotated[Question, sized]) -> Response:
         """The best items for each request, and the history items that placed them."""
         model = served()
         answers = model.recommender.recommend(
@@ -166,7 +166,9 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
             deny=question.deny,
             like_weight=question.like_weight,
         )
-        return Answers(model=ModelName(name=model.name, version=model.version), answers=answers)
+        found = Answers(model=ModelName(name=model.name, version=model.version), answers=answers)
+        # Written at once: FastAPI would check and copy what was just made.
+        return Response(found.model_dump_json(), media_type="application/json")
 
     @app.get("/items", responses={n: RESPONSES[n] for n in (422, 503)})
     def items(q: Annotated[str, Query(description="part of a title, or an id")]) -> list[Title]:
