@@ -116,7 +116,9 @@ def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) ->
         len([r for r in results if r["model"] == name]) for name in {r["model"] for r in results}
     }
     first = results[0]
-    note = "one seed each: a note, not yet a result" if seeds == {1} else f"seeds: {sorted(seeds)}"
+    note = "one seed each: a note, not yet a result"
+    if seeds != {1}:
+        note = f"seeds of a model: {' or '.join(map(str, sorted(seeds)))}, mean ± standard deviation"
     lines.append(
         f"\n{note}; {first['machine']}; {first['date']}; the commit and the command of each row "
         "stand in its file in [benchmarks/results](benchmarks/results).\n"

@@ -22,4 +22,4 @@ def test_seeds_become_a_mean_with_its_spread_and_the_best_mean_is_bold():
     assert "| **.2300** ± .0424 |" in own
     assert "| .2200 ± .0424 |" in served
     assert "| .2100 |" in baseline  # ahead of the first seed, not of the mean
-    assert "seeds: [2]" in text
+    assert "seeds of a model: 2, mean" in text
