@@ -50,7 +50,7 @@ test: .venv/ready-dev lint  ## set up, check style, types and layers, run every 
 lint: .venv/ready-dev  ## style, format, types, layers
 	ruff check .
 	ruff format --check .
-	mypy
+	mypy --num-workers 2
 	lint-imports
 
 .PHONY: tree

@@ -118,7 +118,8 @@ def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) ->
     first = results[0]
     note = "one seed each: a note, not yet a result"
     if seeds != {1}:
-        note = f"seeds of a model: {' or '.join(map(str, sorted(seeds)))}, mean ± standard deviation"
+        counts = " or ".join(map(str, sorted(seeds)))
+        note = f"seeds of a model: {counts}, mean ± standard deviation"
     lines.append(
         f"\n{note}; {first['machine']}; {first['date']}; the commit and the command of each row "
         "stand in its file in [benchmarks/results](benchmarks/results).\n"
