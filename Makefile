@@ -43,7 +43,7 @@ worker: .venv/ready  ## on another machine: PREFECT_API_URL=... PREFECT_API_AUTH
 
 .PHONY: test
 test: .venv/ready-dev lint  ## set up, check style, types and layers, run every test
-	python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder \
+	python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
 	  --disable-plugin-autoload -p xdist -p hypothesispytest  # other packages' cost seconds each
 
 .PHONY: lint
@@ -74,7 +74,7 @@ folder:
 
 INSTALL := python -m pip install --no-compile --constraint requirements.lock --editable
 # By all cores, where pip has one, and without the libraries' own tests. A few files are templates.
-COMPILE := python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
+COMPILE := python -m compileall -qq -j 0 -x '/tests?/' .venv/lib hpgr flows host || true
 
 # A stamp per set of extras: pip runs again only when what it would install may have changed.
 .venv/bin/python: | folder

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from working_tree import copy_working_tree
 
 from hpgr.folder import sqlite_uri
 from hpgr.runtime import TELEMETRY_OFF
@@ -28,17 +29,7 @@ QUERIES = 20
 
 def make_clone(folder, log):
     """A repository of its own with this working tree's files and the log below data/."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in listed:
-        if name != "dvc.lock" and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
+    copy_working_tree(folder, without=("dvc.lock",))
     run(folder, "git", "init", "-q")
     run(folder, "git", "add", "-A")
     author = ("-c", "user.name=test", "-c", "user.email=test@localhost")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 from params_text import params_of
+from working_tree import copy_working_tree
 
 from hpgr.runtime import TELEMETRY_OFF
 
@@ -172,14 +173,7 @@ def small_params(folder: Path, **sections: dict[str, Any]) -> None:
 
 def make_project(folder: Path) -> None:
     """This project's files in a repository of their own, with a small log that data.dvc pins."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    for name in listed:
-        if name not in ("dvc.lock", "data.dvc") and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
+    copy_working_tree(folder, without=("dvc.lock", "data.dvc"))
     small_params(folder)
     random = np.random.default_rng(0)
     rows = [
