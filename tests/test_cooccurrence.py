@@ -14,7 +14,7 @@ from hpgr.data.log import FIRST_ITEM, TRAIN, VALIDATION
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import MaskedItemModel
 from hpgr.training import cooccurrence
-from hpgr.training.cooccurrence import SMOOTHING, WINDOW, ppmi_svd, session_ppmi
+from hpgr.training.cooccurrence import SMOOTHING, WINDOW, directions, ppmi_svd, session_ppmi
 
 
 @pytest.fixture
@@ -88,6 +88,15 @@ def test_a_large_log_is_counted_on_users_drawn_from_it(log, monkeypatch):
 def test_a_log_whose_sessions_are_single_events_has_no_vectors(log):
     alone = replace(log, session=np.arange(len(log.item), dtype=np.int32))
     assert not ppmi_svd(alone, 4, seed=0).any()
+
+
+def test_items_without_company_keep_their_direction_at_the_length_of_the_others():
+    vectors, own = torch.randn(6, 4), torch.randn(6, 4)
+    vectors[2] = 0
+    found = directions(vectors, own)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(found[2], own[2] / own[2].norm())
+    torch.testing.assert_close(found[3], vectors[3] / vectors[3].norm())
 
 
 def test_stage_one_starts_its_items_there_and_leaves_the_others():

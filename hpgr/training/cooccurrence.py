@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
 
@@ -39,6 +40,15 @@ def ppmi_svd(log: EventLog, dim: int, *, seed: int) -> Tensor:
     company = ppmi.indices()[0].unique()  # elsewhere the decomposition leaves rounding
     found[company, :kept] = left[company, :kept] * scale[:kept].sqrt()
     return found
+
+
+def directions(vectors_VD: Tensor, own_VD: Tensor) -> Tensor:
+    """Return the directions of `vectors_VD`, of length 1 [V, D]; where they are 0, of `own_VD`.
+
+    All have one length: a network would not recognise an item of a shorter one when it comes again.
+    """
+    company = vectors_VD.any(dim=1, keepdim=True)
+    return functional.normalize(torch.where(company, vectors_VD, own_VD), dim=-1)
 
 
 def session_ppmi(log: EventLog, *, seed: int) -> Tensor:

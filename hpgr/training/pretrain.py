@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hpgr.data.batches import Batch, TrainingWindows
 from hpgr.data.histories import Histories
@@ -28,7 +27,7 @@ from hpgr.model.packed import pack
 from hpgr.torchrun import launched
 from hpgr.training.adamw import AdamW
 from hpgr.training.checkpoint import scratch_folder
-from hpgr.training.cooccurrence import ppmi_svd
+from hpgr.training.cooccurrence import directions, ppmi_svd
 from hpgr.training.device import Device, choose_device
 from hpgr.training.item_factors import fit_item_factors
 from hpgr.training.item_probe import SessionProbe, verdict
@@ -109,7 +108,8 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     assert model is not None
     closed_form = ppmi_svd(log, model.item_vectors().shape[1], seed=settings.seed)
     if not base:  # the directions of its table are others
-        model.start_items(settings.start_length * functional.normalize(closed_form, dim=-1))
+        start = directions(closed_form, model.item_vectors().detach())
+        model.start_items(settings.start_length * start)
     prefix = f"{kind.inherits}."
     if base:
         base.start(model.get_submodule(kind.inherits), catalogue, vars(cfg.model), prefix=prefix)
