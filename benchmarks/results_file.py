@@ -65,7 +65,7 @@ def write_measured(path: Path, script: str, figures: dict[str, Any], **made_by: 
         made_by: sections of the configuration of what was measured.
     """
     record = {
-        "command": shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{script}", *map(_portable, sys.argv[1:])]),
         "figures": figures,
         **made_by,
         "machine": machine(),
@@ -73,6 +73,11 @@ def write_measured(path: Path, script: str, figures: dict[str, Any], **made_by: 
         "commit": commit(),
     }
     write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def _portable(argument: str) -> str:
+    """The argument, or the last name of a path that only this machine has."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def network(cell: Cell) -> str:

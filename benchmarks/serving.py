@@ -15,6 +15,7 @@ import argparse
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -137,7 +138,9 @@ def measure(workspace: Workspace, bundle: Path, *, quick: bool) -> dict[str, flo
     figures = {
         f"network_ms_of_{n}": reading(recommender, asked, n, 5 if quick else 30) for n in (1, 8)
     }
-    port = 18765
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [sys.executable, __file__, str(bundle), "--serve", str(port)]
     server = subprocess.Popen(command)
     try:

@@ -63,11 +63,7 @@ class Scorer:
         A query without history scores every item 0: it has no state to compare.
         """
         full = np.diff(histories.offsets) > 0
-        found_QV = self.retrieve_rows(histories, histories.offsets[1:][full] - 1)
-        scores_QV = np.zeros((len(histories), found_QV.shape[1]), dtype=np.float32)
-        scores_QV[full] = found_QV
-        scores_QV[:, :FIRST_ITEM] = -np.inf
-        return scores_QV
+        return _spread(self.retrieve_rows(histories, histories.offsets[1:][full] - 1), full)
 
     @torch.inference_mode()
     def retrieve_rows(self, histories: Histories, rows: np.ndarray) -> np.ndarray:
@@ -204,11 +200,8 @@ class ReadHistories:
     def retrieve(self) -> np.ndarray:
         """Score items as `Scorer.retrieve` does, float32 [Q, V]."""
         full = self.histories.length > 0
-        found_QV = _similarities([reading for *_, reading in self.parts if len(reading.states)])
-        scores_QV = np.zeros((len(full), found_QV.shape[1]), dtype=np.float32)
-        scores_QV[full] = found_QV
-        scores_QV[:, :FIRST_ITEM] = -np.inf
-        return scores_QV
+        known = [reading for *_, reading in self.parts if len(reading.states)]
+        return _spread(_similarities(known), full)
 
     def explain(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the anchors of the queries that have a history, as `Scorer.explain` does."""
@@ -246,6 +239,14 @@ def _similarities(readings: Sequence[Reading]) -> np.ndarray:
     table_VD = functional.normalize(readings[0].items.float(), dim=-1)
     states = [functional.normalize(reading.states.float(), dim=-1) for reading in readings]
     scores_QV: np.ndarray = torch.cat([state_QD @ table_VD.T for state_QD in states]).cpu().numpy()
+    scores_QV[:, :FIRST_ITEM] = -np.inf
+    return scores_QV
+
+
+def _spread(scores: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Scores [Q, V] of all queries: those of the `full` ones [Q], 0 where there is no history."""
+    scores_QV = np.zeros((len(full), scores.shape[1]), dtype=np.float32)
+    scores_QV[full] = scores
     scores_QV[:, :FIRST_ITEM] = -np.inf
     return scores_QV
 

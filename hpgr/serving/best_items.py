@@ -58,6 +58,14 @@ class Found(NamedTuple):
         return Found(best, own, each)
 
 
+class Wanted(NamedTuple):
+    """An answer as it is asked for: places, whether what was met is left out, and the order."""
+
+    k: int
+    drop_seen: bool
+    blend: Blend
+
+
 class Finder:
     """Finds items for histories; `popularity` [num_items] stands in where there is no history."""
 
@@ -71,15 +79,10 @@ class Finder:
         return bounded(read, queries=size, most=EVENTS_READ)
 
     def find(
-        self,
-        histories: Histories,
-        k: int,
-        *,
-        eligible: np.ndarray | None,
-        drop_seen: bool,
-        blend: Blend,
+        self, histories: Histories, wanted: Wanted, eligible: np.ndarray | None = None
     ) -> Found:
-        """The best `k` items of one of the `parts`; see `Recommender.best`."""
+        """The best items for one of the `parts`; see `Recommender.best`."""
+        k, drop_seen, blend = wanted
         read, empty = histories.last(self.serving.max_history), histories.length == 0
         asked = self.scorer.read(read)
         closeness = np.empty((len(histories), len(self.popularity)), dtype=np.float32)

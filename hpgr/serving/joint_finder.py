@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpgr.data.histories import Histories
-from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.model_protocols import RankingModel
 from hpgr.registry.bundle import Serving
-from hpgr.serving.best_items import Finder, Found
+from hpgr.serving.best_items import Finder, Found, Wanted
 
 
 @dataclass(eq=False)
@@ -23,7 +22,7 @@ class Waiting:
     """A question that waits, and its answer once somebody has it."""
 
     histories: Histories
-    asked: tuple[int, bool, Blend]  # only equal ones share a pass
+    wanted: Wanted  # only equal ones share a pass
     found: Found | None = None
 
 
@@ -37,21 +36,13 @@ class JointFinder(Finder):
         self._waiting: list[Waiting] = []
 
     def find(
-        self,
-        histories: Histories,
-        k: int,
-        *,
-        eligible: np.ndarray | None,
-        drop_seen: bool,
-        blend: Blend,
+        self, histories: Histories, wanted: Wanted, eligible: np.ndarray | None = None
     ) -> Found:
         """See `Finder.find`."""
         if eligible is not None:
             with self._turn:
-                return super().find(
-                    histories, k, eligible=eligible, drop_seen=drop_seen, blend=blend
-                )
-        own = Waiting(histories, (k, drop_seen, blend))
+                return super().find(histories, wanted, eligible)
+        own = Waiting(histories, wanted)
         with self._door:
             self._waiting.append(own)
         with self._turn:
@@ -65,7 +56,7 @@ class JointFinder(Finder):
     def _group(self, own: Waiting) -> list[Waiting]:
         """Take `own` out of those who wait, and with it all that fit into one pass."""
         with self._door:
-            alike = [one for one in self._waiting if one.asked == own.asked and one is not own]
+            alike = [one for one in self._waiting if one.wanted == own.wanted and one is not own]
             alike.insert(0, own)
             first = next(self.parts(Histories.joined([one.histories for one in alike])))
             ends = np.cumsum([len(one.histories) for one in alike])
@@ -75,10 +66,9 @@ class JointFinder(Finder):
 
     def _answer(self, group: list[Waiting]) -> None:
         """Answer all of a group; where that fails, the others' questions stay open, each alone."""
-        k, drop_seen, blend = group[0].asked
         joined = Histories.joined([one.histories for one in group])
         try:
-            found = super().find(joined, k, eligible=None, drop_seen=drop_seen, blend=blend)
+            found = super().find(joined, group[0].wanted)
         except Exception:
             if len(group) == 1:
                 raise

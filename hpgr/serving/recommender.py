@@ -29,7 +29,7 @@ from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.model_protocols import RankingModel
 from hpgr.registry.bundle import NO_TEMPERATURE, Serving, check_bundle
 from hpgr.runtime import UserError
-from hpgr.serving.best_items import Best, Found
+from hpgr.serving.best_items import Best, Found, Wanted
 from hpgr.serving.joint_finder import JointFinder
 from hpgr.serving.request import Request, encode
 from hpgr.terminal import short, shown
@@ -173,12 +173,11 @@ class Recommender:
         if not requests:
             return []
         histories = encode(requests, self.item, self.actions, gap_s=self.serving.gap_s)
-        drop = self.serving.remove_history
+        wanted = Wanted(k, self.serving.remove_history, blend)
         answers: list[Answer] = []
         for part in self.finder.parts(histories):
             asked = histories.take(part)
-            found = self.finder.find(asked, k, eligible=eligible, drop_seen=drop, blend=blend)
-            answers += self._answers(asked, found)
+            answers += self._answers(asked, self.finder.find(asked, wanted, eligible))
         return answers
 
     def _answers(self, histories: Histories, found: Found) -> Iterator[Answer]:
@@ -266,15 +265,11 @@ class Recommender:
             drop_seen: leave it out; None: as the model was judged.
             blend: the order; None: as the model was judged.
         """
-        order = blend or self.serving.blend
         drop = self.serving.remove_history if drop_seen is None else drop_seen
+        wanted = Wanted(k, drop, blend or self.serving.blend)
+        parts = self.finder.parts(histories)
         return Best.of(
-            [
-                self.finder.find(
-                    histories.take(part), k, eligible=eligible, drop_seen=drop, blend=order
-                ).best
-                for part in self.finder.parts(histories)
-            ]
+            [self.finder.find(histories.take(part), wanted, eligible).best for part in parts]
         )
 
     def _shares(
