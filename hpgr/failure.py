@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,7 @@ def describe(error: Exception, output: Path, workspace: Workspace = HERE) -> str
     if (full := next((e for e in chain(error) if is_full(e)), None)) is not None:
         _drop_compiled()
         return _no_room(full, output)
-    if isinstance(error, EOFError) and "marshal" in str(error):
+    if _reads_compiled(error):
         _drop_compiled()
         return (
             f"a compiled module below {CODE} was cut off ({error}), most likely by a full disk. "
@@ -78,6 +79,12 @@ def describe(error: Exception, output: Path, workspace: Workspace = HERE) -> str
             "or look at the disk"
         )
     return None
+
+
+def _reads_compiled(error: Exception) -> bool:
+    """Return True if Python's loader failed on a compiled module, in any of marshal's words."""
+    calls = traceback.extract_tb(error.__traceback__)
+    return bool(calls) and calls[-1].name == "_compile_bytecode"
 
 
 def _drop_compiled() -> None:
