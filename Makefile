@@ -79,6 +79,7 @@ COMPILE := python -m compileall -qq -j 0 -x '/tests?/' .venv/lib hpgr flows host
 # A stamp per set of extras: pip runs again only when what it would install may have changed.
 .venv/bin/python: | folder
 	$(PYTHON) -m venv .venv
+	$@ -m pip install --quiet 'pip>=26'  # the one that comes with Python takes twice as long
 
 .venv/ready: pyproject.toml requirements.lock | folder .venv/bin/python
 	$(INSTALL) .
