@@ -4,9 +4,11 @@
     python -m benchmarks.matrix validate ml-1m                       the stages that cells share
     python -m benchmarks.matrix sessionize ml-1m leave-one-out
     python -m benchmarks.matrix finetune ml-1m leave-one-out hpgr 0  a stage of one cell
+    python -m benchmarks.matrix cell trivago leave-one-out hstu 0    all stages of any cell
 
-benchmarks/dvc.yaml runs these in the project's folder. Reads benchmarks/params.yaml, params.yaml
-and profiles/. Writes below benchmarks/cells/, and the results of a judged cell to
+benchmarks/dvc.yaml runs all but the last, which is for a cell that the lists leave out, in the
+project's folder. Reads benchmarks/params.yaml, params.yaml and profiles/. Writes below
+benchmarks/cells/, and the results of a judged cell to
 benchmarks/results/PROTOCOL-DATASET-MODEL-SEED.json.
 """
 
@@ -39,6 +41,7 @@ CELLS = FOLDER / "cells"
 CODE = CELLS / "code.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 PARTS = ("dataset", "split", "model", "seed")
+DEPTHS = {"validate": 1, "sessionize": 2}  # parts of a cell that name such a stage; all for others
 
 
 class Cell(NamedTuple):
@@ -129,7 +132,7 @@ def write_settings() -> None:
     shared = {Cell(*cell[:depth]) for cell in matrix.cells for depth in (1, 2)}
     written = {cell: settings(cell, matrix) for cell in [*sorted(shared), *matrix.cells]}
     for cell in matrix.cells:
-        for stage, depth in (("validate", 1), ("sessionize", 2)):
+        for stage, depth in DEPTHS.items():
             own, common = written[cell], written[Cell(*cell[:depth])]
             for name in STAGES[stage].params:
                 if _value(own, name) != _value(common, name):
@@ -142,6 +145,38 @@ def write_settings() -> None:
     for cell, values in written.items():
         _write_if_new(cell.workspace.params, values)
     _write_if_new(CODE, code_digests())
+
+
+def run_cell(cell: Cell) -> None:
+    """Run the stages of a cell that are not current; `cells` need not list it.
+
+    A file in the workspace records which code, parameters and stages before it made a stage's
+    output; the raw log is taken as it is. A killed training goes on.
+
+    Raises:
+        ConfigError: the data set, the model or the model's split is not described.
+    """
+    matrix = read_matrix()
+    if cell.dataset not in matrix.datasets or cell.split not in matrix.models.get(cell.model, {}):
+        raise ConfigError(
+            f"{PARAMS} does not describe {cell}: it has the data sets "
+            f"{', '.join(matrix.datasets)} and the models {', '.join(matrix.models)}"
+        )
+    code, upstream = code_digests(), ""
+    for stage in STAGES:
+        part = Cell(*cell[: DEPTHS.get(stage, len(PARTS))])
+        workspace, values = part.workspace, settings(part, matrix)
+        _write_if_new(workspace.params, values)
+        own = {name: _value(values, name) for name in STAGES[stage].params}
+        made_by = {"upstream": upstream, "code": code[stage], "params": own}
+        upstream = hashlib.sha256(yaml.safe_dump(made_by).encode()).hexdigest()
+        record = workspace.root / f"{stage}.made"
+        output = workspace.output(stage)
+        if output.is_dir() and record.is_file() and record.read_text() == upstream:
+            continue
+        _run_stage(stage, part)
+        write_text(record, upstream)
+    publish(cell)
 
 
 def settings(cell: Cell, matrix: Matrix) -> dict[str, Any]:
@@ -202,6 +237,15 @@ def _write_if_new(path: Path, values: dict[str, Any]) -> None:
         write_text(path, text)
 
 
+def _run_stage(stage: str, cell: Cell) -> None:
+    """Run one stage of a cell whose settings are written; `evaluate` also writes its results."""
+    start = time.monotonic()
+    run_stage(stage, cell.workspace)
+    if stage == "evaluate":
+        write_results(cell, time.monotonic() - start)
+        publish(cell)
+
+
 def main(arguments: list[str]) -> None:
     """Run what the command line names.
 
@@ -212,15 +256,13 @@ def main(arguments: list[str]) -> None:
     if command == "settings" and not place:
         write_settings()
         return
-    depth = {"validate": 1, "sessionize": 2}.get(command, len(PARTS))
-    if command not in STAGES or len(place) != depth:
+    depth = DEPTHS.get(command, len(PARTS))
+    if command not in (*STAGES, "cell") or len(place) != depth:
         raise UserError(f"found {' '.join(arguments)!r}, expected a command of:\n{__doc__}")
-    cell = Cell(*place)
-    start = time.monotonic()
-    run_stage(command, cell.workspace)
-    if command == "evaluate":
-        write_results(cell, time.monotonic() - start)
-        publish(cell)
+    if command == "cell":
+        run_cell(Cell(*place))
+    else:
+        _run_stage(command, Cell(*place))
 
 
 if __name__ == "__main__":

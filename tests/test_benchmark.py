@@ -141,6 +141,39 @@ def test_settings_that_stay_are_not_written_again(project):
     assert HPGR.workspace.params.stat().st_mtime_ns == before
 
 
+def test_a_cell_beside_the_lists_runs_what_is_not_current(project, monkeypatch):
+    ran = []
+
+    def run_stage(stage, workspace):
+        ran.append(stage)
+        workspace.output(stage).mkdir(parents=True)
+
+    monkeypatch.setattr(matrix, "run_stage", run_stage)
+    monkeypatch.setattr(matrix, "write_results", lambda *_: None)
+    cell = Cell("tiny", "leave-one-out", "hpgr-no-anchors", "7")
+    assert cell not in read_matrix().cells
+
+    def again():
+        ran.clear()
+        matrix.run_cell(cell)
+        return ran
+
+    assert again() == [*STAGES]
+    assert not load_config(cell.workspace.params).model.preference
+    assert again() == []
+    shutil.rmtree(cell.workspace.finetuned)
+    assert again() == ["finetune"]
+    for changed in ("finetuned", "evaluation"):
+        shutil.rmtree(getattr(cell.workspace, changed))
+    write_matrix(project, CELLS, {"tiny": {**TINY, "finetune": {"steps": 61}}})
+    assert again() == ["finetune", "evaluate"]
+
+
+def test_a_cell_that_is_not_described_is_one_message(project):
+    with pytest.raises(ConfigError, match="does not describe other/leave-one-out/hpgr/0"):
+        matrix.run_cell(Cell("other", "leave-one-out", "hpgr", "0"))
+
+
 def test_patterns_choose_cells():
     cells = [Cell("a", split, model, "0") for split in ("s", "t") for model in ("m", "n")]
     assert chosen(cells, []) == cells

@@ -1,5 +1,6 @@
 """The README's tables: what several seeds of a model and the baselines beside them become."""
 
+from benchmarks import ablations
 from benchmarks.table import COLUMNS, table
 
 
@@ -23,3 +24,19 @@ def test_seeds_become_a_mean_with_its_spread_and_the_best_mean_is_bold():
     assert "| .2200 ± .0424 |" in served
     assert "| .2100 |" in baseline  # ahead of the first seed, not of the mean
     assert "seeds of a model: 2, mean" in text
+
+
+def test_a_part_that_is_taken_away_is_compared_seed_by_seed():
+    whole = {seed: result(seed, ndcg, 0.2) for seed, ndcg in ((0, 0.2), (1, 0.3), (2, 0.9))}
+    without = {"hpgr-no-sessions": {0: result(0, 0.19, 0.2), 1: result(1, 0.27, 0.2)}}
+    text = ablations.table("T", "R1", whole, without)
+    base, ablation = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert base == (
+        "| **HPGR**, profile quick | .4667 ± .3786 | .1000 ± .0000 | 3 | 300, 300, 300 |"
+    )
+    assert ablation == ("| hpgr-no-sessions | -.0200 ± .0141 | +.0000 ± .0000 | 2 | 300, 300 |")
+
+
+def test_an_ablation_is_a_model_that_differs_from_its_profile():
+    assert "hpgr-no-sessions" in ablations.described()
+    assert not {"hpgr", "hpgr-quick", "hstu"} & {*ablations.described()}

@@ -1,0 +1,104 @@
+"""What each part of HPGR is worth: models without a part, trained anew, beside the whole.
+
+    python -m benchmarks.ablations [--write]
+
+Reads benchmarks/results/*.json and the models of benchmarks/params.yaml. Prints Markdown; with
+--write it replaces what stands between the markers in docs/ablations.md. A difference is that of
+runs with the same seed, on test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.table import NAMES, RESULTS, ROOT, TITLES, between_markers
+from hpgr.params_file import read_params
+from hpgr.runtime import read_json, write_text
+
+PAGE = ROOT / "docs" / "ablations.md"
+COLUMNS = {
+    "R1": {"ndcg@10": "NDCG@10", "hr@10": "HR@10"},
+    "K1": {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss"},
+}
+WHOLE = {"R1": "hpgr-quick", "K1": "hpgr"}  # what the part is taken from
+Results = dict[tuple[str, str], dict[int, dict[str, Any]]]  # dataset, model -> seed -> result
+
+
+def described(path: Path = ROOT / "benchmarks/params.yaml") -> list[str]:
+    """Models that differ from their profile: those with a part taken away."""
+    return [name for name, model in read_params(path)["models"].items() if "set" in model]
+
+
+def tables() -> str:
+    """All tables, one after the other."""
+    parts = []
+    for protocol in COLUMNS:
+        found: Results = {}
+        for path in sorted(RESULTS.glob(f"{protocol}-*.json")):
+            result = read_json(path)
+            found.setdefault((result["dataset"], result["model"]), {})[result["seed"]] = result
+        for dataset in sorted({dataset for dataset, _ in found}):
+            runs = {name: found.get((dataset, name), {}) for name in described()}
+            whole = found.get((dataset, WHOLE[protocol]), {})
+            runs = {name: own for name, own in runs.items() if own.keys() & whole.keys()}
+            if runs:
+                parts.append(table(f"{TITLES[protocol]}, {dataset}", protocol, whole, runs))
+    return "\n".join(parts)
+
+
+def table(
+    title: str,
+    protocol: str,
+    whole: dict[int, dict[str, Any]],
+    runs: dict[str, dict[int, dict[str, Any]]],
+) -> str:
+    """One protocol and data set: the whole, then each model and its distance from the whole."""
+    columns = COLUMNS[protocol]
+    lines = [
+        f"{title}:\n",
+        f"| model | {' | '.join(columns.values())} | seeds | best step |",
+        "|---|" + "---|" * (len(columns) + 2),
+    ]
+    values = {c: [run["metrics"][c] for run in whole.values()] for c in columns}
+    cells = [spread(values[c]) for c in columns]
+    lines.append(row(NAMES.get(WHOLE[protocol], WHOLE[protocol]), cells, whole))
+    for name, own in runs.items():
+        seeds = sorted(own.keys() & whole.keys())
+        pairs = {c: [own[s]["metrics"][c] - whole[s]["metrics"][c] for s in seeds] for c in columns}
+        lines.append(row(name, [spread(pairs[c], signed=True) for c in columns], own))
+    first = next(iter(whole.values()))
+    lines.append(f"\n{first['machine']}; a row below the first is the distance from it.\n")
+    return "\n".join(lines)
+
+
+def row(name: str, cells: list[str], runs: dict[int, dict[str, Any]]) -> str:
+    """One line of a table, with the seeds and the steps of the best validation."""
+    best = ", ".join(f"{run['best_step']:,}" for _, run in sorted(runs.items()))
+    return f"| {' | '.join([name, *cells, str(len(runs)), best])} |"
+
+
+def spread(values: list[float], *, signed: bool = False) -> str:
+    """Mean, with the standard deviation where there are several values."""
+    text = f"{statistics.fmean(values):{'+' if signed else ''}.4f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.4f}"
+    return text.replace("0.", ".")
+
+
+def main() -> None:
+    """Print the tables or write them into the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true")
+    if parser.parse_args().write:
+        write_text(PAGE, between_markers(PAGE.read_text(encoding="utf-8"), tables()))
+    else:
+        print(tables(), end="")
+
+
+if __name__ == "__main__":
+    main()
