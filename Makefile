@@ -72,9 +72,9 @@ folder:
 	@said=$$(git rev-parse --git-dir 2>&1) || { \
 	  echo "error: $$said: DVC and a version's lineage need one. Clone the project, or in a copy run: git init && git add -A && git commit -m 'Copy of hpgr'" >&2; exit 2; }
 
+# Python compiles what it imports, where nothing forbids it; pip would compile all, most for nothing.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := python -m pip install --no-compile --constraint requirements.lock --editable
-# By all cores, where pip has one, and without the libraries' own tests. A few files are templates.
-COMPILE := python -m compileall -qq -j 0 -x '/tests?/' .venv/lib hpgr flows host || true
 
 # A stamp per set of extras: pip runs again only when what it would install may have changed.
 .venv/bin/python: | folder
@@ -83,12 +83,10 @@ COMPILE := python -m compileall -qq -j 0 -x '/tests?/' .venv/lib hpgr flows host
 
 .venv/ready: pyproject.toml requirements.lock | folder .venv/bin/python
 	$(INSTALL) .
-	$(COMPILE)
 	touch $@
 
 .venv/ready-dev: pyproject.toml requirements.lock | folder .venv/bin/python
 	$(INSTALL) '.[dev,spark,team]'
-	$(COMPILE)
 	touch $@ .venv/ready
 
 .PHONY: clean

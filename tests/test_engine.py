@@ -11,9 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from sample_log import config, contents, table_of_events, write_validated
+from test_vocabulary import grow
 
 from hpgr.data import sessionize
 from hpgr.runtime import UserError
+from hpgr.workspace import HERE
 
 OUT = Path("artifacts/sessions")
 
@@ -49,11 +51,13 @@ def without_spark() -> str | None:
     return None if shutil.which(java) else "Java is not installed (Spark needs 17)"
 
 
-@pytest.mark.spark
-@pytest.mark.skipif(without_spark() is not None, reason=str(without_spark()))
-def test_spark_gives_the_same_rows_as_duckdb(workspace, monkeypatch, jvm):
-    conf = workspace / "spark-conf"
-    conf.mkdir()
+needs_spark = pytest.mark.skipif(without_spark() is not None, reason=str(without_spark()))
+
+
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory):
+    """Spark's settings for small logs; the JVM that the first test starts serves the others."""
+    conf = tmp_path_factory.mktemp("spark-conf")
     (conf / "spark-defaults.conf").write_text(
         "spark.master local[2]\nspark.sql.shuffle.partitions 2\nspark.log.level ERROR\n"
         "spark.ui.enabled false\nspark.ui.showConsoleProgress false\n"
@@ -61,8 +65,15 @@ def test_spark_gives_the_same_rows_as_duckdb(workspace, monkeypatch, jvm):
         "spark.driver.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:+UseSerialGC\n"
         "spark.sql.codegen.wholeStage false\nspark.sql.codegen.factoryMode NO_CODEGEN\n"
     )
-    monkeypatch.setenv("SPARK_CONF_DIR", str(conf))
-    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARK_CONF_DIR", str(conf))
+        patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+        yield
+
+
+@pytest.mark.spark
+@needs_spark
+def test_spark_gives_the_same_rows_as_duckdb(workspace, spark, jvm):
     tables, rest = [], []
     for name in ("duckdb", "spark"):
         sessionize.sessionize(config(engine=name, split="global-time", min_item_events=1))
@@ -73,3 +84,11 @@ def test_spark_gives_the_same_rows_as_duckdb(workspace, monkeypatch, jvm):
     for name, table in tables[0].items():
         assert tables[1][name].to_pylist() == table.to_pylist(), name
         assert tables[1][name].schema.types == table.schema.types, name
+
+
+@pytest.mark.spark
+@needs_spark
+def test_spark_grows_the_same_vocabulary(workspace, spark, jvm):
+    expected = grow(workspace), contents(OUT / "arrays")
+    shutil.rmtree(HERE.base)
+    assert (grow(workspace, "spark"), contents(OUT / "arrays")) == expected

@@ -57,7 +57,7 @@ def test_both_stages_train_and_score_there_as_on_the_cpu(name, tmp_path, monkeyp
     """Square tiles on the CPU, segments and other chunks there; dropout would draw other masks."""
     write_project(tmp_path)
     monkeypatch.chdir(tmp_path)
-    cfg = parameters(**NETWORKS[name], **both(6, "steps"), model__dropout=0.0)
+    cfg = parameters(**NETWORKS[name], **both(4, "steps"), model__dropout=0.0)
     expected = train_on(torch.device("cpu"), cfg, monkeypatch)
     with PretendDevice():
         found = train_on(ELSEWHERE, cfg, monkeypatch)

@@ -13,6 +13,7 @@ from hpgr.training.losses import full_softmax, normalised, sampled_softmax
 
 # bfloat16 keeps 8 bits of every factor of a product: 0.4 % each, less in a mean over many rows.
 TOLERANCE = 0.01
+STEPS = 8
 NETWORKS = {
     "hpgr": {},
     "hpgr without ranking": {"finetune__ranking_weight": 0.0},
@@ -32,7 +33,8 @@ def test_both_stages_train_in_bfloat16_as_in_float32(name, tmp_path, monkeypatch
         folder = tmp_path / precision
         write_project(folder)
         monkeypatch.chdir(folder)
-        rows[precision] = train_both(parameters(**NETWORKS[name], **both(precision, "precision")))
+        changes = {**NETWORKS[name], **both(precision, "precision"), **both(STEPS, "steps")}
+        rows[precision] = train_both(parameters(**changes))
     assert rows["float32"]["finetune"]
     for stage, expected in rows["float32"].items():
         found = rows["bfloat16"][stage]

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from sample_log import config, contents, keep_as_base, log_of, table_of_events, write_validated
-from test_engine import without_spark
 
 from hpgr.data import sessionize
 from hpgr.data.log import FIRST_ITEM, EventLog
@@ -177,14 +176,6 @@ def test_a_repeat_with_a_base_gives_the_same_bytes(workspace):
     first = contents(OUT)
     sessionize.sessionize(config())
     assert contents(OUT) == first
-
-
-@pytest.mark.spark
-@pytest.mark.skipif(bool(without_spark()), reason=without_spark() or "")
-def test_spark_grows_the_same_vocabulary(workspace, jvm):
-    expected = grow(workspace), contents(OUT / "arrays")
-    shutil.rmtree(HERE.base)
-    assert (grow(workspace, "spark"), contents(OUT / "arrays")) == expected
 
 
 def test_the_base_of_another_log_is_refused(workspace):
