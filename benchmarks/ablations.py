@@ -1,4 +1,4 @@
-"""What each part of HPGR is worth: models without a part, trained anew, beside the whole.
+"""The worth of each part of HPGR: models without it, trained anew, beside the whole.
 
     python -m benchmarks.ablations [--write]
 

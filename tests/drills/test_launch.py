@@ -31,7 +31,8 @@ def forever():
         # On its own server there is nothing to watch.
         assert not [t for t in threading.enumerate() if "watch" in t.name]
         pathlib.Path("works").touch()
-        time.sleep(600)
+        for _ in range(6000):  # a signal that comes just before a sleep is seen after it
+            time.sleep(0.1)
 
 launch(forever)
 """
