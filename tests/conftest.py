@@ -52,6 +52,16 @@ with suppress(ModuleNotFoundError):  # tests/gpu runs where there is no more tha
     settings.load_profile("repeatable")
 
 
+# What the collection imports stays to the end: no garbage collection need look through it, neither
+# while it comes nor later.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items):
     """The long files first, so that no process of `make test` begins one when the others end."""
     items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)

@@ -127,11 +127,11 @@ def test_bytes_that_break_parsers(app, content):
         ({"requests": [{"actions": [1.5] * 10**6}]}, 422, "actions.0: Input should be a valid str"),
         ({"requests": [{"session_ids": [{}] * 10**6}]}, 422, "found an object of 0 keys"),
         (
-            {"requests": [{str(n): n for n in range(500_000)}]},
+            {"requests": [{str(n): n for n in range(100_000)}]},
             422,
             "no other keys than request_time",
         ),
-        ({str(n): n for n in range(500_000)}, 422, "no other keys than requests, k, allow, deny"),
+        ({str(n): n for n in range(100_000)}, 422, "no other keys than requests, k, allow, deny"),
         ({"requests": [{}], "allow": [None] * 10**6}, 422, "allow.0: Input should be a valid str"),
         ({"requests": [{}], "deny": [True] * 10**6}, 422, "found True"),
     ],

@@ -15,7 +15,7 @@ import pytest
 from sample_log import TESTED, config, contents, table_of_events, write_validated
 
 from hpgr.config import Sessionize
-from hpgr.data import engine, labels, session_statistics, sessionize
+from hpgr.data import flat_arrays, labels, session_statistics, sessionize
 from hpgr.data.log import EventLog
 from hpgr.runtime import UserError
 
@@ -285,8 +285,7 @@ def test_a_repeat_gives_the_same_bytes(workspace):
 def test_batches_do_not_show_in_the_result(workspace, monkeypatch):
     sessionize.sessionize(config())
     whole = contents(OUT)
-    monkeypatch.setattr(sessionize, "BATCH_ROWS", 7)
-    monkeypatch.setattr(engine, "BATCH_ROWS", 11)
+    monkeypatch.setattr(flat_arrays, "BATCH_ROWS", 7)
     monkeypatch.setattr(session_statistics, "BLOCK_ROWS", 13)
     expected = {name: frame(name) for name in ("events", "users")}
     sessionize.sessionize(config())

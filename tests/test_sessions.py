@@ -64,8 +64,8 @@ def run(
     table = lazy(events)
     log = sessions.sessionized(
         table,
-        sessions.vocabulary(table, table, "user_id"),
-        sessions.vocabulary(table, table, "item_id"),
+        sessions.vocabulary(table, "user_id"),
+        sessions.vocabulary(table, "item_id"),
         ibis.memtable(LABELS),
         gap_s=GAP_S,
         own_ids=any(e.session_id is not None for e in events),
@@ -76,7 +76,7 @@ def run(
 
 
 def ids(events: list[Event], key: str) -> dict[str, int]:
-    found = sessions.vocabulary(lazy(events), lazy(events), key).to_pyarrow().to_pydict()
+    found = sessions.vocabulary(lazy(events), key).to_pyarrow().to_pydict()
     return dict(zip(found[key], found[sessions.FIRST_ID[key][0]], strict=True))
 
 
@@ -252,9 +252,32 @@ def test_ids_stay_when_later_events_are_appended(key, events, later):
 @few
 @given(logs, st.integers(1, 4))
 def test_what_the_core_keeps_is_numbered_in_the_order_of_the_whole_log(events, least):
-    kept = sessions.core_round(lazy(events), 1, least)
-    found = sessions.vocabulary(lazy(events), kept, "item_id").order_by("item").to_pyarrow()
+    table = lazy(events)
+    whole = {key: sessions.vocabulary(table, key) for key in sessions.FIRST_ID}
+    kept = sessions.core_round(sessions.coded(table, *whole.values()), 1, least)
     counts = Counter(e.item_id for e in events)
-    seen = dict.fromkeys(e.item_id for e in in_order(events))
-    assert found["item_id"].to_pylist() == [item for item in seen if counts[item] >= least]
-    assert found["item"].to_pylist() == list(range(2, 2 + len(found)))
+    left = [e for e in in_order(events) if counts[e.item_id] >= least]
+    for key, (name, first_id) in sessions.FIRST_ID.items():
+        found = sessions.core_vocabulary(whole[key], kept, key).order_by(name).to_pyarrow()
+        alive = {getattr(e, key) for e in left} - {None}
+        expected = [value for value in ids(events, key) if value in alive]
+        assert found[key].to_pylist() == sorted(expected, key=ids(events, key).get)
+        assert found[name].to_pylist() == list(range(first_id, first_id + len(expected)))
+
+
+@few
+@given(logs)
+def test_a_coded_log_has_the_same_rows(events):
+    table = lazy(events)
+    whole = [sessions.vocabulary(table, key) for key in sessions.FIRST_ID]
+    found = sessions.coded(table, *whole).order_by("row").to_pyarrow().to_pylist()
+    known = {key: ids(events, key) for key in sessions.FIRST_ID}
+    assert [(r["user_id"], r["item_id"], r["action"], r["timestamp"]) for r in found] == [
+        (
+            known["user_id"][e.user_id],
+            known["item_id"][e.item_id],
+            known["action"].get(e.action),
+            e.timestamp,
+        )
+        for e in events
+    ]

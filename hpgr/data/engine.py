@@ -17,14 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from hpgr.runtime import UserError, scratch_prefix
 
 if TYPE_CHECKING:
     from ibis.expr.types import Table
-
-BATCH_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -107,11 +104,3 @@ def _spark() -> Iterator[Any]:
 def stored(path: Path) -> ds.Dataset:
     """The table that an engine stored, one file or a folder of parts, in the order written."""
     return ds.dataset(sorted(path.glob("part-*.parquet")) if path.is_dir() else path)
-
-
-def single_file(source: Path, target: Path) -> None:
-    """Copy a stored table into one Parquet file, with the same bytes on every run."""
-    parts = stored(source)
-    with pq.ParquetWriter(target, parts.schema, compression="zstd") as writer:
-        for batch in parts.to_batches(batch_size=BATCH_ROWS):
-            writer.write_batch(batch)

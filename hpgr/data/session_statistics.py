@@ -101,8 +101,10 @@ def totals(log: EventLog) -> Totals:
 def _blocks(log: EventLog) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of a block of the log and the user of each."""
     for begin in range(0, log.meta.num_events, BLOCK_ROWS):
-        rows = np.arange(begin, min(begin + BLOCK_ROWS, log.meta.num_events))
-        yield rows, np.searchsorted(log.user_offsets, rows, side="right") - 1
+        end = min(begin + BLOCK_ROWS, log.meta.num_events)
+        first, last = np.searchsorted(log.user_offsets, (begin, end - 1), side="right") - 1
+        counts = np.diff(np.clip(log.user_offsets[first : last + 2], begin, end))
+        yield np.arange(begin, end), np.repeat(np.arange(first, last + 1), counts)
 
 
 def _by_split(split: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:

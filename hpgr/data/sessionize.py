@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpgr.data.base_folder import is_filled
-from hpgr.data.engine import BATCH_ROWS, Engine, open_engine, single_file, stored
+from hpgr.data.engine import Engine, open_engine, stored
+from hpgr.data.flat_arrays import write_events
 from hpgr.data.labels import action_values, can_rank, finding, labels, unread
 from hpgr.data.log import DTYPES, FIRST_ITEM, TRAIN, EventLog, Meta
 from hpgr.data.repeats import removes_history, repeat_share, rule
@@ -44,6 +44,19 @@ ITEMS_SCHEMA = pa.schema(
 )
 
 
+class EngineResult(NamedTuple):
+    """Results of the engine: `item` and `item_id`, and numbers of rows.
+
+    `dropped` counts what the k-core dropped, `own_sessions` is True if some event has a session id,
+    `per_user` [U] are the events of each user.
+    """
+
+    items: pa.Table
+    dropped: dict[str, int]
+    own_sessions: bool
+    per_user: np.ndarray
+
+
 def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
     """Cut sessions, number users and items, split, and write `artifacts/sessions/`.
 
@@ -60,10 +73,10 @@ def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
     _check_inputs(workspace.validated)
     with atomic_folder(workspace.sessions) as out:
         with open_engine(settings.engine, out.parent) as engine:
-            item_ids, dropped, own_sessions = _tables(engine, settings, workspace, out)
-        items, categories = _item_table(item_ids, workspace)
+            tables = _tables(engine, settings, workspace, out)
+        items, categories = _item_table(tables.items, workspace)
         pq.write_table(categories, out / "categories.parquet")
-        log = _arrays(out, items, categories, settings, own_sessions=own_sessions)
+        log = _arrays(out, tables, items, categories, settings)
         sums = totals(log)
         _check_split(sums, settings)
         log = _decided(log, sums, cfg)
@@ -71,7 +84,7 @@ def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
         items = items.append_column("train_events", pa.array(sums.items[TRAIN, FIRST_ITEM:]))
         pq.write_table(items.drop_columns("category_ids"), out / "items.parquet")
         remember(out, workspace.base)
-        write_json(out / "stats.json", {**statistics(log, sums), "dropped": dropped})
+        write_json(out / "stats.json", {**statistics(log, sums), "dropped": tables.dropped})
         with (out / "gaps.csv").open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(["gap_s", "gaps", "sessions"])
@@ -94,14 +107,8 @@ def _check_inputs(validated: Path) -> None:
             )
 
 
-def _tables(
-    engine: Engine, settings: Sessionize, workspace: Workspace, out: Path
-) -> tuple[pa.Table, dict[str, int], bool]:
-    """Write events, users and actions.
-
-    Returns:
-        `item`, `item_id`; what the k-core dropped; whether any event has a session id.
-    """
+def _tables(engine: Engine, settings: Sessionize, workspace: Workspace, out: Path) -> EngineResult:
+    """Write events, users and actions."""
     from hpgr.data import sessions
 
     source = workspace.validated / "events.parquet"
@@ -109,54 +116,66 @@ def _tables(
     events = events.select(
         **{name: events[name].cast(kind) for name, kind in sessions.EVENTS_SCHEMA.items()}
     )
-    before = events.agg(
-        events=events.count(),
-        users=events.user_id.nunique(),
-        items=events.item_id.nunique(),
-        named=events.session_id.count(),
-    )
+    before = events.agg(events=events.count(), named=events.session_id.count())
     before = before.to_pyarrow().to_pylist()[0]
-    kept, num_events = _core(engine, events, before["events"], settings)
+    whole = {
+        key: engine.store(sessions.vocabulary(events, key), f"whole-{key}")
+        for key in sessions.FIRST_ID
+    }
+    known = {key: engine.read(path) for key, path in whole.items()}
+    coded = engine.store(sessions.coded(events, *known.values()), "coded")
+    kept, num_events = _core(engine, engine.read(coded), before["events"], settings)
     if num_events == 0:
         raise UserError(
             f"no event is left of {before['events']} in {source}: too few "
             f"users have {settings.min_user_events} events with items that have "
             f"{settings.min_item_events}; lower sessionize.min_user_events or min_item_events"
         )
-    paths = {
-        key: engine.store(sessions.vocabulary(events, kept, key).order_by(name), key)
-        for key, (name, _) in sessions.FIRST_ID.items()
-    }
-    single_file(paths["user_id"], out / "users.parquet")
-    items = _items(paths["item_id"], engine, workspace)
-    actions = _actions(paths["action"], settings, workspace, out)
-    labelled = engine.scratch / "labels.parquet"
-    pq.write_table(actions, labelled)
+    paths = {}
+    for key, (name, _) in sessions.FIRST_ID.items():
+        survived = sessions.core_vocabulary(known[key], kept, key)
+        paths[key] = engine.store(survived.order_by(name), key)
+    users = stored(paths["user_id"]).to_table()
+    pq.write_table(users.select(["user", "user_id"]), out / "users.parquet", compression="zstd")
+    items = _items(stored(paths["item_id"]).to_table(), workspace)
+    actions = _actions(stored(paths["action"]).to_table(), settings, workspace, out)
     log = sessions.sessionized(
         kept,
-        engine.read(paths["user_id"]),
-        engine.read(items),
-        engine.read(labelled),
+        _by_code(engine, users, "user_id"),
+        _by_code(engine, items, "item_id"),
+        _by_code(engine, actions, "action"),
         gap_s=settings.gap_s,
         own_ids=before["named"] > 0,
         split=settings.split,
         cuts=_cuts(kept, num_events, settings),
     )
-    single_file(engine.store(log, "log"), out / "events.parquet")
+    rows = stored(engine.store(log, "log"))
+    per_user = write_events(rows, out, num_users=len(users), num_events=num_events)
     dropped = {
         "events": before["events"] - num_events,
-        "users": before["users"] - stored(paths["user_id"]).count_rows(),
-        "items": before["items"] - stored(paths["item_id"]).count_rows(),
+        "users": stored(whole["user_id"]).count_rows() - len(users),
+        "items": stored(whole["item_id"]).count_rows() - items["code"].drop_null().length(),
     }
-    return stored(items).to_table(), dropped, before["named"] > 0
+    return EngineResult(items, dropped, before["named"] > 0, per_user)
 
 
-def _items(vocabulary: Path, engine: Engine, workspace: Workspace) -> Path:
-    """Path of the table `item`, `item_id` in which the ids of base/, if filled, come first."""
+def _by_code(engine: Engine, vocabulary: pa.Table, key: str) -> Table:
+    """A vocabulary under the codes of the coded log instead of its names."""
+    path = engine.scratch / f"{key}-by-code.parquet"
+    numbers = [n for n in vocabulary.column_names if n not in (key, "code")]
+    pq.write_table(vocabulary.select([*numbers, "code"]).rename_columns([*numbers, key]), path)
+    return engine.read(path)
+
+
+def _items(vocabulary: pa.Table, workspace: Workspace) -> pa.Table:
+    """The log's `vocabulary` of items, behind the items of base/ if it is filled.
+
+    Those of base/ without an event have no `code`.
+    """
     base = workspace.base
     if not is_filled(base):
         return vocabulary
-    found = stored(vocabulary).to_table()["item_id"]
+    found = vocabulary["item_id"]
     names = grown("items", found, base)
     new = len(names) - pq.read_metadata(base / "items.parquet").num_rows
     if new == len(found):
@@ -166,9 +185,12 @@ def _items(vocabulary: Path, engine: Engine, workspace: Workspace) -> Path:
             "nothing"
         )
     ids = pa.array(range(FIRST_ITEM, FIRST_ITEM + len(names)), pa.int32())
-    path = engine.scratch / "items.parquet"
-    pq.write_table(pa.table({"item": ids, "item_id": names}), path)
-    return path
+    return pa.table({"item": ids, "item_id": names, "code": _codes(names, vocabulary, "item_id")})
+
+
+def _codes(names: pa.ChunkedArray, vocabulary: pa.Table, key: str) -> pa.ChunkedArray:
+    """The codes of `names`; none where the vocabulary lacks one."""
+    return vocabulary["code"].take(pc.index_in(names, value_set=vocabulary[key]))
 
 
 def _core(
@@ -207,9 +229,11 @@ def _cuts(kept: Table, num_events: int, settings: Sessionize) -> TimeCuts | None
     return TimeCuts(**row)
 
 
-def _actions(vocabulary: Path, settings: Sessionize, workspace: Workspace, out: Path) -> pa.Table:
-    """Write actions.parquet; returns `action`, `action_id`, `label`, with a row for no action."""
-    column = grown("actions", stored(vocabulary).to_table()["action"], workspace.base)
+def _actions(
+    vocabulary: pa.Table, settings: Sessionize, workspace: Workspace, out: Path
+) -> pa.Table:
+    """Write actions.parquet; returns `code`, `action_id`, `label`, with a row for no action."""
+    column = grown("actions", vocabulary["action"], workspace.base)
     names = column.to_pylist()
     if len(names) > MAX_ACTIONS:
         raise UserError(
@@ -220,13 +244,16 @@ def _actions(vocabulary: Path, settings: Sessionize, workspace: Workspace, out: 
         )
     ids = pa.array(range(1, len(names) + 1), pa.int16())
     pq.write_table(pa.table({"action": ids, "name": column}), out / "actions.parquet")
-    return pa.table(
+    *known, without = labels([*names, None], settings)
+    coded = pa.table(
         {
-            "action": pa.array([*names, None], pa.string()),
-            "action_id": pa.array([*ids.to_pylist(), 0], pa.int16()),
-            "label": pa.array(labels([*names, None], settings), pa.int8()),
+            "code": _codes(column, vocabulary, "action"),
+            "action_id": ids,
+            "label": pa.array(known, pa.int8()),
         }
-    )
+    ).drop_null()
+    none = {"code": [None], "action_id": [0], "label": [without]}
+    return pa.concat_tables([coded, pa.table(none, coded.schema)])
 
 
 def _item_table(item_ids: pa.Table, workspace: Workspace) -> tuple[pa.Table, pa.Table]:
@@ -262,53 +289,25 @@ def _item_table(item_ids: pa.Table, workspace: Workspace) -> tuple[pa.Table, pa.
 
 
 def _arrays(
-    out: Path,
-    items: pa.Table,
-    categories: pa.Table,
-    settings: Sessionize,
-    *,
-    own_sessions: bool,
+    out: Path, tables: EngineResult, items: pa.Table, categories: pa.Table, settings: Sessionize
 ) -> EventLog:
-    """Write `arrays/` from the sorted events.parquet, batch by batch, and map them."""
+    """Write what `arrays/` lacks beside the events, and map all of it."""
     folder = out / "arrays"
-    folder.mkdir()
-    source = pq.ParquetFile(out / "events.parquet")
     meta = Meta(
-        num_users=pq.read_metadata(out / "users.parquet").num_rows,
+        num_users=len(tables.per_user),
         num_items=len(items) + FIRST_ITEM,
         num_actions=pq.read_metadata(out / "actions.parquet").num_rows + 1,
         num_categories=len(categories) + 1,
-        num_events=source.metadata.num_rows,
+        num_events=int(tables.per_user.sum()),
         split=settings.split,
         gap_s=settings.gap_s,
-        own_sessions=own_sessions,
+        own_sessions=tables.own_sessions,
     )
-    names = ["item", "timestamp", "action", "label", "session", "split"]
-    columns = {
-        name: np.lib.format.open_memmap(
-            folder / f"{name}.npy", mode="w+", dtype=DTYPES[name], shape=(meta.num_events,)
-        )
-        for name in names
-    }
-    for name in names:
-        _reserve(folder / f"{name}.npy")
-    per_user = np.zeros(meta.num_users, dtype=np.int64)
-    row, last_user = 0, 0
-    for batch in source.iter_batches(BATCH_ROWS, columns=["user", *names]):
-        user = batch["user"].to_numpy()
-        assert (np.diff(user, prepend=last_user) >= 0).all(), "events.parquet is not sorted by user"
-        last_user = user[-1]
-        per_user += np.bincount(user, minlength=meta.num_users)
-        for name, column in columns.items():
-            column[row : row + len(batch)] = batch[name].to_numpy()
-        row += len(batch)
-    for column in columns.values():
-        column.flush()
     actions = pq.read_table(out / "actions.parquet")["name"].to_pylist()
     category = items["category_ids"].combine_chunks()
     per_item = np.concatenate([np.zeros(FIRST_ITEM, np.int64), category.value_lengths().to_numpy()])
     small = {
-        "user_offsets": np.concatenate([[0], np.cumsum(per_user)]),
+        "user_offsets": np.concatenate([[0], np.cumsum(tables.per_user)]),
         "category_offsets": np.concatenate([[0], np.cumsum(per_item)]),
         "category": category.flatten().to_numpy(),
         "action_value": np.array([np.nan, *action_values(actions, settings)]),
@@ -317,16 +316,6 @@ def _arrays(
         np.save(folder / f"{name}.npy", values.astype(DTYPES[name]), allow_pickle=False)
     write_json(folder / "meta.json", asdict(meta))
     return EventLog.open(folder)
-
-
-def _reserve(path: Path) -> None:
-    """Reserve the disk space of a new memory map, so that a full disk is an error here.
-
-    Later a page without room would be a signal that kills the process.
-    """
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, 1))
 
 
 def _check_split(sums: Totals, settings: Sessionize) -> None:

@@ -53,16 +53,11 @@ def core_round(events: Table, min_user_events: int, min_item_events: int) -> Tab
     return events
 
 
-def vocabulary(events: Table, kept: Table, key: str) -> Table:
-    """Dense ids of the values of `key` that `kept` holds, in order of first appearance.
-
-    First appearance is that in the whole log, before the k-core. Events appended later cannot
-    change it, so ids do not move when a log grows at its end. (Only a value that the k-core had
-    dropped and that later events restore is inserted at its old place.)
+def vocabulary(events: Table, key: str) -> Table:
+    """Dense ids of the values of `key` in order of first appearance.
 
     Args:
-        events: the whole log.
-        kept: the part of it that survived the k-core.
+        events: the log.
         key: a key of `FIRST_ID`, which gives the name of the id column and the first id.
     """
     name, first_id = FIRST_ID[key]
@@ -70,9 +65,41 @@ def vocabulary(events: Table, kept: Table, key: str) -> Table:
     times = known.group_by(key).agg(timestamp=known.timestamp.min())
     seen = known.inner_join(times, [key, "timestamp"])
     seen = seen.group_by(key).agg(timestamp=seen.timestamp.min(), row=seen.row.min())
-    seen = seen.semi_join(kept, key)
     order = ibis.row_number().over(ibis.window(order_by=[seen.timestamp, seen.row]))
     return seen.select((order + first_id).cast("int32").name(name), key)
+
+
+def coded(events: Table, users: Table, items: Table, actions: Table) -> Table:
+    """The log with the numbers of `users`, `items` and `actions` for ids: shorter to handle.
+
+    The three are the vocabularies of the whole log. Events without an action have none here.
+    """
+    t = events.inner_join(users, "user_id").inner_join(items, "item_id")
+    t = t.left_join(actions, "action")
+    return t.select(
+        "timestamp", "session_id", "row", user_id="user", item_id="item", action="action_id"
+    )
+
+
+def core_vocabulary(known: Table, kept: Table, key: str) -> Table:
+    """Dense ids of what survived the k-core, in the order of the whole log's ids.
+
+    So they stand in order of first appearance in the whole log, before the k-core. Events appended
+    later cannot change it, so ids do not move when a log grows at its end. (Only a value that the
+    k-core had dropped and that later events restore is inserted at its old place.)
+
+    Args:
+        known: the whole log's vocabulary of `key`.
+        kept: the part of the coded log that survived.
+        key: as for `vocabulary`.
+
+    Returns:
+        The id, `key` and `code`, its id in `known`.
+    """
+    name, first_id = FIRST_ID[key]
+    here = known.rename(code=name).semi_join(kept.select(code=key).distinct(), "code")
+    order = ibis.row_number().over(ibis.window(order_by=here.code))
+    return here.select((order + first_id).cast("int32").name(name), key, "code")
 
 
 def time_cuts(events: Table, train_rank: int, validation_rank: int) -> Table:
@@ -107,8 +134,8 @@ def sessionized(
 
     Args:
         events: the log after the k-core.
-        users: `user_id`, `user`.
-        items: `item_id`, `item`.
+        users: `user_id` as in `events`, `user`.
+        items: `item_id` as in `events`, `item`.
         actions: `action`, `action_id`, `label`; one row has a null `action`, for events without.
         gap_s: inactivity longer than this starts a session, seconds.
         own_ids: some event has a session id of the log's own.

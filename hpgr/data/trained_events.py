@@ -16,7 +16,7 @@ back, or if a batch was taken out again. Reads the folder of the sessionize stag
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,13 @@ def remember(sessions: Path, base: Path) -> None:
                 "older (`hpgr base VERSION`) or from nothing (`hpgr base --clear`; the flow "
                 "`train` does that)."
             )
+    waiting: list[np.ndarray] = []  # merged now and then: a merge sorts the whole sketch
     for keys, split in _events(sessions):
-        known = np.union1d(known, keys[split == TRAIN])[:KEPT]
+        new = keys[split == TRAIN]
+        waiting.append(new[new < known[-1]] if len(known) == KEPT else new)
+        if sum(map(len, waiting)) >= KEPT:
+            known, waiting = _merged(known, waiting), []
+    known = _merged(known, waiting)
     np.save(sessions / SKETCH, known, allow_pickle=False)
 
 
@@ -103,6 +108,12 @@ def overlap(sketch: np.ndarray, sessions: Path, *parts: int) -> Overlap:
         covered += len(asked)
         trained += int(np.isin(asked, sketch).sum())
     return Overlap(trained, covered)
+
+
+def _merged(known: np.ndarray, more: Sequence[np.ndarray]) -> np.ndarray:
+    """The smallest KEPT of all hashes, ascending."""
+    found = np.sort(np.concatenate([known, *more]))
+    return found[np.diff(found, prepend=~found[:1]) != 0][:KEPT]
 
 
 def _events(sessions: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:

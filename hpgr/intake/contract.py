@@ -26,6 +26,7 @@ TITLE, CATEGORIES = "title", "categories"
 EVENTS = "events"  # the role of a table; the roles of items and users are their id columns
 ROW = "row"  # number of the row in the log, from 0, counted through all increments
 PART = "part"  # which file of events the row is from: 0 the base, then the increments in order
+ITEM_KNOWN = "item_known"  # of a row as `prepare` makes it; missing where nothing is checked
 UNKNOWN_ITEM = "item is not in the items table"
 SOURCE = "source"  # number of the file that a row is from
 LINE = "line"  # line of the text file, from 1; of Parquet the row, from 1
@@ -176,7 +177,7 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
             expected=f"an id that {items} lists",
             fix=f"add the item to {items}, or set data.items to null",
             check="expect_column_values_to_be_in_set",
-            arguments={"column": "item_known", "value_set": [True]},
+            arguments={"column": ITEM_KNOWN, "value_set": [True]},
         ),
     )
 
@@ -286,15 +287,15 @@ def prepare(
     return chunk.assign(
         seconds=seconds,
         ahead_s=(seconds - now).where(seconds < MILLISECONDS_FROM),
-        is_copy=_among(copies, chunk[ROW]),
-        is_repeated=_among(repeated, chunk[ROW]),
+        is_copy=among(copies, chunk[ROW].to_numpy()),
+        is_repeated=among(repeated, chunk[ROW].to_numpy()),
         item_known=known,
     )
 
 
-def _among(ordered: np.ndarray, rows: pd.Series) -> np.ndarray:
+def among(ordered: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """True for each of `rows` that is in `ordered`, which is sorted."""
-    return np.append(ordered, -1)[np.searchsorted(ordered, rows)] == rows.to_numpy()
+    return np.append(ordered, -1)[np.searchsorted(ordered, rows)] == rows
 
 
 def join_reasons(found: dict[str, np.ndarray], rules: Sequence[Rule], length: int) -> np.ndarray:

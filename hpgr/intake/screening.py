@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from hpgr.data.parquet import write_parquet
 from hpgr.intake.contract import (
     COPY_RULE,
     EVENT_COLUMNS,
     EVENTS,
     ITEM,
+    ITEM_KNOWN,
     LINE,
     REPEATED_RULE,
     ROW,
@@ -31,6 +34,7 @@ from hpgr.intake.contract import (
     TIMESTAMP,
     USER,
     Rule,
+    among,
     join_reasons,
     prepare,
     row_rules,
@@ -39,11 +43,18 @@ from hpgr.intake.contract import (
 from hpgr.intake.expectations import Expectations, Tally
 from hpgr.intake.formats import column_names
 from hpgr.intake.log_notes import notes_on_log
-from hpgr.intake.staging import copies, mend_ids, repeated_from, stage
+from hpgr.intake.staging import (
+    copies,
+    mend_ids,
+    repeated_from,
+    stage,
+    staged_rows,
+)
+from hpgr.intake.suspects import suspects, with_sample
 from hpgr.runtime import UserError, atomic_folder
 
 if TYPE_CHECKING:
-    from hpgr.config import Config
+    from hpgr.config import Config, Validate
     from hpgr.intake.file_problems import FileProblem
     from hpgr.intake.raw_log import RawLog
 
@@ -57,6 +68,7 @@ QUARANTINE_SCHEMA = pa.schema(
     + [(ROW, pa.int64()), (FILE, pa.string()), (LINE, pa.int64()), ("reason", pa.string())]
 )
 EXAMPLES_PER_REASON = 5
+EVENTS_AT_A_TIME = 1 << 18
 
 
 @dataclass
@@ -84,10 +96,9 @@ class Counts:
         return self.quarantined / self.rows
 
     def add(self, reason: np.ndarray, found: Mapping[str, np.ndarray], chunk: pd.DataFrame) -> None:
-        """Count a chunk by the joined reasons of its rows; `found` has positions by rule."""
+        """Count the reasons of a chunk's rows, joined; `found` has positions by rule."""
         repeated = int((reason == REPEATED_RULE.name).sum())
         duplicates = int((reason == COPY_RULE.name).sum())
-        self.rows += len(chunk)
         self.repeated += repeated
         self.duplicates += duplicates
         self.quarantined += int((reason != "").sum()) - repeated - duplicates
@@ -198,22 +209,29 @@ def screen(
             expectations.add(name, table_rules(key, of_key))
             expectations.check(name, table[[key]])
     rules = row_rules(cfg.validate_, items_file)
-    chunks = check_rows(staged, rules, expectations, cfg.validate_.chunk_rows, items, known_events)
-    with (
-        pq.ParquetWriter(screened.out / "events.parquet", EVENTS_SCHEMA) as events,
-        pq.ParquetWriter(screened.out / "quarantine.parquet", QUARANTINE_SCHEMA) as quarantine,
-    ):
+    chunks = check_rows(
+        staged,
+        rules,
+        expectations,
+        cfg.validate_.chunk_rows,
+        items,
+        known_events=known_events,
+        limits=cfg.validate_,
+    )
+    counts.rows = pq.read_metadata(staged).num_rows
+    left_out = [np.empty(0, np.int64)]
+    with pq.ParquetWriter(screened.out / "quarantine.parquet", QUARANTINE_SCHEMA) as quarantine:
         for chunk, found in chunks:
             reason = join_reasons(found, rules, len(chunk))
             bad = reason != ""
-            kept = chunk[~bad].assign(timestamp=chunk.loc[~bad, "seconds"].astype(np.int64))
-            events.write_table(as_table(kept, EVENTS_SCHEMA))
             chunk = chunk.assign(file=np.array(files, dtype=object)[chunk[SOURCE].to_numpy()])
             refused = chunk[bad].assign(reason=reason[bad])
             quarantine.write_table(as_table(refused, QUARANTINE_SCHEMA))
             counts.add(reason, found, chunk)
+            left_out.append(refused[ROW].to_numpy())
     if counts.rows == 0:
         raise UserError(f"{', '.join(files)} has no rows: expected one event a row")
+    write_events(staged, np.concatenate(left_out), screened.out / "events.parquet")
     columns = column_names(cfg.data)
     screened.notes += notes_on_log(raw, staged, columns, mended, counts, items, items_file)
     return screened
@@ -225,24 +243,59 @@ def check_rows(
     expectations: Expectations,
     chunk_rows: int,
     items: pd.DataFrame | None,
+    *,
     known_events: Path | None = None,
+    limits: Validate | None = None,
 ) -> Iterator[tuple[pd.DataFrame, dict[str, np.ndarray]]]:
     """Chunks of the staged rows, as `prepare` makes them, with the positions that break each rule.
 
-    Arguments are as in `screen`.
+    With the `limits` of the rules, rows that surely break none are left out but for a sample
+    (`suspects.py`); they count as checked. The other arguments are as in `screen`.
     """
     within, repeated = copies(staged)
     if known_events is not None:
         repeated = repeated_from(staged, known_events)
     expectations.add("events", rules)
     known = None if items is None else pd.Index(items[ITEM].dropna().unique())
-    with pq.ParquetFile(staged) as file:
-        now, batches = int(time.time()), file.iter_batches(chunk_rows)
-        for batch in tqdm(batches, desc="check", unit="chunk", disable=None):
-            chunk = prepare(
-                batch.to_pandas(), now=now, copies=within, repeated=repeated, known_items=known
-            )
-            yield chunk, expectations.check("events", chunk)
+    now, rows = int(time.time()), pq.read_metadata(staged).num_rows
+    suspect = judged = np.arange(rows)
+    if limits is not None:
+        suspect = suspects(staged, limits, now=now, known=known)
+        suspect = np.unique(np.concatenate([suspect, within, repeated]))
+        judged = with_sample(suspect, rows)
+    for frame in tqdm(staged_rows(staged, judged, chunk_rows), desc="check", disable=None):
+        chunk = prepare(frame, now=now, copies=within, repeated=repeated, known_items=known)
+        found = expectations.check("events", chunk)
+        broken = chunk[ROW].to_numpy()[np.unique(np.concatenate([*found.values(), []])).astype(int)]
+        if not np.isin(broken, suspect).all():
+            raise RuntimeError(f"rows {broken} break a rule that the scan for suspects lacks")
+        yield chunk, found
+    without = [ITEM_KNOWN] if known is None else []
+    expectations.passed("events", rows - len(judged), without=without)
+
+
+def write_events(staged: Path, left_out: np.ndarray, target: Path) -> None:
+    """Write the staged rows but those whose sorted numbers are `left_out`, times as numbers."""
+
+    def accepted() -> Iterator[pa.Table]:
+        with pq.ParquetFile(staged) as source:
+            for batch in source.iter_batches(EVENTS_AT_A_TIME, columns=EVENTS_SCHEMA.names):
+                if (bad := among(left_out, batch[ROW].to_numpy())).any():
+                    batch = batch.filter(pa.array(~bad))
+                place = batch.schema.get_field_index(TIMESTAMP)
+                batch = batch.set_column(place, TIMESTAMP, whole_seconds(batch[TIMESTAMP]))
+                yield pa.Table.from_batches([batch.cast(EVENTS_SCHEMA)])
+
+    text = [name for name in EVENT_COLUMNS if name != TIMESTAMP]
+    write_parquet(accepted(), target, EVENTS_SCHEMA, use_dictionary=text)
+
+
+def whole_seconds(text: pa.Array) -> pa.Array:
+    """Accepted times as int64."""
+    try:
+        return text.cast(pa.int64())
+    except pa.ArrowInvalid:  # some end with .0
+        return pc.replace_substring_regex(text, r"\.0*$", "").cast(pa.int64())
 
 
 def as_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:

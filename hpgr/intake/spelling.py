@@ -40,8 +40,9 @@ SHORTENED_FROM = 10**11
 
 def words(values: pa.Array | pa.ChunkedArray) -> pd.Series:
     """Text, with the words for "no value" as missing values."""
-    text = values.to_pandas().astype("str")
-    return text.mask(text.str.strip().isin(MISSING_WORDS))
+    trimmed = pc.utf8_trim_whitespace(values)
+    missing = pc.is_in(trimmed, value_set=pa.array(MISSING_WORDS, trimmed.type))
+    return pc.if_else(missing, None, values).to_pandas().astype("str")
 
 
 def spell(column: pa.Array) -> pa.Array:

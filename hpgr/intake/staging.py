@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from hpgr.data.parquet import write_parquet
 from hpgr.intake.contract import (
     ACTION,
     EVENT_COLUMNS,
@@ -49,17 +50,38 @@ STAGED_SCHEMA = pa.schema(
 KEYS = (USER, ITEM, TIMESTAMP, ACTION)  # what makes two events the same
 # 978300760 and 978300760.0 (pandas' spelling in a column with gaps) are one time.
 READ = (
-    f"SELECT * REPLACE (regexp_replace({TIMESTAMP}, '\\.0*$', '') AS {TIMESTAMP}) "
-    "FROM read_parquet(?)"
+    f"SELECT * REPLACE (if(contains({TIMESTAMP}, '.'), regexp_replace({TIMESTAMP}, '\\.0*$', ''), "
+    f"{TIMESTAMP}) AS {TIMESTAMP}) FROM read_parquet($1)"
 )
 
 
 def stage(chunks: Iterator[pd.DataFrame], target: Path) -> None:
     """Write the raw rows unchanged, so that they can be read repeatedly."""
-    with pq.ParquetWriter(target, STAGED_SCHEMA) as writer:
-        for chunk in tqdm(chunks, desc="read", unit="chunk", disable=None):
-            frame = chunk[STAGED_SCHEMA.names]
-            writer.write_table(pa.Table.from_pandas(frame, STAGED_SCHEMA, preserve_index=False))
+    tables = (
+        pa.Table.from_pandas(chunk[STAGED_SCHEMA.names], STAGED_SCHEMA, preserve_index=False)
+        for chunk in tqdm(chunks, desc="read", unit="chunk", disable=None)
+    )
+    write_parquet(
+        tables, target, STAGED_SCHEMA, compression="lz4", use_dictionary=list(EVENT_COLUMNS)
+    )
+
+
+def staged_rows(staged: Path, rows: np.ndarray, most: int) -> Iterator[pd.DataFrame]:
+    """The staged rows of these sorted numbers, in pieces of about `most`."""
+    waiting: list[pa.Table] = []
+    start = 0
+    with pq.ParquetFile(staged) as file:
+        for group in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            low, high = np.searchsorted(rows, (start, stop))
+            if low < high:
+                waiting.append(file.read_row_group(group).take(rows[low:high] - start))
+            start = stop
+            if sum(map(len, waiting)) >= most:
+                yield pa.concat_tables(waiting).to_pandas()
+                waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting).to_pandas()
 
 
 def mend_ids(staged: Path, files: Sequence[Path]) -> list[tuple[int, str]]:
@@ -112,11 +134,16 @@ def copies(staged: Path) -> tuple[np.ndarray, np.ndarray]:
     Returns those whose first occurrence is in their own part, and those whose first occurrence is
     in an earlier part.
     """
+    keys = ", ".join(KEYS)
     with open_duckdb(staged.parent) as connection:
-        keys = ", ".join(KEYS)
+        # Few rows share a hash: only these are compared.
         found = connection.execute(
             f"""
-            WITH log AS ({READ}), twice AS (
+            WITH hashes AS (
+                SELECT hash({keys}) AS hashed FROM ({READ}) GROUP BY 1 HAVING count(*) > 1
+            ), log AS (
+                SELECT * FROM ({READ}) WHERE hash({keys}) IN (SELECT hashed FROM hashes)
+            ), twice AS (
                 SELECT {keys}, min({ROW}) AS first, min({PART}) AS first_part
                 FROM log GROUP BY ALL HAVING count(*) > 1
             )
@@ -136,7 +163,7 @@ def repeated_from(staged: Path, events: Path) -> np.ndarray:
         found = connection.execute(
             f"""
             SELECT log.{ROW} FROM ({READ}) AS log SEMI JOIN (
-                SELECT * REPLACE ({TIMESTAMP}::VARCHAR AS {TIMESTAMP}) FROM read_parquet(?)
+                SELECT * REPLACE ({TIMESTAMP}::VARCHAR AS {TIMESTAMP}) FROM read_parquet($2)
             ) AS known ON {_same("known")} ORDER BY log.{ROW}
             """,
             [str(staged), glob.escape(str(events))],  # a folder may have a [ in its name

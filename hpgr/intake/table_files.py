@@ -131,7 +131,7 @@ def _numbered(parts: Sequence[_Part], chunk_rows: int) -> Iterator[pd.DataFrame]
     for source, part in enumerate(parts):
         for columns, lines, ragged in part.chunks(chunk_rows):
             length = len(lines)
-            none = pd.Series([None] * length, dtype="str")
+            none = words(pa.nulls(length, pa.string()))
             yield pd.DataFrame(
                 dict.fromkeys(EVENT_COLUMNS, none)
                 | columns
@@ -139,7 +139,7 @@ def _numbered(parts: Sequence[_Part], chunk_rows: int) -> Iterator[pd.DataFrame]
                     ROW: np.arange(rows, rows + length),
                     SOURCE: source,
                     LINE: np.asarray(lines),
-                    RAGGED: pd.Series(ragged, dtype="str"),
+                    RAGGED: words(pa.array(ragged, pa.string())),
                 }
             )
             rows += length
