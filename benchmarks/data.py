@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -82,12 +83,10 @@ def generated(events: int) -> pa.Table:
     )
 
 
-def prepare(folder: Path, events: int, *, csv: bool) -> Path:
-    """Write the log and the params.yaml of a workspace; returns the file of the log."""
-    log = folder / "data" / "log"
-    log.mkdir(parents=True)
-    file = log / ("log.csv" if csv else "log.parquet")
-    if csv:
+def prepare(file: Path, events: int) -> None:
+    """Write a log, as the suffix says, and the params.yaml of its workspace."""
+    file.parent.mkdir(parents=True)
+    if file.suffix == ".csv":
         pyarrow.csv.write_csv(generated(events), file)
     else:
         pq.write_table(generated(events), file)
@@ -102,8 +101,7 @@ def prepare(folder: Path, events: int, *, csv: bool) -> Path:
         "columns": columns | {"action": "event"},
     }
     values["sessionize"] |= {"positive_from": None, "positive_actions": ["buy"]}
-    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    return file
+    (file.parents[2] / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
 def measured(name: str, command: list[str], folder: Path) -> dict[str, float]:
@@ -125,7 +123,11 @@ def measured(name: str, command: list[str], folder: Path) -> dict[str, float]:
 
 def measure(folder: Path, events: int, *, csv: bool) -> dict[str, float]:
     """All figures of one log."""
-    source = prepare(folder, events, csv=csv)
+    # In a process of its own: a process that starts others passes its peak memory on to them.
+    source = folder / "data" / "log" / ("log.csv" if csv else "log.parquet")
+    writer = multiprocessing.get_context("spawn").Process(target=prepare, args=(source, events))
+    writer.start()
+    writer.join()
     hpgr = [sys.executable, "-m", "hpgr.cli"]
     script = "import duckdb, sys; duckdb.connect().execute(sys.argv[1])"
     duckdb = [sys.executable, "-c", script]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from duckdb import DuckDBPyConnection
 
 from hpgr.data.labels import unread
 from hpgr.intake.contract import ACTION, EVENTS, ITEM, SESSION, UNKNOWN_ITEM, USER
@@ -87,36 +88,39 @@ def notes_on_rows(
         )
         for part, column in mended
     ]
-    for column in (USER, ITEM, SESSION):
-        kind = column.removesuffix("_id")
-        notes += [
-            note(
-                files[0],
-                f"id that may mean no {kind}",
-                columns[column],
-                f"{word!r} in {count:,} of {rows:,} rows ({count / rows:.1%})",
-                f"an id for each {kind}",
-                f"it counts as one {kind}; if it means that there is none, leave the cell empty",
-            )
-            for word, count, rows in _placeholders(staged, column)
-        ]
+    with open_duckdb(staged.parent) as connection:
+        for column in (USER, ITEM, SESSION):
+            kind = column.removesuffix("_id")
+            notes += [
+                note(
+                    files[0],
+                    f"id that may mean no {kind}",
+                    columns[column],
+                    f"{word!r} in {count:,} of {rows:,} rows ({count / rows:.1%})",
+                    f"an id for each {kind}",
+                    f"it counts as one {kind}; if it means that there is none, leave the cell "
+                    "empty",
+                )
+                for word, count, rows in _placeholders(connection, staged, column)
+            ]
     return notes
 
 
-def _placeholders(staged: Path, column: str) -> list[tuple[str, int, int]]:
+def _placeholders(
+    connection: DuckDBPyConnection, staged: Path, column: str
+) -> list[tuple[str, int, int]]:
     """Ids that may mean "no value", the rows of each, and all rows that have an id."""
-    with open_duckdb(staged.parent) as connection:
-        connection.execute(
-            f"CREATE TEMP TABLE counts AS SELECT {column} AS id, count(*) AS n, "
-            "sum(n) OVER ()::BIGINT AS rows "
-            f"FROM read_parquet(?) WHERE {column} NOTNULL GROUP BY 1",
-            [str(staged)],
-        )
-        largest = connection.execute("FROM counts ORDER BY n DESC, id LIMIT 2").fetchall()
-        words = connection.execute(
-            "FROM counts WHERE lower(trim(id)) IN (SELECT unnest(?)) ORDER BY n DESC, id",
-            [list(PLACEHOLDERS)],
-        ).fetchall()
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE counts AS SELECT {column} AS id, count(*) AS n, "
+        "sum(n) OVER ()::BIGINT AS rows "
+        f"FROM read_parquet(?) WHERE {column} NOTNULL GROUP BY 1",
+        [str(staged)],
+    )
+    largest = connection.execute("FROM counts ORDER BY n DESC, id LIMIT 2").fetchall()
+    words = connection.execute(
+        "FROM counts WHERE lower(trim(id)) IN (SELECT unnest(?)) ORDER BY n DESC, id",
+        [list(PLACEHOLDERS)],
+    ).fetchall()
     found = [row for row in words if row[1] >= LARGE_SHARE * row[2] or row == largest[0]]
     towers = len(largest) > 1 and largest[0][1] >= TOWERS_BY * largest[1][1]
     if column != SESSION and towers and largest[0] not in found:

@@ -94,25 +94,25 @@ def mend_ids(staged: Path, files: Sequence[Path]) -> list[tuple[int, str]]:
         UserError: such a number has more digits than a float holds.
     """
     mended = []
-    for column in (USER, ITEM, SESSION):
-        spoiled = f"regexp_matches({column}, '{FROM_A_FLOAT}')"
-        limit = f"if(contains(lower({column}), 'e'), {SHORTENED_FROM}, {2 ** EXACT_BITS[64]})"
-        found = query(
-            staged.parent,
-            f"SELECT {PART}, bool_and(regexp_full_match({column}, '{WHOLE}')), "
-            f"any_value({column}) FILTER ({spoiled} AND "
-            f"abs(try_cast({column} AS DOUBLE)) >= {limit}) "
-            f"FROM read_parquet($1) WHERE {PART} IN "
-            f"(SELECT {PART} FROM read_parquet($1) GROUP BY 1 HAVING bool_or({spoiled})) "
-            f"GROUP BY 1 HAVING bool_and(regexp_full_match({column}, '{WHOLE}|{SCIENTIFIC}')) "
-            "ORDER BY 1",
-            staged,
-        )
-        for part, whole, lost in found:
-            if lost:
-                raise UserError(f"{files[part]}: {column} holds {lost}: {DIGITS_LOST}")
-            if whole:
-                mended.append((part, column))
+    with open_duckdb(staged.parent) as connection:
+        for column in (USER, ITEM, SESSION):
+            spoiled = f"regexp_matches({column}, '{FROM_A_FLOAT}')"
+            limit = f"if(contains(lower({column}), 'e'), {SHORTENED_FROM}, {2 ** EXACT_BITS[64]})"
+            found = connection.execute(
+                f"SELECT {PART}, bool_and(regexp_full_match({column}, '{WHOLE}')), "
+                f"any_value({column}) FILTER ({spoiled} AND "
+                f"abs(try_cast({column} AS DOUBLE)) >= {limit}) "
+                f"FROM read_parquet($1) WHERE {PART} IN "
+                f"(SELECT {PART} FROM read_parquet($1) GROUP BY 1 HAVING bool_or({spoiled})) "
+                f"GROUP BY 1 HAVING bool_and(regexp_full_match({column}, '{WHOLE}|{SCIENTIFIC}')) "
+                "ORDER BY 1",
+                [glob.escape(str(staged))],
+            ).fetchall()
+            for part, whole, lost in found:
+                if lost:
+                    raise UserError(f"{files[part]}: {column} holds {lost}: {DIGITS_LOST}")
+                if whole:
+                    mended.append((part, column))
     if mended:
         spelled = ", ".join(
             f"CASE WHEN {PART} IN ({', '.join(str(p) for p, c in mended if c == column)}) "

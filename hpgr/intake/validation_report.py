@@ -6,15 +6,15 @@ Shared by the validate stage and the check of a new batch. Reads `events.parquet
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpgr.intake.contract import ACTION, EVENT_COLUMNS, EVENTS, ITEM, LINE, TIMESTAMP, USER
 from hpgr.intake.increments import digest_of
-from hpgr.intake.staging import query
+from hpgr.intake.staging import open_duckdb
 from hpgr.runtime import sha256_file, write_json, write_text
 from hpgr.templates import rendered
 
@@ -29,33 +29,35 @@ ACTIONS_SHOWN = 12
 
 def facts_of(events: Path) -> dict[str, Any]:
     """Figures of the accepted `events`, by DuckDB: counts, first and last second, distributions."""
-    ask = partial(query, events.parent.parent)
-    ((num_users, num_items, first, last),) = ask(
-        f"SELECT count(DISTINCT {USER}), count(DISTINCT {ITEM}), min({TIMESTAMP}), "
-        f"max({TIMESTAMP}) FROM read_parquet(?)",
-        events,
-    )
-    if first is None:
-        first = last = 0
-    width = (last - first) / HISTOGRAM_BINS or 1.0
-    bins = dict(
-        ask(
-            f"SELECT least(floor(({TIMESTAMP} - {first}) / {width}), {HISTOGRAM_BINS - 1}), "
-            "count(*) FROM read_parquet(?) GROUP BY 1",
-            events,
+    with open_duckdb(events.parent.parent) as connection:
+
+        def ask(sql: str) -> list[tuple[Any, ...]]:
+            return connection.execute(sql, [glob.escape(str(events))]).fetchall()
+
+        ((num_users, num_items, first, last),) = ask(
+            f"SELECT count(DISTINCT {USER}), count(DISTINCT {ITEM}), min({TIMESTAMP}), "
+            f"max({TIMESTAMP}) FROM read_parquet(?)"
         )
-    )
+        if first is None:
+            first = last = 0
+        width = (last - first) / HISTOGRAM_BINS or 1.0
+        bins = dict(
+            ask(
+                f"SELECT least(floor(({TIMESTAMP} - {first}) / {width}), {HISTOGRAM_BINS - 1}), "
+                "count(*) FROM read_parquet(?) GROUP BY 1"
+            )
+        )
+        actions = ask(
+            f"SELECT {ACTION}, count(*) AS n FROM read_parquet(?) "
+            f"GROUP BY 1 ORDER BY n DESC, 1 LIMIT {ACTIONS_SHOWN}"
+        )
     return {
         "users": num_users,
         "items": num_items,
         "first": first,
         "last": last,
         "histogram": [bins.get(float(n), 0) for n in range(HISTOGRAM_BINS)],
-        "actions": ask(
-            f"SELECT {ACTION}, count(*) AS n FROM read_parquet(?) "
-            f"GROUP BY 1 ORDER BY n DESC, 1 LIMIT {ACTIONS_SHOWN}",
-            events,
-        ),
+        "actions": actions,
     }
 
 
