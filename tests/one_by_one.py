@@ -38,8 +38,8 @@ class _Asked:
     def __init__(self, model, histories):
         self.model, self.histories = model, histories
 
-    def retrieve(self):
-        return self.model.retrieve(self.histories)
+    def retrieve(self, items=slice(None)):
+        return self.model.retrieve(self.histories)[:, items]
 
     def explain(self):
         return self.model.explain(self.histories.without_empty())

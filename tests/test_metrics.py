@@ -128,6 +128,18 @@ def test_top_items_are_the_sorted_catalogue_without_seen_and_reserved():
     assert metrics.top_items(scores, removed, 7).tolist() == expected
 
 
+@pytest.mark.parametrize("k", [1, 3, 20, 400])
+@pytest.mark.parametrize("num_items", [3, 17, 128, 1001])
+def test_equal_scores_stand_in_order_of_item_wherever_the_cut_is(num_items, k):
+    rng = np.random.default_rng(num_items + k)
+    scores = rng.integers(0, 4, size=(6, num_items)).astype(np.float32)
+    expected = [
+        sorted(range(metrics.FIRST_ITEM, num_items), key=lambda i: (-row[i], i))[:k]
+        for row in scores
+    ]
+    assert metrics.top_items(scores, None, k).tolist() == expected
+
+
 def test_top_items_leave_places_empty_when_the_catalogue_is_used_up():
     scores = np.zeros((1, 5), dtype=np.float32)
     removed = (np.array([0, 0]), np.array([2, 4]))

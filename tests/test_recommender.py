@@ -10,6 +10,7 @@ from hpgr.data.histories import Histories
 from hpgr.data.log import UNKNOWN
 from hpgr.registry.bundle import Serving
 from hpgr.runtime import UserError
+from hpgr.serving import best_items
 from hpgr.serving.recommender import Item, Recommender
 from hpgr.serving.request import Request
 
@@ -68,6 +69,15 @@ def test_retrieves_by_similarity_then_orders_by_probability():
     assert [(i.item_id, i.title) for i in answer.items] == [("b", "Beta"), ("c", "Gamma")]
     assert answer.items[0].score == pytest.approx(1 / 3)
     assert answer.items[0].similarity == 3
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 4])
+def test_a_catalogue_scored_in_blocks_gives_the_same_answers(block, monkeypatch):
+    asked = [request(("c", 10)), request(), request(("c", 10), ("d", 20))]
+    lists = ({}, {"allow": ["a", "d"]}, {"deny": ["b"]})
+    expected = [recommender().recommend(asked, k=2, **kept) for kept in lists]
+    monkeypatch.setattr(best_items, "ITEMS_SCORED", block)
+    assert [recommender().recommend(asked, k=2, **kept) for kept in lists] == expected
 
 
 def blended(**changes) -> Recommender:

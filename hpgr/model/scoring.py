@@ -197,11 +197,11 @@ class ReadHistories:
         ]
 
     @torch.inference_mode()
-    def retrieve(self) -> np.ndarray:
-        """Score items as `Scorer.retrieve` does, float32 [Q, V]."""
+    def retrieve(self, items: slice = slice(None)) -> np.ndarray:
+        """Score a part of the catalogue as `Scorer.retrieve` does, float32 [Q, part]."""
         full = self.histories.length > 0
         known = [reading for *_, reading in self.parts if len(reading.states)]
-        return _spread(_similarities(known), full)
+        return _spread(_similarities(known, items), full, items)
 
     def explain(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the anchors of the queries that have a history, as `Scorer.explain` does."""
@@ -232,22 +232,25 @@ class ReadHistories:
         return np.concatenate(chances), np.concatenate(position), np.concatenate(weight)
 
 
-def _similarities(readings: Sequence[Reading]) -> np.ndarray:
-    """Cosines of states with the catalogue, float32 [Q, V]; reserved ids are -inf."""
+def _similarities(readings: Sequence[Reading], items: slice = slice(None)) -> np.ndarray:
+    """Cosines of states with a part of the catalogue, float32 [Q, part]; reserved ids are -inf."""
     if not readings:
         raise ValueError("no query has a history: nothing to score")
-    table_VD = functional.normalize(readings[0].items.float(), dim=-1)
+    table_VD = functional.normalize(readings[0].items[items].float(), dim=-1)
     states = [functional.normalize(reading.states.float(), dim=-1) for reading in readings]
     scores_QV: np.ndarray = torch.cat([state_QD @ table_VD.T for state_QD in states]).cpu().numpy()
-    scores_QV[:, :FIRST_ITEM] = -np.inf
+    scores_QV[:, : max(0, FIRST_ITEM - (items.start or 0))] = -np.inf
     return scores_QV
 
 
-def _spread(scores: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """Scores [Q, V] of all queries: those of the `full` ones [Q], 0 where there is no history."""
+def _spread(scores: np.ndarray, full: np.ndarray, items: slice = slice(None)) -> np.ndarray:
+    """Scores [Q, part] of all queries: those of the `full` ones [Q], 0 where there is no history.
+
+    Reserved ids are -inf.
+    """
     scores_QV = np.zeros((len(full), scores.shape[1]), dtype=np.float32)
     scores_QV[full] = scores
-    scores_QV[:, :FIRST_ITEM] = -np.inf
+    scores_QV[:, : max(0, FIRST_ITEM - (items.start or 0))] = -np.inf
     return scores_QV
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from hpgr.data.histories import Histories, bounded, offsets_of
 from hpgr.data.log import FIRST_ITEM
 from hpgr.evaluation.blend import Blend
-from hpgr.evaluation.model_protocols import RankingModel
+from hpgr.evaluation.model_protocols import Answering, RankingModel
 from hpgr.metrics import removed_pairs, top_items
 from hpgr.registry.bundle import Serving
 
 CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
+ITEMS_SCORED = 1 << 16  # items whose scores are held at a time
 EVENTS_READ = 1 << 15  # events whose readings are held at a time, a few KiB each
 
 
@@ -75,7 +76,7 @@ class Finder:
     def parts(self, histories: Histories) -> Iterator[slice]:
         """Slices of queries whose scores and readings fit the memory set aside."""
         read = np.minimum(histories.length, self.serving.max_history)
-        size = max(1, CELLS // len(self.popularity))
+        size = max(1, CELLS // min(len(self.popularity), ITEMS_SCORED))
         return bounded(read, queries=size, most=EVENTS_READ)
 
     def find(
@@ -85,20 +86,15 @@ class Finder:
         k, drop_seen, blend = wanted
         read, empty = histories.last(self.serving.max_history), histories.length == 0
         asked = self.scorer.read(read)
-        closeness = np.empty((len(histories), len(self.popularity)), dtype=np.float32)
         own = _no_anchors(len(histories), 0)
         if not empty.all():
-            closeness[:] = asked.retrieve()
             own = _placed(~empty, *asked.explain())
-        closeness[empty] = self.popularity
-        if eligible is not None:
-            closeness[:, ~eligible] = -np.inf
         removed = removed_pairs(histories.offsets, histories.item) if drop_seen else None
-        item = top_items(closeness, removed, max(k, self.serving.retrieve))
+        places = max(k, self.serving.retrieve)
+        item, nearness = self._nearest(asked, empty, removed, eligible, places)
         if blend.retrieval_only:
-            item = item[:, :k]
+            item, nearness = item[:, :k], nearness[:, :k]
         filled = item >= FIRST_ITEM
-        nearness = np.take_along_axis(closeness, np.maximum(item, 0), axis=1)
         similarity = np.where(~filled | empty[:, None], np.float32(np.nan), nearness)
         score = np.full(item.shape, np.nan, dtype=np.float32)
         each = tuple(np.repeat(one[:, None], item.shape[1], axis=1) for one in own)
@@ -117,6 +113,42 @@ class Finder:
             best = Best(*(np.take_along_axis(column, order, axis=1) for column in best))
             each = tuple(np.take_along_axis(one, order[:, :, None], axis=1) for one in each)
         return Found(best, own, (each[0], each[1]))
+
+    def _nearest(
+        self,
+        asked: Answering,
+        empty: np.ndarray,
+        removed: tuple[np.ndarray, np.ndarray] | None,
+        eligible: np.ndarray | None,
+        places: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The items nearest to each query, -1 where fewer are left, and how near, [Q, places].
+
+        The catalogue is scored block by block. An `empty` history is near to what is popular.
+        """
+        items, nearness = [], []
+        for start in range(0, len(self.popularity), ITEMS_SCORED):
+            stop = min(start + ITEMS_SCORED, len(self.popularity))
+            scores = np.empty((len(empty), stop - start), dtype=np.float32)
+            if not empty.all():
+                scores[:] = asked.retrieve(slice(start, stop))
+            scores[empty] = self.popularity[start:stop]
+            if eligible is not None:
+                scores[:, ~eligible[start:stop]] = -np.inf
+            here = None
+            if removed is not None:
+                query, item = removed
+                inside = (start <= item) & (item < stop)
+                here = query[inside], item[inside] - start
+            best = top_items(scores, here, places, first=max(0, FIRST_ITEM - start))
+            near = np.take_along_axis(scores, np.maximum(best, 0), axis=1)
+            items.append(np.where(best < 0, -1, best + start))
+            nearness.append(np.where(best < 0, -np.inf, near))
+        item, near = np.concatenate(items, axis=1), np.concatenate(nearness, axis=1)
+        if len(items) > 1:  # equal scores stay in order of item id
+            order = np.argsort(-near, axis=1, kind="stable")[:, :places]
+            item, near = (np.take_along_axis(one, order, axis=1) for one in (item, near))
+        return item, near
 
 
 def _placed(
