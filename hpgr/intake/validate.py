@@ -6,9 +6,9 @@ Reads the folder `data.path` and the logs accepted before (`accepted_logs.py`). 
 `artifacts/validated/` (docs/artifacts.md), or for a refused log the quarantine and the reports to
 `artifacts/rejected/`.
 
-The log is read once, `validate.chunk_rows` rows at a time, into a scratch Parquet. There DuckDB finds
-the exact duplicates and the rows that may break a rule, out of core; these are checked and go to
-the quarantine if they do, all others to the events. The same input gives the same bytes.
+The log is read once, `validate.chunk_rows` rows at a time, into a scratch Parquet. There DuckDB
+finds the exact duplicates and the rows that may break a rule, out of core; these are checked and
+go to the quarantine if they do, all others to the events. The same input gives the same bytes.
 """
 
 from __future__ import annotations
