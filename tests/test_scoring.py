@@ -16,7 +16,7 @@ from hpgr.model.interface import build
 from hpgr.model.placement import found_device
 from hpgr.model.scoring import Scorer
 from hpgr.model.zoo import section_of
-from hpgr.runtime import UserError
+from hpgr.runtime import DamagedFile, UserError
 
 CPU = torch.device("cpu")
 
@@ -183,13 +183,36 @@ def test_loading_brings_back_the_same_scores(tmp_path, name):
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     histories = random_histories([8, 3], seed=6)
-    loaded = Scorer.load(tmp_path)
+    loaded = Scorer.load(tmp_path)  # before pCTR was calibrated: nothing says how
     expected = Scorer(model, CPU, 40)
     np.testing.assert_array_equal(loaded.retrieve(histories), expected.retrieve(histories))
     np.testing.assert_array_equal(
         loaded.rank(histories, np.array([0, 1, 2]), np.array([5, 6])),
         expected.rank(histories, np.array([0, 1, 2]), np.array([5, 6])),
     )
+
+
+def test_pctr_is_calibrated_as_the_config_says(tmp_path):
+    sizes, asked = catalogue(), (np.array([0, 2, 3]), np.array([5, 6, 5]))
+    model = trained_looking(build(settings(name="hpgr"), sizes, ranking=True))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    numbers = ("num_items", "num_actions", "num_categories", "gap_s")
+    config = {
+        "ranking": True,
+        "calibration": {"slope": 0.5, "shift": -0.25},
+        "model": asdict(section_of(settings(name="hpgr"))),
+        "catalogue": {k: getattr(sizes, k) for k in numbers},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded, histories = Scorer.load(tmp_path), random_histories([8, 3], seed=6)
+    plain = Scorer(model, CPU, 40).rank(histories, *asked)
+    expected = 1 / (1 + np.exp(-(0.5 * np.log(plain / (1 - plain)) - 0.25)))
+    np.testing.assert_allclose(loaded.rank(histories, *asked), expected, atol=1e-6)
+    np.testing.assert_allclose(loaded.read(histories).rank(*asked)[0], expected, atol=1e-6)
+    config["calibration"] = {"slope": "steep", "shift": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DamagedFile, match=r"calibration\.slope"):
+        Scorer.load(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):

@@ -202,6 +202,7 @@ def test_finetuning_inherits_the_trunk_and_writes_what_serving_needs(workspace):
     folder = workspace / "artifacts" / "finetune"
     config = json.loads((folder / "config.json").read_text())
     assert config["model"]["name"] == "hpgr" and config["ranking"]
+    assert config["calibration"]["slope"] != 1
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["best_step"] in (10, 20, 30) and metrics["steps"] == 30
     assert {"validation_ndcg@10", "validation_auc", "num_params"} <= set(metrics)

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn import functional
 
 from hpgr.data.batches import CandidateRows
@@ -32,11 +34,32 @@ from hpgr.model.stored_config import settings_of
 TOKENS_AT_A_TIME = 16384
 
 
+class Calibration(NamedTuple):
+    """pCTR is the sigmoid of slope * logit + shift; see `hpgr.training.calibration`."""
+
+    slope: float = 1.0
+    shift: float = 0.0
+
+    def chances(self, logits_C: Tensor) -> np.ndarray:
+        """Return pCTR of logits [C], float32 [C]."""
+        chances_C: np.ndarray = (
+            torch.sigmoid(self.slope * logits_C.float() + self.shift).cpu().numpy()
+        )
+        return chances_C
+
+
 class Scorer:
     """Scores jagged histories with a trained network, in batches of bounded size."""
 
-    def __init__(self, model: Network, device: torch.device, max_history: int) -> None:
+    def __init__(
+        self,
+        model: Network,
+        device: torch.device,
+        max_history: int,
+        calibration: Calibration = Calibration(),  # noqa: B008 - immutable
+    ) -> None:
         self.model, self.device, self.max_history = model.eval(), device, max_history
+        self.calibration = calibration
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> Scorer:
@@ -54,7 +77,8 @@ class Scorer:
         model = build(settings, catalogue, ranking=config["ranking"])
         model.load_state_dict(weights)
         place = torch.device(found_device(device))
-        return cls(model.to(place), place, settings.max_history)
+        calibration = Calibration(**config["calibration"])
+        return cls(model.to(place), place, settings.max_history, calibration)
 
     @torch.inference_mode()
     def retrieve(self, histories: Histories) -> np.ndarray:
@@ -102,7 +126,7 @@ class Scorer:
             packed = pack(chunk, self.device)
             reading = self.model.read(packed, rows=packed.newest)
             logits_C = self.model.judge(packed, reading, placed).logits
-            parts.append(torch.sigmoid(logits_C.float()).cpu().numpy())
+            parts.append(self.calibration.chances(logits_C))
         return np.concatenate(parts)
 
     @torch.inference_mode()
@@ -225,7 +249,7 @@ class ReadHistories:
         for chunk, queries, packed, reading in self.parts:
             placed = self.scorer._placed(chunk, queries, rows)
             logits_C, mask = self.scorer.model.judge(packed, reading, placed)
-            chances.append(torch.sigmoid(logits_C.float()).cpu().numpy())
+            chances.append(self.scorer.calibration.chances(logits_C))
             first = placed.first.cpu().numpy()
             found.append(_anchors(mask, len(first), first)[:2])
         position, weight = zip(*_wide(found), strict=True)

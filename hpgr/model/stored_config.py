@@ -26,6 +26,7 @@ CATALOGUE: dict[str, tuple[Any, ...]] = {
     "gap_s": (int, 0, 1 << 40),
     "own_sessions": (bool,),
 }
+CALIBRATION: dict[str, tuple[Any, ...]] = {"slope": (float, -1e3, 1e3), "shift": (float, -1e3, 1e3)}
 ADDED = {"own_sessions": False}  # keys that older networks lack, with their implied values
 
 
@@ -48,6 +49,7 @@ def read_config(path: Path) -> dict[str, Any]:
     section = section_class(model["name"])
     _check_section(path, "model", model, _rules(section))
     _check_section(path, "catalogue", config.get("catalogue"), CATALOGUE)
+    _check_section(path, "calibration", config["calibration"], CALIBRATION)
     for field in fields(section):
         value = model[field.name]
         if value in (field.metadata.get("gt"), field.metadata.get("lt")):
@@ -60,9 +62,10 @@ def read_config(path: Path) -> dict[str, Any]:
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config.json in today's form.
 
-    Before, `encoder` named the network and the section `model` held the keys of all networks.
+    Before, `encoder` named the network and the section `model` held the keys of all networks; pCTR
+    was not calibrated.
     """
-    config = dict(config)
+    config = {"calibration": {"slope": 1.0, "shift": 0.0}, **config}
     if isinstance(config.get("catalogue"), dict):
         config["catalogue"] = ADDED | config["catalogue"]
     if "encoder" in config:

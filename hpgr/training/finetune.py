@@ -109,8 +109,17 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         watched=model.watched_weights,
     )
     if device.rank == 0:
+        model.load_state_dict(outcome.best_weights)
+        calibration = validation.calibration(model, device.device)
+        if ranking:
+            print(
+                "finetune: calibration on validation: slope {:.3f}, shift {:.3f}".format(
+                    *calibration
+                )
+            )
         config = {
             "ranking": ranking,
+            "calibration": calibration._asdict(),
             "model": vars(cfg.model),
             "finetune": vars(settings),
             "catalogue": {name: getattr(catalogue, name) for name in CATALOGUE},

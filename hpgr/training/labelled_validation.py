@@ -54,7 +54,7 @@ class LabelledValidation:
         """
         if not len(self.rows):
             return {}
-        score = self._scores(scorer)
+        score = self.scores(scorer)
         label = np.asarray(self.log.label[self.rows])
         groups = {
             "auc_new": auc(label[self.new], score[self.new]),
@@ -68,7 +68,8 @@ class LabelledValidation:
         scores = {"auc": overall, **apart, "ranking": mean}
         return {f"validation_{name}": value for name, value in scores.items()}
 
-    def _scores(self, scorer: Scorer) -> np.ndarray:
+    def scores(self, scorer: Scorer) -> np.ndarray:
+        """Return pCTR of `rows`, float32."""
         log, scores = self.log, []
         for part in self.windows.parts():
             rows = self.rows[part.queries]

@@ -16,7 +16,8 @@ from hpgr.data.histories import bounded, histories
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.metrics import MISS, hit_rate, ndcg, ranks_of
 from hpgr.model.interface import Network
-from hpgr.model.scoring import Scorer
+from hpgr.model.scoring import Calibration, Scorer
+from hpgr.training.calibration import fitted
 from hpgr.training.labelled_validation import LabelledValidation
 
 CUTOFF = 10
@@ -52,6 +53,14 @@ class Validation:
         scorer = Scorer(model, device, self.max_history)
         scores = self._retrieval(scorer)
         return scores | (self.labelled(scorer) if self.labelled else {})
+
+    def calibration(self, model: Network, device: torch.device) -> Calibration:
+        """Fit the calibration of `model`; without labelled events it is none."""
+        found = self.labelled
+        if found is None or not len(found.rows):
+            return Calibration()
+        label = np.asarray(self.log.label[found.rows])
+        return fitted(found.scores(Scorer(model, device, self.max_history)), label)
 
     def _retrieval(self, scorer: Scorer) -> dict[str, float]:
         log, hits, gains = self.log, 0.0, 0.0
