@@ -109,7 +109,8 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         watched=model.watched_weights,
     )
     if device.rank == 0:
-        model.load_state_dict(outcome.best_weights)
+        best = {name: weight.to(device.device) for name, weight in outcome.best_weights.items()}
+        model.load_state_dict(best, assign=True)
         calibration = validation.calibration(model, device.device)
         if ranking:
             print(
