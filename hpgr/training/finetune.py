@@ -116,7 +116,8 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
             print(
                 "finetune: calibration on validation: slope {:.3f}, shift {:.3f}".format(
                     *calibration
-                )
+                ),
+                flush=True,
             )
         config = {
             "ranking": ranking,
