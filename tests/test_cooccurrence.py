@@ -59,6 +59,18 @@ def test_vectors_are_those_of_a_dense_decomposition(log):
     assert np.abs(found) == pytest.approx(np.abs(expected), abs=1e-3)  # signs are free
 
 
+def test_the_signs_of_a_processors_decomposition_do_not_matter(log, monkeypatch):
+    expected, decompose = ppmi_svd(log, 4, seed=0), torch.svd_lowrank
+
+    def other_signs(*args, **kwargs):
+        left, scale, right = decompose(*args, **kwargs)
+        sign = 1 - 2 * (torch.arange(len(scale)) % 2)
+        return left * sign, scale, right * sign
+
+    monkeypatch.setattr(torch, "svd_lowrank", other_signs)
+    assert torch.equal(ppmi_svd(log, 4, seed=0), expected)
+
+
 def test_held_out_events_change_nothing(log):
     item = log.item.copy()
     item[log.split != TRAIN] = FIRST_ITEM

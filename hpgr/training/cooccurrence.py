@@ -35,6 +35,8 @@ def ppmi_svd(log: EventLog, dim: int, *, seed: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         torch.manual_seed(seed)
         left, scale, _ = torch.svd_lowrank(ppmi, q=size, niter=ITERATIONS)
+        # A singular vector has two signs, and which one comes depends on the processor.
+        left = left * torch.sign(torch.randn(len(ppmi)) @ left)
     found = torch.zeros(len(ppmi), dim)
     kept = min(dim, size)
     company = ppmi.indices()[0].unique()  # elsewhere the decomposition leaves rounding
