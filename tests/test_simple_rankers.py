@@ -5,15 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from evaluation_log import make_log, random_log
+from scipy.special import logit
 from test_evaluate import CONFIG
 
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, VALIDATION, EventLog
 from hpgr.evaluation import protocols, ranking_features
 from hpgr.evaluation.fold_in import Factors, FoldIn
+from hpgr.evaluation.ranking import mean_models
 from hpgr.evaluation.ranking_features import FOLDS, RankingFeatures
 from hpgr.evaluation.simple_rankers import SimpleRankers
 from hpgr.evaluation.trees import at_most
 from hpgr.metrics import auc
+from hpgr.training import calibration
 
 SETTINGS = CONFIG.evaluate.model_copy(update={"fold_in_factors": 3})
 
@@ -224,6 +227,23 @@ def test_both_find_a_taste_that_no_mean_shows():
     assert found["item_plus_user_mean"] < 0.6
     assert min(found["boosted_trees"], found["fold_in"]) > 0.75
     assert any("decay" in note and "fold-in" in note for note in simple.notes)
+
+
+def test_every_model_is_calibrated_on_validation_as_a_network_is(log, fitted):
+    def models(queries):
+        means = mean_models(log, queries, prior_events=SETTINGS.prior_events)
+        return means | {
+            "fold_in": fitted.fold_in.probability(log, queries),
+            "boosted_trees": fitted.trees.probability(log, queries),
+        }
+
+    validation, test = (protocols.labelled(log, split) for split in (VALIDATION, TEST))
+    before, found = models(test), fitted.probabilities(test)
+    assert set(found) == set(before)
+    for name, probability in models(validation).items():
+        slope, shift = calibration.fitted(probability, validation.label)
+        np.testing.assert_allclose(logit(found[name]), slope * logit(before[name]) + shift)
+        assert slope != 1
 
 
 def test_trees_can_be_left_out_and_one_label_leaves_the_means():

@@ -1,7 +1,8 @@
 """The simple models of likes that a network has to beat wherever ranking is judged.
 
 Smoothed means, the linear-Gaussian fold-in and gradient-boosted trees, fitted to training events,
-their free choices made on validation. Reads the arrays of `hpgr.data.log`. Writes nothing.
+their free choices made on validation. Their probabilities are calibrated on validation exactly as
+the network's are, so that log losses compare. Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from hpgr.evaluation.headline import label
 from hpgr.evaluation.protocols import LabelledQueries, labelled
 from hpgr.evaluation.ranking import mean_models
 from hpgr.evaluation.trees import Trees, at_most
+from hpgr.model.scoring import Calibration
+from hpgr.training.calibration import calibrated, fitted
 
 CALIBRATION_EVENTS = 50_000  # training events, at most, that fit the fold-in's slope and intercept
 
@@ -34,6 +37,20 @@ class SimpleRankers:
 
         A log whose training events share one label has the means alone.
         """
+        return {
+            name: calibrated(probability, self._calibrations[name])
+            for name, probability in self._uncalibrated(candidates).items()
+        }
+
+    @cached_property
+    def _calibrations(self) -> dict[str, Calibration]:
+        validation = labelled(self.log, VALIDATION)
+        return {
+            name: fitted(probability, validation.label)
+            for name, probability in self._uncalibrated(validation).items()
+        }
+
+    def _uncalibrated(self, candidates: LabelledQueries) -> dict[str, np.ndarray]:
         log = self.log
         means = mean_models(log, candidates, prior_events=self.settings.prior_events)
         found = {

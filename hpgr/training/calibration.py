@@ -24,8 +24,8 @@ def fitted(probability: np.ndarray, label: np.ndarray) -> Calibration:
         probability: pCTR as the network gives it, [N].
         label: 1 for positive events, 0 for others, [N].
     """
-    kept_N = np.clip(probability.astype(np.float64), 1e-6, 1 - 1e-6)
-    x_N2 = np.stack([np.log(kept_N / (1 - kept_N)), np.ones(len(kept_N))], axis=1)
+    logit_N = _logits(probability)
+    x_N2 = np.stack([logit_N, np.ones_like(logit_N)], axis=1)
     none = np.array(Calibration())
 
     def loss(weight: np.ndarray) -> float:
@@ -46,3 +46,17 @@ def fitted(probability: np.ndarray, label: np.ndarray) -> Calibration:
             break
     slope, shift = np.round(weight, 6).tolist()
     return Calibration(max(slope, LEAST_SLOPE), shift)
+
+
+def calibrated(probability: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Return the calibrated probabilities of any model, float64, [N] as they came."""
+    found: np.ndarray = (
+        1 + np.tanh((calibration.slope * _logits(probability) + calibration.shift) / 2)
+    ) / 2
+    return found
+
+
+def _logits(probability: np.ndarray) -> np.ndarray:
+    kept = np.clip(probability.astype(np.float64), 1e-6, 1 - 1e-6)
+    found: np.ndarray = np.log(kept / (1 - kept))
+    return found
