@@ -108,6 +108,8 @@ def trained_looking(model, seed=0):
     "changes",
     [
         {"name": "hstu"},
+        {"name": "sasrec"},
+        {"name": "esasrec"},
         {},
         {"max_history": SPARSE},
         {"history_rows": "preference"},
@@ -160,7 +162,11 @@ def test_long_histories_select_and_read_the_same_when_later_events_change(recent
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("changes", [{"name": "hstu"}, {}, {"max_history": SPARSE}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"name": "hstu"}, {"name": "sasrec"}, {"name": "esasrec"}, {}, {"max_history": SPARSE}],
+    ids=str,
+)
 def test_candidates_see_only_events_before_their_request(changes, interleaved):
     known = catalogue(own_sessions=interleaved)
     model = trained_looking(build(settings(**changes), known, ranking=True))
@@ -187,7 +193,7 @@ def test_candidates_see_only_events_before_their_request(changes, interleaved):
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("name", ["hpgr", "hstu"])
+@pytest.mark.parametrize("name", ["hpgr", "hstu", "sasrec", "esasrec"])
 def test_a_candidate_scores_alone_as_in_company(name, interleaved):
     """Candidates of one pass do not see each other, and a cut history equals a visible prefix."""
     known = catalogue(own_sessions=interleaved)

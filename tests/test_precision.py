@@ -23,6 +23,8 @@ NETWORKS = {
     "hstu": {"model__name": "hstu"},
     "hstu without ranking": {"model__name": "hstu", "finetune__ranking_weight": 0.0},
     "hstu with sampled loss": {"model__name": "hstu", "finetune__loss": "sampled"},
+    "sasrec": {"model__name": "sasrec"},
+    "esasrec": {"model__name": "esasrec"},
 }
 
 
@@ -38,7 +40,7 @@ def test_both_stages_train_in_bfloat16_as_in_float32(name, tmp_path, monkeypatch
     assert rows["float32"]["finetune"]
     for stage, expected in rows["float32"].items():
         found = rows["bfloat16"][stage]
-        if not expected and not found:  # hstu has no stage 1
+        if not expected and not found:  # a baseline has no stage 1
             continue
         losses = [key for key in expected if key.endswith("loss")]
         assert "loss" in losses and found.keys() == expected.keys()

@@ -125,7 +125,11 @@ def test_a_key_with_a_point_in_its_name_can_be_set(params):
         ({"sessionize.gap_s": -1}, None, "expected more than 0 [set by overrides]"),
         ({"gate.guards.mrr": 1}, None, "no parameter 'gate.guards.mrr'"),
         ({"model.dim": 3}, "smoke", "model.dim: found 3, expected at least 4 [set by overrides]"),
-        ({}, "huge", "profile is 'huge', expected the name of a file in profiles/: full, hstu"),
+        (
+            {},
+            "huge",
+            "profile is 'huge', expected the name of a file in profiles/: esasrec, full, hstu",
+        ),
         ({}, "smok", "did you mean 'smoke'?"),
         ({}, "../profiles/smoke", "expected the name of a file in profiles/"),
         ({}, "sub/smoke", "expected the name of a file in profiles/"),

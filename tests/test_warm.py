@@ -104,7 +104,7 @@ def sizes_before_and_after(draw):
 
 @given(
     sizes=sizes_before_and_after(),
-    name=st.sampled_from(["hpgr", "hstu"]),
+    name=st.sampled_from(["hpgr", "hstu", "sasrec"]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=30, deadline=None)

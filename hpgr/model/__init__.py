@@ -1,1 +1,1 @@
-"""The networks: HPGR, HSTU and the attention both share."""
+"""The networks: HPGR, HSTU, SASRec and the attention they share."""

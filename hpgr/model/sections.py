@@ -36,15 +36,13 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class AttentionSection(ModelSection):
-    """Keys shared by networks of HSTU blocks.
+    """Keys shared by networks of attention blocks.
 
     Args:
         dim: width of item vectors and of every block.
-        num_blocks: HSTU blocks that read the whole history.
+        num_blocks: blocks that read the whole history.
         num_heads: attention heads; they divide `dim`.
         dropout: share of elements.
-        position_bias: relative position bias in attention.
-        time_bias: relative time bias; needs the request time when serving.
         tile: tokens per side of an attention tile.
         readout: the ranking head reads what the user said about things like the candidate.
         factors: width of the item factors of the read-out.
@@ -54,8 +52,6 @@ class AttentionSection(ModelSection):
     num_blocks: int = limited(ge=1, le=128)
     num_heads: int = limited(ge=1, le=128)
     dropout: float = limited(ge=0, lt=1)
-    position_bias: bool = limited()
-    time_bias: bool = limited()
     tile: int = limited(ge=8, le=512)
     readout: bool = limited()
     factors: int = limited(ge=1, le=64)
@@ -71,12 +67,25 @@ class AttentionSection(ModelSection):
 
 
 @dataclass(frozen=True)
-class HSTUSection(AttentionSection):
-    """The HSTU baseline."""
+class SASRecSection(AttentionSection):
+    """The baselines SASRec and eSASRec."""
 
 
 @dataclass(frozen=True)
-class HPGRSection(AttentionSection):
+class HSTUSection(AttentionSection):
+    """The HSTU baseline, and the keys of every network of HSTU blocks.
+
+    Args:
+        position_bias: relative position bias in attention.
+        time_bias: relative time bias; needs the request time when serving.
+    """
+
+    position_bias: bool = limited()
+    time_bias: bool = limited()
+
+
+@dataclass(frozen=True)
+class HPGRSection(HSTUSection):
     """HPGR; every switch is an ablation.
 
     Args:

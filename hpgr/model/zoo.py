@@ -29,6 +29,8 @@ class Entry(NamedTuple):
 ZOO = {
     "hpgr": Entry("hpgr.model.sections:HPGRSection", "hpgr.model.hpgr:HPGR"),
     "hstu": Entry("hpgr.model.sections:HSTUSection", "hpgr.model.hstu:HSTU"),
+    "sasrec": Entry("hpgr.model.sections:SASRecSection", "hpgr.model.sasrec:SASRec"),
+    "esasrec": Entry("hpgr.model.sections:SASRecSection", "hpgr.model.sasrec:ESASRec"),
 }
 
 

@@ -143,7 +143,8 @@ def softmax_attention(
 ) -> Float[Tensor, "Q H e"]:
     """Compute softmax attention as two additive sums: weighted values, and weights alone.
 
-    Safe without subtracting a maximum because callers bound the scores (normalised q and k).
+    Safe without subtracting a maximum because callers bound the scores: by normalised q and k, or
+    as `hpgr.model.sasrec.excess` says.
     A query that sees nothing gets zeros. Shapes as in `additive_attention`.
     """
     ones_KH1 = v_KHe.new_ones((*v_KHe.shape[:2], 1))
