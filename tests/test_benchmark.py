@@ -113,7 +113,7 @@ def test_a_result_is_named_by_what_it_holds():
     ("cells", "message"),
     [
         ({"dataset": ["other"]}, "datasets describes only tiny"),
-        ({"model": ["rnn"]}, "models describes only hpgr"),
+        ({"model": ["rnn"]}, "models describes only esasrec"),
         ({"split": ["by-user"]}, "expected a profile for by-user"),
         ({"seed": []}, "cells.seed is []"),
         ({"seed": [0, 0]}, "without repeats"),
