@@ -34,7 +34,7 @@ def settings(**changes):
         "sessions": True,
         "intra_blocks": 1, "inter_blocks": 1, "preference": True, "history_rows": "causal",
         "num_anchors": 3, "sigma": 1.0, "recent_window": 4, "candidate_window": 4, "signal_dim": 6,
-        "tile": 8, "readout": True, "factors": 5,
+        "tile": 8, "readout": True, "factors": 5, "cross": "residual",
     }  # fmt: skip
     return SimpleNamespace(**{**base, **changes})
 
@@ -110,6 +110,7 @@ def trained_looking(model, seed=0):
         {"name": "hstu"},
         {"name": "sasrec"},
         {"name": "esasrec"},
+        {"name": "mtgr"},
         {},
         {"max_history": SPARSE},
         {"history_rows": "preference"},
@@ -164,7 +165,11 @@ def test_long_histories_select_and_read_the_same_when_later_events_change(recent
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(
     "changes",
-    [{"name": "hstu"}, {"name": "sasrec"}, {"name": "esasrec"}, {}, {"max_history": SPARSE}],
+    [
+        *({"name": name} for name in ("hstu", "sasrec", "esasrec", "mtgr")),
+        {},
+        {"max_history": SPARSE},
+    ],
     ids=str,
 )
 def test_candidates_see_only_events_before_their_request(changes, interleaved):
@@ -193,7 +198,7 @@ def test_candidates_see_only_events_before_their_request(changes, interleaved):
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("name", ["hpgr", "hstu", "sasrec", "esasrec"])
+@pytest.mark.parametrize("name", ["hpgr", "hstu", "sasrec", "esasrec", "mtgr"])
 def test_a_candidate_scores_alone_as_in_company(name, interleaved):
     """Candidates of one pass do not see each other, and a cut history equals a visible prefix."""
     known = catalogue(own_sessions=interleaved)

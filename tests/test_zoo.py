@@ -139,7 +139,7 @@ def test_a_warm_start_keeps_its_rows_and_adds_new_ones(project):
     ("model", "message"),
     [
         (TOY | {"name": "tyo"}, "model.name: found 'tyo', expected 'hpgr', 'hstu', 'sasrec', "
-         "'esasrec' or 'toy'; did you mean 'toy'?"),
+         "'esasrec', 'mtgr' or 'toy'; did you mean 'toy'?"),
         ({k: v for k, v in TOY.items() if k != "name"}, "model.name: is missing; add it"),
         (TOY | {"name": ["toy"]}, "model.name: found ['toy'], expected"),
         (5, "model: found 5, expected names with values"),
@@ -174,7 +174,7 @@ def stored(folder, **changes):
     [
         (
             TOY | {"name": "tyo"},
-            "model.name is 'tyo', expected hpgr or hstu or sasrec or esasrec or toy",
+            "model.name is 'tyo', expected hpgr or hstu or sasrec or esasrec or mtgr or toy",
         ),
         (TOY | {"dim": 65}, "model.dim is 65, expected a whole number from 2 to 64"),
         (TOY | {"step": 1}, "model.step is 1, which is the limit itself"),

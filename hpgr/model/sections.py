@@ -85,6 +85,18 @@ class HSTUSection(AttentionSection):
 
 
 @dataclass(frozen=True)
+class MTGRSection(HSTUSection):
+    """The MTGR baseline.
+
+    Args:
+        cross: cross features in the candidate's token: published (counts and mean values) or
+            residual (also residuals, newer events weighing more, and times).
+    """
+
+    cross: Literal["published", "residual"] = limited()
+
+
+@dataclass(frozen=True)
 class HPGRSection(HSTUSection):
     """HPGR; every switch is an ablation.
 

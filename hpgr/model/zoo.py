@@ -31,6 +31,7 @@ ZOO = {
     "hstu": Entry("hpgr.model.sections:HSTUSection", "hpgr.model.hstu:HSTU"),
     "sasrec": Entry("hpgr.model.sections:SASRecSection", "hpgr.model.sasrec:SASRec"),
     "esasrec": Entry("hpgr.model.sections:SASRecSection", "hpgr.model.sasrec:ESASRec"),
+    "mtgr": Entry("hpgr.model.sections:MTGRSection", "hpgr.model.mtgr:MTGR"),
 }
 
 
