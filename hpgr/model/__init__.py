@@ -1,1 +1,1 @@
-"""The networks: HPGR, HSTU, SASRec and the attention they share."""
+"""The networks: HPGR, HSTU, SASRec, MTGR and the attention they share."""
