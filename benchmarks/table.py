@@ -33,7 +33,8 @@ TITLES = {
     "K1": "Ranking, global time split (K1), test, label rating >= 4",
 }
 SERVED = "_then_rank"  # the order in which a model is served, behind its name
-HEADLINES = ("hpgr", "hpgr-quick", "hstu", "sasrec", "esasrec")  # others stand in docs/ablations.md
+# Others stand in docs/ablations.md.
+HEADLINES = ("hpgr", "hpgr-quick", "hstu", "sasrec", "esasrec", "mtgr")
 NAMES = {
     "hpgr": "**HPGR**",
     "hpgr_then_rank": "HPGR, top 50 as served",
@@ -42,6 +43,7 @@ NAMES = {
     "hstu": "HSTU",
     "sasrec": "SASRec",
     "esasrec": "eSASRec",
+    "mtgr": "MTGR",
     "transitions": "transitions, decayed",
     "ease": "EASE, recency-weighted",
     "popularity": "popularity",
