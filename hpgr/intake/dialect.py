@@ -14,8 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hpgr.intake.delimited_text import ESCAPED, Dialect, Malformed, Quotes, Record, records
-from hpgr.intake.raw_file import text_lines
+import numpy as np
+
+from hpgr.intake.delimited_text import (
+    ESCAPED,
+    Dialect,
+    Malformed,
+    PlainRows,
+    Quotes,
+    Record,
+    pieces,
+)
+from hpgr.intake.raw_file import text_blocks, text_lines
 from hpgr.runtime import UserError
 
 Quoting = Literal["auto", "doubled", "backslash", "none"]
@@ -62,8 +72,8 @@ def dialect_of(path: Path, quoting: Quoting) -> Dialect:
     for quotes in QUOTED[:1] if escaped is None else QUOTED:
         dialect, comparison = Dialect(separator, quotes), _Comparison()
         try:
-            for record in records(path, dialect):
-                comparison.add(record, separator, width)
+            for piece in pieces(path, dialect, width):
+                comparison.add(piece, separator, width)
             whole.append((dialect, comparison))
         except Malformed as malformed:
             failed.append(malformed)
@@ -115,8 +125,11 @@ class _Comparison:
     line: int = 0
     end: int = 0
 
-    def add(self, record: Record, separator: str, width: int) -> None:
-        """Count a record."""
+    def add(self, record: Record | PlainRows, separator: str, width: int) -> None:
+        """Count a record or plain rows."""
+        if isinstance(record, PlainRows):
+            self._add_plain(record.raw, separator, width)
+            return
         count, right = len(record.lines), len(record.values) == width
         self.lines += count
         self.records += 1
@@ -135,6 +148,22 @@ class _Comparison:
             self.needed += count
         elif right:
             self.wrapping += 1
+
+    def _add_plain(self, raw: bytes, separator: str, width: int) -> None:
+        text = np.frombuffer(raw, np.uint8)
+        ends = np.flatnonzero(text == ord("\n"))
+        self.lines += len(ends)
+        self.records += len(ends)
+        if b'"' not in raw:
+            return
+        quotes, separators = (
+            np.bincount(
+                np.searchsorted(ends, np.flatnonzero(text == ord(mark))), minlength=len(ends)
+            )
+            for mark in ('"', separator)
+        )
+        self.needed += int((separators >= width).sum())
+        self.wrapping += int(((quotes > 0) & (separators < width)).sum())
 
 
 def _require_plain(path: Path, separator: str, width: int, failed: list[Malformed]) -> None:
@@ -186,4 +215,10 @@ def _first_line(path: Path) -> str:
 
 def _line_of(path: Path, wanted: str) -> int | None:
     """The first line that holds a text."""
-    return next((n for n, line in enumerate(text_lines(path), start=1) if wanted in line), None)
+    for block in text_blocks(path):
+        if block.raw and wanted.encode() not in block.raw:
+            continue
+        for number, line in enumerate(block.lines, start=block.line):
+            if wanted in line:
+                return number
+    return None

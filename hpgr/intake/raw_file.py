@@ -7,17 +7,22 @@ given, writes nothing.
 
 from __future__ import annotations
 
+import io
 import re
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from hpgr.runtime import UserError
 
 PARQUET = (".parquet", ".pq")
 MAX_LINE = 1 << 20  # characters; the longest honest line is a thousand times shorter
+BLOCK_BYTES = 1 << 18  # below MAX_LINE, so that no line of a block can be too long
 HEAD_BYTES = 4096
+BOM = b"\xef\xbb\xbf"
 UNPACK = "unpack it, and name the file inside"
 FOREIGN = (  # first bytes, what they mean, what to do
     (b"PAR1", "a Parquet file", f"give it the suffix {PARQUET[0]}"),
@@ -175,3 +180,59 @@ def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
             f"{path} is not {encoding.upper()} text: save it as {encoding.upper()}; "
             f"`hpgr doctor {path}` shows the lines"
         ) from error
+
+
+class Block(NamedTuple):
+    """Whole lines of a text file.
+
+    Attributes:
+        line: number of the first, from 1.
+        raw: their bytes without a byte order mark; the last ends with LF or CR. Empty if something
+            behind `line` cannot be read, so that only reading line by line shows what.
+        lines: as `text_lines` gives them. An iterator: it can be read once.
+    """
+
+    line: int
+    raw: bytes
+    lines: Iterator[str]
+
+
+def text_blocks(path: Path, encoding: str = "utf-8") -> Iterator[Block]:
+    """The lines of a text file in blocks of at most BLOCK_BYTES; see `text_lines`.
+
+    Raises:
+        UserError: as there, once the lines of the last block are read.
+    """
+    require_text(path)
+    number, rest, is_last = 1, b"", False
+    with path.open("rb") as file:
+        while not is_last:
+            raw = rest + file.read(BLOCK_BYTES - len(rest))
+            is_last = len(raw) < BLOCK_BYTES
+            end = len(raw) if is_last else raw.rfind(b"\n") + 1
+            raw, rest = raw[:end], raw[end:]
+            if b"\0" in raw or len(rest) == BLOCK_BYTES or not _decodes(raw, encoding):
+                yield Block(number, b"", islice(text_lines(path, encoding), number - 1, None))
+                return
+            if number == 1 and encoding == "utf-8":
+                raw = raw.removeprefix(BOM)
+            if raw and raw[-1:] not in b"\r\n":
+                raw += b"\n"
+            yield Block(number, raw, _lines(raw, encoding))
+            number += raw.count(b"\n") + lone_returns(raw)
+
+
+def lone_returns(raw: bytes) -> int:
+    """Number of lines that end with CR alone."""
+    return raw.count(b"\r") - raw.count(b"\r\n") if b"\r" in raw else 0
+
+
+def _decodes(raw: bytes, encoding: str) -> bool:
+    try:
+        return raw.isascii() or raw.decode(encoding) is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def _lines(raw: bytes, encoding: str) -> Iterator[str]:
+    yield from io.StringIO(raw.decode(encoding), newline="")

@@ -14,12 +14,12 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpgr.intake.contract import (
@@ -33,7 +33,7 @@ from hpgr.intake.contract import (
     SOURCE,
     TIMESTAMP,
 )
-from hpgr.intake.delimited_text import Dialect, Malformed, records
+from hpgr.intake.delimited_text import Dialect, Malformed, row_tables
 from hpgr.intake.dialect import Quoting, dialect_of, text_header
 from hpgr.intake.file_problems import FileProblem, note
 from hpgr.intake.raw_file import PARQUET, partition_of, parts_of
@@ -139,7 +139,7 @@ def _numbered(parts: Sequence[_Part], chunk_rows: int) -> Iterator[pd.DataFrame]
                     ROW: np.arange(rows, rows + length),
                     SOURCE: source,
                     LINE: np.asarray(lines),
-                    RAGGED: words(pa.array(ragged, pa.string())),
+                    RAGGED: words(ragged),
                 }
             )
             rows += length
@@ -176,7 +176,7 @@ def table_whole(
 def _whole_text(part: _Part) -> pd.DataFrame:
     frames = [pd.DataFrame()]
     for columns, lines, ragged in part.chunks(WHOLE_ROWS):
-        if bad := [place for place, wrong in enumerate(ragged) if wrong]:
+        if len(bad := np.flatnonzero(pc.is_valid(ragged))):
             raise UserError(
                 f"{part.path}, line {lines[bad[0]]}: {ragged[bad[0]]} "
                 f"({len(bad)} such lines); quote values that hold the separator"
@@ -215,7 +215,7 @@ def _whole_parquet(part: _Part) -> tuple[pd.DataFrame, list[FileProblem]]:
 
 
 # Our columns, the line of each row, and what is wrong with its number of fields.
-_Chunk = tuple[dict[str, pd.Series], Sequence[int], Sequence[str | None]]
+_Chunk = tuple[dict[str, pd.Series], Sequence[int] | np.ndarray, pa.Array | pa.ChunkedArray]
 
 
 @dataclass(frozen=True)
@@ -258,30 +258,16 @@ class _Part:
                         ours: _event_column(self.path, ours, theirs, batch.column(theirs))
                         for ours, theirs in self.inside.items()
                     }
-                    yield columns, range(start, start + length), [None] * length
+                    yield columns, range(start, start + length), pa.nulls(length, pa.string())
                     start += length
 
     def _text(self, dialect: Dialect, rows: int) -> Iterator[_Chunk]:
-        """Excess fields are cut off, missing ones are empty."""
-        width, found = len(self.names), records(self.path, dialect)
-        places = [self.names.index(theirs) for theirs in self.inside.values()]
+        places = {ours: self.names.index(theirs) for ours, theirs in self.inside.items()}
+        used = set(places.values())
         try:
-            while True:
-                lines: list[int] = []
-                ragged: list[str | None] = []
-                cells: list[list[str]] = [[] for _ in places]
-                for line, _, values in islice(found, rows):
-                    lines.append(line)
-                    wrong = len(values) != width
-                    ragged.append(f"{len(values)} fields instead of {width}" if wrong else None)
-                    if wrong:
-                        values += [""] * (width - len(values))
-                    for column, place in zip(cells, places, strict=True):
-                        column.append(values[place])
-                if not lines:
-                    return
-                texts = (words(pa.array(column, pa.string())) for column in cells)
-                yield dict(zip(self.inside, texts, strict=True)), lines, ragged
+            for table in row_tables(self.path, dialect, len(self.names), used, rows):
+                columns = {ours: words(table[str(place)]) for ours, place in places.items()}
+                yield columns, table[LINE].to_numpy(), table[RAGGED]
         except Malformed as malformed:
             raise UserError(
                 f"{self.path}, row that starts in line {malformed.line}: {malformed.why}; correct "
