@@ -91,6 +91,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         num_queries=settings.validation_queries,
         num_labelled=settings.validation_events if ranking else 0,
         seed=settings.seed,
+        among=device,
     )
     outcome = train(
         model,
@@ -108,10 +109,10 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         name="finetune",
         watched=model.watched_weights,
     )
+    best = {name: weight.to(device.device) for name, weight in outcome.best_weights.items()}
+    model.load_state_dict(best, assign=True)
+    calibration = validation.calibration(model, device.device)
     if device.rank == 0:
-        best = {name: weight.to(device.device) for name, weight in outcome.best_weights.items()}
-        model.load_state_dict(best, assign=True)
-        calibration = validation.calibration(model, device.device)
         if ranking:
             print(
                 "finetune: calibration on validation: slope {:.3f}, shift {:.3f}".format(

@@ -122,7 +122,7 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,
     )
-    probe = SessionProbe(log, seed=settings.seed)
+    probe = SessionProbe(log, seed=settings.seed, among=device)
     outcome = train(
         model,
         optimizer,
@@ -140,6 +140,8 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
         scratch=scratch,
         name="pretrain",
     )
+    beside = probe.references(closed_form, seed=settings.seed)
+    said = verdict(probe(model.item_vectors()), beside)
     if device.rank == 0:
         weights = {
             name.removeprefix(prefix): weight
@@ -149,7 +151,6 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
         weights |= _fitted(cfg, log, base)
         config = {"model": vars(cfg.model), "pretrain": vars(settings)}
         config |= {"base": base.origin} if base else {}
-        beside = probe.references(closed_form, seed=settings.seed)
         write_outputs(
             workspace.pretrained,
             weights,
@@ -158,7 +159,7 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
             device,
             beside={f"{n}.{key}": v for n, row in beside.items() for key, v in row.items()},
         )
-        print(f"pretrain: {verdict(probe(model.item_vectors()), beside)}", flush=True)
+        print(f"pretrain: {said}", flush=True)
     finish(scratch, device)
 
 
