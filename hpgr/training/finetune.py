@@ -31,7 +31,14 @@ from hpgr.training.checkpoint import scratch_folder
 from hpgr.training.device import choose_device
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
-from hpgr.training.losses import full_softmax, normalised, pairwise, sampled_softmax
+from hpgr.training.losses import (
+    draw_shared,
+    full_softmax,
+    normalised,
+    pairwise,
+    sampled_softmax,
+    shared_softmax,
+)
 from hpgr.training.outputs import finish, write_outputs
 from hpgr.training.validation import Validation
 from hpgr.training.warm import WEIGHTS, Base, read_stage_one
@@ -197,6 +204,11 @@ def _loss(
     states, items = normalised(states, items, settings.temperature)
     if settings.loss == "full":
         retrieval = full_softmax(states, items, target, first_item=FIRST_ITEM)
+    elif settings.loss == "shared":
+        drawn = draw_shared(
+            target, settings.num_negatives, first_item=FIRST_ITEM, num_items=num_items
+        )
+        retrieval = shared_softmax(states, items, target, *drawn)
     else:
         shape = (len(target), settings.num_negatives)
         negatives = torch.randint(FIRST_ITEM, num_items, shape, device=place)
