@@ -39,6 +39,7 @@ from hpgr.training.losses import (
     sampled_softmax,
     shared_softmax,
 )
+from hpgr.training.memory import Memory
 from hpgr.training.outputs import finish, write_outputs
 from hpgr.training.validation import Validation
 from hpgr.training.warm import WEIGHTS, Base, read_stage_one
@@ -100,11 +101,15 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         seed=settings.seed,
         among=device,
     )
+    loss = partial(_loss, cfg, catalogue.num_items, device.device)
+    memory = Memory.of(model, windows, loss, device).require(device, "finetune")
+    if device.rank == 0:
+        print(f"finetune: {memory}", flush=True)
     outcome = train(
         model,
         _optimizer(model, cfg),
         windows,
-        loss=partial(_loss, cfg, catalogue.num_items, device.device),
+        loss=loss,
         validate=lambda: validation(model, device.device),
         device=device,
         schedule=Schedule.of(
