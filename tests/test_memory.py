@@ -10,12 +10,12 @@ import hpgr.training.finetune as stage_two
 from hpgr.runtime import UserError
 from hpgr.training import memory
 from hpgr.training.device import ALONE
-from hpgr.training.memory import Memory, available
+from hpgr.training.memory import MemoryNeed, available
 
 
 @pytest.fixture
 def training(tmp_path, monkeypatch):
-    """What the loop is given, before its first step; and what it leaves."""
+    """The arguments of the loop before its first step, kept after it."""
     write_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     found, plain = SimpleNamespace(), stage_two.train
@@ -23,7 +23,7 @@ def training(tmp_path, monkeypatch):
     def train(model, optimizer, windows, **kwargs):
         found.model, found.optimizer, found.windows = model, optimizer, windows
         found.loss = kwargs["loss"]
-        found.memory = Memory.of(model, windows, found.loss, ALONE)
+        found.memory = MemoryNeed.of(model, windows, found.loss, ALONE)
         return plain(model, optimizer, windows, **kwargs)
 
     monkeypatch.setattr(stage_two, "train", train)
@@ -67,7 +67,7 @@ def test_counting_leaves_weights_averages_and_random_state(training):
     stage_two.finetune(training.cfg)
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     state = torch.get_rng_state()
-    Memory.of(training.model.train(), training.windows, training.loss, ALONE)
+    MemoryNeed.of(training.model.train(), training.windows, training.loss, ALONE)
     assert all(torch.equal(before[name], v) for name, v in training.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state) and training.model.training
 

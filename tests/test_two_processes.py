@@ -131,7 +131,7 @@ def alone(tmp_path_factory):
         for stage in (stage_one, stage_two):
             patch.setattr(stage, "TrainingWindows", Pairs)
             patch.setattr(stage, "_loss", mean_of_both(stage._loss))
-            patch.setattr(stage, "Memory", SimpleNamespace(of=lambda *_: enough))
+            patch.setattr(stage, "MemoryNeed", SimpleNamespace(of=lambda *_: enough))
         train_both(parameters(**CHANGES))
     return folder
 

@@ -39,7 +39,7 @@ from hpgr.training.losses import (
     sampled_softmax,
     shared_softmax,
 )
-from hpgr.training.memory import Memory
+from hpgr.training.memory import MemoryNeed
 from hpgr.training.outputs import finish, write_outputs
 from hpgr.training.validation import Validation
 from hpgr.training.warm import WEIGHTS, Base, read_stage_one
@@ -102,7 +102,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         among=device,
     )
     loss = partial(_loss, cfg, catalogue.num_items, device.device)
-    memory = Memory.of(model, windows, loss, device).require(device, "finetune")
+    memory = MemoryNeed.of(model, windows, loss, device).require(device, "finetune")
     if device.rank == 0:
         print(f"finetune: {memory}", flush=True)
     outcome = train(

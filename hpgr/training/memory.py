@@ -25,7 +25,7 @@ MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryNeed:
     """Bytes that a training needs on its device, by purpose."""
 
     weights: int
@@ -41,7 +41,7 @@ class Memory:
         windows: TrainingWindows,
         loss: Callable[[nn.Module, Batch, int, int], dict[str, Tensor]],
         device: Device,
-    ) -> Memory:
+    ) -> MemoryNeed:
         """Count for a model on its device, with the loss and the windows of `train`.
 
         The random state of the process is as before afterwards, and the model's averages too.

@@ -34,7 +34,7 @@ from hpgr.training.item_probe import SessionProbe, verdict
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised
-from hpgr.training.memory import Memory
+from hpgr.training.memory import MemoryNeed
 from hpgr.training.outputs import finish, write_outputs, write_untrained
 from hpgr.training.warm import Base, pack_factors
 from hpgr.workspace import HERE, Workspace
@@ -125,7 +125,7 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     )
     probe = SessionProbe(log, seed=settings.seed, among=device)
     loss = partial(_loss, cfg, device)
-    memory = Memory.of(model, windows, loss, device).require(device, "pretrain")
+    memory = MemoryNeed.of(model, windows, loss, device).require(device, "pretrain")
     if device.rank == 0:
         print(f"pretrain: {memory}", flush=True)
     outcome = train(
