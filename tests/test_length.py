@@ -179,3 +179,19 @@ def test_a_training_that_was_still_rising_says_so():
 )
 def test_a_training_that_was_not_rising_is_silent(quiet):
     assert len(quiet.sentences("finetune")) == 1
+
+
+def test_a_process_stops_with_another_that_was_asked(tmp_path, monkeypatch):
+    """The sum over the processes says so in step 3; if it trained on, it would wait for them."""
+    plain, steps = Device.means, []
+
+    def means(self, scalars):
+        steps.append(scalars)
+        return plain(self, scalars) | ({loop.STOP: 0.5} if len(steps) == 3 else {})
+
+    monkeypatch.setattr(Device, "means", means)
+    with pytest.raises(Stopped):
+        run(tmp_path)
+    assert len(steps) == 3
+    outcome, rates = run(tmp_path)
+    assert len(rates) == 57 and outcome.ending.steps == 60

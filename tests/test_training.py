@@ -216,21 +216,3 @@ def test_no_training_events_is_reported(small_log):
     empty = SimpleNamespace(**{**small_log.__dict__, "split": np.full(len(small_log.item), 2)})
     with pytest.raises(UserError, match="no user has two training events"):
         windows(empty)
-
-
-def test_two_processes_train_one_model(workspace):
-    """torchrun on a CPU: both ranks finish, one set of outputs is written."""
-    code = workspace / "both.py"
-    code.write_text(RUN)
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            "--nproc-per-node=2", str(code), "pretrain",
-        ],
-        cwd=workspace, env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 processes" in done.stdout
-    metrics = json.loads((workspace / "artifacts" / "pretrain" / "metrics.json").read_text())
-    assert metrics["steps"] == 20

@@ -58,9 +58,13 @@ class SharedWindows:
     def __len__(self) -> int:
         return len(self.first)
 
-    def parts(self) -> Iterator[SharedWindows]:
-        """Neighbouring windows, as many as memory may hold at a time; `bounds` stay as they are."""
-        for part in bounded(self.end - self.first + np.diff(self.bounds), queries=len(self)):
+    def parts(self, most: int | None = None) -> Iterator[SharedWindows]:
+        """Neighbouring windows of at most `most` events; `bounds` stay as they are.
+
+        By default they are as many as memory may hold at a time.
+        """
+        cost = self.end - self.first + np.diff(self.bounds)
+        for part in bounded(cost, queries=len(self), most=most):
             bounds = self.bounds[part.start : part.stop + 1]
             yield SharedWindows(self.first[part], self.end[part], bounds, self.request_time[part])
 

@@ -1,19 +1,29 @@
-"""Device and precision of a run, decided once; the reason is printed."""
+"""Device and precision of a run, decided once; the reason is printed.
+
+Also the place among the processes of a run, and what they compute together.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
+import numpy as np
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from hpgr.model.placement import found_device
 from hpgr.runtime import UserError
 from hpgr.torchrun import Launch, launched
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,56 @@ class Device:
         if self.world == 1:
             return model
         return torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+
+    def own(self, parts: Iterable[T]) -> Iterator[T]:
+        """Yield every `world`-th of the parts of some work, from this process's rank on.
+
+        The parts are those of one process, so that each is rounded as there.
+        """
+        return islice(parts, self.rank, None, self.world)
+
+    def summed(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum of an array over the processes, the same in each.
+
+        Exact where each element is 0 in all processes but one.
+        """
+        if self.world == 1:
+            return values
+        whole = torch.from_numpy(values).to(self.device)
+        distributed.all_reduce(whole)
+        found: np.ndarray = whole.cpu().numpy()
+        return found
+
+    def means(self, scalars: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the means of scalars over the processes, in one transfer from the device."""
+        numbers = torch.stack([scalar.detach() for scalar in scalars.values()])
+        if self.world > 1:
+            distributed.all_reduce(numbers)
+            numbers /= self.world
+        return dict(zip(scalars, numbers.cpu().tolist(), strict=True))
+
+    @torch.no_grad()
+    def agree(self, tensors: Sequence[Tensor]) -> None:
+        """Set float tensors to their means over the processes."""
+        if self.world == 1 or not tensors:
+            return
+        whole = torch.cat([tensor.flatten() for tensor in tensors])
+        distributed.all_reduce(whole)
+        parts = (whole / self.world).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def seed_step(self, seed: int, epoch: int, index: int) -> None:
+        """Seed the draws of one step of this process among several.
+
+        Each draws numbers of its own, and the same again after a restart: a checkpoint holds the
+        random state of the first process alone.
+        """
+        drawn = np.random.SeedSequence([seed, epoch, index, self.rank])
+        torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0]))
+
+
+ALONE = Device(torch.device("cpu"), torch.float32, rank=0, world=1)
 
 
 def choose_device(device: str, precision: str) -> Device:
@@ -92,7 +152,14 @@ def choose_device(device: str, precision: str) -> Device:
 def _join(launch: Launch, backend: str) -> None:
     """Join the process group of the run."""
     try:
-        distributed.init_process_group(backend)
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(launch.world):
+            # torchrun keeps one store for all restarts (pytorch issue 135712), with addresses of
+            # processes that are gone. The count is the same for all on one machine only.
+            store, rank, world = next(distributed.rendezvous("env://"))
+            store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+        else:
+            distributed.init_process_group(backend)
     except distributed.DistError as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -31,7 +31,15 @@ from hpgr.training.checkpoint import scratch_folder
 from hpgr.training.device import choose_device
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
-from hpgr.training.losses import full_softmax, normalised, pairwise, sampled_softmax
+from hpgr.training.losses import (
+    draw_shared,
+    full_softmax,
+    normalised,
+    pairwise,
+    sampled_softmax,
+    shared_softmax,
+)
+from hpgr.training.memory import MemoryNeed
 from hpgr.training.outputs import finish, write_outputs
 from hpgr.training.validation import Validation
 from hpgr.training.warm import WEIGHTS, Base, read_stage_one
@@ -91,12 +99,17 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         num_queries=settings.validation_queries,
         num_labelled=settings.validation_events if ranking else 0,
         seed=settings.seed,
+        among=device,
     )
+    loss = partial(_loss, cfg, catalogue.num_items, device.device)
+    memory = MemoryNeed.of(model, windows, loss, device).require(device, "finetune")
+    if device.rank == 0:
+        print(f"finetune: {memory}", flush=True)
     outcome = train(
         model,
         _optimizer(model, cfg),
         windows,
-        loss=partial(_loss, cfg, catalogue.num_items, device.device),
+        loss=loss,
         validate=lambda: validation(model, device.device),
         device=device,
         schedule=Schedule.of(
@@ -108,10 +121,10 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         name="finetune",
         watched=model.watched_weights,
     )
+    best = {name: weight.to(device.device) for name, weight in outcome.best_weights.items()}
+    model.load_state_dict(best, assign=True)
+    calibration = validation.calibration(model, device.device)
     if device.rank == 0:
-        best = {name: weight.to(device.device) for name, weight in outcome.best_weights.items()}
-        model.load_state_dict(best, assign=True)
-        calibration = validation.calibration(model, device.device)
         if ranking:
             print(
                 "finetune: calibration on validation: slope {:.3f}, shift {:.3f}".format(
@@ -196,6 +209,11 @@ def _loss(
     states, items = normalised(states, items, settings.temperature)
     if settings.loss == "full":
         retrieval = full_softmax(states, items, target, first_item=FIRST_ITEM)
+    elif settings.loss == "shared":
+        drawn = draw_shared(
+            target, settings.num_negatives, first_item=FIRST_ITEM, num_items=num_items
+        )
+        retrieval = shared_softmax(states, items, target, *drawn)
     else:
         shape = (len(target), settings.num_negatives)
         negatives = torch.randint(FIRST_ITEM, num_items, shape, device=place)

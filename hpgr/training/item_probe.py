@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, VALIDATION, EventLog
 from hpgr.metrics import hit_rate, ranks_of, reciprocal_rank
+from hpgr.training.device import ALONE, Device
 
 CUTOFF = 20
 RECALL, MRR = f"session_recall@{CUTOFF}", "session_mrr"
@@ -29,9 +30,13 @@ CELLS_AT_A_TIME = 1 << 21
 
 
 class SessionProbe:
-    """A fixed, seeded sample of pairs of items (query, target) of held-out sessions."""
+    """A fixed, seeded sample of pairs of items (query, target) of held-out sessions.
 
-    def __init__(self, log: EventLog, *, seed: int) -> None:
+    All processes of `among` call every method together, and share the work.
+    """
+
+    def __init__(self, log: EventLog, *, seed: int, among: Device = ALONE) -> None:
+        self.among = among
         random = np.random.default_rng(seed)
         split, item = np.asarray(log.split), np.asarray(log.item).astype(np.int64)
         self.events = np.bincount(item[split == TRAIN], minlength=log.meta.num_items)
@@ -65,14 +70,15 @@ class SessionProbe:
         """Return the same of a function from items [Q] to their similarities to all, [Q, V]."""
         if not len(self.query):
             return {}
-        ranks, step = [], max(1, CELLS_AT_A_TIME // len(self.events))
-        for low in range(0, len(self.query), step):
+        ranks, step = np.zeros(len(self.query), np.int64), CELLS_AT_A_TIME // len(self.events)
+        step = max(1, step)
+        for low in self.among.own(range(0, len(self.query), step)):
             query, target = self.query[low : low + step], self.target[low : low + step]
             found = similarity(query)
             found[:, self.events == 0] = -np.inf
             found[np.arange(len(query)), query] = -np.inf
-            ranks.append(ranks_of(found, target, None))
-        rank = np.concatenate(ranks)
+            ranks[low : low + step] = ranks_of(found, target, None)
+        rank = self.among.summed(ranks)
         hit, reciprocal = hit_rate(rank, CUTOFF), reciprocal_rank(rank)
         return {RECALL: float(self.weight @ hit), MRR: float(self.weight @ reciprocal)}
 

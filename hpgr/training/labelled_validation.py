@@ -13,7 +13,9 @@ from hpgr.data.log import TRAIN, VALIDATION, EventLog
 from hpgr.data.shared_windows import SharedWindows
 from hpgr.metrics import auc, gauc
 from hpgr.model.scoring import Scorer
+from hpgr.training.device import ALONE, Device
 
+EVENTS_AT_A_TIME = 8192  # of windows; several processes share them
 STEPS = 2  # to a window: the fewer, the fewer windows to read
 
 
@@ -23,9 +25,17 @@ class LabelledValidation:
     `rows` are the events, `new` says whether the user of each has no training event.
     """
 
-    def __init__(self, log: EventLog, *, max_history: int, num_events: int, seed: int) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        *,
+        max_history: int,
+        num_events: int,
+        seed: int,
+        among: Device = ALONE,
+    ) -> None:
         """`num_events` bounds the sample, but for the user that reaches it."""
-        self.log = log
+        self.log, self.among = log, among
         split, user = np.asarray(log.split), log.user_of_event()
         rows = np.flatnonzero(split == VALIDATION)
         rows = rows[rows > log.user_offsets[user[rows]]]  # an event without history is no query
@@ -69,9 +79,9 @@ class LabelledValidation:
         return {f"validation_{name}": value for name, value in scores.items()}
 
     def scores(self, scorer: Scorer) -> np.ndarray:
-        """Return pCTR of `rows`, float32."""
-        log, scores = self.log, []
-        for part in self.windows.parts():
+        """Return pCTR of `rows`, float32, the same in every process."""
+        log, scores_N = self.log, np.zeros(len(self.rows), dtype=np.float32)
+        for part in self.among.own(self.windows.parts(EVENTS_AT_A_TIME)):
             rows = self.rows[part.queries]
             asked = CandidateRows(
                 offsets=part.bounds - part.bounds[0],
@@ -80,5 +90,5 @@ class LabelledValidation:
                 time=log.timestamp[rows],
                 label=log.label[rows],
             )
-            scores.append(scorer.rank_rows(part.histories(log), asked))
-        return np.concatenate(scores)
+            scores_N[part.queries] = scorer.rank_rows(part.histories(log), asked)
+        return self.among.summed(scores_N)

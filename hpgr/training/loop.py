@@ -46,6 +46,7 @@ from hpgr.training.length import (
 )
 
 NORM = "gradient_norm"  # column of the curves
+STOP = "stop"  # share of the processes that were asked to stop
 
 
 class Stopped(SystemExit):
@@ -90,8 +91,8 @@ def train(
         optimizer: over its parameters; each group's `lr` is the peak rate.
         windows: the training data.
         loss: (model, batch, epoch, index) -> named losses; `loss` is the one to minimise.
-        validate: named scores of the model; every process computes the same, so all agree on when
-            to stop. It draws no random number: a run does not depend on how often it is validated.
+        validate: named scores of the model, the same in every process, so that all agree on when to
+            stop. It draws no random number: a run does not depend on how often it is validated.
         device: device and precision.
         schedule: length, patience, rates.
         scratch: folder of checkpoint and best weights; emptied by the caller when all is written.
@@ -104,6 +105,9 @@ def train(
         UserError: the loss is not finite.
     """
     wrapped = device.wrap(model)
+    averages = [
+        w for w in model.parameters() if not w.requires_grad
+    ]  # no gradient keeps them equal
     peak_rates = [group["lr"] for group in optimizer.param_groups]
     best_file = scratch / BEST
     state: dict[str, Any] = {
@@ -114,6 +118,9 @@ def train(
     if saved:
         state = saved
         unpack_state(tensors, model, optimizer)
+        # Batches are dealt to the processes in turn: other processes go on at the same one.
+        state["index"] = state["index"] * state.get("world", device.world) // device.world
+    state["world"] = device.world
     batches_per_epoch = max(1, windows.batches_per_epoch // device.world)
     every = validation_interval(schedule, batches_per_epoch)
     stop, speed = _StopFlag(), Speed(schedule, every, device)
@@ -171,21 +178,26 @@ def train(
             )
             for group, rate in zip(optimizer.param_groups, peak_rates, strict=True):
                 group["lr"] = rate * scale
+            if device.world > 1:
+                device.seed_step(windows.seed, epoch, index)
             with device.autocast():
                 losses = loss(wrapped, batch, epoch, index)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
             found = losses | gradient_norms(watched)
             found[NORM] = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
-            # One transfer from the device a step.
-            numbers = torch.stack([value.detach() for value in found.values()]).cpu().tolist()
-            values = dict(zip(found, numbers, strict=True))
+            # All processes see the same losses and stop at the same step: if one left alone, the
+            # others would wait for it.
+            found[STOP] = torch.full_like(found[NORM], float(stop.asked))
+            values = device.means(found)
+            asked = values.pop(STOP) > 0
             if not math.isfinite(values[NORM]):
                 raise UserError(
                     f"{name}: gradient is {values[NORM]} at step {state['step'] + 1}; "
                     f"expected a finite number; lower {name}.learning_rate"
                 )
             optimizer.step()
+            device.agree(averages)
             for key, value in values.items():
                 state["sums"][key] = state["sums"].get(key, 0.0) + value
             state |= {"epoch": epoch, "index": index + 1, "step": state["step"] + 1}
@@ -198,9 +210,9 @@ def train(
                 if state["planned"] < schedule.steps:
                     say(speed.describe(state["planned"], name))
                 save()
-            elif stop.asked or state["step"] % schedule.checkpoint_steps == 0:
+            elif asked or state["step"] % schedule.checkpoint_steps == 0:
                 save()
-            if stop.asked:
+            if asked:
                 say("stopped on request; the same command goes on")
                 raise Stopped
     # Without a step the best weights are those that training was given.

@@ -16,7 +16,7 @@ from torch.nn import functional
 from hpgr.model.placement import at_a_time
 from hpgr.model.precision import autocast_off, wide
 
-ROWS_AT_A_TIME = 512  # on a CPU
+ROWS_AT_A_TIME, BYTES_AT_A_TIME = 512, 1 << 28  # logits on a CPU, at most
 
 
 class _CosineSoftmax(torch.autograd.Function):
@@ -60,6 +60,56 @@ def full_softmax(states: Tensor, items: Tensor, target: Tensor, *, first_item: i
     """
     with autocast_off(states):
         return _CosineSoftmax.apply(states, items[first_item:], target - first_item)
+
+
+def shared_softmax(
+    states: Tensor, items: Tensor, target: Tensor, drawn: Tensor, expected: Tensor
+) -> Tensor:
+    """Compute the mean cross-entropy of `target` against negatives that all rows share.
+
+    Each negative stands for 1 / `expected` items, so that the sum over negatives is an unbiased
+    estimate of the sum over the catalogue, and a negative equal to the target is left out. Source:
+    the logQ correction of Bengio and Senécal, "Adaptive importance sampling to accelerate training
+    of a neural probabilistic language model", IEEE TNN 19(4), 2008; for recommenders Yi et al.,
+    "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019.
+
+    Args:
+        states: [T, D].
+        items: [V, D].
+        target: int64 [T].
+        drawn: item ids, int64 [R], as `draw_shared` draws them.
+        expected: how often each of `drawn` is expected among R, float [R].
+    """
+    with autocast_off(states):
+        states, items = wide(states), wide(items)
+        positive = (states * items[target]).sum(1, keepdim=True)
+        negative = states @ items[drawn].T - expected.log()
+        negative = negative.masked_fill(drawn == target[:, None], -torch.inf)
+        chosen = torch.cat([positive, negative], 1)
+        return (chosen.logsumexp(1) - positive.squeeze(1)).mean()
+
+
+def draw_shared(
+    target: Tensor, num_drawn: int, *, first_item: int, num_items: int
+) -> tuple[Tensor, Tensor]:
+    """Draw items that all rows share, half evenly from the catalogue, half from the targets.
+
+    Args:
+        target: of the batch, int64 [T], T at least 1.
+        num_drawn: R.
+        first_item: smallest item id that is drawn.
+        num_items: of the catalogue, with the ids below `first_item`.
+
+    Returns:
+        Item ids int64 [R], and how often each is expected among them, float32 [R].
+    """
+    even = num_drawn - num_drawn // 2
+    anywhere = torch.randint(first_item, num_items, (even,), device=target.device)
+    place = torch.randint(len(target), (num_drawn - even,), device=target.device)
+    drawn, known = torch.cat([anywhere, target[place]]), target.sort().values
+    count = torch.searchsorted(known, drawn, right=True) - torch.searchsorted(known, drawn)
+    share = even / (num_items - first_item)
+    return drawn, share + count * ((num_drawn - even) / len(target))
 
 
 def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
@@ -112,7 +162,15 @@ def pairwise(logits: Tensor, label: Tensor, offsets: Tensor) -> Tensor:
 
 def _at_a_time(items: Tensor) -> int:
     """Rows whose logits over `items` are held together."""
-    return at_a_time(items.device, cpu=ROWS_AT_A_TIME, bytes_each=4 * len(items))
+    each = 4 * len(items)
+    few = max(1, min(ROWS_AT_A_TIME, BYTES_AT_A_TIME // max(1, each)))
+    return at_a_time(items.device, cpu=few, bytes_each=each)
+
+
+def logits_bytes(num_items: int, device: torch.device) -> int:
+    """Return the bytes of the logits that a softmax over the catalogue holds at a time, at most."""
+    table = torch.empty(num_items, 0, device=device)
+    return 4 * num_items * _at_a_time(table)
 
 
 def normalised(states: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

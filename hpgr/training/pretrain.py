@@ -34,6 +34,7 @@ from hpgr.training.item_probe import SessionProbe, verdict
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
 from hpgr.training.losses import full_softmax, normalised
+from hpgr.training.memory import MemoryNeed
 from hpgr.training.outputs import finish, write_outputs, write_untrained
 from hpgr.training.warm import Base, pack_factors
 from hpgr.workspace import HERE, Workspace
@@ -122,12 +123,16 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,
     )
-    probe = SessionProbe(log, seed=settings.seed)
+    probe = SessionProbe(log, seed=settings.seed, among=device)
+    loss = partial(_loss, cfg, device)
+    memory = MemoryNeed.of(model, windows, loss, device).require(device, "pretrain")
+    if device.rank == 0:
+        print(f"pretrain: {memory}", flush=True)
     outcome = train(
         model,
         optimizer,
         windows,
-        loss=partial(_loss, cfg, device),
+        loss=loss,
         validate=lambda: probe(model.item_vectors()),
         device=device,
         schedule=Schedule.of(
@@ -140,6 +145,8 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
         scratch=scratch,
         name="pretrain",
     )
+    beside = probe.references(closed_form, seed=settings.seed)
+    said = verdict(probe(model.item_vectors()), beside)
     if device.rank == 0:
         weights = {
             name.removeprefix(prefix): weight
@@ -149,7 +156,6 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
         weights |= _fitted(cfg, log, base)
         config = {"model": vars(cfg.model), "pretrain": vars(settings)}
         config |= {"base": base.origin} if base else {}
-        beside = probe.references(closed_form, seed=settings.seed)
         write_outputs(
             workspace.pretrained,
             weights,
@@ -158,7 +164,7 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
             device,
             beside={f"{n}.{key}": v for n, row in beside.items() for key, v in row.items()},
         )
-        print(f"pretrain: {verdict(probe(model.item_vectors()), beside)}", flush=True)
+        print(f"pretrain: {said}", flush=True)
     finish(scratch, device)
 
 

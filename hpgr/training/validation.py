@@ -2,7 +2,8 @@
 
 Retrieval: HR@10 and NDCG@10 of the user's validation event; where items seen before are removed
 (`remove_history` of `hpgr.data.log.Meta`), an event that repeats one is a miss.
-Ranking: see `hpgr.training.labelled_validation`.
+Ranking: see `hpgr.training.labelled_validation`. Several processes share the work and get the
+scores of one, bit for bit: it is cut into the same parts.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from hpgr.metrics import MISS, hit_rate, ndcg, ranks_of
 from hpgr.model.interface import Network
 from hpgr.model.scoring import Calibration, Scorer
 from hpgr.training.calibration import fitted
+from hpgr.training.device import ALONE, Device
 from hpgr.training.labelled_validation import LabelledValidation
 
 CUTOFF = 10
 QUERIES_AT_A_TIME = 512
+EVENTS_AT_A_TIME = 8192  # small enough that several processes find parts to share
 CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
 
 
@@ -29,14 +32,24 @@ class Validation:
     """A fixed, seeded sample of validation events and the scores of a model on them."""
 
     def __init__(
-        self, log: EventLog, *, max_history: int, num_queries: int, num_labelled: int, seed: int
+        self,
+        log: EventLog,
+        *,
+        max_history: int,
+        num_queries: int,
+        num_labelled: int,
+        seed: int,
+        among: Device = ALONE,
     ) -> None:
-        """`num_queries` events are asked for the next item, `num_labelled` for their label."""
-        self.log, self.max_history = log, max_history
+        """`num_queries` events are asked for the next item, `num_labelled` for their label.
+
+        All processes of `among` call every method together.
+        """
+        self.log, self.max_history, self.among = log, max_history, among
         self.labelled: LabelledValidation | None = None
         if num_labelled:
             self.labelled = LabelledValidation(
-                log, max_history=max_history, num_events=num_labelled, seed=seed
+                log, max_history=max_history, num_events=num_labelled, seed=seed, among=among
             )
         user = log.user_of_event()
         rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
@@ -63,9 +76,9 @@ class Validation:
         return fitted(found.scores(Scorer(model, device, self.max_history)), label)
 
     def _retrieval(self, scorer: Scorer) -> dict[str, float]:
-        log, hits, gains = self.log, 0.0, 0.0
+        log, ranks_Q = self.log, np.zeros(len(self.rows), dtype=np.int64)
         most = max(1, min(QUERIES_AT_A_TIME, CELLS // log.meta.num_items))
-        for part in self._parts(most):
+        for part in self.among.own(self._parts(most)):
             rows, users = self.rows[part], self.user[part]
             past = histories(log, users, rows, log.timestamp[rows], self.max_history)
             scores = scorer.retrieve(past)
@@ -77,13 +90,14 @@ class Validation:
                     before = log.item[first:row]
                     repeated[query] = (before == target[query]).any()
                     scores[query, before] = -np.inf
-            ranks = ranks_of(scores, target, None)
-            ranks[repeated] = MISS
-            hits += float(hit_rate(ranks, CUTOFF).sum())
-            gains += float(ndcg(ranks, CUTOFF)[ranks <= CUTOFF].sum())
-        count = len(self.rows)
-        return {f"validation_hr@{CUTOFF}": hits / count, f"validation_ndcg@{CUTOFF}": gains / count}
+            ranks_Q[part] = np.where(repeated, MISS, ranks_of(scores, target, None))
+        ranks_Q = self.among.summed(ranks_Q)
+        return {
+            f"validation_hr@{CUTOFF}": float(hit_rate(ranks_Q, CUTOFF).mean()),
+            f"validation_ndcg@{CUTOFF}": float(ndcg(ranks_Q, CUTOFF).mean()),
+        }
 
     def _parts(self, queries: int) -> Iterator[slice]:
         """Slices of at most `queries` queries, bounded by the events that the model reads."""
-        return bounded(np.minimum(self.rows - self.start, self.max_history), queries=queries)
+        read = np.minimum(self.rows - self.start, self.max_history)
+        return bounded(read, queries=queries, most=EVENTS_AT_A_TIME)
