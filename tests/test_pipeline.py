@@ -1,9 +1,10 @@
 """The whole pipeline on a real log, in a clone of the project, through Prefect, DVC and MLflow.
 
-Profile smoke on MovieLens-100K, which the package index carries: the network learns next to
-nothing, but every stage, every hand-over and the registry do their work. (Later trainings:
-test_refresh_ml1m.py.) It needs the network; it is skipped, with the reason, only where the log
-cannot be fetched.
+Every eighth user and fourth item of MovieLens-1M, which the package index carries, and profile
+smoke: the network learns next to nothing, but every stage, every hand-over and the registry do
+their work. First a training on what came before a date; then a refresh with what came later, which
+starts from the first model and is judged against it. It needs the network; it is skipped, with the
+reason, only where the log cannot be fetched.
 """
 
 import json
@@ -11,46 +12,63 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 from working_tree import copy_working_tree
 
+from hpgr.data.log import FIRST_ITEM, TRAIN
 from hpgr.runtime import TELEMETRY_OFF
 
 pytestmark = pytest.mark.pipeline
 ROOT = Path(__file__).parents[1]
-LOG = ("data.path=data/ml-100k", "data.format=movielens-100k")
+CUT = int(datetime(2001, 7, 1, tzinfo=UTC).timestamp())
+# The log is a 32nd of its size, and so are the newest events that a batch is compared with.
+LIMITS = ("--set", "refresh.reference_events=625")
+NAMES = ["user_id", "item_id", "action", "timestamp"]
 QUERIES = 20
 
 
-def make_clone(folder, log):
-    """A repository of its own with this working tree's files and the log below data/."""
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone with the log before the date; what follows lies elsewhere, see `batch`."""
+    folder = tmp_path_factory.mktemp("clone") / "a b?c%25d"  # signs of shells, URLs and patterns
     copy_working_tree(folder, without=("dvc.lock",))
     run(folder, "git", "init", "-q")
     run(folder, "git", "add", "-A")
     author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
     run(folder, "git", *author, "commit", "-qm", "clone")
-    fetched = run(folder, *HPGR, "fetch", log, check=False)
+    fetched = run(folder, *HPGR, "fetch", "ml-1m", check=False)
     if fetched.returncode != 0:
-        pytest.skip(f"{log} cannot be fetched: {fetched.stderr.strip()[-400:]}")
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clone") / "a b?c%25d"  # signs of shells, URLs and patterns
-    make_clone(folder, "ml-100k")
+        pytest.skip(f"ml-1m cannot be fetched: {fetched.stderr.strip()[-400:]}")
+    log = folder / "data/ml-1m/ratings.dat"
+    rows = read(log)
+    rows = rows[(rows.user_id % 8 == 0) & (rows.item_id % 4 == 0)]
+    old = rows.timestamp < CUT
+    for path, part in ((log, rows[old]), (batch(folder), rows[~old])):
+        lines = part.astype(str).agg("::".join, axis=1)
+        path.write_text("\n".join(lines) + "\n")
     run(folder, *DVC, "add", "-q", "data")
     return folder
 
 
+def batch(clone):
+    """The log from the date on."""
+    return clone.parent.with_suffix(".dat")
+
+
+def read(path):
+    return pd.read_csv(path, sep="::", engine="python", names=NAMES)
+
+
 @pytest.fixture(scope="module")
 def raw(clone):
-    """The raw events: user, item, rating, time."""
-    names = ["user", "item", "rating", "time"]
-    return pd.read_csv(clone / "data/ml-100k/u.data", sep="\t", names=names)
+    """The raw events before the date."""
+    return read(clone / "data/ml-1m/ratings.dat")
 
 
 HPGR = (sys.executable, "-m", "hpgr.cli")
@@ -74,12 +92,37 @@ def run(folder, *command, check=True, **variables):
     return done
 
 
+def flow(folder, name, *arguments):
+    """Run a flow; its output and what it left."""
+    done = run(folder, sys.executable, "-m", f"flows.{name}", *arguments)
+    sessions = folder / "artifacts/sessions"
+    tables = {
+        table: pd.read_parquet(sessions / f"{table}.parquet")
+        for table in ("events", "users", "items", "actions")
+    }
+    return {
+        "message": done.stdout + done.stderr,
+        "pin": (folder / "data.dvc").read_text(),
+        "items": tables["items"].item_id.tolist(),
+        "events": tables["events"].merge(tables["users"]).merge(tables["items"]),
+        "vectors": load_file(folder / "artifacts/finetune/model.safetensors")[
+            "trunk.items.item.weight"
+        ],
+        "base": json.loads((folder / "artifacts/finetune/config.json").read_text()).get("base"),
+        "verdict": json.loads((folder / "artifacts/gate/verdict.json").read_text()),
+        "metrics": json.loads((folder / "artifacts/evaluation/metrics.json").read_text())["R1"],
+    }
+
+
 @pytest.fixture(scope="module")
-def trained(clone):
+def before(clone):
+    return flow(clone, "train", "--profile", "smoke")
+
+
+@pytest.fixture(scope="module")
+def trained(before):
     """Output of one run of the flow."""
-    overrides = [argument for entry in LOG for argument in ("--set", entry)]
-    done = run(clone, sys.executable, "-m", "flows.train", "--profile", "smoke", *overrides)
-    return done.stdout + done.stderr
+    return before["message"]
 
 
 def test_the_flow_runs_every_stage_and_registers(trained, clone):
@@ -115,17 +158,17 @@ def test_every_documented_artifact_is_there(trained, clone):
 
 def test_the_log_came_through_whole(trained, clone, raw):
     summary = json.loads((clone / "artifacts/sessions/arrays/meta.json").read_text())
-    kept = raw[raw.groupby("user").user.transform("size") >= 3]
+    kept = raw[raw.groupby("user_id").user_id.transform("size") >= 3]
     assert summary["num_events"] == len(kept)
-    assert summary["num_users"] == kept.user.nunique()
-    assert summary["num_items"] == kept.item.nunique() + 2
+    assert summary["num_users"] == kept.user_id.nunique()
+    assert summary["num_items"] == kept.item_id.nunique() + 2
 
 
 def test_counting_beats_chance_and_every_model_is_judged(trained, clone, raw):
     rows = json.loads((clone / "artifacts/evaluation/metrics.json").read_text())["R1"]
     assert {"hpgr", "popularity", "recency", "transitions", "ease"} <= set(rows)
-    assert rows["counts"]["queries"] == (raw.groupby("user").size() >= 3).sum()
-    assert rows["transitions"]["hr@10"] > 5 * 10 / 1682
+    assert rows["counts"]["queries"] == (raw.groupby("user_id").size() >= 3).sum()
+    assert rows["transitions"]["hr@10"] > 5 * 10 / len(raw.item_id.unique())
     assert all(0 <= value <= 1 for value in rows["hpgr"].values())
 
 
@@ -168,7 +211,7 @@ def test_result_ends_in_one_json_line(trained, clone):
 
 def test_recommend_prints_titles(trained, clone):
     message = run(
-        clone, *HPGR, "recommend", "--history", "Toy Story, Fargo (1996)", "--k", "3"
+        clone, *HPGR, "recommend", "--history", "Forrest Gump, Fargo (1996)", "--k", "3"
     ).stdout
     assert re.search(r"│ 3 │ .+ │", message)
 
@@ -208,3 +251,76 @@ def test_served_answers_equal_the_offline_evaluation(trained, clone, monkeypatch
         assert (target in found) == (rank <= depth)
         if target in found:
             assert found.index(target) + 1 == rank
+
+
+@pytest.fixture(scope="module")
+def after(before, clone):
+    """The refresh, when all of the training has been looked at."""
+    return flow(clone, "refresh", str(batch(clone)), *LIMITS)
+
+
+def test_the_parts_add_up_to_the_whole_log(raw, after, clone):
+    batches = json.loads((clone / "artifacts/accepted/batches.json").read_text())
+    assert [(Path(b["source"]).name, b["accepted"]) for b in batches] == [(batch(clone).name, True)]
+    events = pd.read_parquet(clone / "artifacts/validated/events.parquet")
+    expected = pd.concat([raw, read(batch(clone))], ignore_index=True)
+    expected = expected.astype(dict.fromkeys(NAMES[:3], str))
+    pd.testing.assert_frame_equal(events[NAMES], expected, check_dtype=False)
+
+
+def test_the_batch_moves_the_pin_and_is_judged(before, after):
+    assert before["pin"] != after["pin"]
+    assert [state["verdict"]["version"] for state in (before, after)] == [1, 2]
+    assert before["verdict"]["verdict"] == "champion"
+    assert after["verdict"]["verdict"] in ("accepted", "refused")
+    assert after["verdict"]["metrics"]["ndcg@10"]["queries"] > 500
+
+
+def test_the_gate_judges_what_the_evaluation_measured(before, after):
+    judged = after["verdict"]["metrics"]["hr@10"]["challenger"]
+    assert judged == pytest.approx(after["metrics"]["hpgr"]["hr@10"], abs=1e-6)
+
+
+def test_the_alias_follows_the_verdict(before, after, clone):
+    last = after["verdict"]
+    champion = last["version" if last["verdict"] == "accepted" else "champion"]
+    again = run(clone, *HPGR, "promote", str(champion), "--why", "x").stdout
+    assert again.startswith(f"version {champion} is champion already")
+
+
+def test_the_training_goes_on_from_the_champion(before, after):
+    assert after["base"]["version"] == 1 == after["verdict"]["champion"]
+    new = len(after["items"]) - len(before["items"])
+    assert f"starts from hpgr version 1; new: {new} items" in after["message"]
+    assert after["items"][: len(before["items"])] == before["items"]
+
+
+def test_vectors_of_known_items_stay_near_the_champions(before, after):
+    old = before["vectors"]
+    known = slice(FIRST_ITEM, FIRST_ITEM + len(old) - FIRST_ITEM - 1)  # without the mask's row
+    one, other = (
+        v[known] / np.linalg.norm(v[known], axis=1, keepdims=True) for v in (old, after["vectors"])
+    )
+    assert (one * other).sum(axis=1).mean() > 0.8  # of two trainings from nothing: about 0
+
+
+def test_nothing_that_a_model_or_its_base_trained_on_is_held_out(before, after):
+    keys = ["user_id", "item_id", "timestamp", "action"]
+    learned = pd.DataFrame(columns=keys)
+    for state in (before, after):
+        events = state["events"]
+        learned = pd.concat([learned, events[events.split == TRAIN][keys]]).drop_duplicates()
+        held_out = events[events.split != TRAIN][keys]
+        assert len(held_out) and held_out.merge(learned, on=keys).empty
+
+
+def test_a_repro_afterwards_runs_nothing(before, after, clone):
+    assert "Running stage" not in run(clone, *DVC, "repro").stdout
+
+
+def test_the_flow_says_what_it_did(before, after):
+    ran = re.findall(r"stage (\w+): (\w+)", after["message"])
+    assert ran[-5:] == [
+        ("validate", "skipped"),
+        *((s, "ran") for s in ("sessionize", "pretrain", "finetune", "evaluate")),
+    ]
