@@ -22,8 +22,8 @@ with suppress(ModuleNotFoundError):  # before anything imports the networks
     SHAPED = (
         "attention.bells", "attention.cover", "attention.entry", "attention.key_attention",
         "attention.key_tiles", "attention.reference", "attention.select", "attention.tiles",
-        "dropout", "embedding", "hpgr", "hstu", "interface", "preference", "ranking_head",
-        "session_encoder",
+        "cross_features", "dropout", "embedding", "hpgr", "hstu", "interface", "mtgr",
+        "preference", "ranking_head", "session_encoder",
     )  # fmt: skip
     install_import_hook([f"hpgr.model.{name}" for name in SHAPED], "beartype.beartype")
 

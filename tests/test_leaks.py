@@ -34,7 +34,7 @@ def settings(**changes):
         "sessions": True,
         "intra_blocks": 1, "inter_blocks": 1, "preference": True, "history_rows": "causal",
         "num_anchors": 3, "sigma": 1.0, "recent_window": 4, "candidate_window": 4, "signal_dim": 6,
-        "tile": 8, "readout": True, "factors": 5,
+        "tile": 8, "readout": True, "factors": 5, "cross": "residual",
     }  # fmt: skip
     return SimpleNamespace(**{**base, **changes})
 
@@ -108,6 +108,7 @@ def trained_looking(model, seed=0):
     "changes",
     [
         {"name": "hstu"},
+        {"name": "mtgr"},
         {},
         {"max_history": SPARSE},
         {"history_rows": "preference"},
@@ -160,7 +161,9 @@ def test_long_histories_select_and_read_the_same_when_later_events_change(recent
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("changes", [{"name": "hstu"}, {}, {"max_history": SPARSE}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"name": "hstu"}, {"name": "mtgr"}, {}, {"max_history": SPARSE}], ids=str
+)
 def test_candidates_see_only_events_before_their_request(changes, interleaved):
     known = catalogue(own_sessions=interleaved)
     model = trained_looking(build(settings(**changes), known, ranking=True))
@@ -187,7 +190,7 @@ def test_candidates_see_only_events_before_their_request(changes, interleaved):
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("name", ["hpgr", "hstu"])
+@pytest.mark.parametrize("name", ["hpgr", "hstu", "mtgr"])
 def test_a_candidate_scores_alone_as_in_company(name, interleaved):
     """Candidates of one pass do not see each other, and a cut history equals a visible prefix."""
     known = catalogue(own_sessions=interleaved)

@@ -33,7 +33,7 @@ def one(histories, query):
     )
 
 
-@pytest.fixture(params=["hpgr", "hstu"])
+@pytest.fixture(params=["hpgr", "hstu", "mtgr"])
 def scorer(request, monkeypatch):
     monkeypatch.setattr(hpgr.model.scoring, "TOKENS_AT_A_TIME", 25)
     model = build(settings(name=request.param), catalogue(), ranking=True)
@@ -169,7 +169,7 @@ def test_a_network_without_signals_explains_nothing(name, preference, asked):
     assert position.shape == weight.shape == (2 if asked else 1, 0)
 
 
-@pytest.mark.parametrize("name", ["hpgr", "hstu"])
+@pytest.mark.parametrize("name", ["hpgr", "hstu", "mtgr"])
 def test_loading_brings_back_the_same_scores(tmp_path, name):
     sizes = catalogue()
     model = trained_looking(build(settings(name=name), sizes, ranking=True))

@@ -87,7 +87,7 @@ def test_a_long_segment_among_short_ones_keeps_square_tiles():
     assert build_tiles(even, ends, num_keys, size=16, segments=True).rows is not None
 
 
-@pytest.mark.parametrize("name", ["hpgr", "hstu", "pretraining"])
+@pytest.mark.parametrize("name", ["hpgr", "hstu", "mtgr", "pretraining"])
 def test_a_network_gives_the_same_over_segments(name, monkeypatch, any_waste):
     log = log_with_categories()
     cfg = parameters(model__dropout=0.0, model__num_blocks=2)
@@ -96,7 +96,7 @@ def test_a_network_gives_the_same_over_segments(name, monkeypatch, any_waste):
     if name == "pretraining":
         network = MaskedItemModel(cfg.model, catalogue, mim_blocks=1)
     else:
-        cfg.model.name = name
+        cfg.model.name, cfg.model.cross = name, "residual"
         network = build(cfg.model, catalogue, ranking=True)
     windows = TrainingWindows(
         log, max_history=20, batch_tokens=300, num_candidates=4, random_windows=False, seed=0

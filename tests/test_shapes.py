@@ -51,7 +51,7 @@ def test_a_wrong_type_of_number_is_refused():
         attended(*(torch.ones(5, 2, 3, dtype=torch.int64) for _ in range(3)))
 
 
-@pytest.mark.parametrize("name", ["hpgr", "hstu"])
+@pytest.mark.parametrize("name", ["hpgr", "hstu", "mtgr"])
 def test_a_network_s_inner_calls_are_checked(name):
     histories = random_histories([5, 3], seed=0)
     model, packed = build(settings(name=name), catalogue(), ranking=True), pack(histories, CPU)

@@ -19,7 +19,7 @@ from hpgr.model.scoring import Scorer
 REACH = {"max_history": 40}  # no user of the log has more
 
 
-@pytest.fixture(params=["hpgr", "hstu"])
+@pytest.fixture(params=["hpgr", "hstu", "mtgr"])
 def scorer(request, monkeypatch):
     monkeypatch.setattr(hpgr.model.scoring, "TOKENS_AT_A_TIME", 60)
     model = build(settings(name=request.param), catalogue(), ranking=True)

@@ -121,6 +121,11 @@ class Network(nn.Module):
         """
         return None
 
+    @classmethod
+    def fits_factors(cls, settings: Any) -> bool:
+        """Return True if `start_ranking` shall be given item factors, which stage 1 fits."""
+        return bool(getattr(settings, "readout", False))
+
     def read(self, packed: Packed, *, rows: Tensor | None = None) -> Reading:
         """Read histories, whoever will be judged.
 

@@ -76,6 +76,18 @@ class HSTUSection(AttentionSection):
 
 
 @dataclass(frozen=True)
+class MTGRSection(AttentionSection):
+    """The MTGR baseline.
+
+    Args:
+        cross: cross features in the candidate's token: published (counts and mean values) or
+            residual (also residuals, newer events weighing more, and times).
+    """
+
+    cross: Literal["published", "residual"]
+
+
+@dataclass(frozen=True)
 class HPGRSection(AttentionSection):
     """HPGR; every switch is an ablation.
 

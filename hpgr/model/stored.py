@@ -21,7 +21,7 @@ from hpgr.model.stored_config import CONFIG, read_config, settings_of
 from hpgr.runtime import DamagedFile
 
 WEIGHTS = "model.safetensors"
-OFFSETS, CATEGORY = "trunk.items.category_offsets", "trunk.items.category"
+OFFSETS, CATEGORY = "items.category_offsets", "items.category"  # ends of two buffers' names
 
 
 def check_network(folder: Path) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def check_weights(path: Path, weights: dict[str, Tensor], num_categories: int) -
     for name, weight in weights.items():
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             raise DamagedFile(path, f"{name} holds values that are not finite")
-    if OFFSETS not in weights or CATEGORY not in weights:
+    offsets, category = _ending(weights, OFFSETS), _ending(weights, CATEGORY)
+    if offsets is None or category is None:
         return
-    offsets, category = weights[OFFSETS], weights[CATEGORY]
     ascending = bool((offsets[1:] >= offsets[:-1]).all())
     if int(offsets[0]) != 0 or int(offsets[-1]) != len(category) or not ascending:
         raise DamagedFile(path, f"{OFFSETS} does not ascend from 0 to {len(category)}")
@@ -78,12 +78,17 @@ def check_weights(path: Path, weights: dict[str, Tensor], num_categories: int) -
 def catalogue_of(config: dict[str, Any], weights: dict[str, Tensor]) -> Catalogue:
     """Return the catalogue: sizes from `config`, categories from `weights` if they hold any."""
     sizes = config["catalogue"]
-    none = torch.zeros(sizes["num_items"] + 1 if OFFSETS not in weights else 0, dtype=torch.int64)
-    return Catalogue(
-        **sizes,
-        category_offsets=weights.get(OFFSETS, none),
-        category=weights.get(CATEGORY, torch.zeros(0, dtype=torch.int64)),
-    )
+    offsets, category = _ending(weights, OFFSETS), _ending(weights, CATEGORY)
+    if offsets is None:
+        offsets = torch.zeros(sizes["num_items"] + 1, dtype=torch.int64)
+    if category is None:
+        category = torch.zeros(0, dtype=torch.int64)
+    return Catalogue(**sizes, category_offsets=offsets, category=category)
+
+
+def _ending(weights: dict[str, Tensor], end: str) -> Tensor | None:
+    """Return the tensor whose name ends so, None where there is none."""
+    return next((weight for name, weight in weights.items() if name.endswith(end)), None)
 
 
 def _outline(path: Path) -> dict[str, Tensor]:
@@ -94,7 +99,7 @@ def _outline(path: Path) -> dict[str, Tensor]:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 part = file.get_slice(name)
                 whole = part.get_dtype() == "I64"
-                if whole != (name in (OFFSETS, CATEGORY)) or not part.get_dtype().startswith(
+                if whole != name.endswith((OFFSETS, CATEGORY)) or not part.get_dtype().startswith(
                     ("F", "BF", "I64")
                 ):
                     raise DamagedFile(path, f"{name} is of type {part.get_dtype()}")

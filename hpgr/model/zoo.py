@@ -29,6 +29,7 @@ class Entry(NamedTuple):
 ZOO = {
     "hpgr": Entry("hpgr.model.sections:HPGRSection", "hpgr.model.hpgr:HPGR"),
     "hstu": Entry("hpgr.model.sections:HSTUSection", "hpgr.model.hstu:HSTU"),
+    "mtgr": Entry("hpgr.model.sections:MTGRSection", "hpgr.model.mtgr:MTGR"),
 }
 
 

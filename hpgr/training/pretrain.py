@@ -163,8 +163,8 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
 
 
 def _fitted(cfg: Config, log: EventLog, base: Base | None) -> dict[str, Tensor]:
-    """Fit the item factors of the read-out, for a model that has one and a log that can rank."""
-    if not (getattr(cfg.model, "readout", False) and log.meta.can_rank):
+    """Fit item factors, for a model that starts from them and a log that can rank."""
+    if not (network_class(cfg.model.name).fits_factors(cfg.model) and log.meta.can_rank):
         return {}
     start = base.weights.get("click.readout.factor") if base else None
     factors = fit_item_factors(
