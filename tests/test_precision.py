@@ -21,6 +21,7 @@ NETWORKS = {
     "hpgr, history rows through the mask": {"model__history_rows": "preference"},
     "hpgr, sparse": {"model__history_rows": "preference", "model__max_history": 300},
     "hstu": {"model__name": "hstu"},
+    "mtgr": {"model__name": "mtgr"},
     "hstu without ranking": {"model__name": "hstu", "finetune__ranking_weight": 0.0},
     "hstu with sampled loss": {"model__name": "hstu", "finetune__loss": "sampled"},
 }

@@ -138,8 +138,8 @@ def test_a_warm_start_keeps_its_rows_and_adds_new_ones(project):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (TOY | {"name": "tyo"}, "model.name: found 'tyo', expected 'hpgr', 'hstu' or 'toy'; did "
-         "you mean 'toy'?"),
+        (TOY | {"name": "tyo"}, "model.name: found 'tyo', expected 'hpgr', 'hstu', 'mtgr' or "
+         "'toy'; did you mean 'toy'?"),
         ({k: v for k, v in TOY.items() if k != "name"}, "model.name: is missing; add it"),
         (TOY | {"name": ["toy"]}, "model.name: found ['toy'], expected"),
         (5, "model: found 5, expected names with values"),
@@ -172,7 +172,7 @@ def stored(folder, **changes):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (TOY | {"name": "tyo"}, "model.name is 'tyo', expected hpgr or hstu or toy"),
+        (TOY | {"name": "tyo"}, "model.name is 'tyo', expected hpgr or hstu or mtgr or toy"),
         (TOY | {"dim": 65}, "model.dim is 65, expected a whole number from 2 to 64"),
         (TOY | {"step": 1}, "model.step is 1, which is the limit itself"),
         (TOY | {"dim": 9}, "model.dim: 9 is odd"),

@@ -1,1 +1,1 @@
-"""The networks: HPGR, HSTU and the attention both share."""
+"""The networks: HPGR, the baselines HSTU and MTGR, and the attention they share."""

@@ -84,7 +84,7 @@ class MTGRSection(AttentionSection):
             residual (also residuals, newer events weighing more, and times).
     """
 
-    cross: Literal["published", "residual"]
+    cross: Literal["published", "residual"] = limited()
 
 
 @dataclass(frozen=True)
