@@ -172,6 +172,19 @@ def test_a_logit_moves_with_each_earlier_event_and_with_no_other(cross):
         assert (after[seen] != before[seen]).all()
 
 
+def test_blocks_are_not_mute_at_the_start():
+    """What has been read is far above the epsilon of the norm behind it."""
+    torch.manual_seed(0)
+    model = build(settings(name="mtgr", dim=64), catalogue(), ranking=True).eval()
+    spread = []
+    for block in model.blocks:
+        block.leaving.register_forward_hook(lambda *caught: spread.append(caught[2].std().item()))
+    histories = random_histories([30, 17], seed=2)
+    with torch.no_grad():
+        model(pack(histories, CPU), asked(histories))
+    assert len(spread) == 5 and min(spread) > 0.9
+
+
 def test_candidates_move_no_state():
     model, histories = make(), random_histories([12, 20], seed=2)
     with torch.no_grad():

@@ -75,7 +75,10 @@ class MTGRBlock(nn.Module):
         dim, heads = settings.dim, settings.num_heads
         self.shape, self.dropout = (heads, dim // heads), settings.dropout
         self.entering, self.leaving = GroupLayerNorm(dim), GroupLayerNorm(dim)
-        self.uvqk = nn.Parameter(torch.empty(dim, 4 * dim).normal_(0, 0.02))
+        # Wider than HSTU's: the norm comes behind the product with U, whose variance would else lie
+        # a thousandfold below the norm's epsilon, and the block would start mute.
+        self.uvqk = nn.Parameter(torch.empty(dim, 4 * dim))
+        nn.init.xavier_normal_(self.uvqk)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
         self.position_bias = _bias(num_positions, learned=settings.position_bias)
         self.time_bias = _bias(NUM_TIME_BUCKETS, learned=settings.time_bias)
