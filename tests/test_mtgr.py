@@ -1,5 +1,6 @@
 """MTGR against the whole token matrix: explicit tokens, mask, biases and norms, one by one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from torch.nn import functional
 from training_runs import both, parameters, train_both, write_project
 
 from hpgr.data.batches import events_before
-from hpgr.data.histories import Histories
 from hpgr.model.attention.cover import time_bucket
 from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
@@ -41,6 +41,13 @@ def asked(histories, *, every=3):
     return place_candidates(
         histories, offsets, item, events_before(histories, user, time), time, CPU
     )
+
+
+def past():
+    """Three histories: one asks after the longest pause within a session, one a second later."""
+    histories = random_histories([19, 1, 33], seed=3)
+    last = histories.timestamp[histories.offsets[1:] - 1]
+    return replace(histories, request_time=last + np.array([PAUSE, 60, PAUSE + 1]))
 
 
 def judged(model, histories, candidates):
@@ -127,7 +134,7 @@ def dense(model, histories, candidates):
 @pytest.mark.parametrize("biases", [True, False])
 def test_the_network_equals_the_whole_token_matrix(biases):
     model = make(position_bias=biases, time_bias=biases)
-    histories = random_histories([19, 1, 33], seed=3)
+    histories = past()
     candidates = asked(histories)
     states, ends, _ = judged(model, histories, candidates)
     with torch.no_grad():
@@ -138,7 +145,7 @@ def test_the_network_equals_the_whole_token_matrix(biases):
 
 def test_those_candidates_are_of_every_sort():
     """Behind a pause, in a visit that goes on, and without a past."""
-    histories = random_histories([19, 1, 33], seed=3)
+    histories = past()
     candidates, packed, model = asked(histories), pack(histories, CPU), make()
     static = model._static_end(packed, candidates) - candidates.first
     seen = candidates.end - candidates.first
@@ -150,10 +157,7 @@ def replaced(histories, row, seed=0):
     """The same histories with another item and action at `row`."""
     item, action = histories.item.copy(), histories.action.copy()
     item[row], action[row] = 2 + (item[row] + 5) % 40, 1 + action[row] % 5
-    return Histories(
-        histories.offsets, item, action, histories.timestamp, histories.session,
-        histories.request_time,
-    )  # fmt: skip
+    return replace(histories, item=item, action=action)
 
 
 @pytest.mark.parametrize("cross", ["published", "residual"])
@@ -204,8 +208,8 @@ def test_training_starts_at_the_values_of_actions_and_keeps_them(tmp_path, monke
     for name in ("value", "valued", "bias"):
         assert torch.equal(trained[f"cross.{name}"], fitted[f"factors.{name}"])
     assert trained["cross.value"][2] > 0 > trained["cross.value"][1]
-    histories = random_histories([3], seed=0)
-    histories = Histories(**{**vars(histories), "item": np.array([2, 3, 4]), "action": [1, 2, 1]})
+    short = random_histories([3], seed=0)
+    histories = replace(short, item=np.array([2, 3, 4]), action=np.array([1, 2, 1]))
     chance = Scorer.load(Path("artifacts/finetune")).rank(
         histories, np.array([0, 1]), np.array([5])
     )
