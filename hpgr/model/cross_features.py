@@ -9,8 +9,9 @@ each category shared).
 - published: for each kind the logarithm of the count and the mean value of the actions, what MTGR's
   are said to be (how often the user met the candidate or its kind, and with which result).
 - residual: also, for each kind, the mean residual, two means in which newer events count more, and
-  the time since the newest event; and the bias of the item. A residual is the value of an action
-  less the bias of its item, as in `hpgr.model.readout`. These are ours.
+  the time since the newest event. A residual is the value of an action less the bias of its item,
+  as in `hpgr.model.readout`. These are ours. The candidate's own bias is left out: in training it
+  holds the candidate's own label.
 
 Nothing here is learned: values and biases are those that stage 1 fitted (0 without it).
 
@@ -89,7 +90,7 @@ class CrossFeatures(nn.Module):
     def __init__(self, num_items: int, num_actions: int, form: str) -> None:
         super().__init__()
         self.residual = form == "residual"
-        self.num_features = KINDS * (4 + len(PACES)) + 1 if self.residual else KINDS * 2
+        self.num_features = KINDS * (4 + len(PACES) if self.residual else 2)
         # Set by stage 1, not learned; parameters, so that a warm start keeps them.
         self.value = nn.Parameter(torch.zeros(num_actions), requires_grad=False)
         self.valued = nn.Parameter(torch.zeros(num_actions), requires_grad=False)
@@ -140,8 +141,6 @@ class CrossFeatures(nn.Module):
             newest_C = matches.newest()
             since_C = torch.where(newest_C >= 0, candidates.time - time_T[newest_C], 0)
             features.append(since_C.double().log1p())
-        if self.residual:
-            features.append(self.bias[candidates.item].double())
         return torch.stack(features, 1).to(self.bias.dtype)
 
 
