@@ -33,13 +33,14 @@ TITLES = {
     "K1": "Ranking, global time split (K1), test, label rating >= 4",
 }
 SERVED = "_then_rank"  # the order in which a model is served, behind its name
-HEADLINES = ("hpgr", "hpgr-quick", "hstu")  # others stand in docs/ablations.md
+HEADLINES = ("hpgr", "hpgr-quick", "hstu", "mtgr")  # others stand in docs/ablations.md
 NAMES = {
     "hpgr": "**HPGR**",
     "hpgr_then_rank": "HPGR, top 50 as served",
     "hpgr-quick": "**HPGR**, profile quick",
     "hpgr-quick_then_rank": "HPGR, top 50 as served",
     "hstu": "HSTU",
+    "mtgr": "MTGR",
     "transitions": "transitions, decayed",
     "ease": "EASE, recency-weighted",
     "popularity": "popularity",
