@@ -177,7 +177,7 @@ def test_a_logit_moves_with_each_earlier_event_and_with_no_other(cross):
 
 
 def test_blocks_are_not_mute_at_the_start():
-    """What has been read is far above the epsilon of the norm behind it."""
+    """The sums read lie far above the epsilon of the norm behind them."""
     torch.manual_seed(0)
     model = build(settings(name="mtgr", dim=64), catalogue(), ranking=True).eval()
     spread = []
