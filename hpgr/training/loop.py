@@ -198,6 +198,7 @@ def train(
                 )
             optimizer.step()
             device.agree(averages)
+            asked = asked or (device.world == 1 and stop.asked)  # nobody waits for it
             for key, value in values.items():
                 state["sums"][key] = state["sums"].get(key, 0.0) + value
             state |= {"epoch": epoch, "index": index + 1, "step": state["step"] + 1}
