@@ -34,13 +34,14 @@ TITLES = {
 }
 SERVED = "_then_rank"  # the order in which a model is served, behind its name
 # Others stand in docs/ablations.md.
-HEADLINES = ("hpgr", "hpgr-quick", "hstu", "sasrec", "esasrec", "mtgr")
+HEADLINES = ("hpgr", "hpgr-quick", "hstu", "hstu-plain", "sasrec", "esasrec", "mtgr")
 NAMES = {
     "hpgr": "**HPGR**",
     "hpgr_then_rank": "HPGR, top 50 as served",
     "hpgr-quick": "**HPGR**, profile quick",
     "hpgr-quick_then_rank": "HPGR, top 50 as served",
     "hstu": "HSTU",
+    "hstu-plain": "HSTU, trained as HPGR",
     "sasrec": "SASRec",
     "esasrec": "eSASRec",
     "mtgr": "MTGR",
