@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import NAMES, RESULTS, ROOT, TITLES, between_markers
+from benchmarks.table import NAMES, RESULTS, ROOT, TITLES, between_markers, spans
 from hpgr.params_file import read_params
 from hpgr.runtime import read_json, write_text
 
@@ -70,8 +70,9 @@ def table(
         seeds = sorted(own.keys() & whole.keys())
         pairs = {c: [own[s]["metrics"][c] - whole[s]["metrics"][c] for s in seeds] for c in columns}
         lines.append(row(name, [spread(pairs[c], signed=True) for c in columns], own))
-    first = next(iter(whole.values()))
-    lines.append(f"\n{first['machine']}; a row below the first is the distance from it.\n")
+    judged = [run for own in (whole, *runs.values()) for run in own.values()]
+    machines = spans(judged, "machine")
+    lines.append(f"\n{machines}; a row below the first is the distance from it.\n")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,11 @@ def tables() -> str:
     return "\n".join(parts)
 
 
+def spans(results: Iterable[dict[str, Any]], key: str) -> str:
+    """The values that results have of a key, each once: not all need be of one machine or day."""
+    return " and ".join(sorted({result[key] for result in results}))
+
+
 def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) -> str:
     """One protocol and data set: trained models with their cost, then the baselines beside them."""
     rows: dict[str, list[dict[str, float]]] = {}
@@ -126,14 +132,13 @@ def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) ->
     seeds = {
         len([r for r in results if r["model"] == name]) for name in {r["model"] for r in results}
     }
-    first = results[0]
     note = "one seed each: a note, not yet a result"
     if seeds != {1}:
         counts = " or ".join(map(str, sorted(seeds)))
         note = f"seeds of a model: {counts}, mean ± standard deviation"
     lines.append(
-        f"\n{note}; {first['machine']}; {first['date']}; the commit and the command of each row "
-        "stand in its file in [benchmarks/results](benchmarks/results).\n"
+        f"\n{note}; {spans(results, 'machine')}; {spans(results, 'date')}; "
+        "the commit and the command of each row stand in its file in [benchmarks/results](benchmarks/results).\n"
     )
     return "\n".join(lines)
 

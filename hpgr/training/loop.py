@@ -105,9 +105,8 @@ def train(
         UserError: the loss is not finite.
     """
     wrapped = device.wrap(model)
-    averages = [
-        w for w in model.parameters() if not w.requires_grad
-    ]  # no gradient keeps them equal
+    # No gradient keeps these equal in all processes.
+    averages = [weight for weight in model.parameters() if not weight.requires_grad]
     peak_rates = [group["lr"] for group in optimizer.param_groups]
     best_file = scratch / BEST
     state: dict[str, Any] = {
