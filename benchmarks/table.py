@@ -138,7 +138,8 @@ def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) ->
         note = f"seeds of a model: {counts}, mean ± standard deviation"
     lines.append(
         f"\n{note}; {spans(results, 'machine')}; {spans(results, 'date')}; "
-        "the commit and the command of each row stand in its file in [benchmarks/results](benchmarks/results).\n"
+        "the commit and the command of each row stand in its file in "
+        "[benchmarks/results](benchmarks/results).\n"
     )
     return "\n".join(lines)
 
