@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ PARAMS = Path(__file__).parent.parent / "params.yaml"
 START = 1_600_000_000  # 2020-09-13
 
 
+@cache
+def _project() -> Config:
+    return load_config(PARAMS)
+
+
 def config(folder: Path, *, limits: Mapping[str, Any] | None = None, **data: Any) -> Config:
     """The project's params.yaml, reading the table `log.csv` in `folder`.
 
     `data` changes keys of the data section ("columns" those of data.columns); `limits` those of
     the validate section.
     """
-    cfg = load_config(PARAMS)
+    cfg = _project()
     columns = cfg.data.columns.model_copy(update=data.pop("columns", {}))
     table = {"path": folder, "format": "table", "interactions": "log.csv"}
     changed = cfg.data.model_copy(update={**table, "columns": columns, **data})

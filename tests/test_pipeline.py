@@ -31,6 +31,7 @@ CUT = int(datetime(2001, 7, 1, tzinfo=UTC).timestamp())
 LIMITS = ("--set", "refresh.reference_events=625")
 NAMES = ["user_id", "item_id", "action", "timestamp"]
 QUERIES = 20
+NEW, CHANGED = "hpgr/training/notes.py", "hpgr/evaluation/ranking.py"
 
 
 @pytest.fixture(scope="module")
@@ -193,12 +194,11 @@ def test_a_changed_report_reruns_evaluation_alone(trained, clone):
         source.write_text(text)
 
 
-def test_metrics_and_plots_are_dvcs(trained, clone):
+def test_metrics_and_plots_are_dvcs(trained, clone, tmp_path):
     assert "hr@10" in run(clone, *DVC, "metrics", "show").stdout
-    run(clone, *DVC, "plots", "show", "--out", "plots_page")
-    page = (clone / "plots_page/index.html").read_text()
-    assert "validation_ndcg@10" in page
-    assert list((clone / "plots_page").rglob("*.png"))
+    run(clone, *DVC, "plots", "show", "--out", str(tmp_path))
+    assert "validation_ndcg@10" in (tmp_path / "index.html").read_text()
+    assert list(tmp_path.rglob("*.png"))
 
 
 def test_result_ends_in_one_json_line(trained, clone):
@@ -255,7 +255,9 @@ def test_served_answers_equal_the_offline_evaluation(trained, clone, monkeypatch
 
 @pytest.fixture(scope="module")
 def after(before, clone):
-    """The refresh, when all of the training has been looked at."""
+    """The refresh, when all of the training has been looked at, by code that differs from git's."""
+    (clone / NEW).write_bytes(b'"""New."""\r\n')
+    (clone / CHANGED).write_bytes((clone / CHANGED).read_bytes() + b"\n# changed\r\n")
     return flow(clone, "refresh", str(batch(clone)), *LIMITS)
 
 
@@ -324,3 +326,39 @@ def test_the_flow_says_what_it_did(before, after):
         ("validate", "skipped"),
         *((s, "ran") for s in ("sessionize", "pretrain", "finetune", "evaluate")),
     ]
+
+
+@pytest.fixture(scope="module")
+def another(after, clone):
+    """The folder is lost: git, DVC's remote and the registry give version 2 back in another clone.
+
+    The commands that `hpgr lineage` prints are run as printed, by a shell.
+    """
+    folder, remote = clone.with_name("another"), str(clone.with_name("remote"))
+    add = (*DVC, "remote", "add", "-q", "--local", "--default", "shared", remote)
+    run(clone, *add)
+    run(clone, *DVC, "push", "-q")
+    message = run(clone, *HPGR, "lineage", "2").stdout
+    assert "warning" not in message
+    commands = message.split("to restore it, in a clone:\n")[1]
+    run(clone, "git", "clone", "-q", str(clone), str(folder))
+    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    run(folder, "git", *author, "commit", "-q", "--allow-empty", "-m", "later")
+    run(folder, *add)
+    assert "up to date" in run(folder, "sh", "-e", "-c", commands).stdout
+    return folder
+
+
+def test_the_printed_commands_bring_data_outputs_and_code_back(another, clone):
+    def contents(root, folder):
+        files = sorted(path for path in (root / folder).rglob("*") if path.is_file())
+        return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+    for folder in ("data", "artifacts/sessions", "artifacts/finetune", "base"):
+        assert contents(another, folder) == contents(clone, folder), folder
+    for file in (NEW, CHANGED):
+        assert (another / file).read_bytes() == (clone / file).read_bytes(), file
+
+
+def test_nothing_is_to_be_done_there(another):
+    assert json.loads(run(another, *DVC, "status", "--json").stdout) == {}

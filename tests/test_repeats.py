@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import io
+import shutil
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 
 import numpy as np
 import own_run
@@ -19,6 +22,17 @@ from hpgr.data.log import FIRST_ITEM, VALIDATION
 from hpgr.training import validation
 
 K = 10
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model by one rule: what was printed, the rule, its answers, metrics and report."""
+
+    message: str
+    removes: bool
+    answers: list[list[str]]
+    metrics: dict
+    page: str
 
 
 def evaluation(**changes):
@@ -98,36 +112,66 @@ def test_validation_counts_what_could_be_served(remove, monkeypatch):
     assert found["validation_hr@10"] == pytest.approx(np.mean(hits))
 
 
-@pytest.mark.parametrize(
-    ("asked", "repeating"), [("auto", True), (True, True), ("auto", False), (False, False)]
-)
-def test_the_served_list_holds_the_hidden_item_as_often_as_the_report_says(
-    asked, repeating, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    users = own_run.walks(repeats=repeating)
-    own_run.write_log(users)
-    cfg = own_run.config(evaluate__remove_history=asked)
-    own_run.train(cfg)
-    message = capsys.readouterr().out
-    keeps = asked is False or (asked == "auto" and repeating)
-    assert own_run.session_meta()["remove_history"] is not keeps
-    assert ("such items stay in the answers" in message) == keeps
+@pytest.fixture(scope="module", params=[True, False], ids=["repeats", "no repeats"])
+def judged_by(request, tmp_path_factory):
+    """A log that repeats or not; its one model, judged by the log's own rule and by the other."""
+    repeating = request.param
+    users, found = own_run.walks(repeats=repeating), {}
+    for asked in ("auto", repeating):  # removing is the other rule of a log that repeats
+        folder = tmp_path_factory.mktemp("run")
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as message:
+            patch.chdir(folder)
+            own_run.write_log(users)
+            cfg = own_run.config(evaluate__remove_history=asked)
+            own_run.sessionize(cfg)
+            if not found:
+                own_run.pretrain(cfg)
+                own_run.finetune(cfg)
+                trained = folder / "artifacts/finetune"
+            else:
+                shutil.copytree(trained, "artifacts/finetune")
+            own_run.evaluate(cfg)
+            found[asked] = Judged(
+                message.getvalue(),
+                own_run.session_meta()["remove_history"],
+                own_run.served(cfg, users, K),
+                own_run.metrics(),
+                (folder / "artifacts/evaluation/report.html").read_text(),
+            )
+    return users, repeating, found
 
-    answers = own_run.served(cfg, users, K)
+
+@pytest.mark.parametrize("own", [True, False], ids=["the log's rule", "the other rule"])
+def test_the_served_list_holds_the_hidden_item_as_often_as_the_report_says(judged_by, own):
+    users, repeating, found = judged_by
+    judged = found["auto" if own else repeating]
+    keeps = own == repeating
+    assert judged.removes is not keeps
+    assert ("such items stay in the answers" in judged.message) == keeps
     hits = sum(
-        events[-1][0] in answer for events, answer in zip(users.values(), answers, strict=True)
+        events[-1][0] in answer
+        for events, answer in zip(users.values(), judged.answers, strict=True)
     )
-    found = own_run.metrics()
-    assert found["R1"]["hpgr_then_rank"]["hr@10"] == pytest.approx(hits / len(users), abs=1e-6)
+    ranked = judged.metrics["R1"]["hpgr_then_rank"]
+    assert ranked["hr@10"] == pytest.approx(hits / len(users), abs=1e-6)
     seen = [{item for item, _ in events[:-1]} for events in users.values()]
-    assert any(s & set(a) for s, a in zip(seen, answers, strict=True)) == keeps
+    assert any(s & set(a) for s, a in zip(seen, judged.answers, strict=True)) == keeps
 
     other = "R1_seen_removed" if keeps else "R1_seen_kept"
-    assert ([*found] == ["R1", other]) == repeating
-    page = (tmp_path / "artifacts/evaluation/report.html").read_text()
-    assert ("Seen items kept" in page) == (repeating and not keeps)
-    assert ("Seen items removed" in page) == (repeating and keeps)
+    assert ([*judged.metrics] == ["R1", other]) == repeating
+    assert ("Seen items kept" in judged.page) == (repeating and not keeps)
+    assert ("Seen items removed" in judged.page) == (repeating and keeps)
+
+
+def test_the_other_way_is_what_the_other_rule_would_have_said(judged_by):
+    """Both ways of one model: each figure equals that of a run by that rule alone."""
+    _, repeating, found = judged_by
+    if not repeating:
+        assert all([*judged.metrics] == ["R1"] for judged in found.values())
+        return
+    for alone, beside, way in ((True, "auto", "R1_seen_removed"), ("auto", True, "R1_seen_kept")):
+        for model in ("hpgr", "hpgr_then_rank", "popularity", "recency"):
+            assert found[alone].metrics["R1"][model] == found[beside].metrics[way][model], model
 
 
 def test_a_log_with_interleaved_sessions_is_served_as_judged(tmp_path, monkeypatch, capsys):
@@ -147,24 +191,6 @@ def test_a_log_with_interleaved_sessions_is_served_as_judged(tmp_path, monkeypat
     hits = sum(events[-1][0] in a for events, a in zip(users.values(), answers, strict=True))
     found = own_run.metrics()["R1"]["hpgr_then_rank"]["hr@10"]
     assert found == pytest.approx(hits / len(users), abs=1e-6)
-
-
-def test_the_other_way_is_what_the_other_rule_would_have_said(tmp_path, monkeypatch):
-    """Both ways of one model: each figure equals that of a run by that rule alone."""
-    monkeypatch.chdir(tmp_path)
-    own_run.write_log(own_run.walks(repeats=True))
-    found = {}
-    for remove in (True, False):
-        own_run.sessionize(own_run.config(evaluate__remove_history=remove))
-        if not found:
-            own_run.pretrain(own_run.config())
-            own_run.finetune(own_run.config())
-        own_run.evaluate(own_run.config(evaluate__remove_history=remove))
-        found[remove] = own_run.metrics()
-    for rule, way in ((True, "R1_seen_removed"), (False, "R1_seen_kept")):
-        alone, beside = found[rule]["R1"], found[not rule][way]
-        for model in ("hpgr", "hpgr_then_rank", "popularity", "recency"):
-            assert alone[model] == beside[model], model
 
 
 def test_a_log_of_one_item_a_user_is_served_what_it_is_judged_by(tmp_path, monkeypatch, capsys):

@@ -213,17 +213,62 @@ def test_a_killed_worker_comes_back_and_ends_what_its_predecessor_began(project,
     gone_and_succeeded(project, step)
 
 
-def test_everything_killed_at_once(project, run):
-    step = project.step()
-    kill(*project.processes())
-    project.services("up")
-    assert "The worker of pool local is gone" in project.ends(run, "Crashed").message
-    gone_and_succeeded(project, step)
+def test_a_killed_mlflow_server_comes_back_on_its_port(project):
+    page = f"http://127.0.0.1:{project.mlflow_port}/health"
+    server = project.process("mlflow.server")
+    assert not server.children()  # that would go on holding the port
+    kill(server)
+    until(lambda: project.process("mlflow.server"), "another starts")
+    until(lambda: project.answers(page), "it answers")
 
 
 def test_up_again_says_that_it_is_up(project, run):
     assert "it is up already" in project.services("up").stdout
     assert project.state(run).is_running()
+
+
+class Elsewhere:
+    """Another MLflow server over the project's store; its address holds a password."""
+
+    def __init__(self, project):
+        self.project, self.port = project, free_port()
+        self.uri = f"http://me:{PLANTED}@127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        store = f"sqlite:///{self.project.folder / 'mlflow/store/mlflow.db'}"
+        command = ["mlflow", "server", "--workers", "1", "--port", str(self.port)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, "--backend-store-uri", store],
+            cwd=self.project.folder.parent,  # no process of the project's
+            env=self.project.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        page = f"http://127.0.0.1:{self.port}/health"
+        until(lambda: self.project.answers(page), "MLflow answers")
+        self.process = psutil.Process(process.pid)
+
+    def kill(self):
+        kill(*self.process.children(recursive=True), self.process)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(project):
+    """A run's environment is its worker's: `make up` must be called with this address."""
+    server = Elsewhere(project)
+    yield server
+    server.kill()
+
+
+def test_everything_killed_at_once(project, run, elsewhere):
+    """And what comes up afterwards registers elsewhere."""
+    step = project.step()
+    kill(*project.processes())
+    up = project.services("up", MLFLOW_TRACKING_URI=elsewhere.uri)
+    assert PLANTED not in up.stdout + up.stderr
+    assert "The worker of pool local is gone" in project.ends(run, "Crashed").message
+    gone_and_succeeded(project, step)
 
 
 def test_after_an_outage_a_run_can_still_be_cancelled(project, run):
@@ -263,15 +308,6 @@ def test_a_killed_prefect_server_comes_back_and_the_run_goes_on(project, run):
     completes(project, run)
 
 
-def test_a_killed_mlflow_server_comes_back_on_its_port(project):
-    page = f"http://127.0.0.1:{project.mlflow_port}/health"
-    server = project.process("mlflow.server")
-    assert not server.children()  # that would go on holding the port
-    kill(server)
-    until(lambda: project.process("mlflow.server"), "another starts")
-    until(lambda: project.answers(page), "it answers")
-
-
 def test_a_time_out_ends_the_stage_and_says_what_to_do(project):
     if project.current is not None:
         completes(project, project.current)
@@ -309,52 +345,6 @@ def test_after_a_power_cut_the_server_marks_the_silent_run(project, run):
     gone_and_succeeded(project, step)
 
 
-class Elsewhere:
-    """Another MLflow server over the project's store; its address holds a password."""
-
-    def __init__(self, project):
-        self.project, self.port = project, free_port()
-        self.uri = f"http://me:{PLANTED}@127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self):
-        store = f"sqlite:///{self.project.folder / 'mlflow/store/mlflow.db'}"
-        command = ["mlflow", "server", "--workers", "1", "--port", str(self.port)]
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command, "--backend-store-uri", store],
-            cwd=self.project.folder.parent,  # no process of the project's
-            env=self.project.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        page = f"http://127.0.0.1:{self.port}/health"
-        until(lambda: self.project.answers(page), "MLflow answers")
-        self.process = psutil.Process(process.pid)
-
-    def kill(self):
-        kill(*self.process.children(recursive=True), self.process)
-
-
-@pytest.fixture(scope="module")
-def elsewhere(project):
-    """A run's environment is its worker's: `make up` must be called with this address."""
-    server = Elsewhere(project)
-    yield server
-    server.kill()
-
-
-def test_down_stops_a_running_flow_with_its_checkpoint(project, run, elsewhere):
-    step = project.step()
-    assert "everything is down" in project.services("down").stdout
-    assert not project.processes()
-    assert {path.suffix for path in (project.folder / ".services").iterdir()} == {".log"}
-    up = project.services("up", MLFLOW_TRACKING_URI=elsewhere.uri)  # for the drill after this
-    assert "up already" not in up.stdout
-    assert PLANTED not in up.stdout + up.stderr
-    assert project.state(run).name == "Crashed"
-    gone_and_succeeded(project, step)
-
-
 def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run, elsewhere):
     completes(project, run)
     (project.folder / "hold").touch()
@@ -377,12 +367,20 @@ def test_mlflow_gone_in_mid_run_costs_the_registration_alone(project, run, elsew
     assert project.registered()["version"] == 1
 
 
+def test_down_stops_a_running_flow_with_its_checkpoint(project, run):
+    step = project.step()
+    assert "everything is down" in project.services("down").stdout
+    assert not project.processes()
+    assert project.step() >= step > 0
+    assert {path.suffix for path in (project.folder / ".services").iterdir()} == {".log"}
+
+
 def test_no_secret_is_left_behind(project):
     """After all of the runs above: databases, logs, registry, artifacts and DVC's caches.
 
     A run's environment lies in its worker's temporary folder, 0600, until its process has ended.
     """
-    assert "everything is down" in project.services("down").stdout
+    assert not project.processes()
     home = project.folder / ".prefect"
     string = (home / "api-auth-string").read_text().strip()
     found = {}
