@@ -167,7 +167,9 @@ class Finetune(Section):
     validation_queries: int = Field(ge=1)
     validation_events: int = Field(ge=1)
     weight_decay: float = Field(ge=0)
-    loss: Literal["full", "sampled", "shared"]
+    loss: Literal["auto", "full", "shared", "sampled"]
+    full_items: int = Field(ge=1)
+    shared_negatives: int = Field(ge=1)
     num_negatives: int = Field(ge=1)
     # The softmax subtracts no maximum: beyond 1 / 80 its exponentials overflow.
     temperature: float = Field(ge=1 / 80)

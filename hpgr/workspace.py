@@ -57,7 +57,14 @@ STAGES = {
             "artifacts/sessions/items.parquet",
         ),
         output="artifacts/pretrain",
-        params=("model", "pretrain", "finetune.temperature"),
+        params=(
+            "model",
+            "pretrain",
+            "finetune.temperature",
+            "finetune.loss",
+            "finetune.full_items",
+            "finetune.shared_negatives",
+        ),
     ),
     "finetune": Stage(
         "hpgr.training.finetune",

@@ -1,9 +1,19 @@
 """Softmax with negatives that all rows share, against the softmax over the catalogue."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
+from training_runs import both, parameters, train_both, write_project
 
-from hpgr.training.losses import draw_shared, full_softmax, normalised, shared_softmax
+from hpgr.training.losses import (
+    catalogue_softmax,
+    draw_shared,
+    full_softmax,
+    normalised,
+    shared_softmax,
+)
 
 FIRST, ITEMS, ROWS = 2, 40, 6
 
@@ -54,3 +64,38 @@ def test_items_are_drawn_as_often_as_expected(case):
     assert drawn.min() == FIRST and drawn.max() == ITEMS - 1
     count = torch.bincount(drawn, minlength=ITEMS)
     torch.testing.assert_close(count[drawn].float(), expected, rtol=0.06, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "full_items", "shared"),
+    [("auto", ITEMS, False), ("auto", ITEMS - 1, True), ("full", 1, False), ("shared", 99, True)],
+)
+def test_the_size_of_the_catalogue_chooses_where_nothing_else_does(case, asked, full_items, shared):
+    states, items, target = case
+    settings = SimpleNamespace(loss=asked, full_items=full_items, shared_negatives=8)
+    torch.manual_seed(3)
+    found = catalogue_softmax(settings, *case, first_item=FIRST)
+    torch.manual_seed(3)
+    drawn = draw_shared(target, 8, first_item=FIRST, num_items=ITEMS)
+    expected = {
+        True: shared_softmax(states, items, target, *drawn),
+        False: full_softmax(states, items, target, first_item=FIRST),
+    }
+    assert found == expected[shared] != expected[not shared]
+
+
+def test_both_stages_train_with_shared_negatives(tmp_path, monkeypatch, capsys):
+    write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rows = {
+        full_items: train_both(
+            parameters(
+                **both(2, "steps"), finetune__full_items=full_items, finetune__shared_negatives=9
+            )
+        )
+        for full_items in (5, 500)
+    }
+    for stage, key in (("pretrain", "loss"), ("finetune", "retrieval_loss")):
+        assert math.isfinite(rows[5][stage][key]) and rows[5][stage][key] != rows[500][stage][key]
+    printed = capsys.readouterr().out
+    assert "softmax over shared negatives over" in printed and "full softmax over" in printed

@@ -16,14 +16,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_runs import STAGES, parameters
 from waiting import until
 
 from hpgr.data.batches import TrainingWindows, events_before
 from hpgr.data.histories import Histories
 from hpgr.runtime import UserError
-from hpgr.training.checkpoint import load_tensors, save_atomic
+from hpgr.training.checkpoint import load_tensors, save_atomic, scratch_folder
 from hpgr.training.length import learning_rate_scale
 from hpgr.training.pretrain import mask_events
+from hpgr.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -216,3 +218,15 @@ def test_no_training_events_is_reported(small_log):
     empty = SimpleNamespace(**{**small_log.__dict__, "split": np.full(len(small_log.item), 2)})
     with pytest.raises(UserError, match="no user has two training events"):
         windows(empty)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_belongs_to_every_parameter_of_its_stage(stage, tmp_path):
+    """Also to those of other sections: the loss of stage 1 has stage 2's temperature."""
+    workspace = Workspace(tmp_path)
+    found = {scratch_folder(stage, parameters(), [], workspace)}
+    changes = {"finetune__temperature": 0.1, "model__dim": 8, "finetune__full_items": 9}
+    for name, value in {**changes, f"{stage}__seed": 7}.items():
+        found.add(scratch_folder(stage, parameters(**{name: value}), [], workspace))
+    assert len(found) == 5
+    assert scratch_folder(stage, parameters(gate__margin=0.5), [], workspace) in found

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hpgr.runtime import DamagedFile, scratch_prefix
-from hpgr.workspace import HERE, Workspace
+from hpgr.workspace import HERE, STAGES, Workspace
 
 if TYPE_CHECKING:
     from hpgr.config import Config
@@ -34,8 +34,12 @@ BEST = "best.safetensors"
 def scratch_folder(
     stage: str, cfg: Config, inputs: Iterable[Path], workspace: Workspace = HERE
 ) -> Path:
-    """Folder of a run, by a hash of the settings and of the bytes of the input files."""
-    settings = {"stage": stage, "model": vars(cfg.model), "own": vars(getattr(cfg, stage))}
+    """Folder of a run, by a hash of the stage's parameters and of the bytes of the input files."""
+    settings: dict[str, Any] = {"stage": stage}
+    for name in STAGES[stage].params:
+        section, _, key = name.partition(".")
+        values = vars(getattr(cfg, section))
+        settings[name] = values[key] if key else values
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for path in sorted(inputs):
         digest.update(path.name.encode())

@@ -32,12 +32,11 @@ from hpgr.training.device import choose_device
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
 from hpgr.training.losses import (
-    draw_shared,
-    full_softmax,
+    catalogue_softmax,
+    describe_loss,
     normalised,
     pairwise,
     sampled_softmax,
-    shared_softmax,
 )
 from hpgr.training.memory import MemoryNeed
 from hpgr.training.outputs import finish, write_outputs
@@ -90,8 +89,10 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     if settings.inherit:
         model.inherit(pretrained, fresh=base is None)
     model.to(device.device)
-    if device.rank == 0 and (attention := model.attention(device.device)):
-        print(f"finetune: {attention}", flush=True)
+    if device.rank == 0:
+        print(f"finetune: {describe_loss(settings, catalogue.num_items)}", flush=True)
+        if attention := model.attention(device.device):
+            print(f"finetune: {attention}", flush=True)
     scratch = scratch_folder("finetune", cfg, inputs, workspace)
     validation = Validation(
         log,
@@ -207,17 +208,12 @@ def _loss(
     states, items, logits = model(pack(batch.histories, place), candidates)
     target = torch.from_numpy(batch.target).to(place, torch.int64)
     states, items = normalised(states, items, settings.temperature)
-    if settings.loss == "full":
-        retrieval = full_softmax(states, items, target, first_item=FIRST_ITEM)
-    elif settings.loss == "shared":
-        drawn = draw_shared(
-            target, settings.num_negatives, first_item=FIRST_ITEM, num_items=num_items
-        )
-        retrieval = shared_softmax(states, items, target, *drawn)
-    else:
+    if settings.loss == "sampled":
         shape = (len(target), settings.num_negatives)
         negatives = torch.randint(FIRST_ITEM, num_items, shape, device=place)
         retrieval = sampled_softmax(states, items, target, negatives)
+    else:
+        retrieval = catalogue_softmax(settings, states, items, target, first_item=FIRST_ITEM)
     losses = {"loss": retrieval, "retrieval_loss": retrieval}
     if rows is not None and logits is not None:
         label = torch.from_numpy(rows.label).to(place, torch.float32)

@@ -9,6 +9,8 @@ Shape legend: T rows, V items, D width, R negatives, C candidates.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -60,6 +62,41 @@ def full_softmax(states: Tensor, items: Tensor, target: Tensor, *, first_item: i
     """
     with autocast_off(states):
         return _CosineSoftmax.apply(states, items[first_item:], target - first_item)
+
+
+def takes_shared(settings: Any, num_items: int) -> bool:
+    """Return True if the loss over a catalogue of this size draws negatives that rows share.
+
+    Args:
+        settings: of section `finetune`: `loss` and `full_items`.
+        num_items: of the catalogue.
+    """
+    if settings.loss == "auto":
+        return bool(num_items > settings.full_items)
+    return bool(settings.loss == "shared")
+
+
+def describe_loss(settings: Any, num_items: int) -> str:
+    """Name the loss over a catalogue of this size, and the reason; arguments as `takes_shared`."""
+    if settings.loss == "sampled":
+        return "softmax over negatives of each row's own (finetune.loss: sampled)"
+    name = "softmax over shared negatives" if takes_shared(settings, num_items) else "full softmax"
+    why = settings.loss
+    if why == "auto":
+        why = f"auto, full for up to {settings.full_items:,} items"
+    return f"{name} over {num_items:,} items (finetune.loss: {why})"
+
+
+def catalogue_softmax(
+    settings: Any, states: Tensor, items: Tensor, target: Tensor, *, first_item: int
+) -> Tensor:
+    """Compute `shared_softmax` where the settings ask for it, else `full_softmax`."""
+    if not takes_shared(settings, len(items)):
+        return full_softmax(states, items, target, first_item=first_item)
+    drawn = draw_shared(
+        target, settings.shared_negatives, first_item=first_item, num_items=len(items)
+    )
+    return shared_softmax(states, items, target, *drawn)
 
 
 def shared_softmax(

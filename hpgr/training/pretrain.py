@@ -33,7 +33,7 @@ from hpgr.training.item_factors import fit_item_factors
 from hpgr.training.item_probe import SessionProbe, verdict
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
-from hpgr.training.losses import full_softmax, normalised
+from hpgr.training.losses import catalogue_softmax, normalised
 from hpgr.training.memory import MemoryNeed
 from hpgr.training.outputs import finish, write_outputs, write_untrained
 from hpgr.training.warm import Base, pack_factors
@@ -198,4 +198,5 @@ def _loss(
     states, items = model(packed, masked)
     # Same geometry as the retrieval head of stage 2, so that the table serves both.
     states, items = normalised(states[masked], items, cfg.finetune.temperature)
-    return {"loss": full_softmax(states, items, packed.item[masked], first_item=FIRST_ITEM)}
+    target = packed.item[masked]
+    return {"loss": catalogue_softmax(cfg.finetune, states, items, target, first_item=FIRST_ITEM)}
