@@ -87,22 +87,20 @@ def gaussian_mask(
     bells = find_bells(anchor_QA, first, end, size=size, sigma=sigma, window=window)
     tiles: Tiles | KeyTiles
     if sparse:
+        query_P, block_P, pair_X = bells.pairs(len(first))
         tiles, row_P = build_key_tiles(
-            bells.query, bells.block, first, end, num_keys,
+            query_P, block_P, first, end, num_keys,
             query_time=query_time, key_time=key_time, query_position=query_position,
         )  # fmt: skip
+        row_X = row_P[pair_X]
     else:
         tiles = build_tiles(
             first, end, num_keys, size=size, segments=False,
             query_time=query_time, key_time=key_time, query_position=query_position,
         )  # fmt: skip
-        width = -(-num_keys // size)
-        tile_P = torch.searchsorted(
-            tiles.query_block * width + tiles.key_block, bells.query // size * width + bells.block
-        )
-        row_P = tile_P * size + bells.query % size
+        row_X = tiles.row_of(bells.query, bells.block)
     count, height = tiles.bucket.shape[:2]
-    weight_RS = bell_weights(peak_QA, bells, row_P, count * height)
+    weight_RS = bell_weights(peak_QA, bells, row_X, count * height)
     return PreferenceMask(anchor_QA, peak_QA, tiles, weight_RS.view(count, height, size))
 
 

@@ -60,6 +60,17 @@ class Tiles:
         """Number of keys each query sees, int64 [Q]."""
         return self.end - self.first
 
+    def row_of(self, query: Int[Tensor, "X"], key_block: Int[Tensor, "X"]) -> Int[Tensor, "X"]:
+        """Return the row of tiles seen as [N * S, S] that holds a query and a key block of its own.
+
+        Side by side alone: the tiles of a query block are neighbours, and so are their key blocks.
+        """
+        number_B = torch.arange(-(-self.num_queries // self.size), device=query.device)
+        start_B = torch.searchsorted(self.query_block, number_B)
+        low_B = functional.pad(self.key_block, (0, 1)).index_select(0, start_B)
+        tile_X = (start_B - low_B).index_select(0, query // self.size) + key_block
+        return tile_X * self.size + query % self.size
+
 
 def time_bucket(seconds: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
     """Return HSTU's logarithmic bucket of a time difference, 0..128.
