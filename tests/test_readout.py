@@ -63,7 +63,7 @@ def test_every_event_of_a_window_is_a_candidate_that_sees_strictly_earlier_ones(
 
 @pytest.mark.parametrize("block", [2, 3, 32])
 def test_sums_are_discounted_within_each_history(block, monkeypatch):
-    """Over rows, blocks of rows, blocks of those; also the gradients of rows and rate."""
+    """Up to a row, or to none; over rows, blocks of rows, blocks of those. Also the gradients."""
     monkeypatch.setattr(readout_module, "BLOCK", block)
     lengths = [1, 7, 0, 12, 1, 30 * block]
     position = torch.cat([torch.arange(n) for n in lengths])
@@ -71,8 +71,10 @@ def test_sums_are_discounted_within_each_history(block, monkeypatch):
     rate = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     age = torch.arange(len(position))[:, None] - torch.arange(len(position))
     inside = (age >= 0) & (age <= position[:, None])
-    expected = (rate ** age.clamp_min(0) * inside) @ rows
-    found = discounted_sums(rows, position, rate)
+    end = torch.cat([torch.zeros(2, dtype=torch.long), torch.randperm(len(position)) + 1])
+    summed = (rate ** age.clamp_min(0) * inside) @ rows
+    expected = torch.nn.functional.pad(summed, (0, 0, 1, 0))[end]
+    found = discounted_sums(rows, position, rate, end)
     torch.testing.assert_close(found, expected)
     weight = torch.randn_like(found)
     grads = [torch.autograd.grad((out * weight).sum(), (rows, rate)) for out in (found, expected)]

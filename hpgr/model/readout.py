@@ -184,7 +184,7 @@ class PreferenceReadout(nn.Module):
         seen_TF = _evidence(factor_TD, residual_T, valued_T)
         for clock in self.log_forgetting:
             rate = torch.exp(-clock.exp())
-            summed_PF = _before(discounted_sums(seen_TF, packed.position, rate), end_P)
+            summed_PF = discounted_sums(seen_TF, packed.position, rate, end_P)
             taste_PD, covariance_PDD, mean_P = _posterior(summed_PF, noise, expected_PD)
             mean_C = (factor_CD * taste_PD[of_C]).sum(1)
             spread_CD = _times(covariance_PDD.index_select(0, of_C), factor_CD)
@@ -224,7 +224,7 @@ class PreferenceReadout(nn.Module):
     def _expected_taste(self, packed: Packed, valued_T: Tensor, end_P: Tensor) -> Tensor:
         """Mean [P, D] of the prior of tastes: what the items met say, whatever the action."""
         rows = functional.pad(self.hint[packed.item], (0, 1), value=1.0) * valued_T[:, None]
-        summed = _before(discounted_sums(rows, packed.position, 1.0), end_P)
+        summed = discounted_sums(rows, packed.position, 1.0, end_P)
         return summed[:, :-1] / summed[:, -1:].clamp_min(1).sqrt()
 
     def _paces(
@@ -235,7 +235,7 @@ class PreferenceReadout(nn.Module):
         rows = torch.cat([self.action[packed.action], residual_T[:, None], ones_T1], 1)
         result = []
         for pace in PACES:
-            summed = _before(discounted_sums(rows, packed.position, pace), end_P)
+            summed = discounted_sums(rows, packed.position, pace, end_P)
             result.append((summed[:, :-1] / (summed[:, -1:] + 1))[of_C])
         return result
 
@@ -243,15 +243,13 @@ class PreferenceReadout(nn.Module):
 def _evidence(
     factor_TD: Float[Tensor, "T D"], residual_T: Float[Tensor, "T"], valued_T: Float[Tensor, "T"]
 ) -> Float[Tensor, "T F"]:
-    """Lay out what `_posterior` needs the sums of: factors squared and times residuals, [T, F]."""
-    square_TDD = factor_TD[:, :, None] * (factor_TD * valued_T[:, None])[:, None]
-    parts = [factor_TD * residual_T[:, None], residual_T[:, None], valued_T[:, None]]
-    return torch.cat([square_TDD.flatten(1), *parts], 1)
+    """Lay out what `_posterior` needs the sums of, [T, (D + 1) (D + 2)].
 
-
-def _before(summed_TF: Float[Tensor, "T F"], end_P: Int[Tensor, "P"]) -> Float[Tensor, "P F"]:
-    """Take the sums up to the last visible row; 0 where `end_P` is 0."""
-    return functional.pad(summed_TF, (0, 0, 1, 0)).index_select(0, end_P)
+    Outer products of [factor, 1] and [factor if valued, residual, valued].
+    """
+    what_TE = functional.pad(factor_TD, (0, 1), value=1.0)
+    told_TE = torch.cat([factor_TD, residual_T[:, None], torch.ones_like(residual_T)[:, None]], 1)
+    return torch.bmm(what_TE[:, :, None], (told_TE * valued_T[:, None])[:, None]).flatten(1)
 
 
 def _posterior(
@@ -259,12 +257,13 @@ def _posterior(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [P, D] and covariance [P, D, D] of tastes, and shrunk mean residuals [P]."""
     dim = expected_PD.shape[1]
-    square_PS, weighted_PD, total_P1, count_P1 = summed_PF.split([dim * dim, dim, 1, 1], 1)
-    identity = torch.eye(dim, device=summed_PF.device)
-    precision_PDD = identity + square_PS.unflatten(1, (dim, dim)) / noise
+    upper, last = summed_PF.unflatten(1, (dim + 1, dim + 2)).split([dim, 1], 1)
+    square_PDD, weighted_PD1, _ = upper.split([dim, 1, 1], 2)
+    total_P, count_P = last[:, 0, dim:].unbind(1)
+    precision_PDD = torch.eye(dim, device=summed_PF.device) + square_PDD / noise
     covariance_PDD = torch.linalg.inv_ex(precision_PDD).inverse
-    taste_PD = _times(covariance_PDD, weighted_PD / noise + expected_PD)
-    return taste_PD, covariance_PDD, (total_P1 / (count_P1 + PRIOR_EVENTS)).squeeze(1)
+    taste_PD = _times(covariance_PDD, weighted_PD1.squeeze(2) / noise + expected_PD)
+    return taste_PD, covariance_PDD, total_P / (count_P + PRIOR_EVENTS)
 
 
 def _times(matrix_PDD: Float[Tensor, "P D D"], x_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P D"]:
@@ -273,27 +272,36 @@ def _times(matrix_PDD: Float[Tensor, "P D D"], x_PD: Float[Tensor, "P D"]) -> Fl
 
 
 def discounted_sums(
-    rows_TF: Float[Tensor, "T F"], position_T: Int[Tensor, "T"], rate: Tensor | float
-) -> Float[Tensor, "T F"]:
-    """Sum the rows of each history up to each row, a row n places earlier times rate^n.
+    rows_TF: Float[Tensor, "T F"],
+    position_T: Int[Tensor, "T"],
+    rate: Tensor | float,
+    end_P: Int[Tensor, "P"],
+) -> Float[Tensor, "P F"]:
+    """Sum the rows of a history up to row `end_P` - 1, a row n places earlier times rate^n.
 
-    Blocks of rows are one product each; the sums at the ends of blocks obey the same rule, a block
-    taking the place of a row. So no power exceeds one, whatever the length, and no row of another
-    history is ever added and taken off again.
+    The sum is 0 where `end_P` is 0. Blocks of rows are one product each; the sums at the ends of
+    blocks obey the same rule, a block taking the place of a row. So no power exceeds one, whatever
+    the length, and no row of another history is ever added and taken off again.
     """
     total, features = rows_TF.shape
     size = max(1, min(BLOCK, total))
-    spare = -total % size
+    spare = max(1, -(-total // size)) * size - total
     row_NBF = functional.pad(rows_TF, (0, 0, 0, spare)).view(-1, size, features)
     position_NB = functional.pad(position_T, (0, spare)).view(-1, size)
     place_B = torch.arange(size, device=rows_TF.device)
     age_BB = place_B[:, None] - place_B
     base = rate if isinstance(rate, Tensor) else rows_TF.new_full((), rate)
     seen_NBB = (age_BB >= 0) & (age_BB <= position_NB[:, :, None])
-    summed_NBF = (base ** age_BB.clamp_min(0) * seen_NBB) @ row_NBF
-    if len(summed_NBF) > 1:
-        ends_NF = discounted_sums(summed_NBF[:, -1], position_NB[:, -1] // size, base**size)
-        before_NF = functional.pad(ends_NF[:-1], (0, 0, 1, 0))
-        reach_NB = base ** (place_B + 1) * (position_NB > place_B)
-        summed_NBF = summed_NBF + reach_NB[:, :, None] * before_NF[:, None]
-    return summed_NBF.view(-1, features)[:total]
+    inside_NBF = (base ** age_BB.clamp_min(0) * seen_NBB) @ row_NBF
+    row_P = (end_P - 1).clamp_min(0)
+    summed_PF = inside_NBF.flatten(0, 1).index_select(0, row_P)
+    blocks = len(inside_NBF)
+    if blocks > 1:
+        # What each block inherits from those before it.
+        upper_N = position_NB[:, -1] // size
+        number_N = torch.arange(blocks, device=end_P.device)
+        before_NF = discounted_sums(inside_NBF[:, -1], upper_N, base**size, number_N)
+        place_P = row_P % size
+        reach_P = base ** (place_P + 1) * (position_NB.flatten().index_select(0, row_P) > place_P)
+        summed_PF = summed_PF + reach_P[:, None] * before_NF.index_select(0, row_P // size)
+    return summed_PF * (end_P > 0)[:, None]
