@@ -60,11 +60,17 @@ def _at_a_time(tiles: Tiles, q: Tensor) -> int:
     return at_a_time(q.device, cpu=TILES_AT_A_TIME, bytes_each=each)
 
 
-def bias_table(time_bias: Tensor) -> Tensor:
+def bias_table(time_bias: Tensor, hidden: float = HIDDEN_BIAS) -> Tensor:
     """Bias by bucket with the hidden entry at its end, [256]."""
-    table = time_bias.new_full((HIDDEN + 1,), HIDDEN_BIAS)
+    table = time_bias.new_full((HIDDEN + 1,), hidden)
     table[: time_bias.shape[0]] = time_bias
     return table
+
+
+def _visible_exp(scores_nHSS: Tensor, tiles: Tiles, part: slice) -> Tensor:
+    """exp of the scores, in place, 0 where not visible; exp of HIDDEN_BIAS takes ten times as long."""
+    hidden_nSS = tiles.bucket[part] == HIDDEN
+    return scores_nHSS.exp_().masked_fill_(hidden_nSS[:, None], 0.0)
 
 
 class _TileAttention(torch.autograd.Function):
@@ -75,7 +81,7 @@ class _TileAttention(torch.autograd.Function):
         query_BHSd = _heads_first(q_QHd, tiles, QUERY)
         key_BHSd, value_BHSe = (_heads_first(x, tiles, KEY) for x in (k_KHd, v_KHe))
         toeplitz_FSS, _ = _toeplitz(position_bias, tiles)
-        table = bias_table(time_bias)
+        table = bias_table(time_bias, 0.0 if exponential else HIDDEN_BIAS)
         accumulate = torch.promote_types(q_QHd.dtype, torch.float32)
         out_BHSe = torch.zeros(
             (*query_BHSd.shape[:3], value_BHSe.shape[3]), dtype=accumulate, device=q_QHd.device
@@ -87,9 +93,10 @@ class _TileAttention(torch.autograd.Function):
             q_nHSd, k_nHSd = _gather(query_BHSd, rows_n), _gather(key_BHSd, columns_n)
             scores_nHSS = q_nHSd @ k_nHSd.transpose(-1, -2)
             scores_nHSS += _pair_bias(position_bias, toeplitz_FSS, table, tiles, part)[:, None]
-            active_nHSS = (
-                scores_nHSS.exp_() if exponential else functional.silu(scores_nHSS, inplace=True)
-            )
+            if exponential:
+                active_nHSS = _visible_exp(scores_nHSS, tiles, part)
+            else:
+                active_nHSS = functional.silu(scores_nHSS, inplace=True)
             if weight_NSS is not None:
                 active_nHSS *= weight_NSS[part, None]
             _scatter_add(out_BHSe, rows_n, active_nHSS @ _gather(value_BHSe, columns_n))
@@ -104,7 +111,7 @@ class _TileAttention(torch.autograd.Function):
         query_BHSd, grad_out_BHSe = (_heads_first(x, tiles, QUERY) for x in (q_QHd, grad_QHe))
         key_BHSd, value_BHSe = (_heads_first(x, tiles, KEY) for x in (k_KHd, v_KHe))
         toeplitz_FSS, offsets_FSS = _toeplitz(position_bias, tiles)
-        table = bias_table(time_bias)
+        table = bias_table(time_bias, 0.0 if exponential else HIDDEN_BIAS)
         accumulate = torch.promote_types(q_QHd.dtype, torch.float32)
         grad_q_BHSd, grad_k_BHSd, grad_v_BHSe = (
             torch.zeros(x.shape, dtype=accumulate, device=q_QHd.device)
@@ -125,7 +132,10 @@ class _TileAttention(torch.autograd.Function):
             k_nHSd, v_nHSe = _gather(key_BHSd, columns_n), _gather(value_BHSe, columns_n)
             scores_nHSS = q_nHSd @ k_nHSd.transpose(-1, -2)
             scores_nHSS += _pair_bias(position_bias, toeplitz_FSS, table, tiles, part)[:, None]
-            active_nHSS = scores_nHSS.exp() if exponential else functional.silu(scores_nHSS)
+            if exponential:
+                active_nHSS = _visible_exp(scores_nHSS, tiles, part)
+            else:
+                active_nHSS = functional.silu(scores_nHSS)
             grad_active_nHSS = g_nHSe @ v_nHSe.transpose(-1, -2)
             if weight_NSS is not None and grad_weight_NSS is not None:
                 grad_weight_NSS[part] = (active_nHSS * grad_active_nHSS).sum(1, dtype=accumulate)
