@@ -257,9 +257,10 @@ class HPGR(Network):
         space_VD = self._centred(item_VD)
         key_TD = space_VD[packed.item]
         readers = packed.readers()
-        below: Seen = (history_tiles(packed, readers, self.tile), None)
+        every = history_tiles(packed, readers, self.tile)
+        below: Seen = (every, None)
         if self.preference_below and len(packed.item):
-            own = self._row_mask(key_TD, key_TD, packed, readers)
+            own = self._row_mask(key_TD, key_TD, packed, readers, every)
             below = (own.tiles, own.weight)
         x_TD, length_T1 = trunk.fused, (packed.position + 1)[:, None]
         mask: PreferenceMask | None = None
@@ -271,13 +272,14 @@ class HPGR(Network):
             tiles, weight = below
             if block is self.blocks[-1]:
                 if rows is not None:  # from here on T counts these rows alone
-                    every = (x_TD, u_TE, q_THd, length_T1)
-                    x_TD, u_TE, q_THd, length_T1 = (one[rows] for one in every)
+                    parts = (x_TD, u_TE, q_THd, length_T1)
+                    x_TD, u_TE, q_THd, length_T1 = (part[rows] for part in parts)
                     readers = packed.readers(rows)
-                    tiles, weight = history_tiles(packed, readers, self.tile), None
+                    tiles = every = history_tiles(packed, readers, self.tile)
+                    weight = None
                 if self.row_signals is not None and len(packed.item):
                     # A state lives in the item space: it asks for items like those it expects.
-                    mask = self._row_mask(x_TD, key_TD, packed, readers)
+                    mask = self._row_mask(x_TD, key_TD, packed, readers, every)
                     tiles, weight = mask.tiles, mask.weight
             x_TD = block.attend(x_TD, u_TE, q_THd, k_THd, v_THd, tiles, length_T1, weight)
         return Reading(x_TD, item_VD, mask, Memory(trunk, space_VD, key_TD, keys))
@@ -309,12 +311,12 @@ class HPGR(Network):
         return functional.normalize(normed_VD - shared_D, dim=-1)
 
     def _row_mask(
-        self, wish_QD: Tensor, key_TD: Tensor, packed: Packed, readers: Readers
+        self, wish_QD: Tensor, key_TD: Tensor, packed: Packed, readers: Readers, every: Tiles
     ) -> PreferenceMask:
         """Mask of history rows by the likeness of what they wish to what they see."""
         assert self.row_signals is not None and self.row_selector is not None
         anchors = self.row_selector(wish_QD, key_TD, readers.first, readers.end, packed.position)
-        return self._mask(self.row_signals, anchors, packed, readers, self.row_window)
+        return self._mask(self.row_signals, anchors, packed, readers, self.row_window, every)
 
     def _candidate_anchors(
         self, space_VD: Tensor, key_TD: Tensor, packed: Packed, candidates: Candidates
@@ -348,6 +350,7 @@ class HPGR(Network):
         packed: Packed,
         readers: Readers,
         window: int,
+        every: Tiles | None = None,
     ) -> PreferenceMask:
         return signals(
             *anchors,
@@ -360,4 +363,5 @@ class HPGR(Network):
             query_time=readers.time,
             key_time=packed.time,
             query_position=readers.position,
+            known=every,
         )

@@ -66,6 +66,7 @@ def gaussian_mask(
     query_time: Int[Tensor, "Q"] | None,
     key_time: Int[Tensor, "K"] | None,
     query_position: Int[Tensor, "Q"] | None,
+    known: Tiles | None = None,
 ) -> PreferenceMask:
     """Build the mask of bells around anchors.
 
@@ -82,6 +83,7 @@ def gaussian_mask(
         query_time: seconds.
         key_time: seconds.
         query_position: row of each query among the keys.
+        known: all visible tiles of these queries and times, where they have been made.
     """
     size = SIZE if sparse else tile
     bells = find_bells(anchor_QA, first, end, size=size, sigma=sigma, window=window)
@@ -94,10 +96,12 @@ def gaussian_mask(
         )  # fmt: skip
         row_X = row_P[pair_X]
     else:
-        tiles = build_tiles(
-            first, end, num_keys, size=size, segments=False,
-            query_time=query_time, key_time=key_time, query_position=query_position,
-        )  # fmt: skip
+        if known is None or known.rows is not None:  # weights have square tiles
+            known = build_tiles(
+                first, end, num_keys, size=size, segments=False,
+                query_time=query_time, key_time=key_time, query_position=query_position,
+            )  # fmt: skip
+        tiles = known
         row_X = tiles.row_of(bells.query, bells.block)
     count, height = tiles.bucket.shape[:2]
     weight_RS = bell_weights(peak_QA, bells, row_X, count * height)
