@@ -28,11 +28,12 @@ class _CosineSoftmax(torch.autograd.Function):
         loss = torch.zeros((), device=states.device)
         grad_states = torch.empty_like(rows_all)
         grad_items = torch.zeros_like(table)
-        step = _at_a_time(items)
-        for low in range(0, len(states), step):
+        step = min(_at_a_time(items), len(states))
+        memory = table.new_empty(step, len(table))  # fresh pages cost more than a product
+        for low in range(0, len(states), max(1, step)):
             part = slice(low, low + step)
             rows, wanted = rows_all[part], table[target[part]]
-            weight = (rows @ table.T).exp_()
+            weight = torch.mm(rows, table.T, out=memory[: len(rows)]).exp_()
             total = weight.sum(dim=1, keepdim=True)
             loss += (total.log().squeeze(1) - (rows * wanted).sum(1)).sum()
             # The softmax is never divided out: its denominator moves to the D-wide factors.
