@@ -42,6 +42,7 @@ from hpgr.model.ranking_head import ranking_head
 from hpgr.model.readout import READOUT_GROWTH, ItemFactors
 from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
 from hpgr.model.shapes import Bool, Float
+from hpgr.model.unit import unit
 
 Seen = tuple[Tiles | KeyTiles, Tensor | None]  # tiles of the keys to read, and their weights
 
@@ -302,13 +303,13 @@ class HPGR(Network):
 
         What they share is kept from training, so that new items move no anchor of old ones.
         """
-        normed_VD = functional.normalize(item_VD, dim=-1)
+        normed_VD = unit(item_VD)
         shared_D: Tensor = self.shared
         if self.training:
             shared_D = normed_VD[FIRST_ITEM:].mean(0)
             with torch.no_grad():
                 self.shared.copy_(shared_D)
-        return functional.normalize(normed_VD - shared_D, dim=-1)
+        return unit(normed_VD - shared_D)
 
     def _row_mask(
         self, wish_QD: Tensor, key_TD: Tensor, packed: Packed, readers: Readers, every: Tiles

@@ -34,6 +34,7 @@ from hpgr.model.interface import Growth
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.precision import autocast_off, wide
 from hpgr.model.shapes import Float, Int
+from hpgr.model.unit import unit
 
 CLOCKS = (0.99, 0.9995)  # discounts of an event by one place, to start from
 KERNELS = (8.0, 16.0)  # kappa, to start from
@@ -143,7 +144,7 @@ class PreferenceReadout(nn.Module):
         """
         space: Tensor = self.factor
         if categories_VK is not None:
-            parts = [functional.normalize(x, dim=-1) for x in (space, categories_VK)]
+            parts = [unit(x) for x in (space, categories_VK)]
             space = torch.cat([parts[0], CATEGORY_WEIGHT * parts[1]], -1)
         return self.selector(
             space[candidates.item],
@@ -249,7 +250,7 @@ def _evidence(
     """
     what_TE = functional.pad(factor_TD, (0, 1), value=1.0)
     told_TE = torch.cat([factor_TD, residual_T[:, None], torch.ones_like(residual_T)[:, None]], 1)
-    return torch.bmm(what_TE[:, :, None], (told_TE * valued_T[:, None])[:, None]).flatten(1)
+    return (what_TE[:, :, None] * (told_TE * valued_T[:, None])[:, None]).flatten(1)
 
 
 def _posterior(

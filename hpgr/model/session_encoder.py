@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hpgr.model.attention.cover import Tiles, build_tiles
 from hpgr.model.attention.entry import softmax_attention
@@ -27,6 +26,7 @@ from hpgr.model.dropout import dropout
 from hpgr.model.packed import Packed
 from hpgr.model.precision import wide
 from hpgr.model.shapes import Bool, Float, Int
+from hpgr.model.unit import unit
 
 FEED_FORWARD = 2  # width of the hidden layer, in multiples of D
 MAX_SCORE = 20.0  # of the pooling attention, so that exp needs no maximum
@@ -56,8 +56,8 @@ class TransformerBlock(nn.Module):
         q_THd, k_THd, v_THd = (
             self.qkv(self.norm(x_TD)).view(len(x_TD), 3, self.num_heads, -1).unbind(1)
         )
-        q_THd = functional.normalize(q_THd, dim=-1) * self.scale.clamp(0.0, MAX_SCORE)
-        k_THd = functional.normalize(k_THd, dim=-1)
+        q_THd = unit(q_THd) * self.scale.clamp(0.0, MAX_SCORE)
+        k_THd = unit(k_THd)
         read_TD = softmax_attention(q_THd, k_THd, v_THd, tiles, self.position_bias).flatten(1)
         x_TD = x_TD + dropout(self.output(read_TD), self.dropout, self.training)
         mixed_TD = self.feed_forward(x_TD)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hpgr.model.placement import at_a_time
 from hpgr.model.precision import autocast_off, wide
+from hpgr.model.unit import unit
 
 ROWS_AT_A_TIME, BYTES_AT_A_TIME = 512, 1 << 28  # logits on a CPU, at most
 
@@ -215,6 +216,6 @@ def normalised(states: Tensor, items: Tensor, temperature: float) -> tuple[Tenso
     """Return L2-normalised states divided by the temperature, and L2-normalised items."""
     with autocast_off(states):
         return (
-            functional.normalize(wide(states), dim=-1) / temperature,
-            functional.normalize(wide(items), dim=-1),
+            unit(wide(states)) / temperature,
+            unit(wide(items)),
         )

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from hpgr.model.precision import autocast_off, wide
 from hpgr.model.shapes import Float, Int
+from hpgr.model.unit import unit
 
 TIE = 1e-6  # what one place newer is worth: above rounding, below what tells items apart
 FOLD = 8  # keys or groups of a group
@@ -67,8 +68,8 @@ class Selector(nn.Module):
         query_QR, key_KR = self.query(query_QD), self.key(key_KE)
         # Selection is not smooth: cosines rounded to bfloat16 would tie and select other anchors.
         with autocast_off(query_QD):
-            query_QR = functional.normalize(wide(query_QR), dim=-1)
-            key_KR = functional.normalize(wide(key_KR), dim=-1)
+            query_QR = unit(wide(query_QR))
+            key_KR = unit(wide(key_KR))
             if self.mode != "chosen":
                 return self._intervened(query_QR, key_KR, first, end)
             return select(query_QR, key_KR, first, end, self.num_anchors, position_K)
@@ -233,10 +234,10 @@ def _chunks(first: Int[Tensor, "Q"]) -> list[int]:
 
 def _divisible(count: int, num: int) -> int:
     """Fill `count` columns up so that every level of `_best` has whole groups."""
-    unit = 1
-    while count > FOLD * num * unit:
-        unit *= FOLD
-    return -(-count // unit) * unit
+    whole = 1
+    while count > FOLD * num * whole:
+        whole *= FOLD
+    return -(-count // whole) * whole
 
 
 def _best(score_qk: Tensor, num: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
