@@ -17,7 +17,10 @@ def test_equals_torch_and_so_does_the_gradient(dtype):
     upstream = torch.randn_like(x)
     upstream[3, 1] = 0
     torch.testing.assert_close(
-        *(torch.autograd.grad(y, one, upstream) for y, one in zip((found, expected), inputs, strict=True))
+        *(
+            torch.autograd.grad(y, one, upstream)
+            for y, one in zip((found, expected), inputs, strict=True)
+        )
     )
 
 

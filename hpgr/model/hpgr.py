@@ -353,16 +353,19 @@ class HPGR(Network):
         window: int,
         every: Tiles | None = None,
     ) -> PreferenceMask:
+        """Mask of readers, of whom `every` may be the tiles already."""
+        if choose(packed.item.device.type, self.max_history).sparse:
+            every = None
+        elif every is None:
+            every = history_tiles(packed, readers, self.tile)
         return signals(
             *anchors,
             readers.first,
             readers.end,
             len(packed.item),
             window=window,
-            tile=self.tile,
-            sparse=choose(packed.item.device.type, self.max_history).sparse,
+            tiles=every,
             query_time=readers.time,
             key_time=packed.time,
             query_position=readers.position,
-            known=every,
         )

@@ -61,12 +61,10 @@ def gaussian_mask(
     *,
     sigma: float,
     window: int,
-    tile: int,
-    sparse: bool,
+    tiles: Tiles | None,
     query_time: Int[Tensor, "Q"] | None,
     key_time: Int[Tensor, "K"] | None,
     query_position: Int[Tensor, "Q"] | None,
-    known: Tiles | None = None,
 ) -> PreferenceMask:
     """Build the mask of bells around anchors.
 
@@ -78,34 +76,32 @@ def gaussian_mask(
         num_keys: K.
         sigma: standard deviation of a bell, positions.
         window: newest visible keys of weight one; 0 for none.
-        tile: side of a square tile, where every visible tile is computed.
-        sparse: compute only the blocks of keys that the mask of a query touches.
+        tiles: of every visible pair, with their times; None computes only the blocks of keys that
+            the mask of a query touches.
         query_time: seconds.
         key_time: seconds.
         query_position: row of each query among the keys.
-        known: all visible tiles of these queries and times, where they have been made.
     """
-    size = SIZE if sparse else tile
+    if tiles is not None and tiles.rows is not None:  # weights lie in square tiles
+        tiles = build_tiles(
+            first, end, num_keys, size=tiles.size, segments=False,
+            query_time=query_time, key_time=key_time, query_position=query_position,
+        )  # fmt: skip
+    size = SIZE if tiles is None else tiles.size
     bells = find_bells(anchor_QA, first, end, size=size, sigma=sigma, window=window)
-    tiles: Tiles | KeyTiles
-    if sparse:
+    computed: Tiles | KeyTiles
+    if tiles is None:
         query_P, block_P, pair_X = bells.pairs(len(first))
-        tiles, row_P = build_key_tiles(
+        computed, row_P = build_key_tiles(
             query_P, block_P, first, end, num_keys,
             query_time=query_time, key_time=key_time, query_position=query_position,
         )  # fmt: skip
         row_X = row_P[pair_X]
     else:
-        if known is None or known.rows is not None:  # weights have square tiles
-            known = build_tiles(
-                first, end, num_keys, size=size, segments=False,
-                query_time=query_time, key_time=key_time, query_position=query_position,
-            )  # fmt: skip
-        tiles = known
-        row_X = tiles.row_of(bells.query, bells.block)
-    count, height = tiles.bucket.shape[:2]
+        computed, row_X = tiles, tiles.row_of(bells.query, bells.block)
+    count, height = computed.bucket.shape[:2]
     weight_RS = bell_weights(peak_QA, bells, row_X, count * height)
-    return PreferenceMask(anchor_QA, peak_QA, tiles, weight_RS.view(count, height, size))
+    return PreferenceMask(anchor_QA, peak_QA, computed, weight_RS.view(count, height, size))
 
 
 class PreferenceSignals(nn.Module):

@@ -19,7 +19,7 @@ def unit(x: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
 
 
 class _Unit(torch.autograd.Function):
-    """The gradient of x / |x| is that part of what comes back which is orthogonal to x, over |x|."""
+    """The gradient of x / |x|: the part orthogonal to x of what comes back, over |x|."""
 
     @staticmethod
     def forward(ctx, x):  # type: ignore[override]
