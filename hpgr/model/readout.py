@@ -16,8 +16,8 @@ Both read only events that the candidate sees and hold no weight of a user, so t
 never seen. Published is the idea of picking similar items (arXiv 2603.00980); the readers are ours.
 
 Shape legend (suffixes of names): T history rows, C candidates, P distinct sets of visible rows,
-V items, A anchors, D width of the factors, S its square, F features, G categories, K width of their
-vectors.
+V items, A anchors, D width of the factors, F features, G categories, K width of their vectors, R
+discounts, X and Y widths of rows whose products are summed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.model.attention.select import Selector
+from hpgr.model.discounting import product_sums
 from hpgr.model.interface import Growth
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.precision import autocast_off, wide
@@ -42,7 +43,6 @@ PRIOR_EVENTS = 5.0  # of a user's mean residual
 PRIOR_ANCHORS = 2.0  # weight of the prior of a mean over anchors, to start from
 SLOPES = (1.2, 0.5, 0.3)  # of fold-in by clock and of the anchors, to start from
 PACES = (0.8, 0.97, 1.0)  # discounts of the summaries of actions
-BLOCK = 32  # rows that are summed by one product
 ACTION_DIM = 8
 CATEGORY_DIM = 32
 CATEGORY_WEIGHT = 0.5  # length of the categories beside factors of length one, to start from
@@ -182,11 +182,10 @@ class PreferenceReadout(nn.Module):
         noise = self.log_noise.exp()
         expected_PD = self._expected_taste(packed, valued_T, end_P)
         features, predictions = [], []
-        seen_TF = _evidence(factor_TD, residual_T, valued_T)
-        for clock in self.log_forgetting:
-            rate = torch.exp(-clock.exp())
-            summed_PF = discounted_sums(seen_TF, packed.position, rate, end_P)
-            taste_PD, covariance_PDD, mean_P = _posterior(summed_PF, noise, expected_PD)
+        told = _evidence(factor_TD, residual_T, valued_T)
+        rate_R = torch.exp(-self.log_forgetting.exp())
+        for summed_PXY in product_sums(*told, packed.position, rate_R, end_P):
+            taste_PD, covariance_PDD, mean_P = _posterior(summed_PXY, noise, expected_PD)
             mean_C = (factor_CD * taste_PD[of_C]).sum(1)
             spread_CD = _times(covariance_PDD.index_select(0, of_C), factor_CD)
             variance_C = (spread_CD * factor_CD).sum(1)
@@ -224,8 +223,9 @@ class PreferenceReadout(nn.Module):
 
     def _expected_taste(self, packed: Packed, valued_T: Tensor, end_P: Tensor) -> Tensor:
         """Mean [P, D] of the prior of tastes: what the items met say, whatever the action."""
-        rows = functional.pad(self.hint[packed.item], (0, 1), value=1.0) * valued_T[:, None]
-        summed = discounted_sums(rows, packed.position, 1.0, end_P)
+        hint = functional.pad(self.hint[packed.item], (0, 1), value=1.0)
+        rate = valued_T.new_ones(1)
+        summed = product_sums(valued_T[:, None], hint, packed.position, rate, end_P)[0, :, 0]
         return summed[:, :-1] / summed[:, -1:].clamp_min(1).sqrt()
 
     def _paces(
@@ -234,75 +234,33 @@ class PreferenceReadout(nn.Module):
         """Discounted means of action vectors and residuals, [C, ACTION_DIM + 1] a pace."""
         ones_T1 = torch.ones_like(residual_T)[:, None]
         rows = torch.cat([self.action[packed.action], residual_T[:, None], ones_T1], 1)
-        result = []
-        for pace in PACES:
-            summed = discounted_sums(rows, packed.position, pace, end_P)
-            result.append((summed[:, :-1] / (summed[:, -1:] + 1))[of_C])
-        return result
+        rate = rows.new_tensor(PACES)
+        summed = product_sums(ones_T1, rows, packed.position, rate, end_P)[:, :, 0]
+        return [(one[:, :-1] / (one[:, -1:] + 1))[of_C] for one in summed]
 
 
 def _evidence(
     factor_TD: Float[Tensor, "T D"], residual_T: Float[Tensor, "T"], valued_T: Float[Tensor, "T"]
-) -> Float[Tensor, "T F"]:
-    """Lay out what `_posterior` needs the sums of, [T, (D + 1) (D + 2)].
-
-    Outer products of [factor, 1] and [factor if valued, residual, valued].
-    """
-    what_TE = functional.pad(factor_TD, (0, 1), value=1.0)
-    told_TE = torch.cat([factor_TD, residual_T[:, None], torch.ones_like(residual_T)[:, None]], 1)
-    return (what_TE[:, :, None] * (told_TE * valued_T[:, None])[:, None]).flatten(1)
+) -> tuple[Float[Tensor, "T X"], Float[Tensor, "T Y"]]:
+    """Lay out rows whose products hold, summed up, what `_posterior` needs."""
+    told = torch.cat([factor_TD * valued_T[:, None], residual_T[:, None], valued_T[:, None]], 1)
+    return told, functional.pad(factor_TD, (0, 1), value=1.0)
 
 
 def _posterior(
-    summed_PF: Float[Tensor, "P F"], noise: Tensor, expected_PD: Float[Tensor, "P D"]
+    summed_PXY: Float[Tensor, "P X Y"], noise: Tensor, expected_PD: Float[Tensor, "P D"]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [P, D] and covariance [P, D, D] of tastes, and shrunk mean residuals [P]."""
     dim = expected_PD.shape[1]
-    upper, last = summed_PF.unflatten(1, (dim + 1, dim + 2)).split([dim, 1], 1)
-    square_PDD, weighted_PD1, _ = upper.split([dim, 1, 1], 2)
-    total_P, count_P = last[:, 0, dim:].unbind(1)
-    precision_PDD = torch.eye(dim, device=summed_PF.device) + square_PDD / noise
+    upper, last = summed_PXY.split([dim, 1], 2)
+    square_PDD, weighted_P1D, _ = upper.split([dim, 1, 1], 1)
+    total_P, count_P = last[:, dim:, 0].unbind(1)
+    precision_PDD = torch.eye(dim, device=summed_PXY.device) + square_PDD / noise
     covariance_PDD = torch.linalg.inv_ex(precision_PDD).inverse
-    taste_PD = _times(covariance_PDD, weighted_PD1.squeeze(2) / noise + expected_PD)
+    taste_PD = _times(covariance_PDD, weighted_P1D.squeeze(1) / noise + expected_PD)
     return taste_PD, covariance_PDD, total_P / (count_P + PRIOR_EVENTS)
 
 
 def _times(matrix_PDD: Float[Tensor, "P D D"], x_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P D"]:
     """Multiply each small matrix by its vector: on a CPU a library's product costs more."""
     return (matrix_PDD * x_PD[:, None]).sum(2)
-
-
-def discounted_sums(
-    rows_TF: Float[Tensor, "T F"],
-    position_T: Int[Tensor, "T"],
-    rate: Tensor | float,
-    end_P: Int[Tensor, "P"],
-) -> Float[Tensor, "P F"]:
-    """Sum the rows of a history up to row `end_P` - 1, a row n places earlier times rate^n.
-
-    The sum is 0 where `end_P` is 0. Blocks of rows are one product each; the sums at the ends of
-    blocks obey the same rule, a block taking the place of a row. So no power exceeds one, whatever
-    the length, and no row of another history is ever added and taken off again.
-    """
-    total, features = rows_TF.shape
-    size = max(1, min(BLOCK, total))
-    spare = max(1, -(-total // size)) * size - total
-    row_NBF = functional.pad(rows_TF, (0, 0, 0, spare)).view(-1, size, features)
-    position_NB = functional.pad(position_T, (0, spare)).view(-1, size)
-    place_B = torch.arange(size, device=rows_TF.device)
-    age_BB = place_B[:, None] - place_B
-    base = rate if isinstance(rate, Tensor) else rows_TF.new_full((), rate)
-    seen_NBB = (age_BB >= 0) & (age_BB <= position_NB[:, :, None])
-    inside_NBF = (base ** age_BB.clamp_min(0) * seen_NBB) @ row_NBF
-    row_P = (end_P - 1).clamp_min(0)
-    summed_PF = inside_NBF.flatten(0, 1).index_select(0, row_P)
-    blocks = len(inside_NBF)
-    if blocks > 1:
-        # What each block inherits from those before it.
-        upper_N = position_NB[:, -1] // size
-        number_N = torch.arange(blocks, device=end_P.device)
-        before_NF = discounted_sums(inside_NBF[:, -1], upper_N, base**size, number_N)
-        place_P = row_P % size
-        reach_P = base ** (place_P + 1) * (position_NB.flatten().index_select(0, row_P) > place_P)
-        summed_PF = summed_PF + reach_P[:, None] * before_NF.index_select(0, row_P // size)
-    return summed_PF * (end_P > 0)[:, None]
