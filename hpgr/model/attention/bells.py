@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hpgr.model.placement import at_a_time
 from hpgr.model.shapes import Float, Int
@@ -148,56 +147,67 @@ class _Weights(torch.autograd.Function):
     @staticmethod
     def forward(ctx, peak_QA, bells, row_X, num_rows):  # type: ignore[override]
         height, curve, size = peak_QA.flatten(), bells.curve.tolist(), bells.size
-        reach, width = len(curve) // 2, size + len(curve) - 1
+        spare = len(curve) - 1
         row_E, row_W = row_X.tensor_split([len(bells.peak)])
-        place_E = row_E * width + bells.column
-        peak_L = height.new_zeros(num_rows * width + 2 * reach)
+        place_E = row_E * (size + spare) + bells.column
+        peak_L = height.new_zeros(num_rows * (size + spare) + spare)
         peak_L[place_E] = height.index_select(0, bells.peak)
         weight_L = torch.empty_like(peak_L)
         step = at_a_time(peak_L.device, cpu=PLACES_AT_A_TIME, bytes_each=4)
-        spare = torch.empty_like(peak_L[:step])
-        for low in range(0, num_rows * width, step):
-            stop = min(low + step, num_rows * width)
+        memory = torch.empty_like(peak_L[:step])
+        for low in range(0, len(peak_L) - spare, step):
+            stop = min(low + step, len(peak_L) - spare)
             near = [peak_L[low + k : stop + k] for k in range(len(curve))]
-            part, bell = weight_L[low:stop].copy_(near[reach]), spare[: stop - low]
-            for k in range(reach):
+            part, bell = weight_L[low + spare : stop + spare], memory[: stop - low]
+            part.copy_(near[spare // 2])
+            for k in range(spare // 2):
                 torch.maximum(near[k], near[-1 - k], out=bell).mul_(curve[k])
                 torch.maximum(part, bell, out=part)
-        weight_RS = weight_L[: num_rows * width].view(-1, width)[:, :size].contiguous()
-        recent_WS = torch.arange(size, device=row_X.device) >= bells.recent_from[:, None]
-        weight_RS[row_W] = weight_RS.index_select(0, row_W).masked_fill_(recent_WS, 1.0)
-        ctx.save_for_backward(weight_RS, height, place_E)
+        weight_L[:spare] = 0
+        weight_RS, behind = _rows(weight_L, size, spare)
+        behind.zero_()
+        if len(row_W):
+            recent_WS = torch.arange(size, device=row_X.device) >= bells.recent_from[:, None]
+            weight_RS[row_W] = weight_RS.index_select(0, row_W).masked_fill_(recent_WS, 1.0)
+        ctx.save_for_backward(weight_L, height, place_E)
         ctx.bells, ctx.shape = bells, peak_QA.shape
         return weight_RS
 
     @staticmethod
     def backward(ctx, grad_RS):  # type: ignore[override]
-        weight_RS, height, place_E = ctx.saved_tensors
+        weight_L, height, place_E = ctx.saved_tensors
         bells, curve_K = ctx.bells, ctx.bells.curve.to(height.dtype)
         spare = len(curve_K) - 1
-
-        def layout(x_RS: Tensor) -> Tensor:
-            return functional.pad(functional.pad(x_RS, (0, spare)).flatten(), (spare, 0))
-
+        grad_L = torch.zeros_like(weight_L)
+        weight_RS, grads_RS = (_rows(x, bells.size, spare)[0] for x in (weight_L, grad_L))
         # The window is as high as any bell can be: nothing is lost where the weight is one.
-        weight_L, grad_L = layout(weight_RS), layout(grad_RS * (weight_RS < 1))
+        torch.mul(grad_RS, weight_RS < 1, out=grads_RS)
         number_L = torch.zeros_like(grad_L)  # of the bells that are the highest
         step_K, found = torch.arange(len(curve_K), device=height.device), []
         for place_e, peak_e in _parts(place_E, bells.peak):
-            place_eK = place_e[:, None] + step_K
             bell_eK = height.index_select(0, peak_e)[:, None] * curve_K
-            won_eK = weight_L.index_select(0, place_eK.flatten()).view(bell_eK.shape) == bell_eK
-            number_L.index_add_(0, place_eK.flatten(), won_eK.flatten().to(grad_L.dtype))
-            found.append((place_eK, won_eK))
+            won_eK = _under(weight_L, place_e, spare)
+            torch.eq(won_eK, bell_eK, out=won_eK)
+            number_L.scatter_add_(0, (place_e[:, None] + step_K).flatten(), won_eK.flatten())
+            found.append((place_e, won_eK))
         grad_L /= number_L.clamp_min_(1)
         grad_E = [
-            (grad_L.index_select(0, place_eK.flatten()).view(won_eK.shape) * won_eK) @ curve_K
-            for place_eK, won_eK in found
+            _under(grad_L, place_e, spare).mul_(won_eK) @ curve_K for place_e, won_eK in found
         ]
-        grad = torch.zeros_like(height)
-        if grad_E:
-            grad.index_add_(0, bells.peak, torch.cat(grad_E))
+        grad = torch.zeros_like(height).index_add_(0, bells.peak, torch.cat(grad_E))
         return grad.view(ctx.shape), None, None, None
+
+
+def _rows(layout_L: Tensor, size: int, spare: int) -> tuple[Tensor, Tensor]:
+    """Rows [R, S] of a layout of weights, and what lies behind each."""
+    width = size + spare
+    return layout_L[spare:].view(-1, width).split([size, spare], 1)
+
+
+def _under(layout_L: Tensor, place_e: Tensor, spare: int) -> Tensor:
+    """What a layout of weights holds at the places of each bell, [e, K]."""
+    window_LK = layout_L.as_strided((len(layout_L) - spare, spare + 1), (1, 1))
+    return window_LK.index_select(0, place_e)
 
 
 def _parts(*pieces: Tensor):
