@@ -115,7 +115,9 @@ class HPGRTrunk(nn.Module):
         x_TD = dropout(x_TD, self.dropout, self.training)
         if self.sessions is None or not len(x_TD):
             return Trunk(x_TD, None, table_MD)
-        fused_TD, outputs = self.sessions(x_TD, packed, tile=self.tile, causal=causal)
+        # Sessions are short: smaller tiles hold fewer pairs in vain.
+        side = max(1, self.tile // 2)
+        fused_TD, outputs = self.sessions(x_TD, packed, tile=side, causal=causal)
         return Trunk(fused_TD, outputs, table_MD)
 
     def candidates(
@@ -256,7 +258,7 @@ class HPGR(Network):
         trunk = self.trunk(packed, causal=True)
         item_VD = trunk.table[: self.trunk.items.num_items]
         space_VD = self._centred(item_VD)
-        key_TD = space_VD[packed.item]
+        key_TD = space_VD.index_select(0, packed.item)
         readers = packed.readers()
         every = history_tiles(packed, readers, self.tile)
         below: Seen = (every, None)

@@ -147,8 +147,8 @@ class PreferenceReadout(nn.Module):
             parts = [unit(x) for x in (space, categories_VK)]
             space = torch.cat([parts[0], CATEGORY_WEIGHT * parts[1]], -1)
         return self.selector(
-            space[candidates.item],
-            space[packed.item],
+            space.index_select(0, candidates.item),
+            space.index_select(0, packed.item),
             candidates.first,
             candidates.end,
             packed.position,

@@ -104,8 +104,8 @@ class SessionEncoder(nn.Module):
             causal: False only in pretraining.
 
         Returns:
-            fused events [T, D], and [T + P, D]: intra-session outputs, then inter-session outputs,
-            for `fuse_candidates`.
+            fused events [T, D], and [T + P, D]: what events say of their sessions, then what visits
+            say, for `fuse_candidates`.
         """
         intra_TD = self._within_sessions(x_TD, packed, tile=tile, causal=causal)
         inter_PD = self._pool(intra_TD, packed)
@@ -121,9 +121,9 @@ class SessionEncoder(nn.Module):
             inter_PD = block(inter_PD, visit_tiles)
         known_T = packed.visit - 1 if causal else packed.visit
         has_visit_T = known_T >= packed.user_visit
-        sessions_TD = self.from_inter(inter_PD[known_T.clamp_min(0)]) * has_visit_T[:, None]
-        fused_TD = self._fuse(x_TD, self.from_intra(intra_TD) + sessions_TD)
-        return fused_TD, torch.cat([intra_TD, inter_PD])
+        own_TD, visit_PD = self.from_intra(intra_TD), self.from_inter(inter_PD)
+        closed_TD = visit_PD.index_select(0, known_T.clamp_min(0)) * has_visit_T[:, None]
+        return self._fuse(x_TD, own_TD + closed_TD), torch.cat([own_TD, visit_PD])
 
     def fuse_candidates(
         self,
@@ -157,9 +157,9 @@ class SessionEncoder(nn.Module):
         # token of the whole visit: pooled tokens may hold events after the request.
         complete_C = packed.visit_end[row_C] <= last_C
         closed_C &= same_C | complete_C
-        opened_CD = self.from_intra(outputs[row_C]) * (some_C & (same_C | ~complete_C))[:, None]
-        before_CD = self.from_inter(outputs[num_rows + visit_C.clamp_min(0)]) * closed_C[:, None]
-        return self._fuse(x_CD, opened_CD + before_CD)
+        opened_CD = outputs.index_select(0, row_C) * (some_C & (same_C | ~complete_C))[:, None]
+        visits_CD = outputs.index_select(0, num_rows + visit_C.clamp_min(0))
+        return self._fuse(x_CD, opened_CD + visits_CD * closed_C[:, None])
 
     def _within_sessions(self, x_TD: Tensor, packed: Packed, *, tile: int, causal: bool) -> Tensor:
         """[T, D] -> [T, D]; each row attends to its own session, up to itself where `causal`."""
