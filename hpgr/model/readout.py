@@ -182,9 +182,9 @@ class PreferenceReadout(nn.Module):
         noise = self.log_noise.exp()
         expected_PD = self._expected_taste(packed, valued_T, end_P)
         features, predictions = [], []
-        told = _evidence(factor_TD, residual_T, valued_T)
+        evidence = _evidence(factor_TD, residual_T, valued_T)
         rate_R = torch.exp(-self.log_forgetting.exp())
-        for summed_PXY in product_sums(*told, packed.position, rate_R, end_P):
+        for summed_PXY in product_sums(*evidence, packed.position, rate_R, end_P):
             taste_PD, covariance_PDD, mean_P = _posterior(summed_PXY, noise, expected_PD)
             mean_C = (factor_CD * taste_PD[of_C]).sum(1)
             spread_CD = _times(covariance_PDD.index_select(0, of_C), factor_CD)
@@ -243,8 +243,8 @@ def _evidence(
     factor_TD: Float[Tensor, "T D"], residual_T: Float[Tensor, "T"], valued_T: Float[Tensor, "T"]
 ) -> tuple[Float[Tensor, "T X"], Float[Tensor, "T Y"]]:
     """Lay out rows whose products hold, summed up, what `_posterior` needs."""
-    told = torch.cat([factor_TD * valued_T[:, None], residual_T[:, None], valued_T[:, None]], 1)
-    return told, functional.pad(factor_TD, (0, 1), value=1.0)
+    valued = torch.cat([factor_TD * valued_T[:, None], residual_T[:, None], valued_T[:, None]], 1)
+    return valued, functional.pad(factor_TD, (0, 1), value=1.0)
 
 
 def _posterior(

@@ -205,7 +205,7 @@ def _rows(layout_L: Tensor, size: int, spare: int) -> tuple[Tensor, Tensor]:
 
 
 def _under(layout_L: Tensor, place_e: Tensor, spare: int) -> Tensor:
-    """What a layout of weights holds at the places of each bell, [e, K]."""
+    """Read a layout of weights at the places of each bell, [e, K]."""
     window_LK = layout_L.as_strided((len(layout_L) - spare, spare + 1), (1, 1))
     return window_LK.index_select(0, place_e)
 

@@ -217,11 +217,11 @@ def _chunks(first: Int[Tensor, "Q"]) -> list[int]:
 
     On a CPU a chunk ends with its history, unless that leaves few: keys of another are no use.
     """
-    step = QUERIES_AT_A_TIME if first.device.type == "cpu" else ACCELERATOR_QUERIES
-    borders = range(0)
+    step, borders = ACCELERATOR_QUERIES, []
     if first.device.type == "cpu":
-        borders = (first.diff().nonzero()[:, 0] + 1).tolist()
-    sizes, low = [], 0
+        step, borders = QUERIES_AT_A_TIME, (first.diff().nonzero()[:, 0] + 1).tolist()
+    sizes: list[int] = []
+    low = 0
     for border in (*borders, len(first)):
         while border - low > step:
             sizes.append(step)
