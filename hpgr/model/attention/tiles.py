@@ -52,7 +52,7 @@ def _rows(tiles_out: Tensor, tiles: Tiles, side: int, count: int) -> Tensor:
 
 
 def _at_a_time(tiles: Tiles, q: Tensor) -> int:
-    """Tiles of one chunk."""
+    """Tiles of one chunk, by queries [Q, H, d] or [B, H, S, d]."""
     pairs = tiles.bucket.shape[1] * tiles.bucket.shape[2]
     each = pairs * q.shape[1] * q.element_size()
     return at_a_time(q.device, cpu=max(1, PAIRS_AT_A_TIME // max(1, pairs)), bytes_each=each)
@@ -90,24 +90,24 @@ class _TileAttention(torch.autograd.Function):
             if weight_NSS is not None:
                 active_nHSS *= weight_NSS[part, None]
             _scatter_add(out_BHSe, rows_n, active_nHSS @ _gather(value_BHSe, columns_n))
-        ctx.save_for_backward(q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NSS)
+        laid_out = (query_BHSd, key_BHSd, value_BHSe)
+        ctx.save_for_backward(*laid_out, position_bias, time_bias, weight_NSS)
         ctx.tiles, ctx.exponential = tiles, exponential
         return _rows(out_BHSe, tiles, QUERY, tiles.num_queries).to(q_QHd.dtype)
 
     @staticmethod
     def backward(ctx, grad_QHe):  # type: ignore[override]
-        q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NSS = ctx.saved_tensors
-        tiles, exponential = ctx.tiles, ctx.exponential
-        query_BHSd, grad_out_BHSe = (_heads_first(x, tiles, QUERY) for x in (q_QHd, grad_QHe))
-        key_BHSd, value_BHSe = (_heads_first(x, tiles, KEY) for x in (k_KHd, v_KHe))
+        query_BHSd, key_BHSd, value_BHSe, position_bias, time_bias, weight_NSS = ctx.saved_tensors
+        tiles, exponential, dtype = ctx.tiles, ctx.exponential, query_BHSd.dtype
+        grad_out_BHSe = _heads_first(grad_QHe, tiles, QUERY)
         bias = PairBias(position_bias, time_bias, tiles, hidden=0.0 if exponential else HIDDEN_BIAS)
-        accumulate = torch.promote_types(q_QHd.dtype, torch.float32)
+        accumulate = torch.promote_types(dtype, torch.float32)
         grad_q_BHSd, grad_k_BHSd, grad_v_BHSe = (
-            torch.zeros(x.shape, dtype=accumulate, device=q_QHd.device)
+            torch.zeros(x.shape, dtype=accumulate, device=x.device)
             for x in (query_BHSd, key_BHSd, value_BHSe)
         )
         grad_weight_NSS = torch.empty_like(weight_NSS) if weight_NSS is not None else None
-        step = _at_a_time(tiles, q_QHd)
+        step = _at_a_time(tiles, query_BHSd)
         for low in range(0, len(tiles.query_block), step):
             part = slice(low, low + step)
             rows_n, columns_n = tiles.query_block[part], tiles.key_block[part]
@@ -139,9 +139,9 @@ class _TileAttention(torch.autograd.Function):
                     part, grad_scores_nHSS.sum(1, dtype=accumulate), *ctx.needs_input_grad[3:5]
                 )
         return (
-            _rows(grad_q_BHSd, tiles, QUERY, len(q_QHd)).to(q_QHd.dtype),
-            _rows(grad_k_BHSd, tiles, KEY, len(k_KHd)).to(k_KHd.dtype),
-            _rows(grad_v_BHSe, tiles, KEY, len(v_KHe)).to(v_KHe.dtype),
+            _rows(grad_q_BHSd, tiles, QUERY, tiles.num_queries).to(dtype),
+            _rows(grad_k_BHSd, tiles, KEY, tiles.num_keys).to(dtype),
+            _rows(grad_v_BHSe, tiles, KEY, tiles.num_keys).to(dtype),
             bias.grad_position(),
             bias.grad_time(),
             grad_weight_NSS,
