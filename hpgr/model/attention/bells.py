@@ -5,27 +5,26 @@
 with bells cut to zero beyond 3 sigma. A bell touches one or two blocks of keys, so the weights are
 rows of S keys, one for each pair (query, key block) that some bell or the window touches.
 
-Peaks are laid out at their places in these rows. The maximum over anchors is then one over a few
-shifts of the whole layout, whatever the number of anchors.
+Bells are written over each other, the highest remains; a backward pass reads where that was.
 
 Shape legend (suffixes of names): Q queries, A anchors, S keys of a block, E pieces of bells, each
 inside one block, W pieces of windows, X both, bells first, P pairs (query, key block), R rows of
-weights, L places of the layout, K places of a bell, e some of the pieces.
+weights, r some of the rows, L places of the layout, K places of a bell, e some of the pieces.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hpgr.model.placement import at_a_time
 from hpgr.model.shapes import Float, Int
 
 REACH = 3  # standard deviations beyond which a bell is cut to zero
-PLACES_AT_A_TIME = 1 << 15  # on a CPU: they stay in the processor's cache
-BELLS_AT_A_TIME = 1 << 13
+ROWS_AT_A_TIME = 1 << 15
+BELLS_AT_A_TIME = 1 << 13  # on a CPU: their places stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -139,77 +138,93 @@ def bell_weights(
 class _Weights(torch.autograd.Function):
     """See `bell_weights`.
 
-    A row of the layout holds S keys and 2 reach more places: in a layout of peaks, those of anchors
-    in the blocks beside it; in a layout of weights, zeros, so that a bell that leaves its block at
-    either side meets nothing of another row.
+    A row of the layout holds S keys and 2 reach more places, which the part of a bell outside its
+    block falls on: behind its own row or, from the left, behind the row before.
     """
 
     @staticmethod
     def forward(ctx, peak_QA, bells, row_X, num_rows):  # type: ignore[override]
-        height, curve, size = peak_QA.flatten(), bells.curve.tolist(), bells.size
-        spare = len(curve) - 1
+        height, curve_K = peak_QA.flatten(), bells.curve.to(peak_QA.dtype)
         row_E, row_W = row_X.tensor_split([len(bells.peak)])
-        place_E = row_E * (size + spare) + bells.column
-        peak_L = height.new_zeros(num_rows * (size + spare) + spare)
-        peak_L[place_E] = height.index_select(0, bells.peak)
-        weight_L = torch.empty_like(peak_L)
-        step = at_a_time(peak_L.device, cpu=PLACES_AT_A_TIME, bytes_each=4)
-        memory = torch.empty_like(peak_L[:step])
-        for low in range(0, len(peak_L) - spare, step):
-            stop = min(low + step, len(peak_L) - spare)
-            near = [peak_L[low + k : stop + k] for k in range(len(curve))]
-            part, bell = weight_L[low + spare : stop + spare], memory[: stop - low]
-            part.copy_(near[spare // 2])
-            for k in range(spare // 2):
-                torch.maximum(near[k], near[-1 - k], out=bell).mul_(curve[k])
-                torch.maximum(part, bell, out=part)
-        weight_L[:spare] = 0
-        weight_RS, behind = _rows(weight_L, size, spare)
-        behind.zero_()
+        weight_RS = height.new_empty(num_rows, bells.size)
+        for weight_rS, place_E, peak_E in _some_rows(weight_RS, row_E, bells):
+            layout_L, layout_rS, _ = _layout(height, len(weight_rS), bells)
+            for place_e, peak_e in _parts(place_E, peak_E):
+                bell_eK = height.index_select(0, peak_e)[:, None] * curve_K
+                layout_L.scatter_reduce_(0, _cells(place_e, curve_K), bell_eK.flatten(), "amax")
+            weight_rS.copy_(layout_rS)
         if len(row_W):
-            recent_WS = torch.arange(size, device=row_X.device) >= bells.recent_from[:, None]
+            recent_WS = torch.arange(bells.size, device=row_X.device) >= bells.recent_from[:, None]
             weight_RS[row_W] = weight_RS.index_select(0, row_W).masked_fill_(recent_WS, 1.0)
-        ctx.save_for_backward(weight_L, height, place_E)
+        ctx.save_for_backward(weight_RS, height, row_E)
         ctx.bells, ctx.shape = bells, peak_QA.shape
         return weight_RS
 
     @staticmethod
     def backward(ctx, grad_RS):  # type: ignore[override]
-        weight_L, height, place_E = ctx.saved_tensors
+        weight_RS, height, row_E = ctx.saved_tensors
         bells, curve_K = ctx.bells, ctx.bells.curve.to(height.dtype)
-        spare = len(curve_K) - 1
-        grad_L = torch.zeros_like(weight_L)
-        weight_RS, grads_RS = (_rows(x, bells.size, spare)[0] for x in (weight_L, grad_L))
-        # The window is as high as any bell can be: nothing is lost where the weight is one.
-        torch.mul(grad_RS, weight_RS < 1, out=grads_RS)
-        number_L = torch.zeros_like(grad_L)  # of the bells that are the highest
-        step_K, found = torch.arange(len(curve_K), device=height.device), []
-        for place_e, peak_e in _parts(place_E, bells.peak):
-            bell_eK = height.index_select(0, peak_e)[:, None] * curve_K
-            won_eK = _under(weight_L, place_e, spare)
-            torch.eq(won_eK, bell_eK, out=won_eK)
-            number_L.scatter_add_(0, (place_e[:, None] + step_K).flatten(), won_eK.flatten())
-            found.append((place_e, won_eK))
-        grad_L /= number_L.clamp_min_(1)
-        grad_E = [
-            _under(grad_L, place_e, spare).mul_(won_eK) @ curve_K for place_e, won_eK in found
-        ]
-        grad = torch.zeros_like(height).index_add_(0, bells.peak, torch.cat(grad_E))
+        grad = torch.zeros_like(height)
+        grads = grad_RS.split(ROWS_AT_A_TIME)
+        for (weight_rS, place_E, peak_E), grad_rS in zip(
+            _some_rows(weight_RS, row_E, bells), grads, strict=True
+        ):
+            layout_L, layout_rS, outside = _layout(height, len(weight_rS), bells)
+            layout_rS.copy_(weight_rS)
+            highest = []  # 1 where a bell is the highest, else 0
+            for place_e, peak_e in _parts(place_E, peak_E):
+                bell_eK = height.index_select(0, peak_e)[:, None] * curve_K
+                highest.append(bell_eK.eq_(_under(layout_L, place_e, curve_K)))
+            layout_L.zero_()
+            for (place_e,), highest_eK in zip(_parts(place_E), highest, strict=True):
+                layout_L.scatter_add_(0, _cells(place_e, curve_K), highest_eK.flatten())
+            # Equally high bells share a gradient. The window is as high as any bell can be.
+            torch.div(grad_rS, layout_rS.clamp_min_(1), out=layout_rS).mul_(weight_rS < 1)
+            for places in outside:
+                places.zero_()
+            for (place_e, peak_e), highest_eK in zip(_parts(place_E, peak_E), highest, strict=True):
+                grad_eK = highest_eK.mul_(_under(layout_L, place_e, curve_K))
+                grad.index_add_(0, peak_e, grad_eK @ curve_K)
         return grad.view(ctx.shape), None, None, None
 
 
-def _rows(layout_L: Tensor, size: int, spare: int) -> tuple[Tensor, Tensor]:
-    """Rows [R, S] of a layout of weights, and what lies behind each."""
-    width = size + spare
-    return layout_L[spare:].view(-1, width).split([size, spare], 1)
+def _some_rows(
+    weight_RS: Tensor, row_E: Tensor, bells: Bells
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Some rows of weights at a time, and the places in their layout and the peaks of their bells.
+
+    All rows in one layout would take more memory than the weights, where blocks are small.
+    """
+    place_E, peak_E = row_E * (bells.size + len(bells.curve) - 1) + bells.column, bells.peak
+    if len(weight_RS) <= ROWS_AT_A_TIME:
+        yield weight_RS, place_E, peak_E
+        return
+    part_E = row_E // ROWS_AT_A_TIME
+    for number, weight_rS in enumerate(weight_RS.split(ROWS_AT_A_TIME)):
+        inside = (part_E == number).nonzero()[:, 0]
+        before = number * ROWS_AT_A_TIME * (bells.size + len(bells.curve) - 1)
+        yield weight_rS, place_E[inside] - before, peak_E[inside]
 
 
-def _under(layout_L: Tensor, place_e: Tensor, spare: int) -> Tensor:
-    """Read a layout of weights at the places of each bell, [e, K]."""
-    window_LK = layout_L.as_strided((len(layout_L) - spare, spare + 1), (1, 1))
-    return window_LK.index_select(0, place_e)
+def _layout(height: Tensor, num_rows: int, bells: Bells) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Make a layout of zeros: all its places [L], rows of keys [R, S], and what lies outside."""
+    spare = len(bells.curve) - 1
+    layout_L = height.new_zeros(num_rows * (bells.size + spare) + spare)
+    rows, behind = layout_L[spare:].view(-1, bells.size + spare).split([bells.size, spare], 1)
+    return layout_L, rows, [layout_L[:spare], behind]
 
 
-def _parts(*pieces: Tensor):
+def _parts(*pieces: Tensor) -> Iterator[tuple[Tensor, ...]]:
     step = BELLS_AT_A_TIME if pieces[0].device.type == "cpu" else max(1, len(pieces[0]))
     return zip(*(x.split(step) for x in pieces), strict=True)
+
+
+def _cells(place_e: Tensor, curve_K: Tensor) -> Tensor:
+    """Number the places under some bells, [e K]."""
+    return (place_e[:, None] + torch.arange(len(curve_K), device=place_e.device)).flatten()
+
+
+def _under(layout_L: Tensor, place_e: Tensor, curve_K: Tensor) -> Tensor:
+    """Read what `_cells` numbers, [e, K]: windows of one line."""
+    window_LK = layout_L.as_strided((len(layout_L) - len(curve_K) + 1, len(curve_K)), (1, 1))
+    return window_LK.index_select(0, place_e)
