@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hpgr.model.attention.cover import Tiles, build_tiles
 from hpgr.model.attention.entry import softmax_attention
-from hpgr.model.dropout import dropout
+from hpgr.model.dropout import Dropout, dropout
 from hpgr.model.packed import Packed
 from hpgr.model.precision import wide
 from hpgr.model.shapes import Bool, Float, Int
@@ -47,7 +47,7 @@ class TransformerBlock(nn.Module):
             nn.LayerNorm(dim),
             nn.Linear(dim, FEED_FORWARD * dim),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(FEED_FORWARD * dim, dim),
         )
 
