@@ -89,6 +89,7 @@ def test_products_are_summed_as_rows_are(block, monkeypatch):
     x, y = (torch.randn(len(position), n, dtype=torch.float64).requires_grad_() for n in (2, 3))
     rate = torch.tensor([0.8, 1.0], dtype=torch.float64, requires_grad=True)
     end = torch.cat([torch.zeros(2, dtype=torch.long), torch.randperm(len(position)) + 1])
+    assert product_sums(x, y, position, rate, end[:0]).shape == (2, 0, 2, 3)
     rows = (x[:, :, None] * y[:, None]).flatten(1)
     expected = torch.stack([discounted_sums(rows, position, r, end) for r in rate])
     found = product_sums(x, y, position, rate, end).flatten(2)

@@ -70,7 +70,8 @@ def _within_blocks(
     weight_PBR = there_PB[..., None] * (rate_R[:, None] ** age_B).T
     weighted_PBRX = weight_PBR[..., None] * x_PBX[:, :, None]
     summed_PnY = weighted_PBRX.flatten(2).transpose(1, 2) @ y_PBY
-    return summed_PnY.view(len(row_P), len(rate_R), -1).transpose(0, 1)
+    features = x_TX.shape[1] * y_TY.shape[1]
+    return summed_PnY.view(len(row_P), len(rate_R), features).transpose(0, 1)
 
 
 def discounted_sums(

@@ -234,7 +234,7 @@ class PreferenceReadout(nn.Module):
         """Discounted means of action vectors and residuals, [C, ACTION_DIM + 1] a pace."""
         ones_T1 = torch.ones_like(residual_T)[:, None]
         rows = torch.cat([self.action[packed.action], residual_T[:, None], ones_T1], 1)
-        rate = rows.new_tensor(PACES)
+        rate = torch.stack([rows.new_full((), pace) for pace in PACES])
         summed = product_sums(ones_T1, rows, packed.position, rate, end_P)[:, :, 0]
         return [(one[:, :-1] / (one[:, -1:] + 1))[of_C] for one in summed]
 

@@ -37,7 +37,7 @@ class PairBias:
         self.least, most = -last, last + self.width - 1
         if isinstance(tiles, Tiles) and tiles.rows is not None and tiles.base.numel():
             # Tiles of segments are wide: only what occurs.
-            found = torch.stack(torch.aminmax(tiles.base)).tolist()
+            found = torch.stack(torch.aminmax(tiles.base)).cpu().tolist()
             self.least, most = max(self.least, found[0]), min(most, found[1])
         device = position_bias.device
         distance_LS = torch.arange(self.least, max(self.least, most) + 1, device=device)[:, None]
