@@ -100,7 +100,7 @@ class Problem:
         peak = torch.sigmoid(4 * similarity.detach()).requires_grad_()
         mask = gaussian_mask(
             anchor, peak, self.first, self.row + 1, self.tokens,
-            sigma=SIGMA, window=WINDOW, tile=TILE, sparse=True,
+            sigma=SIGMA, window=WINDOW, tiles=None,
             query_time=self.time + 60, key_time=self.time, query_position=None,
         )  # fmt: skip
         weight = mask.weight.detach().requires_grad_()

@@ -40,7 +40,7 @@ from hpgr.data.log import DTYPES, EventLog, Meta  # noqa: E402
 from hpgr.model import hpgr, hstu, session_encoder  # noqa: E402
 from hpgr.model.attention import select  # noqa: E402
 from hpgr.model.attention import tiles as attention  # noqa: E402
-from hpgr.model.attention.cover import NUM_TIME_BUCKETS, build_tiles  # noqa: E402
+from hpgr.model.attention.cover import NUM_TIME_BUCKETS, Tiles, build_tiles  # noqa: E402
 from hpgr.model.catalogue import Catalogue  # noqa: E402
 from hpgr.model.interface import build  # noqa: E402
 from hpgr.training import finetune, losses  # noqa: E402
@@ -136,8 +136,12 @@ def as_before() -> Iterator[None]:
 
 
 def small_chunks() -> contextlib.AbstractContextManager[None]:
-    """Attention in chunks of 32 tiles."""
-    return patched(attention, _at_a_time=lambda *_: attention.TILES_AT_A_TIME)
+    """Attention in chunks of as many pairs as on a CPU."""
+
+    def few(tiles: Tiles, _: torch.Tensor) -> int:
+        return max(1, attention.PAIRS_AT_A_TIME // tiles.bucket[:1].numel())
+
+    return patched(attention, _at_a_time=few)
 
 
 def attention_figures(timer: Timer, *, small: bool) -> Iterator[dict[str, Any]]:

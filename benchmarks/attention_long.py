@@ -89,7 +89,7 @@ def figures_of(timer: Timer, tokens: int, length: int) -> Iterator[dict[str, Any
 
     def masked():
         return gaussian_mask(
-            anchor, peak, first, end, tokens, sigma=SIGMA, window=WINDOW, tile=TILE, sparse=True,
+            anchor, peak, first, end, tokens, sigma=SIGMA, window=WINDOW, tiles=None,
             query_position=None, **times,
         )  # fmt: skip
 

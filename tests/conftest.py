@@ -20,10 +20,11 @@ with suppress(ModuleNotFoundError):  # before anything imports the networks
     # Every call of these modules has its arguments' shapes checked; see hpgr/model/shapes.py. Not
     # of Triton's kernels, which Triton compiles from their source.
     SHAPED = (
-        "attention.bells", "attention.cover", "attention.entry", "attention.key_attention",
-        "attention.key_tiles", "attention.reference", "attention.select", "attention.tiles",
-        "cross_features", "dropout", "embedding", "hpgr", "hstu", "interface", "mtgr",
-        "preference", "ranking_head", "sasrec", "session_encoder",
+        "attention.bells", "attention.bias", "attention.cover", "attention.entry",
+        "attention.key_attention", "attention.key_tiles", "attention.reference",
+        "attention.select", "attention.tiles", "cross_features", "discounting", "dropout",
+        "embedding", "hpgr", "hstu", "interface", "mtgr", "preference", "ranking_head", "sasrec",
+        "session_encoder", "unit",
     )  # fmt: skip
     install_import_hook([f"hpgr.model.{name}" for name in SHAPED], "beartype.beartype")
 

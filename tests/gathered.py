@@ -73,11 +73,12 @@ class Problem:
     def tiles(self, *, sigma, window, size=8, group=None):
         """The tile list of the mask, and the weights."""
         bells = find_bells(self.anchor, self.first, self.end, size=size, sigma=sigma, window=window)
+        query, block, pair = bells.pairs(len(self.first))
         tiles, row = build_key_tiles(
-            bells.query, bells.block, self.first, self.end, self.num_keys, size=size, group=group,
+            query, block, self.first, self.end, self.num_keys, size=size, group=group,
             query_time=self.query_time, key_time=self.key_time, query_position=self.position,
         )  # fmt: skip
-        weight = bell_weights(self.peak, bells, row, tiles.rows.numel())
+        weight = bell_weights(self.peak, bells, row[pair], tiles.rows.numel())
         return tiles, weight.view(tiles.bucket.shape)
 
     def weights(self, *, sigma, window):

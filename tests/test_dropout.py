@@ -2,7 +2,7 @@
 
 import torch
 
-from hpgr.model.dropout import dropout
+from hpgr.model.dropout import Dropout, dropout
 
 
 def test_share_and_mean_are_kept():
@@ -32,3 +32,11 @@ def test_the_gradient_passes_where_the_value_does():
     out = dropout(x, 0.3, True)
     (grad,) = torch.autograd.grad(out.sum(), x)
     torch.testing.assert_close(grad * x.detach(), out.detach())
+
+
+def test_the_layer_is_the_function():
+    layer, x = Dropout(0.3), torch.ones(1000)
+    torch.manual_seed(0)
+    out = layer(x)
+    torch.manual_seed(0)
+    assert torch.equal(out, dropout(x, 0.3, True)) and layer.eval()(x) is x

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_runs import parameters, train_both, write_project
 
+from hpgr.model.attention import bells
 from hpgr.model.attention.cover import HIDDEN
 from hpgr.model.attention.entry import additive_attention, choose
 from hpgr.model.attention.key_tiles import GROUP, LEAST_GROUP, build_key_tiles
@@ -64,6 +65,17 @@ def test_weights_are_those_of_the_mask(
     touched = torch.nn.functional.pad(expected, (0, blocks * size - problem.num_keys)) > 0
     filled = int((tiles.rows < len(problem.first)).sum())
     assert filled == int(touched.view(len(expected), blocks, size).any(2).sum())
+
+
+def test_some_rows_of_weights_at_a_time_are_the_same(monkeypatch):
+    results = []
+    for rows in (1 << 15, 7):
+        monkeypatch.setattr(bells, "ROWS_AT_A_TIME", rows)
+        problem = Problem([40, 3, 25], 3)
+        _, weight = problem.tiles(sigma=2.0, window=4)
+        upstream = torch.arange(weight.numel(), dtype=weight.dtype).cos().view_as(weight)
+        results.append((weight, *torch.autograd.grad(weight, problem.peak, upstream)))
+    torch.testing.assert_close(*results, **EXACT)
 
 
 def test_a_query_that_sees_nothing_touches_nothing():

@@ -11,6 +11,7 @@ from test_leaks import CPU, catalogue, random_histories
 from test_leaks import settings as leak_settings
 from torch.nn import functional
 
+from hpgr.model.attention.cover import build_tiles
 from hpgr.model.attention.key_tiles import SIZE
 from hpgr.model.attention.reference import laid_out
 from hpgr.model.attention.select import Selector
@@ -34,9 +35,11 @@ def masked(selector, signals, rows, first, end, *, window, tile=8, sparse=True, 
     """The mask of queries at `first` .. `end` of the keys `rows`."""
     place = torch.arange(len(rows))
     anchors = selector(rows if query is None else query, rows, first, end, place)
+    position = None if query is None else end
+    square = build_tiles(first, end, len(rows), size=tile, query_position=position)
     return signals(
-        *anchors, first, end, len(rows), window=window, tile=tile, sparse=sparse,
-        query_time=None, key_time=None, query_position=None if query is None else end,
+        *anchors, first, end, len(rows), window=window, tiles=None if sparse else square,
+        query_time=None, key_time=None, query_position=position,
     )  # fmt: skip
 
 

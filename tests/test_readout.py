@@ -7,14 +7,15 @@ from evaluation_log import make_log, random_log
 from scipy.stats import multivariate_normal
 from training_runs import parameters
 
-import hpgr.model.readout as readout_module
+import hpgr.model.discounting
 from hpgr.data.batches import TrainingWindows
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, EventLog
 from hpgr.model.catalogue import Catalogue
+from hpgr.model.discounting import discounted_sums, product_sums
 from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.ranking_head import Standardise
-from hpgr.model.readout import CLOCKS, KERNELS, PreferenceReadout, discounted_sums
+from hpgr.model.readout import CLOCKS, KERNELS, PreferenceReadout
 from hpgr.training import item_factors
 from hpgr.training.finetune import _optimizer
 from hpgr.training.item_factors import fit_item_factors
@@ -63,19 +64,38 @@ def test_every_event_of_a_window_is_a_candidate_that_sees_strictly_earlier_ones(
 
 @pytest.mark.parametrize("block", [2, 3, 32])
 def test_sums_are_discounted_within_each_history(block, monkeypatch):
-    """Over rows, blocks of rows, blocks of those; also the gradients of rows and rate."""
-    monkeypatch.setattr(readout_module, "BLOCK", block)
+    """Up to a row, or to none; over rows, blocks of rows, blocks of those. Also the gradients."""
+    monkeypatch.setattr(hpgr.model.discounting, "BLOCK", block)
     lengths = [1, 7, 0, 12, 1, 30 * block]
     position = torch.cat([torch.arange(n) for n in lengths])
     rows = torch.randn(len(position), 2, dtype=torch.float64, requires_grad=True)
     rate = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     age = torch.arange(len(position))[:, None] - torch.arange(len(position))
     inside = (age >= 0) & (age <= position[:, None])
-    expected = (rate ** age.clamp_min(0) * inside) @ rows
-    found = discounted_sums(rows, position, rate)
+    end = torch.cat([torch.zeros(2, dtype=torch.long), torch.randperm(len(position)) + 1])
+    summed = (rate ** age.clamp_min(0) * inside) @ rows
+    expected = torch.nn.functional.pad(summed, (0, 0, 1, 0))[end]
+    found = discounted_sums(rows, position, rate, end)
     torch.testing.assert_close(found, expected)
     weight = torch.randn_like(found)
     grads = [torch.autograd.grad((out * weight).sum(), (rows, rate)) for out in (found, expected)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("block", [2, 3, 32])
+def test_products_are_summed_as_rows_are(block, monkeypatch):
+    monkeypatch.setattr(hpgr.model.discounting, "BLOCK", block)
+    position = torch.cat([torch.arange(n) for n in [1, 7, 0, 12, 1, 30 * block]])
+    x, y = (torch.randn(len(position), n, dtype=torch.float64).requires_grad_() for n in (2, 3))
+    rate = torch.tensor([0.8, 1.0], dtype=torch.float64, requires_grad=True)
+    end = torch.cat([torch.zeros(2, dtype=torch.long), torch.randperm(len(position)) + 1])
+    assert product_sums(x, y, position, rate, end[:0]).shape == (2, 0, 2, 3)
+    rows = (x[:, :, None] * y[:, None]).flatten(1)
+    expected = torch.stack([discounted_sums(rows, position, r, end) for r in rate])
+    found = product_sums(x, y, position, rate, end).flatten(2)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(found)
+    grads = [torch.autograd.grad((out * weight).sum(), (x, y, rate)) for out in (found, expected)]
     torch.testing.assert_close(*grads)
 
 

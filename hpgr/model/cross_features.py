@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.data.log import FIRST_ITEM
+from hpgr.model.discounting import discounted_sums
 from hpgr.model.embedding import ItemEmbedding
 from hpgr.model.packed import Candidates, Packed
-from hpgr.model.readout import ItemFactors, discounted_sums
+from hpgr.model.readout import ItemFactors
 from hpgr.model.shapes import Float, Int
 
 KINDS = 3  # all events of the user, those with the item, those with a category
@@ -72,8 +73,7 @@ class Matches:
 
     def sums(self, rows_TF: Float[Tensor, "T F"], pace: float) -> Float[Tensor, "C F"]:
         """Sum the rows that match, the n-th newest of a key times pace^n."""
-        summed_NF = discounted_sums(rows_TF[self.row_N], self.inside_N, pace)
-        found_MF = functional.pad(summed_NF, (0, 0, 1, 0))[self.newest_M]
+        found_MF = discounted_sums(rows_TF[self.row_N], self.inside_N, pace, self.newest_M)
         total_CF = rows_TF.new_zeros(self.num_candidates, rows_TF.shape[1])
         return total_CF.index_add_(0, self.owner_M, found_MF)
 

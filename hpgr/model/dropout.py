@@ -7,7 +7,7 @@ devices this is torch's own dropout.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.model.shapes import Float
@@ -26,3 +26,15 @@ def dropout(x: Float[Tensor, "*any"], share: float, training: bool) -> Float[Ten
     words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
     kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
     return x * kept.to(x.dtype).mul_(256 / (256 - cut))
+
+
+class Dropout(nn.Module):
+    """The function above as a layer."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        """Zero a share of the elements in training."""
+        return dropout(x, self.share, self.training)

@@ -42,6 +42,7 @@ from hpgr.model.ranking_head import ranking_head
 from hpgr.model.readout import READOUT_GROWTH, ItemFactors
 from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
 from hpgr.model.shapes import Bool, Float
+from hpgr.model.unit import unit
 
 Seen = tuple[Tiles | KeyTiles, Tensor | None]  # tiles of the keys to read, and their weights
 
@@ -114,7 +115,9 @@ class HPGRTrunk(nn.Module):
         x_TD = dropout(x_TD, self.dropout, self.training)
         if self.sessions is None or not len(x_TD):
             return Trunk(x_TD, None, table_MD)
-        fused_TD, outputs = self.sessions(x_TD, packed, tile=self.tile, causal=causal)
+        # Sessions are short: smaller tiles hold fewer pairs in vain.
+        side = max(1, self.tile // 2)
+        fused_TD, outputs = self.sessions(x_TD, packed, tile=side, causal=causal)
         return Trunk(fused_TD, outputs, table_MD)
 
     def candidates(
@@ -255,11 +258,12 @@ class HPGR(Network):
         trunk = self.trunk(packed, causal=True)
         item_VD = trunk.table[: self.trunk.items.num_items]
         space_VD = self._centred(item_VD)
-        key_TD = space_VD[packed.item]
+        key_TD = space_VD.index_select(0, packed.item)
         readers = packed.readers()
-        below: Seen = (history_tiles(packed, readers, self.tile), None)
+        every = history_tiles(packed, readers, self.tile)
+        below: Seen = (every, None)
         if self.preference_below and len(packed.item):
-            own = self._row_mask(key_TD, key_TD, packed, readers)
+            own = self._row_mask(key_TD, key_TD, packed, readers, every)
             below = (own.tiles, own.weight)
         x_TD, length_T1 = trunk.fused, (packed.position + 1)[:, None]
         mask: PreferenceMask | None = None
@@ -271,13 +275,14 @@ class HPGR(Network):
             tiles, weight = below
             if block is self.blocks[-1]:
                 if rows is not None:  # from here on T counts these rows alone
-                    every = (x_TD, u_TE, q_THd, length_T1)
-                    x_TD, u_TE, q_THd, length_T1 = (one[rows] for one in every)
+                    parts = (x_TD, u_TE, q_THd, length_T1)
+                    x_TD, u_TE, q_THd, length_T1 = (part[rows] for part in parts)
                     readers = packed.readers(rows)
-                    tiles, weight = history_tiles(packed, readers, self.tile), None
+                    tiles = every = history_tiles(packed, readers, self.tile)
+                    weight = None
                 if self.row_signals is not None and len(packed.item):
                     # A state lives in the item space: it asks for items like those it expects.
-                    mask = self._row_mask(x_TD, key_TD, packed, readers)
+                    mask = self._row_mask(x_TD, key_TD, packed, readers, every)
                     tiles, weight = mask.tiles, mask.weight
             x_TD = block.attend(x_TD, u_TE, q_THd, k_THd, v_THd, tiles, length_T1, weight)
         return Reading(x_TD, item_VD, mask, Memory(trunk, space_VD, key_TD, keys))
@@ -300,21 +305,21 @@ class HPGR(Network):
 
         What they share is kept from training, so that new items move no anchor of old ones.
         """
-        normed_VD = functional.normalize(item_VD, dim=-1)
+        normed_VD = unit(item_VD)
         shared_D: Tensor = self.shared
         if self.training:
             shared_D = normed_VD[FIRST_ITEM:].mean(0)
             with torch.no_grad():
                 self.shared.copy_(shared_D)
-        return functional.normalize(normed_VD - shared_D, dim=-1)
+        return unit(normed_VD - shared_D)
 
     def _row_mask(
-        self, wish_QD: Tensor, key_TD: Tensor, packed: Packed, readers: Readers
+        self, wish_QD: Tensor, key_TD: Tensor, packed: Packed, readers: Readers, every: Tiles
     ) -> PreferenceMask:
         """Mask of history rows by the likeness of what they wish to what they see."""
         assert self.row_signals is not None and self.row_selector is not None
         anchors = self.row_selector(wish_QD, key_TD, readers.first, readers.end, packed.position)
-        return self._mask(self.row_signals, anchors, packed, readers, self.row_window)
+        return self._mask(self.row_signals, anchors, packed, readers, self.row_window, every)
 
     def _candidate_anchors(
         self, space_VD: Tensor, key_TD: Tensor, packed: Packed, candidates: Candidates
@@ -348,15 +353,20 @@ class HPGR(Network):
         packed: Packed,
         readers: Readers,
         window: int,
+        every: Tiles | None = None,
     ) -> PreferenceMask:
+        """Mask of readers, of whom `every` may be the tiles already."""
+        if choose(packed.item.device.type, self.max_history).sparse:
+            every = None
+        elif every is None:
+            every = history_tiles(packed, readers, self.tile)
         return signals(
             *anchors,
             readers.first,
             readers.end,
             len(packed.item),
             window=window,
-            tile=self.tile,
-            sparse=choose(packed.item.device.type, self.max_history).sparse,
+            tiles=every,
             query_time=readers.time,
             key_time=packed.time,
             query_position=readers.position,

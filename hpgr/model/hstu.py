@@ -126,12 +126,15 @@ def hstu_blocks(settings: Any, *, num_positions: int) -> nn.ModuleList:
 
 
 def history_tiles(packed: Packed, readers: Readers, size: int) -> Tiles:
-    """Cover the history rows that `readers` see, with the time that lies between."""
+    """Cover the history rows that `readers` see, with the time that lies between.
+
+    Readers apart from the rows are few in a history: smaller tiles hold fewer pairs in vain.
+    """
     return build_tiles(
         readers.first,
         readers.end,
         len(packed.item),
-        size=size,
+        size=size if readers.position is None else max(1, size // 2),
         query_time=readers.time,
         key_time=packed.time,
         query_position=readers.position,

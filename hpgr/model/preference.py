@@ -61,8 +61,7 @@ def gaussian_mask(
     *,
     sigma: float,
     window: int,
-    tile: int,
-    sparse: bool,
+    tiles: Tiles | None,
     query_time: Int[Tensor, "Q"] | None,
     key_time: Int[Tensor, "K"] | None,
     query_position: Int[Tensor, "Q"] | None,
@@ -77,33 +76,32 @@ def gaussian_mask(
         num_keys: K.
         sigma: standard deviation of a bell, positions.
         window: newest visible keys of weight one; 0 for none.
-        tile: side of a square tile, where every visible tile is computed.
-        sparse: compute only the blocks of keys that the mask of a query touches.
+        tiles: of every visible pair, with their times; None computes only the blocks of keys that
+            the mask of a query touches.
         query_time: seconds.
         key_time: seconds.
         query_position: row of each query among the keys.
     """
-    size = SIZE if sparse else tile
-    bells = find_bells(anchor_QA, first, end, size=size, sigma=sigma, window=window)
-    tiles: Tiles | KeyTiles
-    if sparse:
-        tiles, row_P = build_key_tiles(
-            bells.query, bells.block, first, end, num_keys,
-            query_time=query_time, key_time=key_time, query_position=query_position,
-        )  # fmt: skip
-    else:
+    if tiles is not None and tiles.rows is not None:  # weights lie in square tiles
         tiles = build_tiles(
-            first, end, num_keys, size=size, segments=False,
+            first, end, num_keys, size=tiles.size, segments=False,
             query_time=query_time, key_time=key_time, query_position=query_position,
         )  # fmt: skip
-        width = -(-num_keys // size)
-        tile_P = torch.searchsorted(
-            tiles.query_block * width + tiles.key_block, bells.query // size * width + bells.block
-        )
-        row_P = tile_P * size + bells.query % size
-    count, height = tiles.bucket.shape[:2]
-    weight_RS = bell_weights(peak_QA, bells, row_P, count * height)
-    return PreferenceMask(anchor_QA, peak_QA, tiles, weight_RS.view(count, height, size))
+    size = SIZE if tiles is None else tiles.size
+    bells = find_bells(anchor_QA, first, end, size=size, sigma=sigma, window=window)
+    computed: Tiles | KeyTiles
+    if tiles is None:
+        query_P, block_P, pair_X = bells.pairs(len(first))
+        computed, row_P = build_key_tiles(
+            query_P, block_P, first, end, num_keys,
+            query_time=query_time, key_time=key_time, query_position=query_position,
+        )  # fmt: skip
+        row_X = row_P[pair_X]
+    else:
+        computed, row_X = tiles, tiles.row_of(bells.query, bells.block)
+    count, height = computed.bucket.shape[:2]
+    weight_RS = bell_weights(peak_QA, bells, row_X, count * height)
+    return PreferenceMask(anchor_QA, peak_QA, computed, weight_RS.view(count, height, size))
 
 
 class PreferenceSignals(nn.Module):

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hpgr.model.attention.cover import Tiles, build_tiles
 from hpgr.model.attention.entry import softmax_attention
-from hpgr.model.dropout import dropout
+from hpgr.model.dropout import Dropout, dropout
 from hpgr.model.packed import Packed
 from hpgr.model.precision import wide
 from hpgr.model.shapes import Bool, Float, Int
+from hpgr.model.unit import unit
 
 FEED_FORWARD = 2  # width of the hidden layer, in multiples of D
 MAX_SCORE = 20.0  # of the pooling attention, so that exp needs no maximum
@@ -47,7 +47,7 @@ class TransformerBlock(nn.Module):
             nn.LayerNorm(dim),
             nn.Linear(dim, FEED_FORWARD * dim),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(FEED_FORWARD * dim, dim),
         )
 
@@ -56,8 +56,8 @@ class TransformerBlock(nn.Module):
         q_THd, k_THd, v_THd = (
             self.qkv(self.norm(x_TD)).view(len(x_TD), 3, self.num_heads, -1).unbind(1)
         )
-        q_THd = functional.normalize(q_THd, dim=-1) * self.scale.clamp(0.0, MAX_SCORE)
-        k_THd = functional.normalize(k_THd, dim=-1)
+        q_THd = unit(q_THd) * self.scale.clamp(0.0, MAX_SCORE)
+        k_THd = unit(k_THd)
         read_TD = softmax_attention(q_THd, k_THd, v_THd, tiles, self.position_bias).flatten(1)
         x_TD = x_TD + dropout(self.output(read_TD), self.dropout, self.training)
         mixed_TD = self.feed_forward(x_TD)
@@ -104,8 +104,8 @@ class SessionEncoder(nn.Module):
             causal: False only in pretraining.
 
         Returns:
-            fused events [T, D], and [T + P, D]: intra-session outputs, then inter-session outputs,
-            for `fuse_candidates`.
+            fused events [T, D], and [T + P, D]: what events say of their sessions, then what visits
+            say, for `fuse_candidates`.
         """
         intra_TD = self._within_sessions(x_TD, packed, tile=tile, causal=causal)
         inter_PD = self._pool(intra_TD, packed)
@@ -121,9 +121,9 @@ class SessionEncoder(nn.Module):
             inter_PD = block(inter_PD, visit_tiles)
         known_T = packed.visit - 1 if causal else packed.visit
         has_visit_T = known_T >= packed.user_visit
-        sessions_TD = self.from_inter(inter_PD[known_T.clamp_min(0)]) * has_visit_T[:, None]
-        fused_TD = self._fuse(x_TD, self.from_intra(intra_TD) + sessions_TD)
-        return fused_TD, torch.cat([intra_TD, inter_PD])
+        own_TD, visit_PD = self.from_intra(intra_TD), self.from_inter(inter_PD)
+        closed_TD = visit_PD.index_select(0, known_T.clamp_min(0)) * has_visit_T[:, None]
+        return self._fuse(x_TD, own_TD + closed_TD), torch.cat([own_TD, visit_PD])
 
     def fuse_candidates(
         self,
@@ -157,9 +157,9 @@ class SessionEncoder(nn.Module):
         # token of the whole visit: pooled tokens may hold events after the request.
         complete_C = packed.visit_end[row_C] <= last_C
         closed_C &= same_C | complete_C
-        opened_CD = self.from_intra(outputs[row_C]) * (some_C & (same_C | ~complete_C))[:, None]
-        before_CD = self.from_inter(outputs[num_rows + visit_C.clamp_min(0)]) * closed_C[:, None]
-        return self._fuse(x_CD, opened_CD + before_CD)
+        opened_CD = outputs.index_select(0, row_C) * (some_C & (same_C | ~complete_C))[:, None]
+        visits_CD = outputs.index_select(0, num_rows + visit_C.clamp_min(0))
+        return self._fuse(x_CD, opened_CD + visits_CD * closed_C[:, None])
 
     def _within_sessions(self, x_TD: Tensor, packed: Packed, *, tile: int, causal: bool) -> Tensor:
         """[T, D] -> [T, D]; each row attends to its own session, up to itself where `causal`."""

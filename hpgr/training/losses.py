@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hpgr.model.placement import at_a_time
 from hpgr.model.precision import autocast_off, wide
+from hpgr.model.unit import unit
 
 ROWS_AT_A_TIME, BYTES_AT_A_TIME = 512, 1 << 28  # logits on a CPU, at most
 
@@ -28,11 +29,12 @@ class _CosineSoftmax(torch.autograd.Function):
         loss = torch.zeros((), device=states.device)
         grad_states = torch.empty_like(rows_all)
         grad_items = torch.zeros_like(table)
-        step = _at_a_time(items)
-        for low in range(0, len(states), step):
+        step = min(_at_a_time(items), len(states))
+        memory = table.new_empty(step, len(table))  # fresh pages cost more than a product
+        for low in range(0, len(states), max(1, step)):
             part = slice(low, low + step)
             rows, wanted = rows_all[part], table[target[part]]
-            weight = (rows @ table.T).exp_()
+            weight = torch.mm(rows, table.T, out=memory[: len(rows)]).exp_()
             total = weight.sum(dim=1, keepdim=True)
             loss += (total.log().squeeze(1) - (rows * wanted).sum(1)).sum()
             # The softmax is never divided out: its denominator moves to the D-wide factors.
@@ -214,6 +216,6 @@ def normalised(states: Tensor, items: Tensor, temperature: float) -> tuple[Tenso
     """Return L2-normalised states divided by the temperature, and L2-normalised items."""
     with autocast_off(states):
         return (
-            functional.normalize(wide(states), dim=-1) / temperature,
-            functional.normalize(wide(items), dim=-1),
+            unit(wide(states)) / temperature,
+            unit(wide(items)),
         )

@@ -5,13 +5,16 @@
 with bells cut to zero beyond 3 sigma. A bell touches one or two blocks of keys, so the weights are
 rows of S keys, one for each pair (query, key block) that some bell or the window touches.
 
-Shape legend (suffixes of names): Q queries, A anchors, S keys of a block, P pairs (query, key
-block), E bells, each cut at the borders of blocks, W pieces of windows, R rows of weights, e some
-of the bells.
+Bells are written over each other, the highest remains; a backward pass reads where that was.
+
+Shape legend (suffixes of names): Q queries, A anchors, S keys of a block, E pieces of bells, each
+inside one block, W pieces of windows, X both, bells first, P pairs (query, key block), R rows of
+weights, r some of the rows, L places of the layout, K places of a bell, e some of the pieces.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,30 +23,41 @@ from torch import Tensor
 from hpgr.model.shapes import Float, Int
 
 REACH = 3  # standard deviations beyond which a bell is cut to zero
-BELLS_AT_A_TIME = 1 << 14  # on a CPU: their rows stay in the processor's cache
+ROWS_AT_A_TIME = 1 << 15
+BELLS_AT_A_TIME = 1 << 13  # on a CPU: their places stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Bells:
-    """The pairs that a mask touches, and what lies on each.
+    """The pieces of all bells and windows.
 
-    `query` and `block` int64 [P] name the pairs, sorted by block, then query. A bell's `pair`,
-    `peak` (query * A + number of the anchor) and `shape` (row of `shapes`, by the place of the
-    anchor relative to the block) are int64 [E], ordered by pair; `ranks` lists the bells that are
-    1st, 2nd, ... on their pair. `recent_pair` int64 [W] are pairs with a piece of the window, from
-    key `recent_from` of the block on.
+    `query` and `block` int64 [X] say where each piece lies. Of a bell's piece, `peak` int64 [E] is
+    query * A + number of the anchor, and `column` int64 [E] the anchor's key in the block, plus the
+    reach. `recent_from` int64 [W] is the first key of the block that a window's piece covers.
     """
 
     size: int
+    curve: Tensor  # float32 [K], K = 2 reach + 1: a bell of height one
     query: Tensor
     block: Tensor
-    pair: Tensor
     peak: Tensor
-    shape: Tensor
-    shapes: Tensor  # float32 [S + 2 reach, S]
-    ranks: list[Tensor]
-    recent_pair: Tensor
+    column: Tensor
     recent_from: Tensor
+
+    def pairs(self, num_queries: int) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Tensor]:
+        """Return query and block of each pair, sorted by block, then query, and the pieces' pairs.
+
+        int64 [P], [P] and [X].
+        """
+        number_X = self.block * num_queries + self.query
+        if len(number_X) and int(number_X.max()) < 1 << 31:
+            number_X = number_X.int()  # sorts in half the time
+        number_X, order_X = number_X.sort()
+        new_X = torch.ones_like(number_X, dtype=torch.bool)
+        new_X[1:] = number_X[1:] != number_X[:-1]
+        pair_X = torch.empty_like(order_X).scatter_(0, order_X, new_X.cumsum(0) - 1)
+        number_P = number_X[new_X].long()
+        return number_P % max(1, num_queries), number_P // max(1, num_queries), pair_X
 
 
 @torch.no_grad()
@@ -56,55 +70,30 @@ def find_bells(
     sigma: float,
     window: int,
 ) -> Bells:
-    """Find every pair (query, key block) with a weight above zero.
+    """Cut every bell and window at the borders of blocks of keys.
 
     Args:
-        anchor_QA: key rows, -1 for none.
+        anchor_QA: key rows, -1 for none; equal ones of a query have equal peaks.
         first: first visible key row of each query.
         end: one past the last visible key row.
         size: S.
         sigma: standard deviation of a bell, key rows.
         window: newest visible keys of weight one; 0 for no window.
     """
-    num_queries, num_anchors = anchor_QA.shape
-    device = anchor_QA.device
     reach = int(REACH * sigma)
     high_QA = torch.where(anchor_QA >= 0, anchor_QA + reach, -1)  # no anchor: an empty range
     peak_E, block_E = _pieces(anchor_QA - reach, high_QA, first, end, size=size)
-    shape_E = anchor_QA.flatten().index_select(0, peak_E) - block_E * size + reach
     recent_Q = torch.maximum(first, end - min(window, 1 << 32))
     query_W, block_W = _pieces(recent_Q[:, None], end[:, None] - 1, first, end, size=size)
-    recent_W = recent_Q[query_W] - block_W * size
-
-    # One sort of all pieces; those of one pair become neighbours.
-    pair_number = torch.cat(
-        [block_E * num_queries + peak_E // num_anchors, block_W * num_queries + query_W]
-    )
-    if len(pair_number) and int(pair_number.max()) < 1 << 31:
-        pair_number = pair_number.int()  # sorts in half the time
-    pair_number, order = pair_number.sort()
-    new = torch.ones_like(pair_number, dtype=torch.bool)
-    new[1:] = pair_number[1:] != pair_number[:-1]
-    pair = new.cumsum(0) - 1
-    start_P = new.nonzero()[:, 0]
-    number_P = pair_number.index_select(0, start_P).long()
-    rank = torch.arange(len(pair), device=device) - start_P.index_select(0, pair)
-    bell = order < len(peak_E)
-    order_E, rank_E = order[bell], rank[bell]
-    place = torch.arange(size + 2 * reach, device=device)[:, None] - reach
-    step = torch.arange(size, device=device) - place
-    shapes = torch.exp(-(step.to(torch.float32) ** 2) / (2 * sigma**2))
+    step_K = torch.arange(-reach, reach + 1, device=anchor_QA.device)
     return Bells(
         size=size,
-        query=number_P % max(1, num_queries),
-        block=number_P // max(1, num_queries),
-        pair=pair[bell],
-        peak=peak_E[order_E],
-        shape=shape_E[order_E],
-        shapes=shapes * (step.abs() <= reach),
-        ranks=[(rank_E == r).nonzero()[:, 0] for r in range(_largest(rank_E) + 1)],
-        recent_pair=pair[~bell],
-        recent_from=recent_W[order[~bell] - len(peak_E)],
+        curve=torch.exp(-(step_K.to(torch.float32) ** 2) / (2 * sigma**2)),
+        query=torch.cat([peak_E // anchor_QA.shape[1], query_W]),
+        block=torch.cat([block_E, block_W]),
+        peak=peak_E,
+        column=anchor_QA.flatten().index_select(0, peak_E) - block_E * size + reach,
+        recent_from=recent_Q[query_W] - block_W * size,
     )
 
 
@@ -127,12 +116,8 @@ def _pieces(
     return number // max(1, most), block_QAn.flatten().index_select(0, number)
 
 
-def _largest(number: Tensor) -> int:
-    return int(number.max()) if len(number) else -1
-
-
 def bell_weights(
-    peak_QA: Float[Tensor, "Q A"], bells: Bells, row_P: Int[Tensor, "P"], num_rows: int
+    peak_QA: Float[Tensor, "Q A"], bells: Bells, row_X: Int[Tensor, "X"], num_rows: int
 ) -> Float[Tensor, "R S"]:
     """Compute the weights under `bells`, with gradients to the peaks.
 
@@ -141,77 +126,105 @@ def bell_weights(
     Args:
         peak_QA: heights of the bells, 0 to 1.
         bells: where they lie.
-        row_P: the row of the result that holds each pair.
-        num_rows: R; rows that hold no pair are zero.
+        row_X: the row of the result that holds each piece.
+        num_rows: R; rows that hold no piece are zero.
 
     Returns:
         [R, S]. Keys of a block that the query does not see may have a weight above zero.
     """
-    return _Weights.apply(peak_QA, bells, row_P, num_rows)
+    return _Weights.apply(peak_QA, bells, row_X, num_rows)
 
 
 class _Weights(torch.autograd.Function):
-    """See `bell_weights`."""
+    """See `bell_weights`.
+
+    A row of the layout holds S keys and 2 reach more places, which the part of a bell outside its
+    block falls on: behind its own row or, from the left, behind the row before.
+    """
 
     @staticmethod
-    def forward(ctx, peak_QA, bells, row_P, num_rows):  # type: ignore[override]
-        height, shapes = peak_QA.flatten(), bells.shapes.to(peak_QA.dtype)
-        weight_RS = peak_QA.new_zeros(num_rows, bells.size)
-        for rank, chosen in enumerate(bells.ranks):
-            for number_e in _parts(chosen):
-                row_e = row_P[bells.pair[number_e]]
-                bell_eS = _heights(bells, number_e, height, shapes)
-                if rank:
-                    bell_eS = torch.maximum(bell_eS, weight_RS.index_select(0, row_e))
-                weight_RS[row_e] = bell_eS
-        inside_S = torch.arange(bells.size, device=peak_QA.device)
-        row_W = row_P[bells.recent_pair]
-        recent_WS = inside_S >= bells.recent_from[:, None]
-        weight_RS[row_W] = weight_RS.index_select(0, row_W).masked_fill_(recent_WS, 1.0)
-        ctx.save_for_backward(weight_RS, height, row_P)
+    def forward(ctx, peak_QA, bells, row_X, num_rows):  # type: ignore[override]
+        height, curve_K = peak_QA.flatten(), bells.curve.to(peak_QA.dtype)
+        row_E, row_W = row_X.tensor_split([len(bells.peak)])
+        weight_RS = height.new_empty(num_rows, bells.size)
+        for weight_rS, place_E, peak_E in _some_rows(weight_RS, row_E, bells):
+            layout_L, layout_rS, _ = _layout(height, len(weight_rS), bells)
+            for place_e, peak_e in _parts(place_E, peak_E):
+                bell_eK = height.index_select(0, peak_e)[:, None] * curve_K
+                layout_L.scatter_reduce_(0, _cells(place_e, curve_K), bell_eK.flatten(), "amax")
+            weight_rS.copy_(layout_rS)
+        if len(row_W):
+            recent_WS = torch.arange(bells.size, device=row_X.device) >= bells.recent_from[:, None]
+            weight_RS[row_W] = weight_RS.index_select(0, row_W).masked_fill_(recent_WS, 1.0)
+        ctx.save_for_backward(weight_RS, height, row_E)
         ctx.bells, ctx.shape = bells, peak_QA.shape
         return weight_RS
 
     @staticmethod
     def backward(ctx, grad_RS):  # type: ignore[override]
-        weight_RS, height, row_P = ctx.saved_tensors
-        bells, shapes = ctx.bells, ctx.bells.shapes.to(height.dtype)
-
-        def won(number_e: Tensor, row_e: Tensor) -> Tensor:
-            """The keys at which each bell is the highest; the window is as high as any can be."""
-            weight_eS = weight_RS.index_select(0, row_e)
-            bell_eS = _heights(bells, number_e, height, shapes)
-            return (bell_eS == weight_eS) & (weight_eS < 1)
-
-        # Bells that share their pair with others may tie; only those are counted.
-        crowd_P = torch.bincount(bells.pair, minlength=len(row_P)) > 1
-        crowd_P, crowded_E = crowd_P.cumsum(0) - 1, crowd_P[bells.pair]
-        number_c = crowded_E.nonzero()[:, 0]
-        winners_cS = weight_RS.new_zeros(int(crowd_P[-1]) + 1 if len(crowd_P) else 0, bells.size)
-        for number_e in _parts(number_c):
-            pair_e = bells.pair[number_e]
-            winners = won(number_e, row_P[pair_e]).to(winners_cS.dtype)
-            winners_cS.index_add_(0, crowd_P[pair_e], winners)
-        winners_cS.clamp_min_(1)
-        grad_E = torch.empty(len(bells.pair), dtype=grad_RS.dtype, device=grad_RS.device)
-        for crowded, numbers in ((True, number_c), (False, (~crowded_E).nonzero()[:, 0])):
-            for number_e in _parts(numbers):
-                pair_e = bells.pair[number_e]
-                row_e = row_P[pair_e]
-                part_eS = grad_RS.index_select(0, row_e).mul_(won(number_e, row_e))
-                if crowded:
-                    part_eS /= winners_cS.index_select(0, crowd_P[pair_e])
-                shape_eS = shapes.index_select(0, bells.shape[number_e])
-                grad_E[number_e] = part_eS.mul_(shape_eS).sum(1)
-        grad = torch.zeros_like(height).index_add_(0, bells.peak, grad_E)
+        weight_RS, height, row_E = ctx.saved_tensors
+        bells, curve_K = ctx.bells, ctx.bells.curve.to(height.dtype)
+        grad = torch.zeros_like(height)
+        grads = grad_RS.split(ROWS_AT_A_TIME)
+        for (weight_rS, place_E, peak_E), grad_rS in zip(
+            _some_rows(weight_RS, row_E, bells), grads, strict=True
+        ):
+            layout_L, layout_rS, outside = _layout(height, len(weight_rS), bells)
+            layout_rS.copy_(weight_rS)
+            highest = []  # 1 where a bell is the highest, else 0
+            for place_e, peak_e in _parts(place_E, peak_E):
+                bell_eK = height.index_select(0, peak_e)[:, None] * curve_K
+                highest.append(bell_eK.eq_(_under(layout_L, place_e, curve_K)))
+            layout_L.zero_()
+            for (place_e,), highest_eK in zip(_parts(place_E), highest, strict=True):
+                layout_L.scatter_add_(0, _cells(place_e, curve_K), highest_eK.flatten())
+            # Equally high bells share a gradient. The window is as high as any bell can be.
+            torch.div(grad_rS, layout_rS.clamp_min_(1), out=layout_rS).mul_(weight_rS < 1)
+            for places in outside:
+                places.zero_()
+            for (place_e, peak_e), highest_eK in zip(_parts(place_E, peak_E), highest, strict=True):
+                grad_eK = highest_eK.mul_(_under(layout_L, place_e, curve_K))
+                grad.index_add_(0, peak_e, grad_eK @ curve_K)
         return grad.view(ctx.shape), None, None, None
 
 
-def _parts(number: Tensor) -> tuple[Tensor, ...]:
-    return number.split(BELLS_AT_A_TIME if number.device.type == "cpu" else max(1, len(number)))
+def _some_rows(
+    weight_RS: Tensor, row_E: Tensor, bells: Bells
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Some rows of weights at a time, and the places in their layout and the peaks of their bells.
+
+    All rows in one layout would take more memory than the weights, where blocks are small.
+    """
+    place_E, peak_E = row_E * (bells.size + len(bells.curve) - 1) + bells.column, bells.peak
+    if len(weight_RS) <= ROWS_AT_A_TIME:
+        yield weight_RS, place_E, peak_E
+        return
+    part_E = row_E // ROWS_AT_A_TIME
+    for number, weight_rS in enumerate(weight_RS.split(ROWS_AT_A_TIME)):
+        inside = (part_E == number).nonzero()[:, 0]
+        before = number * ROWS_AT_A_TIME * (bells.size + len(bells.curve) - 1)
+        yield weight_rS, place_E[inside] - before, peak_E[inside]
 
 
-def _heights(bells: Bells, number_e: Tensor, height: Tensor, shapes: Tensor) -> Tensor:
-    """Rows [e, S] of some bells."""
-    peak_e1 = height.index_select(0, bells.peak[number_e])[:, None]
-    return shapes.index_select(0, bells.shape[number_e]).mul_(peak_e1)
+def _layout(height: Tensor, num_rows: int, bells: Bells) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Make a layout of zeros: all its places [L], rows of keys [R, S], and what lies outside."""
+    spare = len(bells.curve) - 1
+    layout_L = height.new_zeros(num_rows * (bells.size + spare) + spare)
+    rows, behind = layout_L[spare:].view(-1, bells.size + spare).split([bells.size, spare], 1)
+    return layout_L, rows, [layout_L[:spare], behind]
+
+
+def _parts(*pieces: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    step = BELLS_AT_A_TIME if pieces[0].device.type == "cpu" else max(1, len(pieces[0]))
+    return zip(*(x.split(step) for x in pieces), strict=True)
+
+
+def _cells(place_e: Tensor, curve_K: Tensor) -> Tensor:
+    """Number the places under some bells, [e K]."""
+    return (place_e[:, None] + torch.arange(len(curve_K), device=place_e.device)).flatten()
+
+
+def _under(layout_L: Tensor, place_e: Tensor, curve_K: Tensor) -> Tensor:
+    """Read what `_cells` numbers, [e, K]: windows of one line."""
+    window_LK = layout_L.as_strided((len(layout_L) - len(curve_K) + 1, len(curve_K)), (1, 1))
+    return window_LK.index_select(0, place_e)

@@ -36,12 +36,12 @@ class Tiles:
     """The tile list of one attention pattern, shared by every block that uses it.
 
     `query_block` and `key_block` int64 [N], sorted by query block; `bucket` uint8 [N, S, S] is the
-    time bucket of each pair, or HIDDEN; `distance` int64 [N, S, S] is query position minus key
-    position, or None where it follows from the block numbers alone.
+    time bucket of each pair, or HIDDEN; `base` int64 [N, S] is the distance from a query's position
+    to the first key of the tile.
 
     Side by side, tiles are blocks of S consecutive rows. Tiles of segments name their `rows`
-    instead: query rows int64 [N, R] and key rows int64 [N, C]; `bucket` and `distance` are
-    [N, R, C] then, and padding is HIDDEN.
+    instead: query rows int64 [N, R] and key rows int64 [N, C]; `bucket` is [N, R, C] and `base`
+    [N, R] then, and padding is HIDDEN.
     """
 
     size: int
@@ -50,7 +50,7 @@ class Tiles:
     query_block: Tensor
     key_block: Tensor
     bucket: Tensor
-    distance: Tensor | None
+    base: Tensor
     first: Tensor  # [Q]
     end: Tensor  # [Q]
     rows: tuple[Tensor, Tensor] | None = None
@@ -59,6 +59,17 @@ class Tiles:
     def visible(self) -> Tensor:
         """Number of keys each query sees, int64 [Q]."""
         return self.end - self.first
+
+    def row_of(self, query: Int[Tensor, "X"], key_block: Int[Tensor, "X"]) -> Int[Tensor, "X"]:
+        """Return the row of tiles seen as [N * S, S] that holds a query and a key block of its own.
+
+        Side by side alone: the tiles of a query block are neighbours, and so are their key blocks.
+        """
+        number_B = torch.arange(-(-self.num_queries // self.size), device=query.device)
+        start_B = torch.searchsorted(self.query_block, number_B)
+        low_B = functional.pad(self.key_block, (0, 1)).index_select(0, start_B)
+        tile_X = (start_B - low_B).index_select(0, query // self.size) + key_block
+        return tile_X * self.size + query % self.size
 
 
 def time_bucket(seconds: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
@@ -129,11 +140,9 @@ def build_tiles(
         )
         bucket_NSS = time_bucket(elapsed_NSS).to(torch.uint8)
     bucket_NSS.masked_fill_(~seen_NSS, HIDDEN)
-    distance_NSS = None
-    if query_position is not None:
-        distance_NSS = (
-            blocks(query_position, size)[query_block_N][:, :, None] - columns_N1S
-        ).clamp_min_(0)
+    if query_position is None:
+        query_position = torch.arange(len(first), device=first.device)
+    base_NS = blocks(query_position, size)[query_block_N] - (key_block_N * size)[:, None]
     return Tiles(
         size=size,
         num_queries=first.shape[0],
@@ -141,7 +150,7 @@ def build_tiles(
         query_block=query_block_N,
         key_block=key_block_N,
         bucket=bucket_NSS,
-        distance=distance_NSS,
+        base=base_NS,
         first=first,
         end=end,
     )
@@ -176,8 +185,7 @@ def _segments(
 ) -> Tiles | None:
     """One tile a segment, or None where that is more than `most` pairs; see `build_tiles`.
 
-    Without `query_position` the distance must follow from the places inside the tile, so that a
-    segment's queries have to begin at its first key: None where they do not.
+    Queries that are keys too must begin at the first key of their segment; a window does not.
     """
     if not len(first) or not num_keys:
         return None
@@ -212,11 +220,7 @@ def _segments(
             column_NC[part, None, :] < end_NR[part, :, None]
         )
         bucket_NRC[part].masked_fill_(~seen_nRC, HIDDEN)
-    distance_NRC = None
-    if query_position is not None:
-        distance_NRC = (
-            query_position[query_row_NR][:, :, None] - column_NC[:, None, :]
-        ).clamp_min_(0)
+    position_NR = query_row_NR if query_position is None else query_position[query_row_NR]
     tile_N = torch.arange(len(start_N), device=first.device)
     return Tiles(
         size=size,
@@ -225,7 +229,7 @@ def _segments(
         query_block=tile_N,
         key_block=tile_N,
         bucket=bucket_NRC,
-        distance=distance_NRC,
+        base=position_NR - key_first_N[:, None],
         first=first,
         end=end,
         rows=(query_row_NR, key_row_NC),

@@ -1,11 +1,10 @@
 """The additive attention over tiles of gathered queries, with torch's own operations.
 
 Rows of queries are gathered tile by tile and their sums added back. The backward pass recomputes
-the scores. Position biases of a tile's row are a piece of the table, so they are gathered as rows.
+the scores.
 
 Shape legend (suffixes of names): Q queries, K keys, H heads, d width of a head's queries and keys,
-e of its values, N tiles, n tiles of one chunk, G query rows and S keys of a tile, B blocks of keys,
-L entries of the position table and of its pieces.
+e of its values, N tiles, n tiles of one chunk, G query rows and S keys of a tile, B blocks of keys.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpgr.model.attention.cover import HIDDEN
+from hpgr.model.attention.bias import PairBias
 from hpgr.model.attention.key_tiles import KeyTiles
-from hpgr.model.attention.tiles import bias_table
 from hpgr.model.placement import at_a_time
 from hpgr.model.precision import autocast_off, product_type
 
@@ -119,49 +117,6 @@ class _KeyTileAttention(torch.autograd.Function):
             None,
             None,
         )
-
-
-class PairBias:
-    """Position plus time bias of the pairs of a tile, and the gradients of both tables."""
-
-    def __init__(self, position_bias: Tensor, time_bias: Tensor, tiles: KeyTiles) -> None:
-        self.tiles, self.position_bias, self.time_bias = tiles, position_bias, time_bias
-        self.table = bias_table(time_bias)
-        # Row L of the pieces: the biases of the S keys of a block whose first key is at distance L.
-        most, device = len(position_bias) + tiles.size - 1, position_bias.device
-        self.place_LS = (
-            torch.arange(most, device=device)[:, None] - torch.arange(tiles.size, device=device)
-        ).clamp_(0, len(position_bias) - 1)
-        self.piece_LS = position_bias[self.place_LS]
-        self.grad_piece_LS = torch.zeros_like(self.piece_LS)
-        self.grad_table = torch.zeros_like(self.table)
-
-    def _piece(self, part: slice) -> Tensor:
-        return self.tiles.base[part].flatten().clamp(0, len(self.piece_LS) - 1)
-
-    def of(self, part: slice) -> Tensor:
-        """Biases [n, G, S]; HIDDEN_BIAS where a pair is not visible."""
-        bucket_nGS = self.tiles.bucket[part]
-        bias = self.table.index_select(0, bucket_nGS.flatten().to(torch.int32))
-        bias.view(-1, self.tiles.size).add_(self.piece_LS.index_select(0, self._piece(part)))
-        return bias.view(bucket_nGS.shape)
-
-    def add_grad(self, part: slice, grad_nGS: Tensor) -> None:
-        """Add the gradients of the pairs of some tiles."""
-        grad_nGS = grad_nGS.to(self.grad_piece_LS.dtype)
-        self.grad_piece_LS.index_add_(0, self._piece(part), grad_nGS.flatten(0, 1))
-        bucket = self.tiles.bucket[part].flatten().to(torch.int32)
-        self.grad_table += torch.bincount(bucket, grad_nGS.flatten(), minlength=HIDDEN + 1)
-
-    def grad_position(self) -> Tensor:
-        """Gradient of the position table."""
-        return torch.bincount(
-            self.place_LS.flatten(), self.grad_piece_LS.flatten(), len(self.position_bias)
-        ).to(self.position_bias.dtype)
-
-    def grad_time(self) -> Tensor:
-        """Gradient of the time table."""
-        return self.grad_table[: len(self.time_bias)]
 
 
 def _parts(tiles: KeyTiles, q: Tensor):

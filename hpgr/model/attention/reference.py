@@ -61,12 +61,8 @@ def matrix_attention(
     """
     bucket_QK = laid_out(tiles, tiles.bucket, HIDDEN).long()
     visible_QK = bucket_QK != HIDDEN
-    row_NG, column_NS = pair_rows(tiles)
-    if isinstance(tiles, KeyTiles):
-        row_NG = tiles.base + tiles.block[:, None] * tiles.size
-    distance_NGS = (row_NG[:, :, None] - column_NS[:, None, :]).abs()
-    if isinstance(tiles, Tiles) and tiles.distance is not None:
-        distance_NGS = tiles.distance
+    place_S = torch.arange(tiles.bucket.shape[2], device=tiles.bucket.device)
+    distance_NGS = (tiles.base[:, :, None] - place_S).abs()
     distance_QK = laid_out(tiles, distance_NGS.clamp_max(len(position_bias) - 1))
     bias_QK = position_bias[distance_QK] + time_bias[bucket_QK.clamp_max(len(time_bias) - 1)]
     weight_QK = laid_out(tiles, weight) if weight is not None else None

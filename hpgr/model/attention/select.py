@@ -19,10 +19,12 @@ from torch.nn import functional
 
 from hpgr.model.precision import autocast_off, wide
 from hpgr.model.shapes import Float, Int
+from hpgr.model.unit import unit
 
 TIE = 1e-6  # what one place newer is worth: above rounding, below what tells items apart
 FOLD = 8  # keys or groups of a group
-QUERIES_AT_A_TIME = 256  # on a CPU
+QUERIES_AT_A_TIME = 256  # on a CPU, at most
+FEW_QUERIES = 32  # fewer than these are scored together with the next history's
 GATHERED_AT_A_TIME = 1024  # queries on a CPU, whose anchors' keys stay in its cache
 ACCELERATOR_QUERIES = 2048  # elsewhere, as few steps as the keys that they span together allow
 
@@ -66,8 +68,8 @@ class Selector(nn.Module):
         query_QR, key_KR = self.query(query_QD), self.key(key_KE)
         # Selection is not smooth: cosines rounded to bfloat16 would tie and select other anchors.
         with autocast_off(query_QD):
-            query_QR = functional.normalize(wide(query_QR), dim=-1)
-            key_KR = functional.normalize(wide(key_KR), dim=-1)
+            query_QR = unit(wide(query_QR))
+            key_KR = unit(wide(key_KR))
             if self.mode != "chosen":
                 return self._intervened(query_QR, key_KR, first, end)
             return select(query_QR, key_KR, first, end, self.num_anchors, position_K)
@@ -182,16 +184,18 @@ def select_anchors(
     anchor_QA = torch.full((len(query_QR), num), -1, dtype=torch.int64, device=device)
     if not len(query_QR):
         return anchor_QA
-    step = QUERIES_AT_A_TIME if device.type == "cpu" else ACCELERATOR_QUERIES
-    chunks = list(zip(first.split(step), end.split(step), query_QR.split(step), strict=True))
+    sizes = _chunks(first)
+    chunks = list(zip(*(x.split(sizes) for x in (first, end, query_QR)), strict=True))
     # All bounds at once, and one memory for all scores: its pages cost as much as the product.
-    extremes = [torch.stack([f.min(), f.max(), e.min(), e.max()]) for f, e, _ in chunks]
+    extremes = [torch.stack([f[0], f[-1], e.min(), e.max()]) for f, e, _ in chunks]
     bounds = torch.stack(extremes).cpu().tolist()
     longest = _divisible(max(stop - start for start, _, _, stop in bounds), num)
-    memory = key_KR.new_empty(min(step, len(query_QR)) * longest)
+    memory = key_KR.new_empty(max(sizes) * longest)
     padded_KR = functional.pad(key_KR, (0, 0, 0, longest))
-    for number, (first_q, end_q, query_qR) in enumerate(chunks):
-        start, left, right, stop = bounds[number]
+    for anchor_qA, (first_q, end_q, query_qR), bound in zip(
+        anchor_QA.split(sizes), chunks, bounds, strict=True
+    ):
+        start, left, right, stop = bound
         if stop <= start:
             continue
         width = _divisible(stop - start, num)
@@ -204,16 +208,36 @@ def select_anchors(
         score_qk[:, right:].masked_fill_(column_k[right:] >= end_q[:, None], -torch.inf)
         column_qA, best_qA = _best(score_qk, min(num, width))
         column_qA = torch.where(best_qA > -torch.inf, column_qA + start, -1)
-        anchor_QA[number * step : number * step + len(first_q), : column_qA.shape[1]] = column_qA
+        anchor_qA[:, : column_qA.shape[1]] = column_qA
     return anchor_QA
+
+
+def _chunks(first: Int[Tensor, "Q"]) -> list[int]:
+    """Numbers of neighbouring queries that are scored together.
+
+    On a CPU a chunk ends with its history, unless that leaves few: keys of another are no use.
+    """
+    step, borders = ACCELERATOR_QUERIES, []
+    if first.device.type == "cpu":
+        step, borders = QUERIES_AT_A_TIME, (first.diff().nonzero()[:, 0] + 1).tolist()
+    sizes: list[int] = []
+    low = 0
+    for border in (*borders, len(first)):
+        while border - low > step:
+            sizes.append(step)
+            low += step
+        if border - low >= FEW_QUERIES:
+            sizes.append(border - low)
+            low = border
+    return [*sizes, len(first) - low] if low < len(first) else sizes
 
 
 def _divisible(count: int, num: int) -> int:
     """Fill `count` columns up so that every level of `_best` has whole groups."""
-    unit = 1
-    while count > FOLD * num * unit:
-        unit *= FOLD
-    return -(-count // unit) * unit
+    whole = 1
+    while count > FOLD * num * whole:
+        whole *= FOLD
+    return -(-count // whole) * whole
 
 
 def _best(score_qk: Tensor, num: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ in the number of tiles' buckets, not in heads x scores.
 
 Shape legend (suffixes of names): Q queries, K keys, H heads, d width of a head's queries and keys,
 e of its values, N tiles, n tiles of one chunk, S tile side (tiles of segments have two: see
-`hpgr.model.attention.cover`), B blocks of rows, F differences between block numbers.
+`hpgr.model.attention.cover`), B blocks of rows.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpgr.model.attention.bias import HIDDEN_BIAS, PairBias
 from hpgr.model.attention.cover import HIDDEN, Tiles, blocks
 from hpgr.model.placement import at_a_time
 from hpgr.model.precision import autocast_off, product_type
 
-TILES_AT_A_TIME = 32  # on a CPU: scores of one chunk stay in the processor's cache
-HIDDEN_BIAS = -1e4  # SiLU, exp and both their derivatives are exactly 0 here in float32
-
-
+PAIRS_AT_A_TIME = 1 << 17  # on a CPU: scores of one chunk stay in the processor's cache
 QUERY, KEY = 0, 1  # side of a tile
 
 
@@ -54,17 +52,16 @@ def _rows(tiles_out: Tensor, tiles: Tiles, side: int, count: int) -> Tensor:
 
 
 def _at_a_time(tiles: Tiles, q: Tensor) -> int:
-    """Tiles of one chunk."""
+    """Tiles of one chunk, by queries [Q, H, d] or [B, H, S, d]."""
     pairs = tiles.bucket.shape[1] * tiles.bucket.shape[2]
     each = pairs * q.shape[1] * q.element_size()
-    return at_a_time(q.device, cpu=TILES_AT_A_TIME, bytes_each=each)
+    return at_a_time(q.device, cpu=max(1, PAIRS_AT_A_TIME // max(1, pairs)), bytes_each=each)
 
 
-def bias_table(time_bias: Tensor) -> Tensor:
-    """Bias by bucket with the hidden entry at its end, [256]."""
-    table = time_bias.new_full((HIDDEN + 1,), HIDDEN_BIAS)
-    table[: time_bias.shape[0]] = time_bias
-    return table
+def _visible_exp(scores_nHSS: Tensor, tiles: Tiles, part: slice) -> Tensor:
+    """Exponentiate the scores in place, 0 where not visible; HIDDEN_BIAS takes ten times longer."""
+    hidden_nSS = tiles.bucket[part] == HIDDEN
+    return scores_nHSS.exp_().masked_fill_(hidden_nSS[:, None], 0.0)
 
 
 class _TileAttention(torch.autograd.Function):
@@ -74,8 +71,7 @@ class _TileAttention(torch.autograd.Function):
     def forward(ctx, q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NSS, tiles, exponential):  # type: ignore[override]
         query_BHSd = _heads_first(q_QHd, tiles, QUERY)
         key_BHSd, value_BHSe = (_heads_first(x, tiles, KEY) for x in (k_KHd, v_KHe))
-        toeplitz_FSS, _ = _toeplitz(position_bias, tiles)
-        table = bias_table(time_bias)
+        bias = PairBias(position_bias, time_bias, tiles, hidden=0.0 if exponential else HIDDEN_BIAS)
         accumulate = torch.promote_types(q_QHd.dtype, torch.float32)
         out_BHSe = torch.zeros(
             (*query_BHSd.shape[:3], value_BHSe.shape[3]), dtype=accumulate, device=q_QHd.device
@@ -86,46 +82,43 @@ class _TileAttention(torch.autograd.Function):
             rows_n, columns_n = tiles.query_block[part], tiles.key_block[part]
             q_nHSd, k_nHSd = _gather(query_BHSd, rows_n), _gather(key_BHSd, columns_n)
             scores_nHSS = q_nHSd @ k_nHSd.transpose(-1, -2)
-            scores_nHSS += _pair_bias(position_bias, toeplitz_FSS, table, tiles, part)[:, None]
-            active_nHSS = (
-                scores_nHSS.exp_() if exponential else functional.silu(scores_nHSS, inplace=True)
-            )
+            scores_nHSS += bias.of(part)[:, None]
+            if exponential:
+                active_nHSS = _visible_exp(scores_nHSS, tiles, part)
+            else:
+                active_nHSS = functional.silu(scores_nHSS, inplace=True)
             if weight_NSS is not None:
                 active_nHSS *= weight_NSS[part, None]
             _scatter_add(out_BHSe, rows_n, active_nHSS @ _gather(value_BHSe, columns_n))
-        ctx.save_for_backward(q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NSS)
+        laid_out = (query_BHSd, key_BHSd, value_BHSe)
+        ctx.save_for_backward(*laid_out, position_bias, time_bias, weight_NSS)
         ctx.tiles, ctx.exponential = tiles, exponential
         return _rows(out_BHSe, tiles, QUERY, tiles.num_queries).to(q_QHd.dtype)
 
     @staticmethod
     def backward(ctx, grad_QHe):  # type: ignore[override]
-        q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight_NSS = ctx.saved_tensors
-        tiles, exponential = ctx.tiles, ctx.exponential
-        query_BHSd, grad_out_BHSe = (_heads_first(x, tiles, QUERY) for x in (q_QHd, grad_QHe))
-        key_BHSd, value_BHSe = (_heads_first(x, tiles, KEY) for x in (k_KHd, v_KHe))
-        toeplitz_FSS, offsets_FSS = _toeplitz(position_bias, tiles)
-        table = bias_table(time_bias)
-        accumulate = torch.promote_types(q_QHd.dtype, torch.float32)
+        query_BHSd, key_BHSd, value_BHSe, position_bias, time_bias, weight_NSS = ctx.saved_tensors
+        tiles, exponential, dtype = ctx.tiles, ctx.exponential, query_BHSd.dtype
+        grad_out_BHSe = _heads_first(grad_QHe, tiles, QUERY)
+        bias = PairBias(position_bias, time_bias, tiles, hidden=0.0 if exponential else HIDDEN_BIAS)
+        accumulate = torch.promote_types(dtype, torch.float32)
         grad_q_BHSd, grad_k_BHSd, grad_v_BHSe = (
-            torch.zeros(x.shape, dtype=accumulate, device=q_QHd.device)
+            torch.zeros(x.shape, dtype=accumulate, device=x.device)
             for x in (query_BHSd, key_BHSd, value_BHSe)
         )
-        grad_position = torch.zeros(
-            toeplitz_FSS.shape if toeplitz_FSS is not None else position_bias.shape,
-            dtype=accumulate,
-            device=q_QHd.device,
-        )
-        grad_time = torch.zeros(HIDDEN + 1, dtype=accumulate, device=q_QHd.device)
         grad_weight_NSS = torch.empty_like(weight_NSS) if weight_NSS is not None else None
-        step = _at_a_time(tiles, q_QHd)
+        step = _at_a_time(tiles, query_BHSd)
         for low in range(0, len(tiles.query_block), step):
             part = slice(low, low + step)
             rows_n, columns_n = tiles.query_block[part], tiles.key_block[part]
             q_nHSd, g_nHSe = _gather(query_BHSd, rows_n), _gather(grad_out_BHSe, rows_n)
             k_nHSd, v_nHSe = _gather(key_BHSd, columns_n), _gather(value_BHSe, columns_n)
             scores_nHSS = q_nHSd @ k_nHSd.transpose(-1, -2)
-            scores_nHSS += _pair_bias(position_bias, toeplitz_FSS, table, tiles, part)[:, None]
-            active_nHSS = scores_nHSS.exp() if exponential else functional.silu(scores_nHSS)
+            scores_nHSS += bias.of(part)[:, None]
+            if exponential:
+                active_nHSS = _visible_exp(scores_nHSS, tiles, part)
+            else:
+                active_nHSS = functional.silu(scores_nHSS)
             grad_active_nHSS = g_nHSe @ v_nHSe.transpose(-1, -2)
             if weight_NSS is not None and grad_weight_NSS is not None:
                 grad_weight_NSS[part] = (active_nHSS * grad_active_nHSS).sum(1, dtype=accumulate)
@@ -141,73 +134,20 @@ class _TileAttention(torch.autograd.Function):
                 grad_scores_nHSS = torch.ops.aten.silu_backward(grad_active_nHSS, scores_nHSS)
             _scatter_add(grad_q_BHSd, rows_n, grad_scores_nHSS @ k_nHSd)
             _scatter_add(grad_k_BHSd, columns_n, grad_scores_nHSS.transpose(-1, -2) @ q_nHSd)
-            pair_nSS = grad_scores_nHSS.sum(1, dtype=accumulate)
-            grad_time += torch.bincount(
-                tiles.bucket[part].flatten().to(torch.int32),
-                pair_nSS.flatten(),
-                minlength=HIDDEN + 1,
-            ).to(accumulate)
-            if toeplitz_FSS is not None:
-                _scatter_add(grad_position, (rows_n - columns_n) % len(grad_position), pair_nSS)
-            else:
-                grad_position += torch.bincount(
-                    _distance(tiles, part, position_bias).flatten(),
-                    pair_nSS.flatten(),
-                    minlength=len(position_bias),
-                ).to(accumulate)
-        if offsets_FSS is not None:
-            grad_position = torch.bincount(
-                offsets_FSS.flatten(), grad_position.flatten(), minlength=len(position_bias)
-            )
+            if any(ctx.needs_input_grad[3:5]):
+                bias.add_grad(
+                    part, grad_scores_nHSS.sum(1, dtype=accumulate), *ctx.needs_input_grad[3:5]
+                )
         return (
-            _rows(grad_q_BHSd, tiles, QUERY, len(q_QHd)).to(q_QHd.dtype),
-            _rows(grad_k_BHSd, tiles, KEY, len(k_KHd)).to(k_KHd.dtype),
-            _rows(grad_v_BHSe, tiles, KEY, len(v_KHe)).to(v_KHe.dtype),
-            grad_position.to(position_bias.dtype),
-            grad_time[: len(time_bias)].to(time_bias.dtype),
+            _rows(grad_q_BHSd, tiles, QUERY, tiles.num_queries).to(dtype),
+            _rows(grad_k_BHSd, tiles, KEY, tiles.num_keys).to(dtype),
+            _rows(grad_v_BHSe, tiles, KEY, tiles.num_keys).to(dtype),
+            bias.grad_position(),
+            bias.grad_time(),
             grad_weight_NSS,
             None,
             None,
         )
-
-
-def _toeplitz(position_bias: Tensor, tiles: Tiles) -> tuple[Tensor | None, Tensor | None]:
-    """Position bias of a tile by block difference, [F, S, S], and its table indices.
-
-    Only where queries and keys are the same rows: then i - j depends on the blocks' difference and
-    the place inside the tile alone.
-    """
-    if tiles.distance is not None:
-        return None, None
-    size, (height, width) = tiles.size, tiles.bucket.shape[1:]
-    most = int((tiles.query_block - tiles.key_block).max()) if len(tiles.query_block) else 0
-    least = int((tiles.query_block - tiles.key_block).min()) if len(tiles.query_block) else 0
-    row, column = (torch.arange(n, device=position_bias.device) for n in (height, width))
-    # Negative block differences (bidirectional attention) index from the end, as in Python.
-    difference_F = torch.cat([torch.arange(0, most + 1), torch.arange(min(least, 0), 0)])
-    offsets_FSS = (
-        difference_F.to(position_bias.device)[:, None, None] * size + row[:, None] - column
-    )
-    offsets_FSS = offsets_FSS.abs().clamp_max_(len(position_bias) - 1)
-    return position_bias[offsets_FSS], offsets_FSS
-
-
-def _distance(tiles: Tiles, part: slice, position_bias: Tensor) -> Tensor:
-    """Table index of every pair of a chunk of tiles."""
-    assert tiles.distance is not None
-    return tiles.distance[part].clamp_max(len(position_bias) - 1)
-
-
-def _pair_bias(
-    position_bias: Tensor, toeplitz_FSS: Tensor | None, table: Tensor, tiles: Tiles, part: slice
-) -> Tensor:
-    """Position plus time bias of a chunk of tiles, [n, S, S]; HIDDEN_BIAS where not visible."""
-    bucket_nSS = tiles.bucket[part]
-    bias_nSS = table.index_select(0, bucket_nSS.flatten().to(torch.int32)).view(bucket_nSS.shape)
-    if toeplitz_FSS is not None:
-        difference_n = tiles.query_block[part] - tiles.key_block[part]
-        return bias_nSS.add_(_gather(toeplitz_FSS, difference_n % len(toeplitz_FSS)))
-    return bias_nSS.add_(position_bias[_distance(tiles, part, position_bias)])
 
 
 def tile_attention(

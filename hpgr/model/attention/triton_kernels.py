@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hpgr.model.attention.bias import PairBias
 from hpgr.model.attention.cover import HIDDEN
-from hpgr.model.attention.key_attention import PairBias
 from hpgr.model.attention.key_tiles import KeyTiles
 from hpgr.model.precision import autocast_off, product_type
 
