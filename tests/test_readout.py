@@ -7,14 +7,15 @@ from evaluation_log import make_log, random_log
 from scipy.stats import multivariate_normal
 from training_runs import parameters
 
-import hpgr.model.readout as readout_module
+import hpgr.model.discounting
 from hpgr.data.batches import TrainingWindows
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, EventLog
 from hpgr.model.catalogue import Catalogue
+from hpgr.model.discounting import discounted_sums
 from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.ranking_head import Standardise
-from hpgr.model.readout import CLOCKS, KERNELS, PreferenceReadout, discounted_sums
+from hpgr.model.readout import CLOCKS, KERNELS, PreferenceReadout
 from hpgr.training import item_factors
 from hpgr.training.finetune import _optimizer
 from hpgr.training.item_factors import fit_item_factors
@@ -64,7 +65,7 @@ def test_every_event_of_a_window_is_a_candidate_that_sees_strictly_earlier_ones(
 @pytest.mark.parametrize("block", [2, 3, 32])
 def test_sums_are_discounted_within_each_history(block, monkeypatch):
     """Over rows, blocks of rows, blocks of those; also the gradients of rows and rate."""
-    monkeypatch.setattr(readout_module, "BLOCK", block)
+    monkeypatch.setattr(hpgr.model.discounting, "BLOCK", block)
     lengths = [1, 7, 0, 12, 1, 30 * block]
     position = torch.cat([torch.arange(n) for n in lengths])
     rows = torch.randn(len(position), 2, dtype=torch.float64, requires_grad=True)
@@ -276,7 +277,7 @@ def test_items_of_one_category_are_nearer_than_their_factors(batch, placed):
     torch.manual_seed(0)
     readout = PreferenceReadout(32, 3, DIM, num_anchors=4, num_categories=8)
     packed, category = pack(batch.histories, CPU), torch.arange(32) % 8
-    anchor, _ = readout.select(packed, placed, readout.category[category])
+    anchor, _ = readout.select(packed, placed, readout.space(readout.category[category]))
     factors = torch.nn.functional.normalize(readout.factor.detach(), dim=1)
     for c in range(len(placed.item)):
         seen = packed.item[int(placed.first[c]) : int(placed.end[c])]

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.data.log import FIRST_ITEM
+from hpgr.model.discounting import discounted_sums
 from hpgr.model.embedding import ItemEmbedding
 from hpgr.model.packed import Candidates, Packed
-from hpgr.model.readout import ItemFactors, discounted_sums
+from hpgr.model.readout import ItemFactors
 from hpgr.model.shapes import Float, Int
 
 KINDS = 3  # all events of the user, those with the item, those with a category

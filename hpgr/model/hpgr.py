@@ -12,8 +12,9 @@ retrieval state) reads the history through its Gaussian mask. History rows below
 causal as in HSTU, or masked as well (`history_rows: preference`), so that cost grows as their
 number. With `sessions` and `preference` off and no side features this is HSTU with HPGR's heads.
 
-Shape legend (suffixes of names): T history rows, P sessions, C candidates, V items, M items and the
-mask token, D width, H heads, d width of a head, E = H * d.
+Shape legend (suffixes of names): T history rows, P sessions, C candidates, V items, I items, with
+or without the mask token, D width, W width of the read-out's space, H heads, d width of a head,
+E = H * d.
 """
 
 from __future__ import annotations
@@ -43,8 +44,6 @@ from hpgr.model.readout import READOUT_GROWTH, ItemFactors
 from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
 from hpgr.model.shapes import Bool, Float
 
-Seen = tuple[Tiles | KeyTiles, Tensor | None]  # tiles of the keys to read, and their weights
-
 
 @dataclass(frozen=True)
 class Trunk:
@@ -52,15 +51,24 @@ class Trunk:
 
     fused: Float[Tensor, "T D"]
     sessions: Float[Tensor, "T_and_P D"] | None
-    table: Float[Tensor, "M D"]
+    table: Float[Tensor, "I D"]
+
+
+@dataclass(frozen=True)
+class ItemTables:
+    """Vectors of items, and the spaces in which anchors are selected; the read-out may have one."""
+
+    items: Float[Tensor, "V D"]
+    space: Float[Tensor, "V D"]
+    readout: Float[Tensor, "V W"] | None
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The histories as candidates need them: item space, its rows, keys and values by block."""
+    """The histories as candidates need them: rows in item space, keys and values by block."""
 
     trunk: Trunk
-    space: Float[Tensor, "V D"]
+    tables: ItemTables
     key: Float[Tensor, "T D"]
     keys: list[tuple[Float[Tensor, "T H d"], Float[Tensor, "T H d"]]]
 
@@ -91,21 +99,26 @@ class HPGRTrunk(nn.Module):
             )
 
     def forward(
-        self, packed: Packed, *, causal: bool, masked: Bool[Tensor, "T"] | None = None
+        self,
+        packed: Packed,
+        table_ID: Float[Tensor, "I D"],
+        *,
+        causal: bool,
+        masked: Bool[Tensor, "T"] | None = None,
     ) -> Trunk:
         """Compute the fused representation of every history row.
 
         Args:
             packed: the histories.
+            table_ID: vectors of `self.items`, with the mask token where some are `masked`.
             causal: False only in pretraining.
             masked: bool [T], rows whose item and action are hidden *before* anything reads them.
         """
-        table_MD = self.items.table()
         item_T, action_T = packed.item, packed.action
         if masked is not None:
             item_T = torch.where(masked, self.items.mask_token, item_T)
             action_T = torch.where(masked, 0, action_T)
-        x_TD = scaled(functional.embedding(item_T, table_MD))
+        x_TD = scaled(functional.embedding(item_T, table_ID))
         if self.action is not None:
             x_TD = x_TD + self.action(action_T)
         x_TD = x_TD + self.place(
@@ -113,9 +126,9 @@ class HPGRTrunk(nn.Module):
         )
         x_TD = dropout(x_TD, self.dropout, self.training)
         if self.sessions is None or not len(x_TD):
-            return Trunk(x_TD, None, table_MD)
+            return Trunk(x_TD, None, table_ID)
         fused_TD, outputs = self.sessions(x_TD, packed, tile=self.tile, causal=causal)
-        return Trunk(fused_TD, outputs, table_MD)
+        return Trunk(fused_TD, outputs, table_ID)
 
     def candidates(
         self, trunk: Trunk, packed: Packed, candidates: Candidates
@@ -160,7 +173,7 @@ class MaskedItemModel(StageOne):
         self, packed: Packed, masked_T: Bool[Tensor, "T"]
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "V D"]]:
         """Return the states of all rows and the catalogue's vectors; `masked_T` rows are hidden."""
-        trunk = self.trunk(packed, causal=False, masked=masked_T)
+        trunk = self.trunk(packed, self.trunk.items.table(), causal=False, masked=masked_T)
         tiles = build_tiles(packed.first, packed.user_end, len(packed.item), size=self.trunk.tile)
         x_TD = trunk.fused
         for block in self.blocks:
@@ -250,48 +263,69 @@ class HPGR(Network):
         choice = choose(device.type, self.max_history)
         return f"preference-guided attention: {choice.name} ({choice.reason})"
 
-    def read(self, packed: Packed, *, rows: Tensor | None = None) -> Reading:
+    def item_tables(self) -> ItemTables:
+        """Compute vectors of items and the spaces in which anchors are selected."""
+        items, readout, space_VW = self.trunk.items, self.click.readout, None
+        item_VD = items.table()[: items.num_items]
+        if readout is not None:
+            kinds = readout.category
+            space_VW = readout.space(None if kinds is None else items.mean_of_categories(kinds))
+        return ItemTables(item_VD, self._centred(item_VD), space_VW)
+
+    def read(
+        self, packed: Packed, *, rows: Tensor | None = None, tables: ItemTables | None = None
+    ) -> Reading:
         """Read histories; the last block serves `rows` alone, where they are given."""
-        trunk = self.trunk(packed, causal=True)
-        item_VD = trunk.table[: self.trunk.items.num_items]
-        space_VD = self._centred(item_VD)
-        key_TD = space_VD[packed.item]
+        tables = self.item_tables() if tables is None else tables
+        trunk = self.trunk(packed, tables.items, causal=True)
+        key_TD = tables.space[packed.item]
         readers = packed.readers()
-        below: Seen = (history_tiles(packed, readers, self.tile), None)
+        # For some rows alone, histories are read as segments: padded, with fewer operations.
+        whole = True if rows is not None and not self._sparse(packed) else None
+        tiles: Tiles | KeyTiles = history_tiles(packed, readers, self.tile, segments=whole)
+        weight: Tensor | None = None
         if self.preference_below and len(packed.item):
             own = self._row_mask(key_TD, key_TD, packed, readers)
-            below = (own.tiles, own.weight)
+            tiles, weight = own.tiles, own.weight
         x_TD, length_T1 = trunk.fused, (packed.position + 1)[:, None]
         mask: PreferenceMask | None = None
         keys = []
         for module in self.blocks:
-            block = cast(HSTUBlock, module)
-            u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
-            keys.append((k_THd, v_THd))
-            tiles, weight = below
-            if block is self.blocks[-1]:
-                if rows is not None:  # from here on T counts these rows alone
-                    every = (x_TD, u_TE, q_THd, length_T1)
-                    x_TD, u_TE, q_THd, length_T1 = (one[rows] for one in every)
-                    readers = packed.readers(rows)
-                    tiles, weight = history_tiles(packed, readers, self.tile), None
-                if self.row_signals is not None and len(packed.item):
-                    # A state lives in the item space: it asks for items like those it expects.
-                    mask = self._row_mask(x_TD, key_TD, packed, readers)
-                    tiles, weight = mask.tiles, mask.weight
-            x_TD = block.attend(x_TD, u_TE, q_THd, k_THd, v_THd, tiles, length_T1, weight)
-        return Reading(x_TD, item_VD, mask, Memory(trunk, space_VD, key_TD, keys))
+            block, last = cast(HSTUBlock, module), module is self.blocks[-1]
+            if last and rows is not None:
+                keys.append(block.keys(x_TD))
+                # From here on T counts these rows alone.
+                x_TD, length_T1, readers = x_TD[rows], length_T1[rows], packed.readers(rows)
+                u_TE, q_THd = block.queries(x_TD)
+            else:
+                u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
+                keys.append((k_THd, v_THd))
+            if last and self.row_signals is not None and len(packed.item):
+                # A state lives in the item space: it asks for items like those it expects.
+                mask = self._row_mask(x_TD, key_TD, packed, readers)
+                tiles, weight = mask.tiles, mask.weight
+            elif last and rows is not None:
+                tiles, weight = history_tiles(packed, readers, self.tile, segments=whole), None
+            x_TD = block.attend(x_TD, u_TE, q_THd, *keys[-1], tiles, length_T1, weight)
+        return Reading(x_TD, tables.items, mask, Memory(trunk, tables, key_TD, keys))
 
     def judge(self, packed: Packed, reading: Reading, candidates: Candidates) -> Judgement:
         """Judge candidates, which read the keys and values of the history in every block."""
         memory: Memory = reading.memory
         c_CD = entered_CD = self.trunk.candidates(memory.trunk, packed, candidates)
-        anchors = self._candidate_anchors(memory.space, memory.key, packed, candidates)
-        tiles, weight, mask = self._candidate_reading(anchors, packed, candidates)
+        whole = self._segments(packed, candidates)
+        anchors = self._candidate_anchors(memory, packed, candidates, whole)
+        if self.candidate_signals is None or anchors is None or not len(packed.item):
+            mask, weight = None, None
+            tiles: Tiles | KeyTiles = whole or history_tiles(packed, candidates, self.tile)
+        else:
+            window = self.candidate_window
+            mask = self._mask(self.candidate_signals, anchors, packed, candidates, window, whole)
+            tiles, weight = mask.tiles, mask.weight
         seen_C1 = (candidates.end - candidates.first).clamp_min(1)[:, None]
         for module, (k_THd, v_THd) in zip(self.blocks, memory.keys, strict=True):
             block = cast(HSTUBlock, module)
-            u_CE, _, q_CHd, _ = block.project(c_CD)
+            u_CE, q_CHd = block.queries(c_CD)
             c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, tiles, seen_C1, weight)
         return Judgement(self.click(c_CD, entered_CD, packed, candidates, anchors), mask)
 
@@ -313,33 +347,24 @@ class HPGR(Network):
     ) -> PreferenceMask:
         """Mask of history rows by the likeness of what they wish to what they see."""
         assert self.row_signals is not None and self.row_selector is not None
-        anchors = self.row_selector(wish_QD, key_TD, readers.first, readers.end, packed.position)
-        return self._mask(self.row_signals, anchors, packed, readers, self.row_window)
+        tiles = self._segments(packed, readers)
+        anchors = self.row_selector(
+            wish_QD, key_TD, readers.first, readers.end, packed.position, tiles
+        )
+        return self._mask(self.row_signals, anchors, packed, readers, self.row_window, tiles)
 
     def _candidate_anchors(
-        self, space_VD: Tensor, key_TD: Tensor, packed: Packed, candidates: Candidates
+        self, memory: Memory, packed: Packed, candidates: Candidates, tiles: Tiles | None
     ) -> tuple[Tensor, Tensor] | None:
         """Rows and cosines of the candidates' anchors: those of the read-out, if there is one."""
         if self.click.readout is not None:
-            table = self.click.readout.category
-            categories = None if table is None else self.trunk.items.mean_of_categories(table)
-            return self.click.readout.select(packed, candidates, categories)
+            return self.click.readout.select(packed, candidates, memory.tables.readout, tiles)
         if self.item_selector is None:
             return None
-        wish_CD = space_VD[candidates.item]
+        wish_CD = memory.tables.space[candidates.item]
         return self.item_selector(
-            wish_CD, key_TD, candidates.first, candidates.end, packed.position
+            wish_CD, memory.key, candidates.first, candidates.end, packed.position, tiles
         )
-
-    def _candidate_reading(
-        self, anchors: tuple[Tensor, Tensor] | None, packed: Packed, candidates: Candidates
-    ) -> tuple[Tiles | KeyTiles, Tensor | None, PreferenceMask | None]:
-        """Tiles, weights and mask through which the candidates read the history."""
-        if self.candidate_signals is None or anchors is None or not len(packed.item):
-            return history_tiles(packed, candidates, self.tile), None, None
-        window = self.candidate_window
-        mask = self._mask(self.candidate_signals, anchors, packed, candidates, window)
-        return mask.tiles, mask.weight, mask
 
     def _mask(
         self,
@@ -348,6 +373,7 @@ class HPGR(Network):
         packed: Packed,
         readers: Readers,
         window: int,
+        whole: Tiles | None,
     ) -> PreferenceMask:
         return signals(
             *anchors,
@@ -356,8 +382,19 @@ class HPGR(Network):
             len(packed.item),
             window=window,
             tile=self.tile,
-            sparse=choose(packed.item.device.type, self.max_history).sparse,
+            sparse=self._sparse(packed),
             query_time=readers.time,
             key_time=packed.time,
             query_position=readers.position,
+            whole=whole,
         )
+
+    def _segments(self, packed: Packed, readers: Readers) -> Tiles | None:
+        """Tiles of segments, where a mask of few queries would compute all that they see anyway."""
+        if self._sparse(packed) or readers.position is None:
+            return None
+        tiles = history_tiles(packed, readers, self.tile, segments=True)
+        return tiles if tiles.rows is not None else None
+
+    def _sparse(self, packed: Packed) -> bool:
+        return choose(packed.item.device.type, self.max_history).sparse

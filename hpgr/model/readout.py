@@ -16,8 +16,8 @@ Both read only events that the candidate sees and hold no weight of a user, so t
 never seen. Published is the idea of picking similar items (arXiv 2603.00980); the readers are ours.
 
 Shape legend (suffixes of names): T history rows, C candidates, P distinct sets of visible rows,
-V items, A anchors, D width of the factors, S its square, F features, G categories, K width of their
-vectors.
+V items, A anchors, D width of the factors, F features, G categories, K width of their vectors, W of
+the space of anchors, R discounts, X and Y widths of rows whose products are summed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpgr.model.attention.cover import Tiles
 from hpgr.model.attention.select import Selector
+from hpgr.model.discounting import Pasts
 from hpgr.model.interface import Growth
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.precision import autocast_off, wide
@@ -41,7 +43,6 @@ PRIOR_EVENTS = 5.0  # of a user's mean residual
 PRIOR_ANCHORS = 2.0  # weight of the prior of a mean over anchors, to start from
 SLOPES = (1.2, 0.5, 0.3)  # of fold-in by clock and of the anchors, to start from
 PACES = (0.8, 0.97, 1.0)  # discounts of the summaries of actions
-BLOCK = 32  # rows that are summed by one product
 ACTION_DIM = 8
 CATEGORY_DIM = 32
 CATEGORY_WEIGHT = 0.5  # length of the categories beside factors of length one, to start from
@@ -127,30 +128,41 @@ class PreferenceReadout(nn.Module):
         self.valued.copy_(factors.valued)
         self.log_noise.fill_(math.log(factors.noise))
 
+    def space(self, categories_VK: Float[Tensor, "V K"] | None = None) -> Float[Tensor, "V W"]:
+        """Compute the vectors by which `select` compares items.
+
+        Args:
+            categories_VK: mean row in `category` of each item's categories, for a read-out that
+                has categories.
+        """
+        if categories_VK is None:
+            return self.factor
+        parts = [functional.normalize(x, dim=-1) for x in (self.factor, categories_VK)]
+        return torch.cat([parts[0], CATEGORY_WEIGHT * parts[1]], -1)
+
     def select(
         self,
         packed: Packed,
         candidates: Candidates,
-        categories_VK: Float[Tensor, "V K"] | None = None,
+        space_VW: Float[Tensor, "V W"] | None = None,
+        tiles: Tiles | None = None,
     ) -> tuple[Int[Tensor, "C A"], Float[Tensor, "C A"]]:
         """Select the visible events whose items are nearest; see `Selector`.
 
         Args:
             packed: the histories.
             candidates: the visible rows of each.
-            categories_VK: mean row in `category` of each item's categories, for a read-out that
-                has categories.
+            space_VW: what `space` gave; None: the factors.
+            tiles: of the candidates, as `Selector` takes them.
         """
-        space: Tensor = self.factor
-        if categories_VK is not None:
-            parts = [functional.normalize(x, dim=-1) for x in (space, categories_VK)]
-            space = torch.cat([parts[0], CATEGORY_WEIGHT * parts[1]], -1)
+        space_VW = self.factor if space_VW is None else space_VW
         return self.selector(
-            space[candidates.item],
-            space[packed.item],
+            space_VW[candidates.item],
+            space_VW[packed.item],
             candidates.first,
             candidates.end,
             packed.position,
+            tiles,
         )
 
     def forward(
@@ -178,14 +190,15 @@ class PreferenceReadout(nn.Module):
         end_P, of_C = torch.unique_consecutive(
             torch.where(count_C > 0, candidates.end, 0), return_inverse=True
         )
+        pasts = Pasts(packed, end_P)
         noise = self.log_noise.exp()
-        expected_PD = self._expected_taste(packed, valued_T, end_P)
+        expected_PD = self._expected_taste(packed, valued_T, pasts)
         features, predictions = [], []
-        seen_TF = _evidence(factor_TD, residual_T, valued_T)
-        for clock in self.log_forgetting:
-            rate = torch.exp(-clock.exp())
-            summed_PF = _before(discounted_sums(seen_TF, packed.position, rate), end_P)
-            taste_PD, covariance_PDD, mean_P = _posterior(summed_PF, noise, expected_PD)
+        evidence_RPXY = pasts.products(
+            *_evidence(factor_TD, residual_T, valued_T), torch.exp(-self.log_forgetting.exp())
+        )
+        for summed_PXY in evidence_RPXY:
+            taste_PD, covariance_PDD, mean_P = _posterior(summed_PXY, noise, expected_PD)
             mean_C = (factor_CD * taste_PD[of_C]).sum(1)
             spread_CD = _times(covariance_PDD.index_select(0, of_C), factor_CD)
             variance_C = (spread_CD * factor_CD).sum(1)
@@ -218,82 +231,48 @@ class PreferenceReadout(nn.Module):
         # The first kernel's mean speaks in the logit as well.
         logit_C = torch.stack([*predictions, features[4 * len(CLOCKS)]], 1) @ self.slope
         wide_features = [taste_CD, taste_CD * factor_CD, factor_CD]
-        wide_features += self._paces(packed, residual_T, end_P, of_C)
+        wide_features += self._paces(packed, residual_T, pasts, of_C)
         return Evidence(logit_C, torch.cat([torch.stack(features, 1), *wide_features], 1))
 
-    def _expected_taste(self, packed: Packed, valued_T: Tensor, end_P: Tensor) -> Tensor:
+    def _expected_taste(self, packed: Packed, valued_T: Tensor, pasts: Pasts) -> Tensor:
         """Mean [P, D] of the prior of tastes: what the items met say, whatever the action."""
-        rows = functional.pad(self.hint[packed.item], (0, 1), value=1.0) * valued_T[:, None]
-        summed = _before(discounted_sums(rows, packed.position, 1.0), end_P)
+        hint = functional.pad(self.hint[packed.item], (0, 1), value=1.0)
+        summed = pasts.products(valued_T[:, None], hint, valued_T.new_ones(1))[0, :, 0]
         return summed[:, :-1] / summed[:, -1:].clamp_min(1).sqrt()
 
     def _paces(
-        self, packed: Packed, residual_T: Tensor, end_P: Tensor, of_C: Tensor
+        self, packed: Packed, residual_T: Tensor, pasts: Pasts, of_C: Tensor
     ) -> list[Tensor]:
         """Discounted means of action vectors and residuals, [C, ACTION_DIM + 1] a pace."""
         ones_T1 = torch.ones_like(residual_T)[:, None]
         rows = torch.cat([self.action[packed.action], residual_T[:, None], ones_T1], 1)
-        result = []
-        for pace in PACES:
-            summed = _before(discounted_sums(rows, packed.position, pace), end_P)
-            result.append((summed[:, :-1] / (summed[:, -1:] + 1))[of_C])
-        return result
+        rate_R = torch.stack([rows.new_full((), pace) for pace in PACES])
+        summed = pasts.products(ones_T1, rows, rate_R)[:, :, 0]
+        return [(one[:, :-1] / (one[:, -1:] + 1))[of_C] for one in summed]
 
 
 def _evidence(
     factor_TD: Float[Tensor, "T D"], residual_T: Float[Tensor, "T"], valued_T: Float[Tensor, "T"]
-) -> Float[Tensor, "T F"]:
-    """Lay out what `_posterior` needs the sums of: factors squared and times residuals, [T, F]."""
-    square_TDD = factor_TD[:, :, None] * (factor_TD * valued_T[:, None])[:, None]
-    parts = [factor_TD * residual_T[:, None], residual_T[:, None], valued_T[:, None]]
-    return torch.cat([square_TDD.flatten(1), *parts], 1)
-
-
-def _before(summed_TF: Float[Tensor, "T F"], end_P: Int[Tensor, "P"]) -> Float[Tensor, "P F"]:
-    """Take the sums up to the last visible row; 0 where `end_P` is 0."""
-    return functional.pad(summed_TF, (0, 0, 1, 0)).index_select(0, end_P)
+) -> tuple[Float[Tensor, "T X"], Float[Tensor, "T Y"]]:
+    """Lay out rows whose products hold, summed up, what `_posterior` needs."""
+    values_T2 = torch.stack([residual_T, valued_T], 1)
+    weighed = torch.cat([factor_TD * valued_T[:, None], values_T2], 1)
+    return weighed, functional.pad(factor_TD, (0, 1), value=1.0)
 
 
 def _posterior(
-    summed_PF: Float[Tensor, "P F"], noise: Tensor, expected_PD: Float[Tensor, "P D"]
+    summed_PXY: Float[Tensor, "P X Y"], noise: Tensor, expected_PD: Float[Tensor, "P D"]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [P, D] and covariance [P, D, D] of tastes, and shrunk mean residuals [P]."""
     dim = expected_PD.shape[1]
-    square_PS, weighted_PD, total_P1, count_P1 = summed_PF.split([dim * dim, dim, 1, 1], 1)
-    identity = torch.eye(dim, device=summed_PF.device)
-    precision_PDD = identity + square_PS.unflatten(1, (dim, dim)) / noise
-    covariance_PDD = torch.linalg.inv_ex(precision_PDD).inverse
+    square_PDD, weighted_PD = summed_PXY[:, :dim, :dim], summed_PXY[:, dim, :dim]
+    total_P, count_P = summed_PXY[:, dim:, dim].unbind(1)
+    identity = torch.eye(dim, device=summed_PXY.device)
+    covariance_PDD = torch.linalg.inv_ex(identity + square_PDD / noise).inverse
     taste_PD = _times(covariance_PDD, weighted_PD / noise + expected_PD)
-    return taste_PD, covariance_PDD, (total_P1 / (count_P1 + PRIOR_EVENTS)).squeeze(1)
+    return taste_PD, covariance_PDD, total_P / (count_P + PRIOR_EVENTS)
 
 
 def _times(matrix_PDD: Float[Tensor, "P D D"], x_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P D"]:
     """Multiply each small matrix by its vector: on a CPU a library's product costs more."""
     return (matrix_PDD * x_PD[:, None]).sum(2)
-
-
-def discounted_sums(
-    rows_TF: Float[Tensor, "T F"], position_T: Int[Tensor, "T"], rate: Tensor | float
-) -> Float[Tensor, "T F"]:
-    """Sum the rows of each history up to each row, a row n places earlier times rate^n.
-
-    Blocks of rows are one product each; the sums at the ends of blocks obey the same rule, a block
-    taking the place of a row. So no power exceeds one, whatever the length, and no row of another
-    history is ever added and taken off again.
-    """
-    total, features = rows_TF.shape
-    size = max(1, min(BLOCK, total))
-    spare = -total % size
-    row_NBF = functional.pad(rows_TF, (0, 0, 0, spare)).view(-1, size, features)
-    position_NB = functional.pad(position_T, (0, spare)).view(-1, size)
-    place_B = torch.arange(size, device=rows_TF.device)
-    age_BB = place_B[:, None] - place_B
-    base = rate if isinstance(rate, Tensor) else rows_TF.new_full((), rate)
-    seen_NBB = (age_BB >= 0) & (age_BB <= position_NB[:, :, None])
-    summed_NBF = (base ** age_BB.clamp_min(0) * seen_NBB) @ row_NBF
-    if len(summed_NBF) > 1:
-        ends_NF = discounted_sums(summed_NBF[:, -1], position_NB[:, -1] // size, base**size)
-        before_NF = functional.pad(ends_NF[:-1], (0, 0, 1, 0))
-        reach_NB = base ** (place_B + 1) * (position_NB > place_B)
-        summed_NBF = summed_NBF + reach_NB[:, :, None] * before_NF[:, None]
-    return summed_NBF.view(-1, features)[:total]
