@@ -280,7 +280,6 @@ class HPGR(Network):
         trunk = self.trunk(packed, tables.items, causal=True)
         key_TD = tables.space[packed.item]
         readers = packed.readers()
-        # For some rows alone, histories are read as segments: padded, with fewer operations.
         whole = True if rows is not None and not self._sparse(packed) else None
         tiles: Tiles | KeyTiles = history_tiles(packed, readers, self.tile, segments=whole)
         weight: Tensor | None = None
@@ -391,7 +390,8 @@ class HPGR(Network):
 
     def _segments(self, packed: Packed, readers: Readers) -> Tiles | None:
         """Tiles of segments, where a mask of few queries would compute all that they see anyway."""
-        if self._sparse(packed) or readers.position is None:
+        # What training saves for gradients grows evenly with the batch: it keeps square tiles.
+        if self._sparse(packed) or readers.position is None or torch.is_grad_enabled():
             return None
         tiles = history_tiles(packed, readers, self.tile, segments=True)
         return tiles if tiles.rows is not None else None
