@@ -124,7 +124,10 @@ def patched(module: Any, **changes: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def as_before() -> Iterator[None]:
     """Chunk sizes of a CPU and square tiles, whatever the device."""
-    square = partial(build_tiles, segments=False)
+
+    def square(*arguments: Any, **options: Any) -> Any:
+        return build_tiles(*arguments, **{**options, "segments": False})
+
     with contextlib.ExitStack() as stack:
         for module in (hpgr, hstu, session_encoder):
             stack.enter_context(patched(module, build_tiles=square))

@@ -34,8 +34,8 @@ from benchmarks.training import generated  # noqa: E402
 from hpgr.config import resolve  # noqa: E402
 from hpgr.data.log import EventLog  # noqa: E402
 from hpgr.model.catalogue import Catalogue  # noqa: E402
-from hpgr.model.interface import Reading, build  # noqa: E402
-from hpgr.model.scoring import Scorer, _similarities  # noqa: E402
+from hpgr.model.interface import build  # noqa: E402
+from hpgr.model.scoring import Scorer, similarities  # noqa: E402
 from hpgr.params_file import read_params  # noqa: E402
 from hpgr.registry.bundle import Serving  # noqa: E402
 from hpgr.serving.batch import Scoring, Sessions  # noqa: E402
@@ -78,12 +78,12 @@ def users_per_second(folder: Path, users: int) -> float:
 class States:
     """States that wait for their nearest items."""
 
-    def __init__(self, states: torch.Tensor, items: torch.Tensor) -> None:
-        self.readings = [Reading(states, items, None, None)]
+    def __init__(self, states: torch.Tensor, unit: torch.Tensor) -> None:
+        self.states, self.unit = states, unit
 
     def retrieve(self, items: slice) -> np.ndarray:
         """Scores of a part of the catalogue, as a network that has read gives them."""
-        return _similarities(self.readings, items)
+        return similarities(self.states, self.unit, items)
 
 
 def catalogue(items: int, rounds: int) -> tuple[float, float]:
@@ -92,8 +92,8 @@ def catalogue(items: int, rounds: int) -> tuple[float, float]:
     states, table = torch.randn(queries, WIDTH), torch.randn(items, WIDTH)
     serving = Serving(1800, 200, PLACES, remove_history=False, ranked=False)
     finder = Finder(None, serving, np.zeros(items, dtype=np.float32))  # type: ignore[arg-type]
-    asked, full = States(states, table), np.zeros(queries, dtype=bool)
     normed = functional.normalize(table, dim=-1)
+    asked, full = States(states, normed), np.zeros(queries, dtype=bool)
     blocks = [normed[start : start + ITEMS_SCORED] for start in range(0, items, ITEMS_SCORED)]
     found, product = [], []
     for _ in range(rounds):

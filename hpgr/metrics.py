@@ -134,21 +134,37 @@ def top_items(
         k: places, at least 1.
         first: items before it are left out.
     """
+    return take_top(np.array(scores), removed, k, first=first)[0]
+
+
+def take_top(
+    scores: np.ndarray,
+    removed: tuple[np.ndarray, np.ndarray] | None,
+    k: int,
+    *,
+    first: int = FIRST_ITEM,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `top_items` does, and the items' scores [Q, k], -inf where none is left.
+
+    `scores` are overwritten where items are left out.
+    """
     import torch  # several times as fast as numpy's partition, but slow to import
 
-    left = np.array(scores)
-    left[:, :first] = -np.inf
+    from hpgr.largest import largest
+
+    scores[:, :first] = -np.inf
     if removed is not None:
-        left[removed] = -np.inf
-    k = max(0, min(k, left.shape[1] - first))
-    best = np.sort(torch.from_numpy(left).topk(k, dim=1, sorted=False).indices.numpy(), axis=1)
-    last = np.take_along_axis(left, best, axis=1).min(axis=1, keepdims=True, initial=np.inf)
-    for row in np.flatnonzero((left >= last).sum(axis=1) > k):  # the cut lies among equals
-        best[row] = np.sort(np.argsort(-left[row], kind="stable")[:k])
-    value = np.take_along_axis(left, best, axis=1)
-    order = np.argsort(-value, axis=1, kind="stable")
-    best, value = (np.take_along_axis(one, order, axis=1) for one in (best, value))
-    return np.where(np.isneginf(value), -1, best)
+        scores[removed] = -np.inf
+    k = max(0, min(k, scores.shape[1] - first))
+    # One more than asked for: it tells if the cut lies among equals.
+    column, value = largest(torch.from_numpy(scores), min(k + 1, scores.shape[1]))
+    item, best = column[:, :k].numpy(), value[:, :k].numpy()
+    equal = (value[:, 1:] == value[:, :-1]) & (value[:, 1:] > -torch.inf)
+    for row in equal.any(1).nonzero()[:, 0].tolist():
+        tied = np.flatnonzero(scores[row] >= best[row, -1])
+        item[row] = tied[np.argsort(-scores[row, tied], kind="stable")[:k]]
+        best[row] = scores[row, item[row]]
+    return np.where(np.isneginf(best), -1, item), best
 
 
 def hit_rate(ranks: np.ndarray, k: int) -> np.ndarray:

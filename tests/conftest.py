@@ -24,7 +24,7 @@ with suppress(ModuleNotFoundError):  # before anything imports the networks
         "attention.key_attention", "attention.key_tiles", "attention.reference",
         "attention.select", "attention.tiles", "cross_features", "discounting", "dropout",
         "embedding", "hpgr", "hstu", "interface", "mtgr", "preference", "ranking_head", "sasrec",
-        "session_encoder", "unit",
+        "session_encoder", "trunk", "unit",
     )  # fmt: skip
     install_import_hook([f"hpgr.model.{name}" for name in SHAPED], "beartype.beartype")
 

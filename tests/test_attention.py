@@ -92,7 +92,7 @@ def test_candidates_with_weights_equal_dense(lengths, seed):
     tiles = build_tiles(
         first, end, len(k), size=8, query_time=query_time, key_time=stamps, query_position=end
     )
-    shape = (len(tiles.query_block), 8, 8)
+    shape = tiles.bucket.shape
     weight = torch.rand(shape, dtype=torch.float64, generator=generator).requires_grad_()
     out = additive_attention(q, k, v, tiles, position_bias=position, time_bias=time, weight=weight)
 

@@ -12,7 +12,7 @@ from training_runs import log_with_categories, parameters
 
 from hpgr.data.log import FIRST_ITEM, TRAIN, VALIDATION
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.hpgr import MaskedItemModel
+from hpgr.model.trunk import MaskedItemModel
 from hpgr.training import cooccurrence
 from hpgr.training.cooccurrence import SMOOTHING, WINDOW, directions, ppmi_svd, session_ppmi
 

@@ -16,10 +16,11 @@ from hpgr.data.batches import TrainingWindows, events_before
 from hpgr.data.histories import Histories
 from hpgr.data.log import TEST, TRAIN, VALIDATION, EventLog, Meta
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.hpgr import HPGR, MaskedItemModel
+from hpgr.model.hpgr import HPGR
 from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.session_encoder import SessionEncoder
+from hpgr.model.trunk import MaskedItemModel
 
 NUM_ITEMS = 50
 ROUNDING = 3e-5  # where sessions interleave, later events move earlier rows to other tiles

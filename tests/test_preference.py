@@ -1,6 +1,7 @@
 """Preference signals and the Gaussian mask against brute force over all pairs."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from test_leaks import CPU, catalogue, random_histories
 from test_leaks import settings as leak_settings
 from torch.nn import functional
 
+from hpgr.model.attention import cover
 from hpgr.model.attention.cover import build_tiles
 from hpgr.model.attention.key_tiles import SIZE
 from hpgr.model.attention.reference import laid_out
@@ -31,15 +33,21 @@ def problem(lengths, seed, dim=6):
     return rows, torch.tensor(first), torch.tensor(end)
 
 
-def masked(selector, signals, rows, first, end, *, window, tile=8, sparse=True, query=None):
+def masked(
+    selector, signals, rows, first, end, *, window, tile=8, sparse=True, query=None, segments=False
+):
     """The mask of queries at `first` .. `end` of the keys `rows`."""
     place = torch.arange(len(rows))
-    anchors = selector(rows if query is None else query, rows, first, end, place)
     position = None if query is None else end
-    square = build_tiles(first, end, len(rows), size=tile, query_position=position)
+    covered = partial(build_tiles, first, end, len(rows), size=tile, query_position=position)
+    whole = None
+    if segments:
+        whole = covered(segments=True)
+        assert whole.rows is not None
+    anchors = selector(rows if query is None else query, rows, first, end, place, whole)
     return signals(
-        *anchors, first, end, len(rows), window=window, tiles=None if sparse else square,
-        query_time=None, key_time=None, query_position=position,
+        *anchors, first, end, len(rows), window=window, tiles=None if sparse else covered(),
+        query_time=None, key_time=None, query_position=position, whole=whole,
     )  # fmt: skip
 
 
@@ -50,14 +58,19 @@ def masked(selector, signals, rows, first, end, *, window, tile=8, sparse=True, 
     sigma=st.sampled_from([0.7, 2.0, 4.0]),
     num_anchors=st.integers(1, 6),
     window=st.integers(0, 20),
-    sparse=st.booleans(),
+    way=st.sampled_from(["sparse", "square", "segments"]),
 )
-def test_mask_equals_brute_force(lengths, seed, sigma, num_anchors, window, sparse):
+def test_mask_equals_brute_force(lengths, seed, sigma, num_anchors, window, way):
     rows, first, end = problem(lengths, seed)
     selector, signals = Selector(6, 6, 5, num_anchors=num_anchors), PreferenceSignals(sigma)
     with torch.no_grad():
         selector.query.weight.add_(torch.randn(5, 6) * 0.3)
-        mask = masked(selector, signals, rows, first, end, window=window, sparse=sparse)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cover, "SEGMENT_WASTE", 10**6)
+            mask = masked(
+                selector, signals, rows, first, end, window=window,
+                sparse=way == "sparse", segments=way == "segments",
+            )  # fmt: skip
     unit_q = functional.normalize(rows @ selector.query.weight.detach().T, dim=-1)
     unit_k = functional.normalize(rows @ selector.key.weight.detach().T, dim=-1)
     expected = torch.zeros(len(rows), len(rows))

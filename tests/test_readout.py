@@ -296,7 +296,7 @@ def test_items_of_one_category_are_nearer_than_their_factors(batch, placed):
     torch.manual_seed(0)
     readout = PreferenceReadout(32, 3, DIM, num_anchors=4, num_categories=8)
     packed, category = pack(batch.histories, CPU), torch.arange(32) % 8
-    anchor, _ = readout.select(packed, placed, readout.category[category])
+    anchor, _ = readout.select(packed, placed, readout.space(readout.category[category]))
     factors = torch.nn.functional.normalize(readout.factor.detach(), dim=1)
     for c in range(len(placed.item)):
         seen = packed.item[int(placed.first[c]) : int(placed.end[c])]

@@ -1,25 +1,23 @@
 """One tile a segment against square tiles: the same sums and gradients, in float32."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from training_runs import log_with_categories, parameters
 
 import hpgr.model.attention.cover
-import hpgr.model.hpgr
 import hpgr.model.hstu
 import hpgr.model.placement
 import hpgr.model.session_encoder
+import hpgr.model.trunk
 from hpgr.data.batches import TrainingWindows
 from hpgr.model.attention.cover import HIDDEN, NUM_TIME_BUCKETS, build_tiles
 from hpgr.model.attention.entry import additive_attention
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.hpgr import MaskedItemModel
 from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.placement import at_a_time
+from hpgr.model.trunk import MaskedItemModel
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -111,12 +109,15 @@ def test_a_network_gives_the_same_over_segments(name, monkeypatch, any_waste):
     arguments = (packed, second) if name == "pretraining" else (packed, placed)
     results, built = [], []
 
+    def square(*args, **kwargs):
+        return build_tiles(*args, **{**kwargs, "segments": False})
+
     def counted(*args, **kwargs):
-        built.append(build_tiles(*args, segments=True, **kwargs))
+        built.append(build_tiles(*args, **{**kwargs, "segments": True}))
         return built[-1]
 
-    for make in (partial(build_tiles, segments=False), counted):
-        for module in (hpgr.model.hpgr, hpgr.model.hstu, hpgr.model.session_encoder):
+    for make in (square, counted):
+        for module in (hpgr.model.trunk, hpgr.model.hstu, hpgr.model.session_encoder):
             monkeypatch.setattr(module, "build_tiles", make)
         outputs = [x for x in network(*arguments) if x is not None]
         network.zero_grad()

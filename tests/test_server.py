@@ -132,7 +132,9 @@ def test_several_requests_are_answered_in_their_order(ask):
     other = {"request_time": NOW, "item_ids": ["id9"], "timestamps": [NOW - 5]}
     body = ask({"requests": [ONE["requests"][0], other, ONE["requests"][0]], "k": 3})[1]
     one, two, three = body["answers"]
-    assert one == three
+    for first, last in zip(one["items"], three["items"], strict=True):
+        assert last["item_id"] == first["item_id"]  # a row's place may move the scores' last bit
+        assert last["score"] == pytest.approx(first["score"], abs=1e-6)
     assert two["anchors"] == [{"item_id": "id9", "title": "Title 9", "weight": 1.0}]
 
 

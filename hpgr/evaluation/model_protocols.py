@@ -45,7 +45,10 @@ class Answering(Protocol):
     """Histories of Q queries that a network has read, to be asked several things."""
 
     def retrieve(self, items: slice = slice(None)) -> np.ndarray:
-        """Scores of a part of the catalogue, float32 [Q, part]; some query has a history."""
+        """Scores of a part of the catalogue, float32 [Q, part], the caller's own.
+
+        Some query has a history.
+        """
 
     def explain(self) -> tuple[np.ndarray, np.ndarray]:
         """As `RankingModel.explain`, of the queries that have a history."""

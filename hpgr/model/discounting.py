@@ -5,8 +5,8 @@ from those before it; the sums at the ends of blocks obey the same rule, a block
 a row. So no power exceeds one, whatever the length, and no row of another history is ever added and
 taken off again.
 
-Shape legend (suffixes of names): T rows, P ends, N blocks of B rows, R rates, F features, X and Y
-widths of two factors.
+Shape legend (suffixes of names): T rows, P ends, L rows before an end, N blocks of B rows, R rates,
+F features, X and Y widths of two factors.
 """
 
 from __future__ import annotations
@@ -15,9 +15,45 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpgr.model.packed import Packed
 from hpgr.model.shapes import Float, Int
 
 BLOCK = 16  # rows that are summed by one product
+WASTE = 4  # rows of padded sets, per row of the histories, below which sets are summed one by one
+
+
+class Pasts:
+    """The rows of a history before each of P ends.
+
+    Where ends are few, as when whole histories are read, each set of rows is summed by itself; else
+    blocks of rows serve all ends (`product_sums`).
+    """
+
+    def __init__(self, packed: Packed, end_P: Int[Tensor, "P"]) -> None:
+        """An end is one past the last row of a set, 0 for no row."""
+        self.position_T, self.end_P = packed.position, end_P
+        self.row_PL: Tensor | None = None
+        if len(packed.item):
+            newest_P = (end_P - 1).clamp_min(0)
+            count_P = torch.where(end_P > 0, end_P - packed.first[newest_P], 0)
+            longest = int(count_P.max()) if len(count_P) else 0
+            if len(end_P) * longest <= WASTE * len(packed.item):
+                age_L = torch.arange(longest, device=end_P.device)
+                self.there_PL1 = (age_L < count_P[:, None])[..., None]
+                self.row_PL = (newest_P[:, None] - age_L).clamp_min(0)
+                self.age_L = age_L
+
+    def products(
+        self, x_TX: Float[Tensor, "T X"], y_TY: Float[Tensor, "T Y"], rate_R: Float[Tensor, "R"]
+    ) -> Float[Tensor, "R P X Y"]:
+        """Sum the products of each row's x and y, discounted by each rate."""
+        if self.row_PL is None:
+            return product_sums(x_TX, y_TY, self.position_T, rate_R, self.end_P)
+        weight_RL = rate_R[:, None] ** self.age_L
+        x_PXL = (x_TX[self.row_PL] * self.there_PL1).transpose(1, 2)
+        weighted_PRXL = x_PXL[:, None] * weight_RL[:, None]
+        summed_PnY = weighted_PRXL.flatten(1, 2) @ y_TY[self.row_PL]
+        return summed_PnY.unflatten(1, weighted_PRXL.shape[1:3]).transpose(0, 1)
 
 
 def product_sums(

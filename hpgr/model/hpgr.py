@@ -1,8 +1,7 @@
 """HPGR: hierarchical and preference-aware generative recommender (arXiv 2603.00980).
 
-One trunk, bottom to top: embedding layer, time-aware position, session enhancement module with
-gated fusion. Stage 1 puts a bidirectional Transformer and a masked-item head on it; stage 2 puts
-HSTU blocks with preference-guided sparse attention on the inherited trunk and two heads:
+Stage 2: HSTU blocks with preference-guided sparse attention on the trunk that stage 1 trained
+(`hpgr.model.trunk`), and two heads:
 
 - retrieval: the state of a history row, matched by cosine with every item of the catalogue;
 - ranking: pCTR of candidates, all in one pass, each seeing only events before its request time.
@@ -12,8 +11,8 @@ retrieval state) reads the history through its Gaussian mask. History rows below
 causal as in HSTU, or masked as well (`history_rows: preference`), so that cost grows as their
 number. With `sessions` and `preference` off and no side features this is HSTU with HPGR's heads.
 
-Shape legend (suffixes of names): T history rows, P sessions, C candidates, V items, M items and the
-mask token, D width, H heads, d width of a head, E = H * d.
+Shape legend (suffixes of names): T history rows, C candidates, V items, D width, W width of the
+read-out's space, H heads, d width of a head, E = H * d.
 """
 
 from __future__ import annotations
@@ -24,162 +23,41 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hpgr.data.log import FIRST_ITEM
-from hpgr.model.attention.cover import Tiles, build_tiles
+from hpgr.model.attention.cover import Tiles
 from hpgr.model.attention.entry import choose
 from hpgr.model.attention.key_tiles import KeyTiles
 from hpgr.model.attention.select import Selector
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.dropout import dropout
-from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, embedding_table, scaled
 from hpgr.model.hstu import HSTUBlock, history_tiles, hstu_blocks
-from hpgr.model.interface import Growth, Judgement, Network, Reading, StageOne
+from hpgr.model.interface import Growth, Judgement, Network, Reading
 from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.preference import PreferenceMask, PreferenceSignals
 from hpgr.model.ranking_head import ranking_head
 from hpgr.model.readout import READOUT_GROWTH, ItemFactors
-from hpgr.model.session_encoder import SessionEncoder, TransformerBlock
-from hpgr.model.shapes import Bool, Float
+from hpgr.model.shapes import Float
+from hpgr.model.trunk import HPGRTrunk, MaskedItemModel, Trunk
 from hpgr.model.unit import unit
-
-Seen = tuple[Tiles | KeyTiles, Tensor | None]  # tiles of the keys to read, and their weights
 
 
 @dataclass(frozen=True)
-class Trunk:
-    """Results of the trunk for one batch: fused rows, session outputs, catalogue vectors."""
+class ItemTables:
+    """Vectors of items, and the spaces in which anchors are selected; the read-out may have one."""
 
-    fused: Float[Tensor, "T D"]
-    sessions: Float[Tensor, "T_and_P D"] | None
-    table: Float[Tensor, "M D"]
+    items: Float[Tensor, "V D"]
+    space: Float[Tensor, "V D"]
+    readout: Float[Tensor, "V W"] | None
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The histories as candidates need them: item space, its rows, keys and values by block."""
+    """The histories as candidates need them: rows in item space, keys and values by block."""
 
     trunk: Trunk
-    space: Float[Tensor, "V D"]
+    tables: ItemTables
     key: Float[Tensor, "T D"]
     keys: list[tuple[Float[Tensor, "T H d"], Float[Tensor, "T H d"]]]
-
-
-class HPGRTrunk(nn.Module):
-    """The part that stage 1 trains and stage 2 inherits."""
-
-    def __init__(self, settings: Any, catalogue: Catalogue) -> None:
-        super().__init__()
-        self.tile, self.gap_s = settings.tile, catalogue.gap_s
-        self.own_sessions = catalogue.own_sessions
-        self.dropout = settings.dropout
-        num_positions = settings.max_history + 1  # one more for a candidate behind a full window
-        self.items = ItemEmbedding(catalogue, settings.dim, side_features=settings.side_features)
-        self.action = None
-        if settings.side_features and catalogue.num_actions > 1:
-            self.action = embedding_table(catalogue.num_actions + 1, settings.dim)
-        self.place = TimeAwarePosition(num_positions, settings.dim, request_time=settings.time_bias)
-        self.sessions = None
-        if settings.sessions:
-            self.sessions = SessionEncoder(
-                settings.dim,
-                settings.num_heads,
-                intra_blocks=settings.intra_blocks,
-                inter_blocks=settings.inter_blocks,
-                num_positions=num_positions,
-                dropout=settings.dropout,
-            )
-
-    def forward(
-        self, packed: Packed, *, causal: bool, masked: Bool[Tensor, "T"] | None = None
-    ) -> Trunk:
-        """Compute the fused representation of every history row.
-
-        Args:
-            packed: the histories.
-            causal: False only in pretraining.
-            masked: bool [T], rows whose item and action are hidden *before* anything reads them.
-        """
-        table_MD = self.items.table()
-        item_T, action_T = packed.item, packed.action
-        if masked is not None:
-            item_T = torch.where(masked, self.items.mask_token, item_T)
-            action_T = torch.where(masked, 0, action_T)
-        x_TD = scaled(functional.embedding(item_T, table_MD))
-        if self.action is not None:
-            x_TD = x_TD + self.action(action_T)
-        x_TD = x_TD + self.place(
-            packed.position, packed.time, packed.previous_time, packed.next_time
-        )
-        x_TD = dropout(x_TD, self.dropout, self.training)
-        if self.sessions is None or not len(x_TD):
-            return Trunk(x_TD, None, table_MD)
-        # Sessions are short: smaller tiles hold fewer pairs in vain.
-        side = max(1, self.tile // 2)
-        fused_TD, outputs = self.sessions(x_TD, packed, tile=side, causal=causal)
-        return Trunk(fused_TD, outputs, table_MD)
-
-    def candidates(
-        self, trunk: Trunk, packed: Packed, candidates: Candidates
-    ) -> Float[Tensor, "C D"]:
-        """Compute the fused representation of candidates, placed by their time in the history."""
-        x_CD = scaled(functional.embedding(candidates.item, trunk.table))
-        visible_C = candidates.end - candidates.first
-        newest_C = (candidates.end - 1).clamp_min(0)
-        if len(packed.item):
-            last_time_C = torch.where(visible_C > 0, packed.time[newest_C], candidates.time)
-        else:
-            last_time_C = candidates.time
-        # A candidate has no next event: its own time is both, so "until next" is bucket 0.
-        x_CD = x_CD + self.place(visible_C, candidates.time, last_time_C, candidates.time)
-        x_CD = dropout(x_CD, self.dropout, self.training)
-        if self.sessions is None or trunk.sessions is None:
-            return x_CD
-        # Only a session cut by the pause is known to be over: one with an id may always go on.
-        same_C = (candidates.time - last_time_C <= self.gap_s) | self.own_sessions
-        return self.sessions.fuse_candidates(
-            x_CD, trunk.sessions, packed, candidates.first, candidates.end, same_C
-        )
-
-
-class MaskedItemModel(StageOne):
-    """Stage 1: the trunk, a plain bidirectional Transformer and the masked-item state."""
-
-    def __init__(self, settings: Any, catalogue: Catalogue, *, mim_blocks: int) -> None:
-        super().__init__()
-        self.trunk = HPGRTrunk(settings, catalogue)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                settings.dim,
-                settings.num_heads,
-                num_positions=settings.max_history + 1,
-                dropout=settings.dropout,
-            )
-            for _ in range(mim_blocks)
-        )
-
-    def forward(
-        self, packed: Packed, masked_T: Bool[Tensor, "T"]
-    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "V D"]]:
-        """Return the states of all rows and the catalogue's vectors; `masked_T` rows are hidden."""
-        trunk = self.trunk(packed, causal=False, masked=masked_T)
-        tiles = build_tiles(packed.first, packed.user_end, len(packed.item), size=self.trunk.tile)
-        x_TD = trunk.fused
-        for block in self.blocks:
-            x_TD = block(x_TD, tiles)
-        return x_TD, trunk.table[: self.trunk.items.num_items]
-
-    def item_vectors(self) -> Float[Tensor, "V D"]:
-        """Return the catalogue's vectors."""
-        return self.trunk.items.table()[: self.trunk.items.num_items]
-
-    @torch.no_grad()
-    def start_items(self, vectors_VD: Float[Tensor, "V D"]) -> None:
-        """Start the catalogue at these vectors, except where they are 0."""
-        given_V1 = vectors_VD.any(dim=1, keepdim=True)
-        change_VD = torch.where(given_V1, vectors_VD - self.item_vectors(), 0.0)
-        self.trunk.items.item.weight[: len(vectors_VD)] += change_VD
 
 
 class HPGR(Network):
@@ -253,50 +131,71 @@ class HPGR(Network):
         choice = choose(device.type, self.max_history)
         return f"preference-guided attention: {choice.name} ({choice.reason})"
 
-    def read(self, packed: Packed, *, rows: Tensor | None = None) -> Reading:
+    def item_tables(self) -> ItemTables:
+        """Compute vectors of items and the spaces in which anchors are selected."""
+        items, readout, space_VW = self.trunk.items, self.click.readout, None
+        item_VD = items.table()[: items.num_items]
+        if readout is not None:
+            kinds = readout.category
+            space_VW = readout.space(None if kinds is None else items.mean_of_categories(kinds))
+        return ItemTables(item_VD, self._centred(item_VD), space_VW)
+
+    def read(
+        self, packed: Packed, *, rows: Tensor | None = None, tables: ItemTables | None = None
+    ) -> Reading:
         """Read histories; the last block serves `rows` alone, where they are given."""
-        trunk = self.trunk(packed, causal=True)
-        item_VD = trunk.table[: self.trunk.items.num_items]
-        space_VD = self._centred(item_VD)
-        key_TD = space_VD.index_select(0, packed.item)
+        tables = self.item_tables() if tables is None else tables
+        trunk = self.trunk(packed, tables.items, causal=True)
+        key_TD = tables.space.index_select(0, packed.item)
         readers = packed.readers()
-        every = history_tiles(packed, readers, self.tile)
-        below: Seen = (every, None)
+        whole = True if rows is not None and not self._sparse(packed) else None
+        tiles: Tiles | KeyTiles
+        tiles = every = history_tiles(packed, readers, self.tile, segments=whole)
+        weight: Tensor | None = None
         if self.preference_below and len(packed.item):
             own = self._row_mask(key_TD, key_TD, packed, readers, every)
-            below = (own.tiles, own.weight)
+            tiles, weight = own.tiles, own.weight
         x_TD, length_T1 = trunk.fused, (packed.position + 1)[:, None]
         mask: PreferenceMask | None = None
         keys = []
         for module in self.blocks:
-            block = cast(HSTUBlock, module)
-            u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
-            keys.append((k_THd, v_THd))
-            tiles, weight = below
-            if block is self.blocks[-1]:
-                if rows is not None:  # from here on T counts these rows alone
-                    parts = (x_TD, u_TE, q_THd, length_T1)
-                    x_TD, u_TE, q_THd, length_T1 = (part[rows] for part in parts)
-                    readers = packed.readers(rows)
-                    tiles = every = history_tiles(packed, readers, self.tile)
-                    weight = None
-                if self.row_signals is not None and len(packed.item):
-                    # A state lives in the item space: it asks for items like those it expects.
-                    mask = self._row_mask(x_TD, key_TD, packed, readers, every)
-                    tiles, weight = mask.tiles, mask.weight
-            x_TD = block.attend(x_TD, u_TE, q_THd, k_THd, v_THd, tiles, length_T1, weight)
-        return Reading(x_TD, item_VD, mask, Memory(trunk, space_VD, key_TD, keys))
+            block, last = cast(HSTUBlock, module), module is self.blocks[-1]
+            if last and rows is not None:
+                keys.append(block.keys(x_TD))
+                # From here on T counts these rows alone.
+                x_TD, length_T1, readers = x_TD[rows], length_T1[rows], packed.readers(rows)
+                u_TE, q_THd = block.queries(x_TD)
+            else:
+                u_TE, v_THd, q_THd, k_THd = block.project(x_TD)
+                keys.append((k_THd, v_THd))
+            if last and self.row_signals is not None and len(packed.item):
+                # A state lives in the item space: it asks for items like those it expects.
+                known = every if rows is None else None
+                mask = self._row_mask(x_TD, key_TD, packed, readers, known)
+                tiles, weight = mask.tiles, mask.weight
+            elif last and rows is not None:
+                tiles, weight = history_tiles(packed, readers, self.tile, segments=whole), None
+            x_TD = block.attend(x_TD, u_TE, q_THd, *keys[-1], tiles, length_T1, weight)
+        return Reading(x_TD, tables.items, mask, Memory(trunk, tables, key_TD, keys))
 
     def judge(self, packed: Packed, reading: Reading, candidates: Candidates) -> Judgement:
         """Judge candidates, which read the keys and values of the history in every block."""
         memory: Memory = reading.memory
         c_CD = entered_CD = self.trunk.candidates(memory.trunk, packed, candidates)
-        anchors = self._candidate_anchors(memory.space, memory.key, packed, candidates)
-        tiles, weight, mask = self._candidate_reading(anchors, packed, candidates)
+        whole = self._segments(packed, candidates)
+        anchors = self._candidate_anchors(memory, packed, candidates, whole)
+        if self.candidate_signals is None or anchors is None or not len(packed.item):
+            mask, weight = None, None
+            tiles: Tiles | KeyTiles = whole or history_tiles(packed, candidates, self.tile)
+        else:
+            window = self.candidate_window
+            signals = self.candidate_signals
+            mask = self._mask(signals, anchors, packed, candidates, window, None, whole)
+            tiles, weight = mask.tiles, mask.weight
         seen_C1 = (candidates.end - candidates.first).clamp_min(1)[:, None]
         for module, (k_THd, v_THd) in zip(self.blocks, memory.keys, strict=True):
             block = cast(HSTUBlock, module)
-            u_CE, _, q_CHd, _ = block.project(c_CD)
+            u_CE, q_CHd = block.queries(c_CD)
             c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, tiles, seen_C1, weight)
         return Judgement(self.click(c_CD, entered_CD, packed, candidates, anchors), mask)
 
@@ -314,37 +213,34 @@ class HPGR(Network):
         return unit(normed_VD - shared_D)
 
     def _row_mask(
-        self, wish_QD: Tensor, key_TD: Tensor, packed: Packed, readers: Readers, every: Tiles
+        self,
+        wish_QD: Tensor,
+        key_TD: Tensor,
+        packed: Packed,
+        readers: Readers,
+        every: Tiles | None,
     ) -> PreferenceMask:
         """Mask of history rows by the likeness of what they wish to what they see."""
         assert self.row_signals is not None and self.row_selector is not None
-        anchors = self.row_selector(wish_QD, key_TD, readers.first, readers.end, packed.position)
-        return self._mask(self.row_signals, anchors, packed, readers, self.row_window, every)
+        whole = self._segments(packed, readers) if every is None else None
+        anchors = self.row_selector(
+            wish_QD, key_TD, readers.first, readers.end, packed.position, whole
+        )
+        window = self.row_window
+        return self._mask(self.row_signals, anchors, packed, readers, window, every, whole)
 
     def _candidate_anchors(
-        self, space_VD: Tensor, key_TD: Tensor, packed: Packed, candidates: Candidates
+        self, memory: Memory, packed: Packed, candidates: Candidates, tiles: Tiles | None
     ) -> tuple[Tensor, Tensor] | None:
         """Rows and cosines of the candidates' anchors: those of the read-out, if there is one."""
         if self.click.readout is not None:
-            table = self.click.readout.category
-            categories = None if table is None else self.trunk.items.mean_of_categories(table)
-            return self.click.readout.select(packed, candidates, categories)
+            return self.click.readout.select(packed, candidates, memory.tables.readout, tiles)
         if self.item_selector is None:
             return None
-        wish_CD = space_VD[candidates.item]
+        wish_CD = memory.tables.space[candidates.item]
         return self.item_selector(
-            wish_CD, key_TD, candidates.first, candidates.end, packed.position
+            wish_CD, memory.key, candidates.first, candidates.end, packed.position, tiles
         )
-
-    def _candidate_reading(
-        self, anchors: tuple[Tensor, Tensor] | None, packed: Packed, candidates: Candidates
-    ) -> tuple[Tiles | KeyTiles, Tensor | None, PreferenceMask | None]:
-        """Tiles, weights and mask through which the candidates read the history."""
-        if self.candidate_signals is None or anchors is None or not len(packed.item):
-            return history_tiles(packed, candidates, self.tile), None, None
-        window = self.candidate_window
-        mask = self._mask(self.candidate_signals, anchors, packed, candidates, window)
-        return mask.tiles, mask.weight, mask
 
     def _mask(
         self,
@@ -353,12 +249,13 @@ class HPGR(Network):
         packed: Packed,
         readers: Readers,
         window: int,
-        every: Tiles | None = None,
+        every: Tiles | None,
+        whole: Tiles | None,
     ) -> PreferenceMask:
-        """Mask of readers, of whom `every` may be the tiles already."""
-        if choose(packed.item.device.type, self.max_history).sparse:
+        """Mask of readers, of whom `every` or segments, `whole`, may be the tiles already."""
+        if self._sparse(packed):
             every = None
-        elif every is None:
+        elif every is None and whole is None:
             every = history_tiles(packed, readers, self.tile)
         return signals(
             *anchors,
@@ -370,4 +267,16 @@ class HPGR(Network):
             query_time=readers.time,
             key_time=packed.time,
             query_position=readers.position,
+            whole=whole,
         )
+
+    def _segments(self, packed: Packed, readers: Readers) -> Tiles | None:
+        """Tiles of segments, where a mask of few queries would compute all that they see anyway."""
+        # What training saves for gradients grows evenly with the batch: it keeps square tiles.
+        if self._sparse(packed) or readers.position is None or torch.is_grad_enabled():
+            return None
+        tiles = history_tiles(packed, readers, self.tile, segments=True)
+        return tiles if tiles.rows is not None else None
+
+    def _sparse(self, packed: Packed) -> bool:
+        return choose(packed.item.device.type, self.max_history).sparse

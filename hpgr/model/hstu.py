@@ -81,6 +81,27 @@ class HSTUBlock(nn.Module):
         shape = (len(x_TD), self.num_heads, self.head_dim)
         return u_TE, v_TE.view(shape), q_TE.view(shape), k_TE.view(shape)
 
+    def queries(
+        self, x_QD: Float[Tensor, "Q D"]
+    ) -> tuple[Float[Tensor, "Q E"], Float[Tensor, "Q H d"]]:
+        """Compute U [Q, E] and Q [Q, H, d] alone, as `project` does."""
+        u_QE, q_QE = self._parts(x_QD, 0, 2)
+        return u_QE, q_QE.view(len(x_QD), self.num_heads, self.head_dim)
+
+    def keys(
+        self, x_TD: Float[Tensor, "T D"]
+    ) -> tuple[Float[Tensor, "T H d"], Float[Tensor, "T H d"]]:
+        """Compute K and V [T, H, d] alone, as `project` does."""
+        shape = (len(x_TD), self.num_heads, self.head_dim)
+        v_TE, k_TE = self._parts(x_TD, 1, 3)
+        return k_TE.view(shape), v_TE.view(shape)
+
+    def _parts(self, x_TD: Tensor, *numbers: int) -> list[Tensor]:
+        """Some of U, V, Q and K (0 to 3), each [T, E]."""
+        normed_TD = functional.layer_norm(x_TD, x_TD.shape[-1:], eps=EPSILON)
+        matrices = self.uvqk.chunk(4, dim=-1)
+        return [functional.silu(normed_TD @ matrices[number]) for number in numbers]
+
     def attend(
         self,
         x_QD: Float[Tensor, "Q D"],
@@ -125,10 +146,13 @@ def hstu_blocks(settings: Any, *, num_positions: int) -> nn.ModuleList:
     )
 
 
-def history_tiles(packed: Packed, readers: Readers, size: int) -> Tiles:
+def history_tiles(
+    packed: Packed, readers: Readers, size: int, *, segments: bool | None = None
+) -> Tiles:
     """Cover the history rows that `readers` see, with the time that lies between.
 
     Readers apart from the rows are few in a history: smaller tiles hold fewer pairs in vain.
+    `segments` is as in `build_tiles`.
     """
     return build_tiles(
         readers.first,
@@ -138,6 +162,7 @@ def history_tiles(packed: Packed, readers: Readers, size: int) -> Tiles:
         query_time=readers.time,
         key_time=packed.time,
         query_position=readers.position,
+        segments=segments,
     )
 
 

@@ -126,6 +126,14 @@ class Network(nn.Module):
         """Return True if `start_ranking` shall be given item factors, which stage 1 fits."""
         return bool(getattr(settings, "readout", False))
 
+    def item_tables(self) -> Any:
+        """Compute what the weights of items alone decide; None where that is nothing much.
+
+        A network that returns something takes it back as `tables` in `read`, so that it is computed
+        once for many readings.
+        """
+        return None
+
     def read(self, packed: Packed, *, rows: Tensor | None = None) -> Reading:
         """Read histories, whoever will be judged.
 

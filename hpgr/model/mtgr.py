@@ -226,7 +226,8 @@ class MTGR(Network):
         anchors = None
         if self.click.readout is not None and self.click.readout.category is not None:
             categories_VK = self.items.mean_of_categories(self.click.readout.category)
-            anchors = self.click.readout.select(packed, candidates, categories_VK)
+            space_VW = self.click.readout.space(categories_VK)
+            anchors = self.click.readout.select(packed, candidates, space_VW)
         return Judgement(self.click(c_CD, entered_CD, packed, candidates, anchors), None)
 
     def _candidates(self, packed: Packed, candidates: Candidates, table_MD: Tensor) -> Tensor:

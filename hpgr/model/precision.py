@@ -17,7 +17,8 @@ from torch import Tensor
 
 def autocast_off(x: Tensor) -> AbstractContextManager:
     """Return a context without autocast on the device of `x`: the code decides the types."""
-    if not torch.amp.is_autocast_available(x.device.type):
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 

@@ -14,7 +14,7 @@ Published: top-K signals and a multi-peak Gaussian mask (arXiv 2603.00980). Ours
 own projection, the heights, the maximum over peaks, the cut at 3 sigma, the recent window.
 
 Shape legend (suffixes of names): Q queries, K keys, D width, A anchors, R width of the signal
-space, N tiles, G queries and S keys of a tile.
+space, N tiles, G queries and S keys of a tile, B places of a bell, C keys of the longest segment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpgr.model.attention.bells import bell_weights, find_bells
+from hpgr.model.attention.bells import REACH, bell_weights, find_bells
 from hpgr.model.attention.cover import Tiles, build_tiles
 from hpgr.model.attention.key_tiles import SIZE, KeyTiles, build_key_tiles
 from hpgr.model.precision import autocast_off, wide
@@ -65,6 +65,7 @@ def gaussian_mask(
     query_time: Int[Tensor, "Q"] | None,
     key_time: Int[Tensor, "K"] | None,
     query_position: Int[Tensor, "Q"] | None,
+    whole: Tiles | None = None,
 ) -> PreferenceMask:
     """Build the mask of bells around anchors.
 
@@ -81,7 +82,11 @@ def gaussian_mask(
         query_time: seconds.
         key_time: seconds.
         query_position: row of each query among the keys.
+        whole: tiles of segments that cover these queries, where there are; all is computed then.
     """
+    if whole is not None and whole.rows is not None:
+        weight_QC = _segment_weights(anchor_QA, peak_QA, whole, sigma=sigma, window=window)
+        return PreferenceMask(anchor_QA, peak_QA, whole, whole.padded(weight_QC))
     if tiles is not None and tiles.rows is not None:  # weights lie in square tiles
         tiles = build_tiles(
             first, end, num_keys, size=tiles.size, segments=False,
@@ -102,6 +107,32 @@ def gaussian_mask(
     count, height = computed.bucket.shape[:2]
     weight_RS = bell_weights(peak_QA, bells, row_X, count * height)
     return PreferenceMask(anchor_QA, peak_QA, computed, weight_RS.view(count, height, size))
+
+
+def _segment_weights(
+    anchor_QA: Int[Tensor, "Q A"],
+    peak_QA: Float[Tensor, "Q A"],
+    tiles: Tiles,
+    *,
+    sigma: float,
+    window: int,
+) -> Float[Tensor, "Q C"]:
+    """Compute the weights of each query over the keys from its first on; C as tiles have them."""
+    reach, width = int(REACH * sigma), tiles.bucket.shape[2]
+    place_B = torch.arange(-reach, reach + 1, device=peak_QA.device)
+    shape_B = torch.exp(-(place_B.to(peak_QA.dtype) ** 2) / (2 * sigma**2))
+    # No anchor: a peak of height zero at any place. Bells may reach over both ends.
+    inside_QA = (anchor_QA - tiles.first[:, None]).clamp_min(0)
+    index_QAB = inside_QA[:, :, None] + (place_B + reach)
+    bell_QAB = peak_QA[:, :, None] * shape_B
+    weight_QC = peak_QA.new_zeros(len(peak_QA), width + 2 * reach).scatter_reduce(
+        1, index_QAB.flatten(1), bell_QAB.flatten(1), "amax"
+    )[:, reach : reach + width]
+    if window:
+        column_C = torch.arange(width, device=peak_QA.device)
+        recent_QC = column_C >= (tiles.visible - min(window, 1 << 32))[:, None]
+        weight_QC = weight_QC.masked_fill(recent_QC, 1.0)
+    return weight_QC
 
 
 class PreferenceSignals(nn.Module):

@@ -16,8 +16,8 @@ Both read only events that the candidate sees and hold no weight of a user, so t
 never seen. Published is the idea of picking similar items (arXiv 2603.00980); the readers are ours.
 
 Shape legend (suffixes of names): T history rows, C candidates, P distinct sets of visible rows,
-V items, A anchors, D width of the factors, F features, G categories, K width of their vectors, R
-discounts, X and Y widths of rows whose products are summed.
+V items, A anchors, D width of the factors, F features, G categories, K width of their vectors, W of
+the space of anchors, R discounts, X and Y widths of rows whose products are summed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpgr.model.attention.cover import Tiles
 from hpgr.model.attention.select import Selector
-from hpgr.model.discounting import product_sums
+from hpgr.model.discounting import Pasts
 from hpgr.model.interface import Growth
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.precision import autocast_off, wide
@@ -128,30 +129,41 @@ class PreferenceReadout(nn.Module):
         self.valued.copy_(factors.valued)
         self.log_noise.fill_(math.log(factors.noise))
 
+    def space(self, categories_VK: Float[Tensor, "V K"] | None = None) -> Float[Tensor, "V W"]:
+        """Compute the vectors by which `select` compares items.
+
+        Args:
+            categories_VK: mean row in `category` of each item's categories, for a read-out that
+                has categories.
+        """
+        if categories_VK is None:
+            return self.factor
+        parts = [unit(x) for x in (self.factor, categories_VK)]
+        return torch.cat([parts[0], CATEGORY_WEIGHT * parts[1]], -1)
+
     def select(
         self,
         packed: Packed,
         candidates: Candidates,
-        categories_VK: Float[Tensor, "V K"] | None = None,
+        space_VW: Float[Tensor, "V W"] | None = None,
+        tiles: Tiles | None = None,
     ) -> tuple[Int[Tensor, "C A"], Float[Tensor, "C A"]]:
         """Select the visible events whose items are nearest; see `Selector`.
 
         Args:
             packed: the histories.
             candidates: the visible rows of each.
-            categories_VK: mean row in `category` of each item's categories, for a read-out that
-                has categories.
+            space_VW: what `space` gave; None: the factors.
+            tiles: of the candidates, as `Selector` takes them.
         """
-        space: Tensor = self.factor
-        if categories_VK is not None:
-            parts = [unit(x) for x in (space, categories_VK)]
-            space = torch.cat([parts[0], CATEGORY_WEIGHT * parts[1]], -1)
+        space_VW = self.factor if space_VW is None else space_VW
         return self.selector(
-            space.index_select(0, candidates.item),
-            space.index_select(0, packed.item),
+            space_VW.index_select(0, candidates.item),
+            space_VW.index_select(0, packed.item),
             candidates.first,
             candidates.end,
             packed.position,
+            tiles,
         )
 
     def forward(
@@ -179,12 +191,14 @@ class PreferenceReadout(nn.Module):
         end_P, of_C = torch.unique_consecutive(
             torch.where(count_C > 0, candidates.end, 0), return_inverse=True
         )
+        pasts = Pasts(packed, end_P)
         noise = self.log_noise.exp()
-        expected_PD = self._expected_taste(packed, valued_T, end_P)
+        expected_PD = self._expected_taste(packed, valued_T, pasts)
         features, predictions = [], []
-        evidence = _evidence(factor_TD, residual_T, valued_T)
-        rate_R = torch.exp(-self.log_forgetting.exp())
-        for summed_PXY in product_sums(*evidence, packed.position, rate_R, end_P):
+        evidence_RPXY = pasts.products(
+            *_evidence(factor_TD, residual_T, valued_T), torch.exp(-self.log_forgetting.exp())
+        )
+        for summed_PXY in evidence_RPXY:
             taste_PD, covariance_PDD, mean_P = _posterior(summed_PXY, noise, expected_PD)
             mean_C = (factor_CD * taste_PD[of_C]).sum(1)
             spread_CD = _times(covariance_PDD.index_select(0, of_C), factor_CD)
@@ -218,24 +232,23 @@ class PreferenceReadout(nn.Module):
         # The first kernel's mean speaks in the logit as well.
         logit_C = torch.stack([*predictions, features[4 * len(CLOCKS)]], 1) @ self.slope
         wide_features = [taste_CD, taste_CD * factor_CD, factor_CD]
-        wide_features += self._paces(packed, residual_T, end_P, of_C)
+        wide_features += self._paces(packed, residual_T, pasts, of_C)
         return Evidence(logit_C, torch.cat([torch.stack(features, 1), *wide_features], 1))
 
-    def _expected_taste(self, packed: Packed, valued_T: Tensor, end_P: Tensor) -> Tensor:
+    def _expected_taste(self, packed: Packed, valued_T: Tensor, pasts: Pasts) -> Tensor:
         """Mean [P, D] of the prior of tastes: what the items met say, whatever the action."""
         hint = functional.pad(self.hint[packed.item], (0, 1), value=1.0)
-        rate = valued_T.new_ones(1)
-        summed = product_sums(valued_T[:, None], hint, packed.position, rate, end_P)[0, :, 0]
+        summed = pasts.products(valued_T[:, None], hint, valued_T.new_ones(1))[0, :, 0]
         return summed[:, :-1] / summed[:, -1:].clamp_min(1).sqrt()
 
     def _paces(
-        self, packed: Packed, residual_T: Tensor, end_P: Tensor, of_C: Tensor
+        self, packed: Packed, residual_T: Tensor, pasts: Pasts, of_C: Tensor
     ) -> list[Tensor]:
         """Discounted means of action vectors and residuals, [C, ACTION_DIM + 1] a pace."""
         ones_T1 = torch.ones_like(residual_T)[:, None]
         rows = torch.cat([self.action[packed.action], residual_T[:, None], ones_T1], 1)
-        rate = torch.stack([rows.new_full((), pace) for pace in PACES])
-        summed = product_sums(ones_T1, rows, packed.position, rate, end_P)[:, :, 0]
+        rate_R = torch.stack([rows.new_full((), pace) for pace in PACES])
+        summed = pasts.products(ones_T1, rows, rate_R)[:, :, 0]
         return [(one[:, :-1] / (one[:, -1:] + 1))[of_C] for one in summed]
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +26,10 @@ from hpgr.data.histories import Histories, bounded
 from hpgr.data.log import FIRST_ITEM
 from hpgr.model.attention.select import intervened
 from hpgr.model.interface import Network, Reading, build
-from hpgr.model.packed import Candidates, pack, place_candidates
+from hpgr.model.packed import Candidates, Packed, pack, place_candidates
 from hpgr.model.placement import found_device
 from hpgr.model.preference import PreferenceMask
+from hpgr.model.shapes import Float
 from hpgr.model.stored import WEIGHTS, catalogue_of, check_network, check_weights
 from hpgr.model.stored_config import settings_of
 
@@ -60,6 +62,7 @@ class Scorer:
     ) -> None:
         self.model, self.device, self.max_history = model.eval(), device, max_history
         self.calibration = calibration
+        self._unit: Tensor | None = None
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> Scorer:
@@ -79,6 +82,25 @@ class Scorer:
         place = torch.device(found_device(device))
         calibration = Calibration(**config["calibration"])
         return cls(model.to(place), place, settings.max_history, calibration)
+
+    @cached_property
+    def _tables(self) -> dict[str, Any]:
+        """Options of the network's `read`: tables that stay as they are while a scorer lives."""
+        tables = self.model.item_tables()
+        return {} if tables is None else {"tables": tables}
+
+    def read_rows(self, packed: Packed, rows: Tensor | None = None) -> Reading:
+        """Read histories for `rows`; None: for the newest event of each."""
+        rows = packed.newest if rows is None else rows
+        return self.model.read(packed, rows=rows, **self._tables)
+
+    def similarities(self, readings: Sequence[Reading], items: slice = slice(None)) -> np.ndarray:
+        """Cosines of the readings' states with a part of the catalogue; see `similarities`."""
+        if not readings:
+            raise ValueError("no query has a history: nothing to score")
+        if self._unit is None:  # the same for all readings, as the tables are
+            self._unit = functional.normalize(readings[0].items.float(), dim=-1)
+        return similarities(torch.cat([one.states for one in readings]), self._unit, items)
 
     @torch.inference_mode()
     def retrieve(self, histories: Histories) -> np.ndarray:
@@ -105,10 +127,9 @@ class Scorer:
             low, high = histories.offsets[[queries.start, queries.stop]]
             asked = torch.from_numpy(rows[(low <= rows) & (rows < high)] - low)
             if len(asked):
-                packed = pack(chunk, self.device)
-                reading = self.model.read(packed, rows=asked.to(self.device))
+                reading = self.read_rows(pack(chunk, self.device), asked.to(self.device))
                 readings.append(reading._replace(mask=None, memory=None))
-        return _similarities(readings)
+        return self.similarities(readings)
 
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Predict the CTR of candidates, float32 [C]; those of query b: offsets[b]:offsets[b + 1].
@@ -124,7 +145,7 @@ class Scorer:
         for chunk, queries in _chunks(histories, keep_empty=True, extra=np.diff(rows.offsets)):
             placed = self._placed(chunk, queries, rows)
             packed = pack(chunk, self.device)
-            reading = self.model.read(packed, rows=packed.newest)
+            reading = self.read_rows(packed)
             logits_C = self.model.judge(packed, reading, placed).logits
             parts.append(self.calibration.chances(logits_C))
         return np.concatenate(parts)
@@ -180,7 +201,7 @@ class Scorer:
         positions, weights, cosines = [], [], []
         for chunk, queries in _chunks(histories, extra=extra):
             packed, query = pack(chunk, self.device), np.arange(len(chunk))
-            reading = self.model.read(packed, rows=packed.newest)
+            reading = self.read_rows(packed)
             mask = reading.mask
             if rows is not None:
                 placed = self._placed(chunk, queries, rows)
@@ -215,7 +236,7 @@ class ReadHistories:
     def __init__(self, scorer: Scorer, histories: Histories) -> None:
         self.scorer, self.histories = scorer, histories
         self.parts = [
-            (chunk, queries, packed, scorer.model.read(packed, rows=packed.newest))
+            (chunk, queries, packed, scorer.read_rows(packed))
             for chunk, queries in _chunks(histories, keep_empty=True)
             for packed in [pack(chunk, scorer.device)]
         ]
@@ -225,7 +246,7 @@ class ReadHistories:
         """Score a part of the catalogue as `Scorer.retrieve` does, float32 [Q, part]."""
         full = self.histories.length > 0
         known = [reading for *_, reading in self.parts if len(reading.states)]
-        return _spread(_similarities(known, items), full, items)
+        return _spread(self.scorer.similarities(known, items), full, items)
 
     def explain(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the anchors of the queries that have a history, as `Scorer.explain` does."""
@@ -256,15 +277,19 @@ class ReadHistories:
         return np.concatenate(chances), np.concatenate(position), np.concatenate(weight)
 
 
-def _similarities(readings: Sequence[Reading], items: slice = slice(None)) -> np.ndarray:
-    """Cosines of states with a part of the catalogue, float32 [Q, part]; reserved ids are -inf."""
-    if not readings:
-        raise ValueError("no query has a history: nothing to score")
-    table_VD = functional.normalize(readings[0].items[items].float(), dim=-1)
-    states = [functional.normalize(reading.states.float(), dim=-1) for reading in readings]
-    scores_QV: np.ndarray = torch.cat([state_QD @ table_VD.T for state_QD in states]).cpu().numpy()
-    scores_QV[:, : max(0, FIRST_ITEM - (items.start or 0))] = -np.inf
-    return scores_QV
+def similarities(
+    states_QD: Float[Tensor, "Q D"], unit_VD: Float[Tensor, "V D"], items: slice = slice(None)
+) -> np.ndarray:
+    """Cosines of states with a part of the catalogue, float32 [Q, part]; reserved ids are -inf.
+
+    Args:
+        states_QD: of any length.
+        unit_VD: the catalogue's vectors, of length one.
+        items: the part.
+    """
+    unit_QD = functional.normalize(states_QD.float(), dim=-1)
+    scores_QV: np.ndarray = (unit_QD @ unit_VD[items].T).cpu().numpy()
+    return _without_reserved(scores_QV, items)
 
 
 def _spread(scores: np.ndarray, full: np.ndarray, items: slice = slice(None)) -> np.ndarray:
@@ -272,8 +297,14 @@ def _spread(scores: np.ndarray, full: np.ndarray, items: slice = slice(None)) ->
 
     Reserved ids are -inf.
     """
+    if full.all():
+        return scores
     scores_QV = np.zeros((len(full), scores.shape[1]), dtype=np.float32)
     scores_QV[full] = scores
+    return _without_reserved(scores_QV, items)
+
+
+def _without_reserved(scores_QV: np.ndarray, items: slice) -> np.ndarray:
     scores_QV[:, : max(0, FIRST_ITEM - (items.start or 0))] = -np.inf
     return scores_QV
 
@@ -295,7 +326,10 @@ def _anchors(
 
 def _wide(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Give all parts as many anchors: one whose histories are all empty has none."""
-    most = max(position.shape[1] for position, _ in parts)
+    widths = {position.shape[1] for position, _ in parts}
+    if len(widths) == 1:
+        return list(parts)
+    most = max(widths)
     return [
         (
             np.pad(position, ((0, 0), (0, most - position.shape[1])), constant_values=-1),

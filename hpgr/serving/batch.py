@@ -184,16 +184,20 @@ class Scoring:
         bounds = np.asarray(log.user_offsets[start : stop + 1])
         earlier = np.asarray(log.timestamp[bounds[0] : bounds[-1]]) < self.at
         before = np.concatenate([[0], np.cumsum(earlier)])[bounds - bounds[0]]
-        user = np.arange(start, stop)
-        end = bounds[:-1] + np.diff(before)  # events of a user are sorted by time
+        count = np.diff(before)
+        # Histories of like length are read together: little of what is computed is padding.
+        order = np.argsort(np.minimum(count, self.model.serving.max_history), kind="stable")
+        user = start + order
+        end = (bounds[:-1] + count)[order]  # events of a user are sorted by time
         parts = []
-        for part in bounded(np.diff(before), queries=len(user)):
+        for part in bounded(count[order], queries=len(user)):
             at = np.full(len(user[part]), self.at)
             asked = histories(log, user[part], end[part], at, log.meta.num_events)
             own = self.ids.histories(asked)
             best = self.model.best(own, k=self.k, eligible=self.eligible, drop_seen=self.drop_seen)
             parts.append(best)
-        return Best.of(parts)
+        place = np.argsort(order)
+        return Best(*(column[place] for column in Best.of(parts)))
 
     def table(self, start: int, stop: int) -> pa.Table:
         """The same as the rows of a part; see the module's docstring."""

@@ -14,7 +14,7 @@ from hpgr.data.histories import Histories, bounded, offsets_of
 from hpgr.data.log import FIRST_ITEM
 from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.model_protocols import Answering, RankingModel
-from hpgr.metrics import removed_pairs, top_items
+from hpgr.metrics import removed_pairs, take_top
 from hpgr.registry.bundle import Serving
 
 CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
@@ -129,9 +129,10 @@ class Finder:
         items, nearness = [], []
         for start in range(0, len(self.popularity), ITEMS_SCORED):
             stop = min(start + ITEMS_SCORED, len(self.popularity))
-            scores = np.empty((len(empty), stop - start), dtype=np.float32)
-            if not empty.all():
-                scores[:] = asked.retrieve(slice(start, stop))
+            if empty.all():
+                scores = np.empty((len(empty), stop - start), dtype=np.float32)
+            else:
+                scores = asked.retrieve(slice(start, stop))
             scores[empty] = self.popularity[start:stop]
             if eligible is not None:
                 scores[:, ~eligible[start:stop]] = -np.inf
@@ -140,10 +141,9 @@ class Finder:
                 query, item = removed
                 inside = (start <= item) & (item < stop)
                 here = query[inside], item[inside] - start
-            best = top_items(scores, here, places, first=max(0, FIRST_ITEM - start))
-            near = np.take_along_axis(scores, np.maximum(best, 0), axis=1)
+            best, near = take_top(scores, here, places, first=max(0, FIRST_ITEM - start))
             items.append(np.where(best < 0, -1, best + start))
-            nearness.append(np.where(best < 0, -np.inf, near))
+            nearness.append(near)
         item, near = np.concatenate(items, axis=1), np.concatenate(nearness, axis=1)
         if len(items) > 1:  # equal scores stay in order of item id
             order = np.argsort(-near, axis=1, kind="stable")[:, :places]

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -184,21 +183,20 @@ class Recommender:
         """Put names to what was found."""
         read = histories.last(self.serving.max_history)
         best = found.best
-        for q, (low, high) in enumerate(pairwise(histories.offsets)):
-            items = [
-                Recommended(
-                    *self.names[int(item)],
-                    _known(best.score[q, place]),
-                    _known(best.similarity[q, place]),
-                    self._shares(read, q, found.each[0][q, place], found.each[1][q, place]),
+        own, each = (self._picked(read, *anchors) for anchors in (found.own, found.each))
+        rows = zip(best.item.tolist(), _known(best.score), _known(best.similarity), strict=True)
+        for q, (items, scores, similarities) in enumerate(rows):
+            recommended = [
+                Recommended(*self.names[item], score, similarity, self._shares(*picked))
+                for item, score, similarity, *picked in zip(
+                    items, scores, similarities, each[0][q], each[1][q], strict=True
                 )
-                for place, item in enumerate(best.item[q])
                 if item >= FIRST_ITEM
             ]
+            low, high = histories.offsets[q : q + 2]
             source = NEAREST if high > low else POPULAR
             unknown = int((histories.item[low:high] == UNKNOWN).sum())
-            own = self._shares(read, q, found.own[0][q], found.own[1][q])
-            yield Answer(items, own, source, unknown)
+            yield Answer(recommended, self._shares(own[0][q], own[1][q]), source, unknown)
 
     def _blend(self, like_weight: float | None) -> Blend:
         """The order that a request asks for."""
@@ -272,16 +270,20 @@ class Recommender:
             [self.finder.find(histories.take(part), wanted, eligible).best for part in parts]
         )
 
-    def _shares(
-        self, read: Histories, q: int, positions: np.ndarray, weights: np.ndarray
-    ) -> list[Anchor]:
-        """Weight of each known item of history `q` over the positions that the signals picked."""
+    def _picked(self, read: Histories, position: np.ndarray, weight: np.ndarray) -> tuple[Any, Any]:
+        """Items at the positions [Q, ...] that signals picked, UNKNOWN for none, and weights."""
+        first = read.offsets[:-1].reshape(-1, *[1] * (position.ndim - 1))
+        there = (position >= 0) & (weight > 0)
+        item = np.full(position.shape, UNKNOWN)
+        item[there] = read.item[(first + position)[there]]
+        return item.tolist(), weight.tolist()
+
+    def _shares(self, items: Sequence[int], weights: Sequence[float]) -> list[Anchor]:
+        """Weight of each known item over the places where it was picked."""
         share: dict[int, float] = {}
-        for position, weight in zip(positions.tolist(), weights.tolist(), strict=True):
-            if position >= 0 and weight > 0:
-                item = int(read.item[read.offsets[q] + position])
-                if item in self.names:
-                    share[item] = share.get(item, 0.0) + weight
+        for item, weight in zip(items, weights, strict=True):
+            if item in self.names:
+                share[item] = share.get(item, 0.0) + weight
         total = sum(share.values())
         return [
             Anchor(*self.names[item], weight / total)
@@ -304,5 +306,6 @@ def load_bundle(bundle: Path, what: str, fix: str) -> Recommender:
         ) from error
 
 
-def _known(value: np.float32) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _known(values: np.ndarray) -> list[list[float | None]]:
+    """Numbers of the rows, None for NaN."""
+    return [[None if x != x else x for x in row] for row in values.tolist()]

@@ -74,22 +74,19 @@ def _encode(
 ) -> tuple[np.ndarray, ...]:
     """(item, action, timestamp, session) of one request, sorted and cut into sessions."""
     _check(request, number)
-    names = request.actions or [None] * len(request.item_ids)
-    own = request.session_ids or [None] * len(request.item_ids)
-    first: dict[tuple[str, int, str | None], int] = {}
-    for place, event in enumerate(zip(request.item_ids, request.timestamps, names, strict=True)):
-        first.setdefault(event, place)
-    kept = np.fromiter(first.values(), dtype=np.int64, count=len(first))
-    time = np.array([request.timestamps[place] for place in kept], dtype=np.int64)
-    order = np.argsort(time, kind="stable")
-    kept, time = kept[order], time[order]
-    session = _sessions([own[place] for place in kept], time, gap_s)
-    return (
-        np.array([item.get(request.item_ids[place], UNKNOWN) for place in kept], np.int32),
-        np.array([action.get(names[place] or "", NO_ACTION) for place in kept], np.int16),
-        time,
-        session,
-    )
+    count = len(request.item_ids)
+    names = request.actions or [None] * count
+    own = request.session_ids or [None] * count
+    # Of equal events the first: it is the last one here, and takes the place of the others.
+    events = zip(request.item_ids, request.timestamps, names, strict=True)
+    first = dict(zip(reversed(list(events)), reversed(range(count)), strict=True))
+    time = np.array(request.timestamps, dtype=np.int64)
+    kept = np.sort(np.fromiter(first.values(), dtype=np.int64, count=len(first)))
+    kept = kept[np.argsort(time[kept], kind="stable")]
+    items = np.array([item.get(name, UNKNOWN) for name in request.item_ids], np.int32)
+    actions = np.array([action.get(name or "", NO_ACTION) for name in names], np.int16)
+    session = _sessions([own[place] for place in kept.tolist()], time[kept], gap_s)
+    return items[kept], actions[kept], time[kept], session
 
 
 def _sessions(own: Sequence[str | None], time: np.ndarray, gap_s: int) -> np.ndarray:
@@ -97,6 +94,8 @@ def _sessions(own: Sequence[str | None], time: np.ndarray, gap_s: int) -> np.nda
     unnamed = np.array([name is None for name in own], dtype=bool)
     part = np.zeros(len(own), dtype=np.int64)
     part[unnamed] = np.cumsum(np.diff(time[unnamed], prepend=time[unnamed][:1]) > gap_s)
+    if unnamed.all():  # numbered already
+        return part.astype(np.int32)
     numbers: dict[tuple[str | None, int], int] = {}
     keys = zip(own, part.tolist(), strict=True)
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int32)
@@ -122,7 +121,10 @@ def _check(request: Request, number: int) -> None:
             raise UserError(
                 f"{where}: {count} item_ids but {len(column)} {name}; expected one for each event"
             )
-    for row, moment in enumerate(request.timestamps):
+    moments = request.timestamps
+    if not moments or 0 <= min(moments) <= max(moments) <= time:
+        return
+    for row, moment in enumerate(moments):
         if 0 <= moment <= time:
             continue
         event = f"event {row} (item {short(request.item_ids[row])}) has time {shown(moment)}"

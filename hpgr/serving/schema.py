@@ -29,15 +29,15 @@ from hpgr.terminal import short, shown
 SHOWN_PROBLEMS = 5
 
 
-def _number_as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _numbers_as_text(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [str(one) if type(one) is int else one for one in value]  # a bool is no number
 
 
-# Ids and actions are text; a whole number is taken for its digits, as in a log of numbers.
 Name = Annotated[
     str,
     Field(strict=True),
-    BeforeValidator(_number_as_text),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
 ]
 
@@ -45,6 +45,9 @@ LikeWeight = Annotated[float, Field(strict=True, ge=0, le=LARGEST_LIKE_WEIGHT, a
 
 T = TypeVar("T")
 Listed = Annotated[list[T], Field(fail_fast=True)]
+# Ids and actions are text; a whole number is taken for its digits, as in a log of numbers. A list
+# is turned at once: pydantic calls no function for each of its entries.
+Named = Annotated[list[T], Field(fail_fast=True), BeforeValidator(_numbers_as_text)]
 
 
 class Sent(BaseModel):
@@ -67,14 +70,14 @@ class Asked(Sent):
     request_time: StrictInt | None = Field(
         default=None, description="when it is asked, seconds since 1970, UTC; must be given"
     )
-    item_ids: Listed[Name] = Field(
+    item_ids: Named[Name] = Field(
         default=[], description="as in your log; unknown ones are allowed"
     )
     timestamps: Listed[StrictInt] = Field(default=[], description="seconds since 1970, UTC")
-    actions: Listed[Name | None] | None = Field(
+    actions: Named[Name | None] | None = Field(
         default=None, description='as in your log: a rating as "5", an event type as "view"'
     )
-    session_ids: Listed[Name | None] | None = Field(
+    session_ids: Named[Name | None] | None = Field(
         default=None, description="without them a pause starts a session"
     )
 
@@ -106,8 +109,8 @@ class Question(Sent):
 
     requests: Listed[Asked] = Field(min_length=1)
     k: StrictInt | None = Field(default=None, ge=1, description="items an answer; null: serve.k")
-    allow: Listed[Name] | None = Field(default=None, description="nothing else is recommended")
-    deny: Listed[Name] = Field(default=[], description="never recommended")
+    allow: Named[Name] | None = Field(default=None, description="nothing else is recommended")
+    deny: Named[Name] = Field(default=[], description="never recommended")
     like_weight: LikeWeight | None = Field(
         default=None,
         description="w of the order log p(next) + w log p(like), p(like) being `score`; 0: the "

@@ -47,14 +47,16 @@ class PairBias:
         self.grad_piece_LS = torch.zeros_like(self.piece_LS)
         self.grad_table = torch.zeros_like(self.table)
 
-    def _piece(self, part: slice) -> Tensor:
-        return (self.tiles.base[part].flatten() - self.least).clamp_(0, len(self.piece_LS) - 1)
+    def _piece(self, base_nG: Tensor) -> Tensor:
+        return (base_nG.flatten() - self.least).clamp_(0, len(self.piece_LS) - 1)
 
     def of(self, part: slice) -> Tensor:
-        """Biases [n, G, S]."""
-        bucket_nGS = self.tiles.bucket[part]
+        """Biases [n, G, S], or [n, 1, S] where all queries of a tile read alike."""
+        bucket_nGS, base_nG = self.tiles.bucket[part], self.tiles.base[part]
+        if not (bucket_nGS.stride(1) or base_nG.stride(1)):  # rows that are the same memory
+            bucket_nGS, base_nG = bucket_nGS[:, :1], base_nG[:, :1]
         bias = self.table.index_select(0, bucket_nGS.flatten().to(torch.int32))
-        bias.view(-1, self.width).add_(self.piece_LS.index_select(0, self._piece(part)))
+        bias.view(-1, self.width).add_(self.piece_LS.index_select(0, self._piece(base_nG)))
         return bias.view(bucket_nGS.shape)
 
     def add_grad(
@@ -63,7 +65,8 @@ class PairBias:
         """Add the gradients of the pairs of some tiles, to the tables that are asked for."""
         grad_nGS = grad_nGS.to(self.grad_piece_LS.dtype)
         if position:
-            self.grad_piece_LS.index_add_(0, self._piece(part), grad_nGS.flatten(0, 1))
+            piece = self._piece(self.tiles.base[part])
+            self.grad_piece_LS.index_add_(0, piece, grad_nGS.flatten(0, 1))
         if time:
             bucket = self.tiles.bucket[part].flatten().to(torch.int32)
             self.grad_table += torch.bincount(bucket, grad_nGS.flatten(), minlength=HIDDEN + 1)

@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpgr.model.placement import at_a_time
 from hpgr.model.shapes import Int
 
 NUM_TIME_BUCKETS = 129
 HIDDEN = 255  # bucket of a pair that is not visible; its bias drives SiLU and exp to zero
 TIME_BUCKET_WIDTH = 0.301
-SEGMENT_WASTE = 4  # padded pairs of segments, per pair of square tiles, that still pay
+SEGMENT_WASTE = 4  # padded pairs of segments, per visible pair, that still pay
 SEGMENT_PAIRS = 1 << 30  # in all; a byte each, for as long as the tiles live
-BUCKETS_AT_A_TIME = 1 << 25  # pairs whose time differences are held, 8 bytes each
+CPU_BUCKETS = 1 << 15  # pairs whose time differences a CPU's cache holds, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Tiles:
 
     Side by side, tiles are blocks of S consecutive rows. Tiles of segments name their `rows`
     instead: query rows int64 [N, R] and key rows int64 [N, C]; `bucket` is [N, R, C] and `base`
-    [N, R] then, and padding is HIDDEN.
+    [N, R] then, and padding is HIDDEN. Where all segments have R queries, `place` is None, else
+    int64 [Q], the places of the queries among all N * R.
     """
 
     size: int
@@ -54,6 +56,16 @@ class Tiles:
     first: Tensor  # [Q]
     end: Tensor  # [Q]
     rows: tuple[Tensor, Tensor] | None = None
+    place: Tensor | None = None
+
+    def padded(self, x_Q: Tensor) -> Tensor:
+        """Lay out values of the queries [Q, ...] by segment, [N, R, ...]."""
+        assert self.rows is not None
+        return x_Q.unflatten(0, self.rows[0].shape) if self.place is None else x_Q[self.rows[0]]
+
+    def of_queries(self, x_n: Tensor) -> Tensor:
+        """Take values of the queries [Q, ...] out of those of all places, [N * R, ...]."""
+        return x_n if self.place is None else x_n.index_select(0, self.place)
 
     @property
     def visible(self) -> Tensor:
@@ -77,8 +89,13 @@ def time_bucket(seconds: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
 
     floor(ln(max(1, |d|)) / 0.301), clamped: the official research code's formula.
     """
-    scaled = seconds.abs().clamp_min(1).to(torch.float32).log_() / TIME_BUCKET_WIDTH
-    return scaled.to(torch.int64).clamp_(0, NUM_TIME_BUCKETS - 1)
+    return pair_bucket(seconds).to(torch.int64)
+
+
+def pair_bucket(seconds: Int[Tensor, "*any"]) -> Tensor:
+    """Return `time_bucket` as uint8: of pairs there are many."""
+    scaled = seconds.to(torch.float32).abs_().clamp_min_(1).log_().div_(TIME_BUCKET_WIDTH)
+    return scaled.clamp_max_(NUM_TIME_BUCKETS - 1).to(torch.uint8)
 
 
 def blocks(rows: Tensor, size: int, fill: int = 0) -> Tensor:
@@ -115,16 +132,13 @@ def build_tiles(
         segments: one tile a segment, where padding does not waste more than SEGMENT_WASTE; None: on
             every device but a CPU.
     """
-    query_block_N, key_block_N = _cover(first, end, num_keys, size)
     if segments is None:
         segments = first.device.type != "cpu"
     if segments:
-        most = min(SEGMENT_PAIRS, SEGMENT_WASTE * len(query_block_N) * size**2)
-        whole = _segments(
-            first, end, num_keys, size, query_time, key_time, query_position, most=most
-        )
+        whole = _segments(first, end, num_keys, size, query_time, key_time, query_position)
         if whole is not None:
             return whole
+    query_block_N, key_block_N = _cover(first, end, num_keys, size)
     key_row = torch.arange(-(-num_keys // size) * size, device=first.device).view(-1, size)
     row_first, row_end = blocks(first, size), blocks(end, size)
     columns_N1S = key_row[key_block_N][:, None, :]
@@ -138,7 +152,7 @@ def build_tiles(
             blocks(query_time, size)[query_block_N][:, :, None]
             - blocks(key_time, size)[key_block_N][:, None, :]
         )
-        bucket_NSS = time_bucket(elapsed_NSS).to(torch.uint8)
+        bucket_NSS = pair_bucket(elapsed_NSS)
     bucket_NSS.masked_fill_(~seen_NSS, HIDDEN)
     if query_position is None:
         query_position = torch.arange(len(first), device=first.device)
@@ -180,47 +194,61 @@ def _segments(
     query_time: Tensor | None,
     key_time: Tensor | None,
     query_position: Tensor | None,
-    *,
-    most: int,
 ) -> Tiles | None:
-    """One tile a segment, or None where that is more than `most` pairs; see `build_tiles`.
+    """One tile a segment, or None where padding wastes too much; see `build_tiles`.
 
     Queries that are keys too must begin at the first key of their segment; a window does not.
     """
     if not len(first) or not num_keys:
         return None
-    begins = torch.ones_like(first, dtype=torch.bool)
-    begins[1:] = first[1:] != first[:-1]
-    start_N = begins.nonzero()[:, 0]
-    if query_position is None and not torch.equal(start_N, first[start_N]):
+    first_N, count_N = torch.unique_consecutive(first, return_counts=True)
+    start_N = count_N.cumsum(0) - count_N
+    if query_position is None and not torch.equal(start_N, first_N):
         return None
-    num_queries_N = functional.pad(start_N[1:], (0, 1), value=len(first)) - start_N
-    key_first_N = first[start_N]
-    key_end_N = torch.zeros_like(start_N).scatter_reduce(0, begins.cumsum(0) - 1, end, "amax")
-    height, width = int(num_queries_N.max()), int((key_end_N - key_first_N).max())
+    visible = end - first
+    height, width = int(count_N.max()), int(visible.max())
+    most = min(SEGMENT_PAIRS, SEGMENT_WASTE * int(visible.sum()))
     if width < 1 or len(start_N) * height * width > most:
         return None
-    place = torch.arange(height, device=first.device)
-    real_NR = place < num_queries_N[:, None]
-    query_row_NR = torch.where(real_NR, start_N[:, None] + place, start_N[:, None])
-    column_NC = key_first_N[:, None] + torch.arange(width, device=first.device)
-    key_row_NC = column_NC.clamp_max(num_keys - 1)
-    first_NR, end_NR = first[query_row_NR], torch.where(real_NR, end[query_row_NR], 0)
-    shape = (len(start_N), height, width)
-    bucket_NRC = torch.zeros(shape, dtype=torch.uint8, device=first.device)
-    step = max(1, BUCKETS_AT_A_TIME // (height * width))
-    for low in range(0, len(start_N), step):
-        part = slice(low, low + step)
-        if query_time is not None and key_time is not None:
-            elapsed_nRC = (
-                query_time[query_row_NR[part], None] - key_time[key_row_NC[part]][:, None, :]
-            )
-            bucket_NRC[part] = time_bucket(elapsed_nRC).to(torch.uint8)
-        seen_nRC = (column_NC[part, None, :] >= first_NR[part, :, None]) & (
-            column_NC[part, None, :] < end_NR[part, :, None]
+    if first.device.type == "cpu" and len(start_N) * width > SEGMENT_WASTE * num_keys:
+        return None  # keys would be gathered more often than read
+    place = torch.arange(max(height, width), device=first.device)
+    inside_NR = place[:height] < count_N[:, None]
+    query_row_NR = torch.where(inside_NR, start_N[:, None] + place[:height], start_N[:, None])
+    column_C = place[:width]
+    key_row_NC = (first_N[:, None] + column_C).clamp_max(num_keys - 1)
+    # r: R, or 1 where all queries of a segment read alike.
+    visible_Nr = visible[query_row_NR]
+    asked_Nr = None if query_time is None else query_time[query_row_NR]
+    position_Nr = place[None, :height]
+    if query_position is not None:
+        position_Nr = query_position[query_row_NR] - first_N[:, None]
+    even = len(first) == len(start_N) * height
+    if (
+        even
+        and height > 1
+        and all(
+            x is None or bool((x == x[:, :1]).all()) for x in (visible_Nr, asked_Nr, position_Nr)
         )
-        bucket_NRC[part].masked_fill_(~seen_nRC, HIDDEN)
-    position_NR = query_row_NR if query_position is None else query_position[query_row_NR]
+    ):
+        visible_Nr, position_Nr = visible_Nr[:, :1], position_Nr[:, :1]
+        asked_Nr = None if asked_Nr is None else asked_Nr[:, :1]
+    else:
+        visible_Nr = torch.where(inside_NR, visible_Nr, 0)
+    hidden_NrC = column_C >= visible_Nr[..., None]
+    if asked_Nr is None or key_time is None:
+        bucket_NrC = torch.zeros(hidden_NrC.shape, dtype=torch.uint8, device=first.device)
+    else:
+        pairs = asked_Nr.shape[1] * width
+        step = at_a_time(first.device, cpu=max(1, CPU_BUCKETS // pairs), bytes_each=8 * pairs)
+        parts = zip(asked_Nr.split(step), key_row_NC.split(step), strict=True)
+        bucket_NrC = torch.cat(
+            [
+                pair_bucket(asked_nr[..., None] - key_time[key_row_nC][:, None])
+                for asked_nr, key_row_nC in parts
+            ]
+        )
+    bucket_NrC.masked_fill_(hidden_NrC, HIDDEN)
     tile_N = torch.arange(len(start_N), device=first.device)
     return Tiles(
         size=size,
@@ -228,9 +256,13 @@ def _segments(
         num_keys=num_keys,
         query_block=tile_N,
         key_block=tile_N,
-        bucket=bucket_NRC,
-        base=position_NR - key_first_N[:, None],
+        bucket=bucket_NrC.expand(-1, height, -1),
+        base=position_Nr.expand(len(start_N), height),
         first=first,
         end=end,
         rows=(query_row_NR, key_row_NC),
+        place=None
+        if even
+        else torch.arange(len(first), device=first.device)
+        + torch.repeat_interleave(tile_N * height - start_N, count_N),
     )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpgr.model.attention.cover import HIDDEN, time_bucket
+from hpgr.model.attention.cover import HIDDEN, pair_bucket
 from hpgr.model.placement import at_a_time
 from hpgr.model.shapes import Int
 
@@ -142,7 +142,7 @@ def build_key_tiles(
         part = slice(low, low + step)
         if asked_NG is not None and key_time_BS is not None:
             elapsed_nGS = asked_NG[part, :, None] - key_time_BS[block_N[part], None]
-            bucket_NGS[part] = time_bucket(elapsed_nGS).to(torch.uint8)
+            bucket_NGS[part] = pair_bucket(elapsed_nGS)
         hidden_nGS = column_S < (first_NG[part] - start_N1[part])[..., None]
         hidden_nGS |= column_S >= (end_NG[part] - start_N1[part])[..., None]
         bucket_NGS[part].masked_fill_(hidden_nGS, HIDDEN)

@@ -1,11 +1,10 @@
 """Anchors: the visible keys most similar to each query, exact and on its own.
 
-Every query is scored against the keys that it may see. The best scores are found level by level:
-each of the A best keys lies in one of the A groups with the best maxima, so only those groups are
-looked into, and the groups are found in the same way. The product alone grows with the length.
+Every query is scored against the keys that it may see. The best scores are found level by level
+(`hpgr.largest`), so that the product alone grows with the length.
 
 Shape legend (suffixes of names): Q queries, K keys, q queries of one chunk, k keys of one chunk, R
-width of the signal space, A anchors, g groups, f keys of a group.
+width of the signal space, A anchors, N segments, n places of all segments.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpgr.largest import FOLD, largest
+from hpgr.model.attention.cover import HIDDEN, Tiles
 from hpgr.model.precision import autocast_off, wide
 from hpgr.model.shapes import Float, Int
 from hpgr.model.unit import unit
 
 TIE = 1e-6  # what one place newer is worth: above rounding, below what tells items apart
-FOLD = 8  # keys or groups of a group
 QUERIES_AT_A_TIME = 256  # on a CPU, at most
 FEW_QUERIES = 32  # fewer than these are scored together with the next history's
 GATHERED_AT_A_TIME = 1024  # queries on a CPU, whose anchors' keys stay in its cache
@@ -55,6 +55,7 @@ class Selector(nn.Module):
         first: Int[Tensor, "Q"],
         end: Int[Tensor, "Q"],
         position_K: Int[Tensor, "K"],
+        tiles: Tiles | None = None,
     ) -> tuple[Int[Tensor, "Q A"], Float[Tensor, "Q A"]]:
         """Return the anchors of each query (rows, -1 for none) and their cosines.
 
@@ -64,6 +65,7 @@ class Selector(nn.Module):
             first: first visible key of each query, non-decreasing.
             end: one past the last visible key.
             position_K: place of each key in its history.
+            tiles: the same queries and keys, where a caller has covered them.
         """
         query_QR, key_KR = self.query(query_QD), self.key(key_KE)
         # Selection is not smooth: cosines rounded to bfloat16 would tie and select other anchors.
@@ -72,6 +74,8 @@ class Selector(nn.Module):
             key_KR = unit(wide(key_KR))
             if self.mode != "chosen":
                 return self._intervened(query_QR, key_KR, first, end)
+            if tiles is not None and tiles.rows is not None and not torch.is_grad_enabled():
+                return select_within(query_QR, key_KR, tiles, self.num_anchors, position_K)
             return select(query_QR, key_KR, first, end, self.num_anchors, position_K)
 
     def _intervened(
@@ -125,6 +129,30 @@ def select(
     if not len(key_KR):
         return anchor_QA, query_QR.new_zeros(anchor_QA.shape)
     return anchor_QA, _Similarity.apply(query_QR, key_KR, anchor_QA.clamp_min(0))
+
+
+def select_within(
+    query_QR: Float[Tensor, "Q R"],
+    key_KR: Float[Tensor, "K R"],
+    tiles: Tiles,
+    num: int,
+    position_K: Int[Tensor, "K"],
+) -> tuple[Int[Tensor, "Q A"], Float[Tensor, "Q A"]]:
+    """Return what `select` does, without gradients, where `tiles` are those of segments."""
+    assert tiles.rows is not None
+    row_Nq, column_Nk = tiles.rows
+    cosine_Nqk = tiles.padded(query_QR) @ key_KR[column_Nk].transpose(1, 2)
+    worth_Nqk = cosine_Nqk + (TIE * position_K[column_Nk].to(cosine_Nqk.dtype))[:, None]
+    worth_Nqk.masked_fill_(tiles.bucket == HIDDEN, -torch.inf)
+    column_nA, best_nA = largest(worth_Nqk.flatten(0, 1), min(num, worth_Nqk.shape[2]))
+    cosine_nA = cosine_Nqk.flatten(0, 1).gather(1, column_nA)
+    anchor_nA = column_nA + column_Nk[:, :1].expand(row_Nq.shape).reshape(-1, 1)
+    anchor_nA = torch.where(best_nA > -torch.inf, anchor_nA, -1)
+    short = num - column_nA.shape[1]  # places without an anchor
+    return (
+        functional.pad(tiles.of_queries(anchor_nA), (0, short), value=-1),
+        functional.pad(tiles.of_queries(cosine_nA), (0, short)),
+    )
 
 
 class _Similarity(torch.autograd.Function):
@@ -206,7 +234,7 @@ def select_anchors(
         left, right = left - start, max(0, right - start)
         score_qk[:, :left].masked_fill_(column_k[:left] < first_q[:, None], -torch.inf)
         score_qk[:, right:].masked_fill_(column_k[right:] >= end_q[:, None], -torch.inf)
-        column_qA, best_qA = _best(score_qk, min(num, width))
+        column_qA, best_qA = largest(score_qk, min(num, width))
         column_qA = torch.where(best_qA > -torch.inf, column_qA + start, -1)
         anchor_qA[:, : column_qA.shape[1]] = column_qA
     return anchor_QA
@@ -233,24 +261,8 @@ def _chunks(first: Int[Tensor, "Q"]) -> list[int]:
 
 
 def _divisible(count: int, num: int) -> int:
-    """Fill `count` columns up so that every level of `_best` has whole groups."""
+    """Fill `count` columns up so that every level of `largest` has whole groups."""
     whole = 1
     while count > FOLD * num * whole:
         whole *= FOLD
     return -(-count // whole) * whole
-
-
-def _best(score_qk: Tensor, num: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
-    """Return column and score of the `num` best of each row, best first where `ordered`."""
-    total = score_qk.shape[1]
-    if total <= FOLD * num:
-        best = score_qk.topk(num, 1, sorted=ordered)
-        return best.indices, best.values
-    groups = total // FOLD
-    # Neighbouring columns belong to different groups: maxima are taken of whole rows of columns.
-    score_qfg = score_qk.view(-1, FOLD, groups)
-    group_qA, _ = _best(score_qfg.amax(1), num, ordered=False)
-    inside_qfA = score_qfg.gather(2, group_qA[:, None, :].expand(-1, FOLD, -1))
-    best = inside_qfA.flatten(1).topk(num, 1, sorted=ordered)
-    column_qA = best.indices // num * groups + group_qA.gather(1, best.indices % num)
-    return column_qA, best.values

@@ -150,6 +150,45 @@ class _TileAttention(torch.autograd.Function):
         )
 
 
+def _segment_sums(
+    q_QHd: Tensor,
+    k_KHd: Tensor,
+    v_KHe: Tensor,
+    position_bias: Tensor,
+    time_bias: Tensor,
+    weight_NRC: Tensor | None,
+    tiles: Tiles,
+    exponential: bool,
+) -> Tensor:
+    """Sum over tiles of segments, [Q, H, e]: each holds all keys of its queries. No gradients."""
+    assert tiles.rows is not None
+    q_NRHd = tiles.padded(q_QHd)
+    bias = PairBias(position_bias, time_bias, tiles, hidden=0.0 if exponential else HIDDEN_BIAS)
+    out_NRHe = q_NRHd.new_empty(*q_NRHd.shape[:3], v_KHe.shape[2])
+    step = _at_a_time(tiles, q_QHd)
+    for low in range(0, len(q_NRHd), step):
+        part = slice(low, low + step)
+        k_nCHd, v_nCHe = (_keys(x, tiles.rows[1][part]) for x in (k_KHd, v_KHe))
+        bias_nRC, hidden_nRC = bias.of(part), tiles.bucket[part] == HIDDEN
+        for h in range(q_NRHd.shape[2]):  # products of slices: no head is copied
+            scores_nRC = q_NRHd[part, :, h] @ k_nCHd[:, :, h].transpose(1, 2)
+            scores_nRC += bias_nRC
+            if exponential:
+                active_nRC = scores_nRC.exp_().masked_fill_(hidden_nRC, 0.0)
+            else:
+                active_nRC = functional.silu(scores_nRC, inplace=True)
+            if weight_NRC is not None:
+                active_nRC *= weight_NRC[part]
+            out_NRHe[part, :, h] = active_nRC @ v_nCHe[:, :, h]
+    return tiles.of_queries(out_NRHe.flatten(0, 1))
+
+
+def _keys(rows_KHd: Tensor, column_nC: Tensor) -> Tensor:
+    """Gather the rows of some segments, [n, C, H, d]; flat rows make it one copy a row."""
+    chosen = rows_KHd.flatten(1).index_select(0, column_nC.flatten())
+    return chosen.view(*column_nC.shape, *rows_KHd.shape[1:])
+
+
 def tile_attention(
     q_QHd: Tensor,
     k_KHd: Tensor,
@@ -165,6 +204,7 @@ def tile_attention(
     dtype = product_type(q_QHd, k_KHd, v_KHe)
     with autocast_off(q_QHd):
         q_QHd, k_KHd, v_KHe = q_QHd.to(dtype), k_KHd.to(dtype), v_KHe.to(dtype)
-        return _TileAttention.apply(
-            q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight, tiles, exponential
-        )
+        factors = (q_QHd, k_KHd, v_KHe, position_bias, time_bias, weight, tiles, exponential)
+        if tiles.rows is not None and not torch.is_grad_enabled():
+            return _segment_sums(*factors).to(dtype)
+        return _TileAttention.apply(*factors)
