@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from hpgr.data.batches import TrainingWindows  # noqa: E402
 from hpgr.data.log import DTYPES, EventLog, Meta  # noqa: E402
-from hpgr.model import hpgr, hstu, session_encoder  # noqa: E402
+from hpgr.model import hstu, session_encoder, trunk  # noqa: E402
 from hpgr.model.attention import select  # noqa: E402
 from hpgr.model.attention import tiles as attention  # noqa: E402
 from hpgr.model.attention.cover import NUM_TIME_BUCKETS, Tiles, build_tiles  # noqa: E402
@@ -129,7 +129,7 @@ def as_before() -> Iterator[None]:
         return build_tiles(*arguments, **{**options, "segments": False})
 
     with contextlib.ExitStack() as stack:
-        for module in (hpgr, hstu, session_encoder):
+        for module in (hstu, session_encoder, trunk):
             stack.enter_context(patched(module, build_tiles=square))
         stack.enter_context(small_chunks())
         stack.enter_context(patched(losses, _at_a_time=lambda _: losses.ROWS_AT_A_TIME))
