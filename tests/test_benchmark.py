@@ -214,7 +214,6 @@ def step_of(checkpoint: Path) -> int:
 
 def by_plain_calls(cell):
     """The same cell as function calls in one process without DVC."""
-    import torch
 
     from hpgr.data.sessionize import sessionize
     from hpgr.evaluation.evaluate import evaluate
@@ -224,7 +223,6 @@ def by_plain_calls(cell):
     cfg = load_config(cell.workspace.params)
     workspace = Workspace(Path("plain") / str(cell), cell.workspace.validated)
     for stage in (sessionize, pretrain, finetune, evaluate):
-        torch.set_float32_matmul_precision("highest")  # as in a process that has not trained
         stage(cfg, workspace)
     for folder in ("finetuned", "evaluation"):
         yield getattr(workspace, folder), getattr(cell.workspace, folder)

@@ -65,8 +65,11 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     Raises:
         UserError: an input is missing, or the split left nothing to test.
     """
+    import torch
+
     from hpgr.evaluation import report  # matplotlib: the gate, which opens the log, draws nothing
 
+    torch.set_float32_matmul_precision("highest")  # as in serving; training lowers its process's
     log = open_log(workspace)
     judged = load_judged(cfg, workspace)
     queries = protocols.next_item(log, TEST)
