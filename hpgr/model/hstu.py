@@ -222,7 +222,7 @@ class HSTU(Network):
         tiles = history_tiles(packed, candidates, self.tile)
         for module, (k_THd, v_THd) in zip(self.blocks, reading.memory, strict=True):
             block = cast(HSTUBlock, module)
-            u_CE, _, q_CHd, _ = block.project(c_CD)
+            u_CE, q_CHd = block.queries(c_CD)
             c_CD = block.attend(c_CD, u_CE, q_CHd, k_THd, v_THd, tiles, self.padded_length)
         return Judgement(self.click(c_CD, entered_CD, packed, candidates), None)
 

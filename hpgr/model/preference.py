@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpgr.model.attention.bells import REACH, bell_weights, find_bells
+from hpgr.model.attention.bells import bell_curve, bell_weights, find_bells
 from hpgr.model.attention.cover import Tiles, build_tiles
 from hpgr.model.attention.key_tiles import SIZE, KeyTiles, build_key_tiles
 from hpgr.model.precision import autocast_off, wide
@@ -118,13 +118,12 @@ def _segment_weights(
     window: int,
 ) -> Float[Tensor, "Q C"]:
     """Compute the weights of each query over the keys from its first on; C as tiles have them."""
-    reach, width = int(REACH * sigma), tiles.bucket.shape[2]
-    place_B = torch.arange(-reach, reach + 1, device=peak_QA.device)
-    shape_B = torch.exp(-(place_B.to(peak_QA.dtype) ** 2) / (2 * sigma**2))
+    curve_B, width = bell_curve(sigma, peak_QA.device).to(peak_QA.dtype), tiles.bucket.shape[2]
+    reach = len(curve_B) // 2
     # No anchor: a peak of height zero at any place. Bells may reach over both ends.
     inside_QA = (anchor_QA - tiles.first[:, None]).clamp_min(0)
-    index_QAB = inside_QA[:, :, None] + (place_B + reach)
-    bell_QAB = peak_QA[:, :, None] * shape_B
+    index_QAB = inside_QA[:, :, None] + torch.arange(len(curve_B), device=peak_QA.device)
+    bell_QAB = peak_QA[:, :, None] * curve_B
     weight_QC = peak_QA.new_zeros(len(peak_QA), width + 2 * reach).scatter_reduce(
         1, index_QAB.flatten(1), bell_QAB.flatten(1), "amax"
     )[:, reach : reach + width]

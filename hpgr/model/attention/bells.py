@@ -60,6 +60,13 @@ class Bells:
         return number_P % max(1, num_queries), number_P // max(1, num_queries), pair_X
 
 
+def bell_curve(sigma: float, device: torch.device) -> Float[Tensor, "K"]:
+    """Compute a bell of height one, `REACH` standard deviations to either side."""
+    reach = int(REACH * sigma)
+    step_K = torch.arange(-reach, reach + 1, device=device)
+    return torch.exp(-(step_K.to(torch.float32) ** 2) / (2 * sigma**2))
+
+
 @torch.no_grad()
 def find_bells(
     anchor_QA: Int[Tensor, "Q A"],
@@ -85,10 +92,9 @@ def find_bells(
     peak_E, block_E = _pieces(anchor_QA - reach, high_QA, first, end, size=size)
     recent_Q = torch.maximum(first, end - min(window, 1 << 32))
     query_W, block_W = _pieces(recent_Q[:, None], end[:, None] - 1, first, end, size=size)
-    step_K = torch.arange(-reach, reach + 1, device=anchor_QA.device)
     return Bells(
         size=size,
-        curve=torch.exp(-(step_K.to(torch.float32) ** 2) / (2 * sigma**2)),
+        curve=bell_curve(sigma, anchor_QA.device),
         query=torch.cat([peak_E // anchor_QA.shape[1], query_W]),
         block=torch.cat([block_E, block_W]),
         peak=peak_E,

@@ -169,12 +169,12 @@ def _segment_sums(
     for low in range(0, len(q_NRHd), step):
         part = slice(low, low + step)
         k_nCHd, v_nCHe = (_keys(x, tiles.rows[1][part]) for x in (k_KHd, v_KHe))
-        bias_nRC, hidden_nRC = bias.of(part), tiles.bucket[part] == HIDDEN
+        bias_nRC = bias.of(part)
         for h in range(q_NRHd.shape[2]):  # products of slices: no head is copied
             scores_nRC = q_NRHd[part, :, h] @ k_nCHd[:, :, h].transpose(1, 2)
             scores_nRC += bias_nRC
             if exponential:
-                active_nRC = scores_nRC.exp_().masked_fill_(hidden_nRC, 0.0)
+                active_nRC = _visible_exp(scores_nRC[:, None], tiles, part)[:, 0]
             else:
                 active_nRC = functional.silu(scores_nRC, inplace=True)
             if weight_NRC is not None:
