@@ -104,15 +104,15 @@ def training() -> Figure:
 
 
 def serving() -> Figure:
-    """Latency and rate of the server, beside the network alone."""
+    """Latency and rate of the server, beside reading histories alone."""
     found = result("serving")["figures"]
     figure, (latency, rate) = canvas(9, 2.9, panels=2)
     rows = [(f"{n} clients", found[f"p99_ms_{n}"], MAIN) for n in (8, 64)]
-    network = ("network alone, one", found["network_ms_of_1"], PEER)
+    network = ("reading alone, one", found["network_ms_of_1"], PEER)
     bars(latency, [network, ("1 client", found["p99_ms_1"], MAIN), *rows], "99 of 100 within, ms")
     alone = round(1000 / found["network_ms_of_8"])
     rows = [(f"{n} clients", found[f"rps_{n}"], MAIN) for n in (8, 64)]
-    limit = ("network alone, of 8", alone, LIMIT)
+    limit = ("reading alone, of 8", alone, LIMIT)
     bars(rate, [limit, ("1 client", found["rps_1"], MAIN), *rows], "answers a second", goal=400)
     return figure
 
