@@ -68,6 +68,9 @@ class Columns(Section):
     session_id: str | None
     title: str | None
     categories: str | None
+    impression_id: str | None
+    position: str | None
+    label: str | None
 
 
 class Data(Section):
@@ -78,6 +81,7 @@ class Data(Section):
     interactions: FileName | None
     items: FileName | None
     users: FileName | None
+    impressions: FileName | None
     columns: Columns
     category_separator: str = Field(min_length=1)
     quoting: Literal["auto", "doubled", "backslash", "none"]
@@ -189,6 +193,7 @@ class Evaluate(Section):
     """Protocols, cutoffs and the report."""
 
     cutoffs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    list_cutoffs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     catalogue_chunk: int = Field(ge=1)
     remove_history: Literal["auto", True, False]
     max_repeat_share: float = Field(ge=0, le=1)

@@ -45,12 +45,13 @@ def _training(cfg: Config) -> Iterator[str]:
 
 
 def _evaluation(cfg: Config) -> Iterator[str]:
-    cutoffs = list(cfg.evaluate.cutoffs)
-    if cutoffs != sorted(set(cutoffs)):
-        yield (
-            f"  evaluate.cutoffs: found {cutoffs}, expected each once, the smallest first: "
-            f"{sorted(set(cutoffs))}"
-        )
+    for key in ("cutoffs", "list_cutoffs"):
+        cutoffs = list(getattr(cfg.evaluate, key))
+        if cutoffs != sorted(set(cutoffs)):
+            yield (
+                f"  evaluate.{key}: found {cutoffs}, expected each once, the smallest first: "
+                f"{sorted(set(cutoffs))}"
+            )
     if 0 not in cfg.evaluate.like_weights:
         yield (
             f"  evaluate.like_weights: found {list(cfg.evaluate.like_weights)}, expected 0 among "
@@ -78,11 +79,21 @@ def _gate(cfg: Config) -> Iterator[str]:
 
 
 def _columns(cfg: Config) -> Iterator[str]:
-    """Check that user, item and time are three columns; the title may be the id."""
+    """Check that user, item and time are three columns; the title may be the id.
+
+    Of impressions the id of the list and the label are two more.
+    """
     columns = cfg.data.columns
     seen: dict[str, str] = {}
-    for ours in ("user_id", "item_id", "timestamp"):
+    of_lists = () if cfg.data.impressions is None else ("impression_id", "label")
+    for ours in ("user_id", "item_id", "timestamp", *of_lists):
         theirs = getattr(columns, ours)
+        if theirs is None:
+            yield (
+                f"  data.columns.{ours}: found null, expected the name of a column of "
+                f"{cfg.data.impressions}; name it, or set data.impressions to null"
+            )
+            continue
         if theirs in seen:
             yield (
                 f"  data.columns.{ours}: {theirs!r} is data.columns.{seen[theirs]} already; name "

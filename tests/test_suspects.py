@@ -14,7 +14,7 @@ from hpgr.intake import suspects
 from hpgr.intake.contract import EVENTS, ROW, row_rules
 from hpgr.intake.expectations import Expectations
 from hpgr.intake.screening import check_rows
-from hpgr.intake.staging import STAGED_SCHEMA, stage
+from hpgr.intake.staging import stage
 
 NOW = int(time.time())
 TIMES = [
@@ -51,7 +51,7 @@ def rows() -> pd.DataFrame:
 @pytest.mark.parametrize("items", [None, pd.DataFrame({"item_id": ["i1", "u1", "7"]})])
 def test_the_same_rows_break_the_same_rules(rows, items, tmp_path, monkeypatch):
     staged, limits = tmp_path / "staged.parquet", config().validate_
-    stage(iter([rows[STAGED_SCHEMA.names]]), staged)
+    stage(iter([rows]), staged)
     monkeypatch.setattr(time, "time", lambda: NOW)
     found, tallies, judged = [], [], []
     for sample, given in ((0, None), (0, limits), (2, limits)):

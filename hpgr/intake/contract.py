@@ -23,7 +23,10 @@ USER, ITEM, TIMESTAMP, ACTION, SESSION = "user_id", "item_id", "timestamp", "act
 EVENT_COLUMNS = (USER, ITEM, TIMESTAMP, ACTION, SESSION)
 REQUIRED = (USER, ITEM, TIMESTAMP)
 TITLE, CATEGORIES = "title", "categories"
-EVENTS = "events"  # the role of a table; the roles of items and users are their id columns
+IMPRESSION, POSITION, LABEL = "impression_id", "position", "label"
+SHOWN_COLUMNS = (IMPRESSION, USER, ITEM, TIMESTAMP, POSITION, LABEL)
+# Roles of tables; those of items and users are their id columns.
+EVENTS, IMPRESSIONS = "events", "impressions"
 ROW = "row"  # number of the row in the log, from 0, counted through all increments
 PART = "part"  # which file of events the row is from: 0 the base, then the increments in order
 ITEM_KNOWN = "item_known"  # of a row as `prepare` makes it; missing where nothing is checked
@@ -121,21 +124,38 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
     `items_file` names the file that lists the items, if there is one.
     """
     items = items_file or "the items file"
-    not_null = "expect_column_values_to_not_be_null"
-    ids = [
-        Rule(
-            name=f"{column} is missing",
-            column=column,
-            expected="a value" if column == TIMESTAMP else "an id, any text or number",
-            fix="fill it in, or drop the row",
-            check=not_null,
-            arguments={"column": column},
-        )
-        for column in REQUIRED
-    ]
     return (
         FIELDS_RULE,
-        *ids,
+        *map(not_missing, REQUIRED),
+        *time_rules(limits),
+        COPY_RULE,
+        REPEATED_RULE,
+        Rule(
+            name=UNKNOWN_ITEM,
+            column=ITEM,
+            expected=f"an id that {items} lists",
+            fix=f"add the item to {items}, or set data.items to null",
+            check="expect_column_values_to_be_in_set",
+            arguments={"column": ITEM_KNOWN, "value_set": [True]},
+        ),
+    )
+
+
+def not_missing(column: str) -> Rule:
+    """A rule for a column of ids, times or labels in which every row has a value."""
+    return Rule(
+        name=f"{column} is missing",
+        column=column,
+        expected="a value" if column in (TIMESTAMP, LABEL) else "an id, any text or number",
+        fix="fill it in, or drop the row",
+        check="expect_column_values_to_not_be_null",
+        arguments={"column": column},
+    )
+
+
+def time_rules(limits: Validate) -> tuple[Rule, ...]:
+    """Rules for a time; `with_seconds` makes the columns that they check."""
+    return (
         Rule(
             name="timestamp is not a whole number",
             column=TIMESTAMP,
@@ -168,16 +188,6 @@ def row_rules(limits: Validate, items_file: Path | None = None) -> tuple[Rule, .
             fix="correct the clock or the time zone, or raise validate.max_timestamp_ahead_s",
             most=limits.max_timestamp_ahead_s,
             values="ahead_s",
-        ),
-        COPY_RULE,
-        REPEATED_RULE,
-        Rule(
-            name=UNKNOWN_ITEM,
-            column=ITEM,
-            expected=f"an id that {items} lists",
-            fix=f"add the item to {items}, or set data.items to null",
-            check="expect_column_values_to_be_in_set",
-            arguments={"column": ITEM_KNOWN, "value_set": [True]},
         ),
     )
 
@@ -277,20 +287,24 @@ def prepare(
         repeated: sorted row numbers that repeat a row of an earlier file, int64.
         known_items: ids of the items table; None where there is none.
     """
-    text = chunk[TIMESTAMP].where(chunk[TIMESTAMP].str.fullmatch(WHOLE_NUMBER).fillna(False))
-    seconds = text.astype("float64")  # not by way of an integer: 5,000 digits become infinite
     # A missing value breaks no rule: without an items table nothing is checked, and the not-null
     # rule reports missing ids.
     known = None
     if known_items is not None:
         known = chunk[ITEM].isin(known_items).where(chunk[ITEM].notna())
-    return chunk.assign(
-        seconds=seconds,
-        ahead_s=(seconds - now).where(seconds < MILLISECONDS_FROM),
+    return with_seconds(chunk, now).assign(
         is_copy=among(copies, chunk[ROW].to_numpy()),
         is_repeated=among(repeated, chunk[ROW].to_numpy()),
         item_known=known,
     )
+
+
+def with_seconds(chunk: pd.DataFrame, now: int) -> pd.DataFrame:
+    """`chunk` with the columns that the rules for times check; `now` is in seconds since 1970."""
+    text = chunk[TIMESTAMP].where(chunk[TIMESTAMP].str.fullmatch(WHOLE_NUMBER).fillna(False))
+    seconds = text.astype("float64")  # not by way of an integer: 5,000 digits become infinite
+    ahead_s = (seconds - now).where(seconds < MILLISECONDS_FROM)
+    return chunk.assign(seconds=seconds, ahead_s=ahead_s)
 
 
 def among(ordered: np.ndarray, rows: np.ndarray) -> np.ndarray:

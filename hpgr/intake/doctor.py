@@ -1,8 +1,8 @@
 """`hpgr doctor PATH`: the problems of a log, line by line, before anything runs.
 
-Reads one table of events, items or users, or a whole raw folder. Writes only a scratch file. The
-rules are those of the validate stage, and in addition what makes the stage refuse a whole file:
-header, encoding, and mixed formats of time.
+Reads one table of events, items, users or impressions, or a whole raw folder. Writes only a scratch
+file. The rules are those of the validate stage, and in addition what makes the stage refuse a whole
+file: header, encoding, and mixed formats of time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from hpgr.intake.contract import (
     ACTION,
     EVENTS,
     FIELDS_RULE,
+    IMPRESSIONS,
     ITEM,
+    SHOWN_COLUMNS,
     TIMESTAMP,
     UNKNOWN_ITEM,
     USER,
@@ -43,6 +45,8 @@ from hpgr.intake.file_problems import (
     unreadable,
 )
 from hpgr.intake.formats import column_names, format_of
+from hpgr.intake.impression_rules import shown_rules
+from hpgr.intake.impression_screening import SHOWN_IDS, check_shown
 from hpgr.intake.log_notes import notes_on_actions, notes_on_rows, notes_on_spelling
 from hpgr.intake.raw_file import (
     PARQUET,
@@ -52,7 +56,7 @@ from hpgr.intake.raw_file import (
     require_path,
     require_text,
 )
-from hpgr.intake.raw_log import read_raw, whole_ids
+from hpgr.intake.raw_log import numbered, read_raw, whole_ids
 from hpgr.intake.screening import check_rows
 from hpgr.intake.staging import mend_ids, query, stage
 from hpgr.intake.table_files import header, repeated, suggestion, table_chunks
@@ -70,8 +74,9 @@ def doctor(path: Path, cfg: Config, outlook: list[FileProblem] | None = None) ->
 
     Args:
         path: a raw folder in the format that `cfg.data` names, or one table with the columns of
-            `cfg.data.columns`: a Parquet or CSV file or a folder of such parts. It holds items or
-            users if it has the name that `cfg.data` gives to such a table, otherwise events.
+            `cfg.data.columns`: a Parquet or CSV file or a folder of such parts. It holds items,
+            users or impressions if it has the name that `cfg.data` gives to such a table, otherwise
+            events.
         cfg: the format and the limits.
         outlook: receives notes on what training will make of a sound log.
     """
@@ -110,7 +115,12 @@ def _readable(files: Sequence[Path], problems: Iterable[FileProblem]) -> Iterato
 
 def _named(data: Data) -> list[tuple[str, str]]:
     """Role and name of each table that `data` names."""
-    named = ((EVENTS, data.interactions), (ITEM, data.items), (USER, data.users))
+    named = (
+        (EVENTS, data.interactions),
+        (ITEM, data.items),
+        (USER, data.users),
+        (IMPRESSIONS, data.impressions),
+    )
     return [(role, name) for role, name in named if name is not None]
 
 
@@ -132,11 +142,14 @@ def _examine_table(
     yield from problems
     if any(p.serious for p in problems):
         return
+    if role == IMPRESSIONS:
+        yield from _readable([path], _examine_impressions(path, data, cfg))
+        return
     if role != EVENTS:
         yield from _readable([path], _examine_rows(path, role, data))
         return
     # Users do not matter for events. Items do; problems of their file are reported for that file.
-    data = data.model_copy(update={"users": None})
+    data = data.model_copy(update={"users": None, "impressions": None})
     if data.items is not None:
         items = data.path / data.items
         if any(p.serious for p in _readable([items], _examine_items(items, data))):
@@ -209,6 +222,25 @@ def _examine_rows(path: Path, key: str, data: Data) -> Iterator[FileProblem]:
     frame = pd.concat(chunks, ignore_index=True)
     frame[key] = whole_ids(path, key, frame[key])
     yield from _examine_ids(path, columns, frame, key) or layout.open_table(key, path)[1]
+
+
+def _examine_impressions(path: Path, data: Data, cfg: Config) -> Iterator[FileProblem]:
+    """Check every row of the impressions at `path` by the rules of the validate stage."""
+    layout, positions = format_of(data), data.columns.position is not None
+    rules = shown_rules(cfg.validate_, positions=positions)
+    listing = Listing(parts_of(path), layout.tables[IMPRESSIONS].columns)
+    with tempfile.TemporaryDirectory(prefix="hpgr-doctor-") as scratch:
+        staged = Path(scratch) / "staged.parquet"
+        chunks = layout.open_rows(IMPRESSIONS, path, cfg.validate_.chunk_rows)
+        stage(numbered([(path, chunks)]), staged, SHOWN_COLUMNS)
+        if not pq.read_metadata(staged).num_rows:
+            yield no_rows(path)
+            return
+        mend_ids(staged, [path], SHOWN_IDS)
+        checked = check_shown(staged, Expectations(), cfg.validate_, positions=positions)
+        for chunk, found in checked:
+            listing.add(chunk, found, rules)
+    yield from listing.problems()
 
 
 def _examine_ids(

@@ -18,8 +18,10 @@ from hpgr.intake.contract import (
     CATEGORIES,
     EVENT_COLUMNS,
     EVENTS,
+    IMPRESSIONS,
     ITEM,
     SESSION,
+    SHOWN_COLUMNS,
     TIMESTAMP,
     TITLE,
     USER,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 Part = dict[str, Path]
 """The tables of the base or of one increment by role, the events first.
 
-Each is a file or a folder of parts. There may be no items and no users.
+Each is a file or a folder of parts. There may be no items, no users and no impressions.
 """
 
 
@@ -66,7 +68,7 @@ Opened = tuple[pd.DataFrame, list[FileProblem]]
 
 @dataclass(frozen=True)
 class Format:
-    """The tables of one format by role, the events first; there may be no items and no users.
+    """The tables of one format by role, the events first; the others may be absent.
 
     `separator` lies between the categories in a cell. `own` is True if params.yaml names the
     columns, and not the format.
@@ -93,9 +95,9 @@ class Format:
             for file in parts_of(path)
         ]
 
-    def open_events(self, path: Path, chunk_rows: int) -> Iterator[pd.DataFrame]:
-        """The events at `path`, see `table_chunks`."""
-        table = self.tables[EVENTS]
+    def open_rows(self, role: str, path: Path, chunk_rows: int) -> Iterator[pd.DataFrame]:
+        """The events or impressions at `path`, see `table_chunks`."""
+        table = self.tables[role]
         self._names(path, table)
         return table_chunks(path, table.columns, chunk_rows, table.reading)
 
@@ -195,6 +197,7 @@ def _table(data: Data) -> Format:
         EVENTS: (data.interactions, EVENT_COLUMNS),
         ITEM: (data.items, (ITEM, TITLE, CATEGORIES)),
         USER: (data.users, (USER,)),
+        IMPRESSIONS: (data.impressions, SHOWN_COLUMNS),
     }
     tables = {
         role: Table(name, {ours: named[ours] for ours in columns if ours in named}, data.quoting)

@@ -115,7 +115,7 @@ def examine(
             raw,
             cfg,
             Path(scratch),
-            files=[str(path) for path in raw.sources],
+            name_of=str,
             items=_known_items(layout, raw, workspace.validated),
             items_file=Path(layout.tables[ITEM].name) if ITEM in layout.tables else None,
             known_events=log_events,

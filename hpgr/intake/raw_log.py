@@ -1,4 +1,4 @@
-"""A raw log of any known format (`formats.py`), opened as canonical events, items and users.
+"""A raw log of any known format (`formats.py`), opened as canonical tables.
 
 A log is a base and its increments: folders with files of the same format, in which only the events
 are required. Reads the folder `data.path` through `table_files.py`. Writes nothing.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from hpgr.intake.contract import ACTION, EVENTS, ITEM, PART, ROW, SOURCE, USER
+from hpgr.intake.contract import ACTION, EVENTS, IMPRESSIONS, ITEM, PART, ROW, SOURCE, USER
 from hpgr.intake.delimited_text import Dialect
 from hpgr.intake.file_problems import FileProblem
 from hpgr.intake.formats import Format, Part, files_of, format_of
@@ -37,6 +37,8 @@ class RawLog:
             int64 from 0 through all parts, `part` int64, `source` int64 (the place of the row's
             file among `sources`), `line` int64 from 1 in that file, and `ragged`. An iterator:
             it can be read once.
+        impressions: chunks of the shown items in the same way, with the columns SHOWN_COLUMNS and
+            `part` counting the parts that have such a table; None if none has.
         tables: each table of items or users that was read: path, id column, rows.
         items: item_id, title and categories, with the row of the latest part for each id; None if
             the source has no such table.
@@ -47,6 +49,7 @@ class RawLog:
 
     parts: tuple[Part, ...]
     events: Iterator[pd.DataFrame]
+    impressions: Iterator[pd.DataFrame] | None
     tables: tuple[tuple[Path, str, pd.DataFrame], ...]
     items: pd.DataFrame | None
     users: pd.DataFrame | None
@@ -57,6 +60,11 @@ class RawLog:
     def sources(self) -> tuple[Path, ...]:
         """All files of events, the base's first."""
         return tuple(file for part in self.parts for file in parts_of(part[EVENTS]))
+
+    @property
+    def shown(self) -> tuple[Path, ...]:
+        """The tables of impressions, the base's first."""
+        return tuple(part[IMPRESSIONS] for part in self.parts if IMPRESSIONS in part)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -88,7 +96,10 @@ def read_parts(layout: Format, parts: Sequence[Part], chunk_rows: int) -> RawLog
             part[EVENTS],
             "an increment needs its events; bring it back with `dvc checkout data.dvc`",
         )
-    chunks = [layout.open_events(part[EVENTS], chunk_rows) for part in parts]  # checks the headers
+    events, impressions = (  # checks the headers
+        [(p[role], layout.open_rows(role, p[role], chunk_rows)) for p in parts if role in p]
+        for role in (EVENTS, IMPRESSIONS)
+    )
     tables, notes = [], []
     for key in (ITEM, USER):
         for path in (part[key] for part in parts if key in part):
@@ -98,7 +109,8 @@ def read_parts(layout: Format, parts: Sequence[Part], chunk_rows: int) -> RawLog
             notes += found
     return RawLog(
         parts=tuple(parts),
-        events=_chain(chunks, [len(parts_of(part[EVENTS])) for part in parts]),
+        events=numbered(events),
+        impressions=numbered(impressions) if impressions else None,
         tables=tuple(tables),
         items=_newest_rows(tables, ITEM),
         users=_newest_rows(tables, USER),
@@ -107,19 +119,18 @@ def read_parts(layout: Format, parts: Sequence[Part], chunk_rows: int) -> RawLog
     )
 
 
-def _chain(
-    parts: Sequence[Iterator[pd.DataFrame]], sources: Sequence[int]
-) -> Iterator[pd.DataFrame]:
-    """The chunks of all `parts`, numbered through; `sources` counts the files of each part."""
-    rows = 0
-    for number, chunks in enumerate(parts):
+def numbered(parts: Sequence[tuple[Path, Iterator[pd.DataFrame]]]) -> Iterator[pd.DataFrame]:
+    """The chunks of all parts of a table, numbered through; each part with its path."""
+    rows = sources = 0
+    for number, (path, chunks) in enumerate(parts):
         for chunk in chunks:
             chunk[ROW] = np.arange(rows, rows + len(chunk))
             chunk[PART] = number
-            chunk[SOURCE] += sum(sources[:number])
+            chunk[SOURCE] += sources
             chunk[ACTION] = plain_words(chunk[ACTION])
             rows += len(chunk)
             yield chunk
+        sources += len(parts_of(path))
 
 
 def _newest_rows(tables: Sequence[tuple[Path, str, pd.DataFrame]], key: str) -> pd.DataFrame | None:

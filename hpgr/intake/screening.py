@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from hpgr.intake.contract import (
     COPY_RULE,
     EVENT_COLUMNS,
     EVENTS,
+    IMPRESSIONS,
     ITEM,
     ITEM_KNOWN,
     LINE,
@@ -42,7 +43,14 @@ from hpgr.intake.contract import (
 )
 from hpgr.intake.expectations import Expectations, Tally
 from hpgr.intake.formats import column_names
+from hpgr.intake.impression_rules import impressions_rules
+from hpgr.intake.impression_screening import (
+    ShownCounts,
+    empty_impressions,
+    screen_impressions,
+)
 from hpgr.intake.log_notes import notes_on_log
+from hpgr.intake.raw_file import parts_of
 from hpgr.intake.staging import (
     copies,
     mend_ids,
@@ -115,31 +123,38 @@ class Screening:
 
     Attributes:
         raw: the log or batch that they are from.
-        out: folder with their `events.parquet` and `quarantine.parquet`.
+        out: folder with their `events.parquet` and `quarantine.parquet`, `impressions.parquet`,
+            and `impressions_quarantine.parquet` where there are impressions.
         expectations: the suites that were checked, with their tallies.
         counts: numbers of rows by result.
+        shown: those of impressions; None where there are none.
         notes: on how the rows were read.
     """
 
     raw: RawLog
     out: Path
+    limits: Validate
     expectations: Expectations = field(default_factory=Expectations)
     counts: Counts = field(default_factory=Counts)
+    shown: ShownCounts | None = None
     notes: list[FileProblem] = field(default_factory=list)
 
     def judge(self, rules: Sequence[Rule], figures: Mapping[str, float | None]) -> None:
-        """Check figures of the rows as a whole, in columns of these names."""
+        """Check figures of the rows as a whole, in columns of these names, and those of lists."""
+        if self.shown is not None:
+            rules = [*rules, *impressions_rules(self.limits)]
+            figures = {**figures, **self.shown.figures()}
         self.expectations.add("batch", rules)
         self.expectations.check("batch", pd.DataFrame([figures]).astype("float64"))
 
     @property
     def broken(self) -> list[Tally]:
-        """Broken rules that refuse all rows: of all suites but `events`, which quarantines."""
+        """Broken rules that refuse all rows: of all suites but those that quarantine."""
         return [
             tally
             for suite, tallies in self.expectations.tallies.items()
             for tally in tallies
-            if suite != EVENTS and tally.broken and tally.rule.gate
+            if suite not in (EVENTS, IMPRESSIONS) and tally.broken and tally.rule.gate
         ]
 
     def reasons(self) -> list[str]:
@@ -154,21 +169,32 @@ class Screening:
 
     def bad_rows(self) -> list[str]:
         """One line for each broken rule with its number of rows; empty if no row is bad."""
-        counts, tallies = self.counts, self.expectations.tallies[EVENTS]
-        if not counts.quarantined:
-            return []
-        share = counts.quarantined_share
-        broken = [tally for tally in tallies if tally.broken and tally.rule.gate]
+        lines = []
+        counts, shown = self.counts, self.shown
+        if counts.quarantined:
+            share = counts.quarantined_share
+            lines += [f"{counts.quarantined:,} of {counts.rows:,} rows ({share:.1%}) are bad:"]
+            lines += self._broken_rows(EVENTS)
+        if shown is not None and shown.quarantined:
+            lines += [
+                f"{shown.quarantined:,} of {shown.rows:,} rows of impressions are left out, with "
+                f"{shown.lists - shown.accepted_lists:,} of {shown.lists:,} lists:"
+            ]
+            lines += self._broken_rows(IMPRESSIONS)
+        return lines
+
+    def _broken_rows(self, suite: str) -> list[str]:
         return [
-            f"{counts.quarantined:,} of {counts.rows:,} rows ({share:.1%}) are bad:",
-            *(f"  {tally.broken:,} x {tally.rule.name}; {tally.rule.fix}" for tally in broken),
+            f"  {tally.broken:,} x {tally.rule.name}; {tally.rule.fix}"
+            for tally in self.expectations.tallies[suite]
+            if tally.broken and tally.rule.gate
         ]
 
     def publish(self, target: Path, *, keep_tables: bool) -> None:
         """Move the outputs to `target`; refused rows leave no tables for a later stage to read."""
         if not keep_tables:
-            for name in ("events.parquet", "items.parquet", "users.parquet"):
-                (self.out / name).unlink(missing_ok=True)
+            for name in ("events", "items", "users", "impressions"):
+                (self.out / f"{name}.parquet").unlink(missing_ok=True)
         with atomic_folder(target) as folder:
             for path in self.out.iterdir():
                 shutil.move(path, folder / path.name)
@@ -179,18 +205,18 @@ def screen(
     cfg: Config,
     scratch: Path,
     *,
-    files: Sequence[str],
+    name_of: Callable[[Path], str],
     items: pd.DataFrame | None,
     items_file: Path | None,
     known_events: Path | None = None,
 ) -> Screening:
-    """Check an opened log or batch; write its events and quarantine to the new `scratch`/out.
+    """Check an opened log or batch; write its rows and quarantines to the new `scratch`/out.
 
     Args:
         raw: the log or batch; its events are read once and staged.
         cfg: the contract's limits and the names of columns.
         scratch: an existing folder.
-        files: name of each file of events, by its `source`.
+        name_of: gives the name of a file in the quarantine and in messages.
         items: the known items in column item_id; None if any item is allowed.
         items_file: name of the file that lists them, if there is one.
         known_events: accepted events of earlier batches that are not part of `raw`.
@@ -198,8 +224,9 @@ def screen(
     Raises:
         UserError: there is no row at all, or a file is unreadable.
     """
-    screened, staged = Screening(raw, scratch / "out"), scratch / "staged.parquet"
+    screened = Screening(raw, scratch / "out", cfg.validate_)
     screened.out.mkdir()
+    files, staged = [name_of(path) for path in raw.sources], scratch / "staged.parquet"
     counts, expectations = screened.counts, screened.expectations
     stage(raw.events, staged)
     mended = mend_ids(staged, [part[EVENTS] for part in raw.parts])
@@ -232,6 +259,18 @@ def screen(
     if counts.rows == 0:
         raise UserError(f"{', '.join(files)} has no rows: expected one event a row")
     write_events(staged, np.concatenate(left_out), screened.out / "events.parquet")
+    if raw.impressions is None:
+        empty_impressions(screened.out)
+    else:
+        screened.shown = screen_impressions(
+            raw.impressions,
+            raw.shown,
+            cfg,
+            scratch,
+            out=screened.out,
+            files=[name_of(file) for path in raw.shown for file in parts_of(path)],
+            expectations=expectations,
+        )
     columns = column_names(cfg.data)
     screened.notes += notes_on_log(raw, staged, columns, mended, counts, items, items_file)
     return screened

@@ -41,12 +41,6 @@ from hpgr.intake.spelling import (
 )
 from hpgr.runtime import UserError
 
-STAGED_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in EVENT_COLUMNS]
-    + [(name, pa.int64()) for name in (ROW, PART, SOURCE, LINE)]
-    + [(RAGGED, pa.string())]
-)
-
 KEYS = (USER, ITEM, TIMESTAMP, ACTION)  # what makes two events the same
 # 978300760 and 978300760.0 (pandas' spelling in a column with gaps) are one time.
 READ = (
@@ -55,15 +49,30 @@ READ = (
 )
 
 
-def stage(chunks: Iterator[pd.DataFrame], target: Path) -> None:
-    """Write the raw rows unchanged, so that they can be read repeatedly."""
+def staged_schema(columns: Sequence[str]) -> pa.Schema:
+    """Columns of the staged rows: their own as text, and where each row comes from."""
+    return pa.schema(
+        [(name, pa.string()) for name in columns]
+        + [(name, pa.int64()) for name in (ROW, PART, SOURCE, LINE)]
+        + [(RAGGED, pa.string())]
+    )
+
+
+def stage(
+    chunks: Iterator[pd.DataFrame], target: Path, columns: Sequence[str] = EVENT_COLUMNS
+) -> None:
+    """Write the raw rows unchanged, so that they can be read repeatedly.
+
+    `columns` are their own; one that the chunks lack is empty.
+    """
+    schema = staged_schema(columns)
     tables = (
-        pa.Table.from_pandas(chunk[STAGED_SCHEMA.names], STAGED_SCHEMA, preserve_index=False)
+        pa.Table.from_pandas(
+            chunk.reindex(columns=schema.names, fill_value=None), schema, preserve_index=False
+        )
         for chunk in tqdm(chunks, desc="read", unit="chunk", disable=None)
     )
-    write_parquet(
-        tables, target, STAGED_SCHEMA, compression="lz4", use_dictionary=list(EVENT_COLUMNS)
-    )
+    write_parquet(tables, target, schema, compression="lz4", use_dictionary=list(columns))
 
 
 def staged_rows(staged: Path, rows: np.ndarray, most: int) -> Iterator[pd.DataFrame]:
@@ -84,18 +93,20 @@ def staged_rows(staged: Path, rows: np.ndarray, most: int) -> Iterator[pd.DataFr
         yield pa.concat_tables(waiting).to_pandas()
 
 
-def mend_ids(staged: Path, files: Sequence[Path]) -> list[tuple[int, str]]:
+def mend_ids(
+    staged: Path, files: Sequence[Path], columns: Sequence[str] = (USER, ITEM, SESSION)
+) -> list[tuple[int, str]]:
     """Remove ".0" from staged ids, in each part and column that has whole numbers only.
 
-    Programs export whole numbers that way if a column has gaps. `files` are the parts' files.
-    Returns part and column of what was changed.
+    Programs export whole numbers that way if a column has gaps. `files` are the parts' files,
+    `columns` those of the ids. Returns part and column of what was changed.
 
     Raises:
         UserError: such a number has more digits than a float holds.
     """
     mended = []
     with open_duckdb(staged.parent) as connection:
-        for column in (USER, ITEM, SESSION):
+        for column in columns:
             spoiled = f"regexp_matches({column}, '{FROM_A_FLOAT}')"
             limit = f"if(contains(lower({column}), 'e'), {SHORTENED_FROM}, {2 ** EXACT_BITS[64]})"
             # What FROM_A_FLOAT matches holds one of these, and few ids do: cheaper to look for.

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 SAMPLE = 1000  # sure rows that are judged as well
 
 
-def suspects(staged: Path, limits: Validate, *, now: int, known: pd.Index | None) -> np.ndarray:
+def suspects(
+    staged: Path, limits: Validate, *, now: int, known: pd.Index | None, also: str = "true"
+) -> np.ndarray:
     """Sorted numbers of the rows that may break a rule for a row by itself, int64.
 
     Args:
@@ -30,13 +32,14 @@ def suspects(staged: Path, limits: Validate, *, now: int, known: pd.Index | None
         limits: those of the rules.
         now: seconds since 1970.
         known: ids of the items table; None where there is none.
+        also: in SQL, a condition on the other columns of a row that is sure.
     """
     latest = min(now + limits.max_timestamp_ahead_s, MILLISECONDS_FROM - 1)
     # A number that is written back as it was read is a plain whole number.
     number = f"try_cast({TIMESTAMP} AS BIGINT)"
     sure = (
         f"{RAGGED} IS NULL AND {USER} NOTNULL AND {ITEM} NOTNULL AND "
-        f"{number}::VARCHAR = {TIMESTAMP} AND {number} BETWEEN ? AND ?"
+        f"{number}::VARCHAR = {TIMESTAMP} AND {number} BETWEEN ? AND ? AND ({also})"
     )
     with open_duckdb(staged.parent) as connection:
         if known is not None:

@@ -26,6 +26,8 @@ from hpgr.intake.contract import (
     ACTION,
     CATEGORIES,
     EVENT_COLUMNS,
+    IMPRESSION,
+    LABEL,
     LINE,
     RAGGED,
     REQUIRED,
@@ -99,7 +101,9 @@ def suggestion(wanted: str, name: str, names: Sequence[str]) -> str:
         for match in difflib.get_close_matches(asked.lower(), folded, n=1, cutoff=0.6)
     ]
     hint = f"did you mean {near[0]!r}? Set" if near else "set"
-    optional = "" if wanted in REQUIRED else ", or to null where there is none"
+    optional = (
+        "" if wanted in (*REQUIRED, IMPRESSION, LABEL) else ", or to null where there is none"
+    )
     return f"{hint} data.columns.{wanted} to the name of that column{optional}"
 
 

@@ -64,7 +64,7 @@ def validate(cfg: Config, workspace: Workspace = HERE) -> None:
             raw,
             cfg,
             Path(scratch),
-            files=[path.relative_to(cfg.data.path).as_posix() for path in raw.sources],
+            name_of=lambda path: path.relative_to(cfg.data.path).as_posix(),
             items=raw.items,
             items_file=raw.parts[0].get(ITEM),
         )
@@ -103,6 +103,11 @@ def validate(cfg: Config, workspace: Workspace = HERE) -> None:
         f"{counts.quarantined:,} quarantined"
         + (f", {counts.duplicates:,} exact duplicates left out" if counts.duplicates else "")
         + (f", {counts.repeated:,} were in an earlier batch" if counts.repeated else "")
+        + (
+            f"; {shown.accepted_lists:,} of {shown.lists:,} impressions accepted"
+            if (shown := screened.shown) is not None
+            else ""
+        )
         + f"; see {validated / 'report.html'}"
     )
 

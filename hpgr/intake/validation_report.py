@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ def summary_of(
     `inputs` has the sha256 of each file that was read at `path`, which is of format `kind`.
     """
     counts, first, last = screened.counts, facts["first"], facts["last"]
+    shown = {} if screened.shown is None else {"impressions": asdict(screened.shown)}
     rules = screened.expectations.tallies[EVENTS]
     return {
         "path": path.as_posix(),
@@ -89,6 +91,7 @@ def summary_of(
         "first_timestamp": first,
         "last_timestamp": last,
         "notes": [str(note) for note in screened.notes],
+        **shown,
     }
 
 
