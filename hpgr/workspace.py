@@ -41,6 +41,7 @@ STAGES = {
         inputs=(
             "artifacts/validated/events.parquet",
             "artifacts/validated/items.parquet",
+            "artifacts/validated/impressions.parquet",
             "base",
         ),
         output="artifacts/sessions",
@@ -84,6 +85,7 @@ STAGES = {
         inputs=(
             "artifacts/sessions/arrays",
             "artifacts/sessions/actions.parquet",
+            "artifacts/sessions/impressions.parquet",
             "artifacts/sessions/items.parquet",
             "artifacts/sessions/users.parquet",
             "artifacts/pretrain/config.json",

@@ -1,6 +1,6 @@
 """Stage `sessionize`: from the validated log to sessions, vocabulary, splits and flat arrays.
 
-Run: `hpgr sessionize`. Reads `artifacts/validated/{events,items}.parquet`, the section
+Run: `hpgr sessionize`. Reads `artifacts/validated/{events,items,impressions}.parquet`, the section
 `sessionize` of params.yaml, and base/ if training continues from a model: its ids of items,
 actions and categories stay, new ones follow, and its training events must not be held out. Writes
 `artifacts/sessions/` (docs/artifacts.md) as a whole or not at all. The query is
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from hpgr.data.base_folder import is_filled
 from hpgr.data.engine import Engine, open_engine, stored
 from hpgr.data.flat_arrays import write_events
+from hpgr.data.impressions import TABLE, in_words, no_impressions, write_impressions
 from hpgr.data.labels import action_values, can_rank, finding, labels, unread
 from hpgr.data.log import DTYPES, FIRST_ITEM, TRAIN, EventLog, Meta
 from hpgr.data.repeats import removes_history, repeat_share, rule
@@ -48,13 +49,14 @@ class EngineResult(NamedTuple):
     """Results of the engine: `item` and `item_id`, and numbers of rows.
 
     `dropped` counts what the k-core dropped, `own_sessions` is True if some event has a session id,
-    `per_user` [U] are the events of each user.
+    `per_user` [U] are the events of each user, `cuts` the borders of the global-time split.
     """
 
     items: pa.Table
     dropped: dict[str, int]
     own_sessions: bool
     per_user: np.ndarray
+    cuts: TimeCuts | None
 
 
 def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
@@ -83,13 +85,17 @@ def sessionize(cfg: Config, workspace: Workspace = HERE) -> None:
         write_json(out / "arrays/meta.json", asdict(log.meta))
         items = items.append_column("train_events", pa.array(sums.items[TRAIN, FIRST_ITEM:]))
         pq.write_table(items.drop_columns("category_ids"), out / "items.parquet")
+        shown = _impressions(out, workspace, log, tables.cuts, settings)
         remember(out, workspace.base)
-        write_json(out / "stats.json", {**statistics(log, sums), "dropped": tables.dropped})
+        figures = {**statistics(log, sums), "dropped": tables.dropped}
+        write_json(out / "stats.json", {**figures, "impressions": shown} if shown else figures)
         with (out / "gaps.csv").open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(["gap_s", "gaps", "sessions"])
             writer.writerows(gap_table(sums, log.meta.num_users))
         _report(log, sums, out, cfg)
+        if shown:
+            print(f"impressions: {in_words(shown)}")
 
 
 def _check_inputs(validated: Path) -> None:
@@ -139,6 +145,7 @@ def _tables(engine: Engine, settings: Sessionize, workspace: Workspace, out: Pat
     pq.write_table(users.select(["user", "user_id"]), out / "users.parquet", compression="zstd")
     items = _items(stored(paths["item_id"]).to_table(), workspace)
     actions = _actions(stored(paths["action"]).to_table(), settings, workspace, out)
+    cuts = _cuts(kept, num_events, settings)
     log = sessions.sessionized(
         kept,
         _by_code(engine, users, "user_id"),
@@ -147,7 +154,7 @@ def _tables(engine: Engine, settings: Sessionize, workspace: Workspace, out: Pat
         gap_s=settings.gap_s,
         own_ids=before["named"] > 0,
         split=settings.split,
-        cuts=_cuts(kept, num_events, settings),
+        cuts=cuts,
     )
     rows = stored(engine.store(log, "log"))
     per_user = write_events(rows, out, num_users=len(users), num_events=num_events)
@@ -156,7 +163,7 @@ def _tables(engine: Engine, settings: Sessionize, workspace: Workspace, out: Pat
         "users": stored(whole["user_id"]).count_rows() - len(users),
         "items": stored(whole["item_id"]).count_rows() - items["code"].drop_null().length(),
     }
-    return EngineResult(items, dropped, before["named"] > 0, per_user)
+    return EngineResult(items, dropped, before["named"] > 0, per_user, cuts)
 
 
 def _by_code(engine: Engine, vocabulary: pa.Table, key: str) -> Table:
@@ -340,6 +347,26 @@ def _decided(log: EventLog, sums: Totals, cfg: Config) -> EventLog:
         remove_history=removes_history(share, cfg.evaluate),
     )
     return replace(log, meta=meta)
+
+
+def _impressions(
+    out: Path, workspace: Workspace, log: EventLog, cuts: TimeCuts | None, settings: Sessionize
+) -> dict[str, int]:
+    """Write impressions.parquet; returns its counts, or none where there are no impressions.
+
+    DuckDB maps the ids, whatever engine reads the events: the vocabularies lie on this machine.
+    """
+    from hpgr.data.sessions import shown
+
+    path = workspace.validated / TABLE
+    if not path.is_file() or not pq.read_metadata(path).num_rows:
+        no_impressions(out)
+        return {}
+    with open_engine("duckdb", out.parent) as engine:
+        users, items = (engine.read(out / f"{name}.parquet") for name in ("users", "items"))
+        rows = shown(engine.read(path), users, items.select("item", "item_id"))
+        mapped = stored(engine.store(rows, "impressions"))
+        return write_impressions(mapped, out, log, least=settings.min_item_events, cuts=cuts)
 
 
 def _report(log: EventLog, sums: Totals, out: Path, cfg: Config) -> None:

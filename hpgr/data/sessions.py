@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 import ibis
 
-from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, VALIDATION
+from hpgr.data.impressions import NO_USER
+from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, UNKNOWN, VALIDATION
 
 if TYPE_CHECKING:
     from ibis.expr.types import IntegerColumn, Table
@@ -157,6 +158,38 @@ def sessionized(
     }
     # (user, position) is a total order: position already breaks ties of time by row.
     return t.select(**columns).order_by("user", "position")
+
+
+def shown(impressions: Table, users: Table, items: Table) -> Table:
+    """The rows of `validated/impressions.parquet` in the numbers of the log, list by list.
+
+    Sorted by user, time and list; in a list by position, or else as in the source.
+
+    Args:
+        impressions: the rows.
+        users: `user_id`, `user`.
+        items: `item_id`, `item`.
+
+    Returns:
+        `impression_id`, `item_id`, `user` (-1 where the log has none), `item` (UNKNOWN where it has
+        none), `timestamp`, `position`, `label`.
+    """
+    opened = impressions.group_by("impression_id").agg(opened=impressions.row.min())
+    t = impressions.inner_join(opened, "impression_id")
+    t = t.left_join(users, "user_id").left_join(items, "item_id")
+    columns = {
+        "impression_id": t.impression_id,
+        "item_id": t.item_id,
+        "user": ibis.coalesce(t.user, NO_USER).cast("int32"),
+        "item": ibis.coalesce(t.item, UNKNOWN).cast("int32"),
+        "timestamp": t.timestamp.cast("int64"),
+        "position": t.position.cast("int64"),
+        "label": t.label.cast("int8"),
+        "opened": t.opened,
+        "row": t.row,
+    }
+    ordered = t.select(**columns).order_by("user", "timestamp", "opened", "position", "row")
+    return ordered.drop("opened", "row")
 
 
 def _cut(t: Table, gap_s: int, *, own_ids: bool) -> Table:
