@@ -1,11 +1,12 @@
 """The evaluate stage: judge the trained network on test, beside every baseline, and report.
 
 The only reader of the test split. Next item, leave-one-out (R1) where the split is such; next item,
-temporal (R2) and CTR, temporal (K1) where it is global-time. Reads `artifacts/sessions/`,
+temporal (R2), CTR, temporal (K1) and, of a log with impressions, ranking inside an impression (I1)
+where it is global-time. Reads `artifacts/sessions/`,
 `artifacts/finetune/` and the curves of `artifacts/pretrain/`. Writes `artifacts/evaluation/`:
 `metrics.json`, `verdict.json` (on validation: the network, or a baseline in its place),
 `rules.json` (by which a served answer is as judged), `like_weight.json` (how its order was chosen,
-on validation), `queries.parquet`, `candidates.parquet` (K1),
+on validation), `queries.parquet`, `candidates.parquet` (K1), `impressions.parquet` (I1),
 `mechanism.json` (of a network with anchors: what these do),
 `plots/*.csv`, `figures/*.png`, `report.html`.
 """
@@ -15,16 +16,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from hpgr.config import Config
+from hpgr.data.impressions import read_impressions
 from hpgr.data.log import TEST, EventLog
 from hpgr.data.repeats import rule as rule_of
-from hpgr.evaluation import like_weight, mechanism, protocols, ranking, retrieval, rivals
+from hpgr.evaluation import (
+    like_weight,
+    mechanism,
+    protocols,
+    ranking,
+    retrieval,
+    rivals,
+    shown_lists,
+)
+from hpgr.evaluation.answer_tables import candidate_table, list_table, query_table
 from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.examples import Names, examples, pick
 from hpgr.evaluation.headline import protocol_label, terminal_table
@@ -97,6 +107,19 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
             tables.append(
                 ranking_tables("K1", candidates, probabilities, cfg.evaluate, main=judged.name)
             )
+    lists = shown_lists.judge(
+        log,
+        read_impressions(workspace.sessions),
+        models,
+        judged.network,
+        cfg.evaluate,
+        ranks=judged.ranks,
+        **reach,
+    )
+    if isinstance(lists, str):
+        notes.append(lists)
+    elif lists is not None:
+        tables.append(lists.tables)
     anchors = mechanism.measure(
         log, judged.network, cfg.evaluate, split=TEST, ranks=judged.ranks, **reach
     )
@@ -140,6 +163,10 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
         if probabilities:
             candidate_table(candidates, probabilities).to_parquet(
                 folder / "candidates.parquet", index=False
+            )
+        if isinstance(lists, shown_lists.ListJudgement):
+            list_table(lists.lists, lists.scores).to_parquet(
+                folder / "impressions.parquet", index=False
             )
     console = Console()
     for table in tables:
@@ -362,30 +389,3 @@ def write_numbers(folder: Path, tables: list[Tables]) -> None:
     (folder / "plots").mkdir()
     for name, frame in merged(tables).items():
         frame.round(6).to_csv(folder / "plots" / f"{name}.csv", index=False)
-
-
-def query_table(
-    queries: protocols.Queries, outcomes: Mapping[str, retrieval.Retrieved]
-) -> pd.DataFrame:
-    """One row a query: user, target and request time, and the target's rank by every model."""
-    columns: dict[str, Any] = {
-        "user": queries.user.astype(np.int32),
-        "target": queries.target.astype(np.int32),
-        "request_time": queries.request_time,
-    }
-    columns |= {f"rank_{name}": o.ranks.astype(np.int32) for name, o in outcomes.items()}
-    return pd.DataFrame(columns)
-
-
-def candidate_table(
-    candidates: protocols.LabelledQueries, probabilities: Mapping[str, np.ndarray]
-) -> pd.DataFrame:
-    """One row a candidate of K1: user, item, request time, label, probability by every model."""
-    columns: dict[str, Any] = {
-        "user": candidates.candidate_user().astype(np.int32),
-        "item": candidates.item.astype(np.int32),
-        "request_time": np.repeat(candidates.request_time, np.diff(candidates.offsets)),
-        "label": candidates.label,
-    }
-    columns |= {f"probability_{n}": p.astype(np.float32) for n, p in probabilities.items()}
-    return pd.DataFrame(columns)

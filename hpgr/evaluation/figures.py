@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hpgr.evaluation.headline import label
+from hpgr.evaluation.headline import THEN_RANK, label, model_of
 from hpgr.metrics import metric_label
 
 MAIN, SECOND = "#c8553d", "#e0a458"
@@ -23,11 +23,11 @@ CLASS_COLOURS = {"head": "#23597b", "mid": "#6ba3b8", "tail": "#bcd7de", "cold":
 
 
 def colours(models: list[str], main: str) -> dict[str, str]:
-    """A colour a model; the judged one's "then rank" row shares its colour."""
+    """A colour a model; the judged one's further rows share its colour."""
     palette: dict[str, str] = {}
     quiet = 0
     for model in models:
-        if model.removesuffix("_then_rank") == main:
+        if model_of(model) == main:
             palette[model] = MAIN
         else:
             palette[model] = QUIET[quiet % len(QUIET)]
@@ -66,7 +66,7 @@ def hit_rate_curve(table: pd.DataFrame, palette: dict[str, str]) -> Figure:
             part["hr"],
             color=palette[model],
             linewidth=2.4 if strong else 1.6,
-            linestyle="--" if str(model).endswith("then_rank") else "-",
+            linestyle="--" if str(model).endswith(THEN_RANK) else "-",
             label=label(str(model)),
             zorder=3 if strong else 2,
         )

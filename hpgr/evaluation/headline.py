@@ -14,13 +14,30 @@ from hpgr.metrics import metric_label
 Rows = Mapping[str, Mapping[str, float]]  # model -> metric -> value
 
 
-PROTOCOLS = {"R1": "Next item, leave-one-out", "R2": "Next item, temporal", "K1": "CTR, temporal"}
-LABELS = {"fold_in": "linear-Gaussian fold-in", "boosted_trees": "gradient-boosted trees"}
+PROTOCOLS = {
+    "R1": "Next item, leave-one-out",
+    "R2": "Next item, temporal",
+    "K1": "CTR, temporal",
+    "I1": "Ranking inside an impression",
+}
+LABELS = {
+    "fold_in": "linear-Gaussian fold-in",
+    "boosted_trees": "gradient-boosted trees",
+    "position": "position as shown",
+}
+# Behind the name of the judged model, of its further rows: in the order that is served, and by the
+# score of retrieval where it also ranks.
+THEN_RANK, NEXT_ITEM = "_then_rank", "_next_item"
 
 
 def label(model: str) -> str:
     """A model's name as a person reads it."""
     return LABELS.get(model, model.replace("_", " "))
+
+
+def model_of(row: str) -> str:
+    """The name of the model that a row of a table is about."""
+    return row.removesuffix(THEN_RANK).removesuffix(NEXT_ITEM)
 
 
 def protocol_label(protocol: str) -> str:

@@ -15,7 +15,8 @@ from hpgr import metrics
 from hpgr.config import Evaluate
 from hpgr.data.log import FIRST_ITEM, EventLog
 from hpgr.evaluation import compare
-from hpgr.evaluation.protocols import LabelledQueries, Queries
+from hpgr.evaluation.list_metrics import list_metrics
+from hpgr.evaluation.protocols import CandidateQueries, LabelledQueries, Queries
 from hpgr.evaluation.ranking import ranking_metrics
 from hpgr.evaluation.retrieval import Retrieved
 
@@ -34,7 +35,7 @@ Replicates = Mapping[str, Mapping[str, np.ndarray]]
 class Tables:
     """Results of one protocol; `plots` holds the long tables by name.
 
-    `protocol` is R1, R2 or K1, or has one of WAYS behind it (R1_seen_kept).
+    `protocol` is R1, R2, K1 or I1, or has one of WAYS behind it (R1_seen_kept).
     """
 
     protocol: str
@@ -124,6 +125,62 @@ def ranking_tables(
             "differences": _differences(main, values, replicates),
             "calibration": _calibration(label, probabilities, settings.calibration_bins),
         },
+    )
+
+
+def impression_tables(
+    protocol: str,
+    lists: CandidateQueries,
+    scores: Mapping[str, np.ndarray],
+    settings: Evaluate,
+    *,
+    main: str,
+    counts: Mapping[str, int],
+    remark: str | None,
+) -> Tables:
+    """The results of I1, for the report; every list has both labels. `counts` are further ones.
+
+    The bootstrap resamples users with all of their lists.
+    """
+    of_user, size, label = lists.candidate_user(), np.diff(lists.offsets), lists.label
+    found = {
+        n: list_metrics(lists.offsets, label, score, settings.list_cutoffs)
+        for n, score in scores.items()
+    }
+    inside = {n: row.pop("auc") for n, row in found.items()}
+    values = {
+        n: {
+            "gauc": float(np.average(inside[n], weights=size)),
+            **{metric: float(value.mean()) for metric, value in found[n].items()},
+            "auc": metrics.auc(label, score) or 0.0,
+        }
+        for n, score in scores.items()
+    }
+    grouped = compare.bootstrap_means(
+        lists.user, np.stack([*inside.values()], axis=1), settings, weight=size.astype(float)
+    )
+    means = compare.bootstrap_metrics(lists.user, found, settings)
+    areas = compare.bootstrap_auc(of_user, label, scores, settings)
+    replicates = {
+        n: {"gauc": gauc, **means[n], "auc": areas[n]}
+        for n, gauc in zip(scores, grouped.T, strict=True)
+    }
+    return Tables(
+        protocol,
+        main,
+        values,
+        counts={
+            "queries": len(lists),
+            "candidates": len(label),
+            "users": len(np.unique(lists.user)),
+            "positives": int(label.sum()),
+            **counts,
+        },
+        plots={
+            "intervals": _intervals(values, replicates),
+            "differences": _differences(main, values, replicates),
+        },
+        remark=remark,
     )
 
 

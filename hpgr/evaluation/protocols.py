@@ -1,14 +1,15 @@
 """The queries that models answer, built from the split of the log.
 
 Next item, leave-one-out (R1) and next item, temporal (R2) hide one item a query; CTR, temporal (K1)
-groups labelled candidates into queries. A query sees the rows of its user before `end` and nothing
+groups labelled candidates into queries; ranking inside an impression (I1) is in `shown_lists`. A
+query sees the rows of its user before `end` and nothing
 else, of these the newest `max_history`. Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -56,15 +57,14 @@ class Queries(Asking):
 
 
 @dataclass(frozen=True)
-class LabelledQueries(Asking):
-    """K1: queries with C labelled candidates; those of query q are `offsets[q] : offsets[q + 1]`.
+class CandidateQueries(Asking):
+    """Queries with C labelled candidates; those of query q are `offsets[q] : offsets[q + 1]`.
 
-    `offsets` is int64 [Q + 1]; `row`, `item` int64 [C] and `label` int8 [C] describe the
-    candidates.
+    `offsets` is int64 [Q + 1]; `item` int64 [C] and `label` int8 [C] describe the candidates, as
+    does every field that a subclass adds.
     """
 
     offsets: np.ndarray
-    row: np.ndarray
     item: np.ndarray
     label: np.ndarray
 
@@ -72,18 +72,22 @@ class LabelledQueries(Asking):
         """User of every candidate, int64 [C]."""
         return np.repeat(self.user, np.diff(self.offsets))
 
-    def take(self, index: np.ndarray | slice) -> LabelledQueries:
+    def take(self, index: np.ndarray | slice) -> Self:
         """The queries at `index` with their candidates."""
         offsets, rows = runs(self.offsets[:-1][index], np.diff(self.offsets)[index])
-        return LabelledQueries(
-            self.user[index],
-            self.end[index],
-            self.request_time[index],
-            offsets,
-            self.row[rows],
-            self.item[rows],
-            self.label[rows],
-        )
+        taken = {
+            name: values[index if name in ("user", "end", "request_time") else rows]
+            for name, values in vars(self).items()
+            if name != "offsets"
+        }
+        return type(self)(**taken, offsets=offsets)
+
+
+@dataclass(frozen=True)
+class LabelledQueries(CandidateQueries):
+    """K1: candidates are events of the log, `row` int64 [C]."""
+
+    row: np.ndarray
 
 
 Asked = TypeVar("Asked", Queries, LabelledQueries)

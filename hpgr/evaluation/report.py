@@ -15,7 +15,14 @@ import pandas as pd
 
 from hpgr.evaluation import figures
 from hpgr.evaluation.examples import Example
-from hpgr.evaluation.headline import label, metric_names, number, protocol_label, signed
+from hpgr.evaluation.headline import (
+    label,
+    metric_names,
+    model_of,
+    number,
+    protocol_label,
+    signed,
+)
 from hpgr.evaluation.mechanism import CANDIDATES, EXPLAINED, LEAST_EVENTS, NEWEST, Mechanism
 from hpgr.evaluation.metric_tables import Tables
 from hpgr.evaluation.model_protocols import REASONS
@@ -34,6 +41,9 @@ PROTOCOLS = {
     "K1": "Every event of the last stretch of time is a candidate with its label. Its history "
     "holds the events strictly before its second; candidates of one user and second are scored "
     "together.",
+    "I1": "Every list of items that was shown in the last stretch of time is put in order, given "
+    "the events of its user strictly before its second: what was taken should stand above what was "
+    "passed over. An item without an earlier event in the log is unknown, to every model the same.",
 }
 OTHER_WAY = {  # by what stands behind the protocol's name, see `metric_tables.WAYS`
     "seen_kept": (
@@ -58,6 +68,14 @@ MEANINGS = {
     "gauc": "AUC inside each user who has both kinds, averaged by their number of candidates",
     "log_loss": "surprise at the labels in nats; lower is better",
     "calibration_error": "mean distance of predicted and observed share of likes; lower is better",
+}
+# Of I1, where these names mean something else.
+MEANINGS_IN_LISTS = MEANINGS | {
+    "gauc": "AUC inside each list, averaged by the number of its items",
+    "ndcg": "gain of the order inside a list: a taken item counts 1 / log2(place + 1), as a share "
+    "of the best order's",
+    "mrr": "mean of 1 / place of the first taken item of a list",
+    "auc": "the same over the items of all lists together",
 }
 LOOKS = (  # name, figure of the anchors, the one beside it, decimals, what that one is of
     (
@@ -139,10 +157,11 @@ def _section(folder: Path, table: Tables) -> dict[str, Any]:
     results = _results(table)
     names = results["metrics"]
     palette = figures.colours(results["models"], table.main)
-    headline = (
-        ["auc", "gauc"] if table.protocol == "K1" else [names[0], names[0].replace("hr@", "ndcg@")]
+    meanings = MEANINGS_IN_LISTS if table.protocol == "I1" else MEANINGS
+    wanted = {"K1": ["auc", "gauc"], "I1": names[:2]}.get(
+        table.protocol, [names[0], names[0].replace("hr@", "ndcg@")]
     )
-    headline = [m for m in headline if m in names]
+    headline = [m for m in wanted if m in names]
     differences = table.plots["differences"]
     images: dict[str, str] = {}
 
@@ -164,7 +183,7 @@ def _section(folder: Path, table: Tables) -> dict[str, Any]:
         "counts": {k.replace("_", " "): f"{v:,}" for k, v in table.counts.items()},
         **results,
         "meanings": {
-            metric_label(m.split("@")[0]) + ("@k" if "@" in m else ""): MEANINGS[m.split("@")[0]]
+            metric_label(m.split("@")[0]) + ("@k" if "@" in m else ""): meanings[m.split("@")[0]]
             for m in names
         },
         "headline": headline,
@@ -207,7 +226,7 @@ def _results(table: Tables) -> dict[str, Any]:
 
 def verdict(table: Tables, metric: str) -> str:
     """The result in one sentence: the judged model against the best baseline."""
-    simple = [m for m in table.metrics if m.removesuffix("_then_rank") != table.main]
+    simple = [m for m in table.metrics if model_of(m) != table.main]
     rival = max(simple, key=lambda m: table.metrics[m][metric])
     found = table.plots["differences"]
     row = found[(found["against"] == rival) & (found["metric"] == metric)].iloc[0]

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from hpgr.config import Evaluate
 from hpgr.data.histories import bounded
-from hpgr.data.log import VALIDATION, EventLog
+from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog
 from hpgr.evaluation.baselines import all_baselines
 from hpgr.evaluation.blend import Blend, likes, reorder
 from hpgr.evaluation.model_protocols import Ranker, Retriever, WindowReader
-from hpgr.evaluation.protocols import Queries, next_item, sampled
+from hpgr.evaluation.protocols import Asking, Queries, next_item, sampled
 from hpgr.metrics import ndcg, ranks_of, removed_pairs, top_items
 
 CELLS = 1 << 22  # scores of one block, 16 MiB in float32
@@ -52,7 +52,7 @@ class Retrieved:
         return cls(*(np.concatenate(column) for column in columns))
 
 
-def blocks(log: EventLog, queries: Queries, max_history: int | None) -> Iterator[slice]:
+def blocks(log: EventLog, queries: Asking, max_history: int | None) -> Iterator[slice]:
     """Slices of queries whose scores and histories fit the memory set aside.
 
     `max_history` is how many events of each history are copied; None: all of them.
@@ -74,13 +74,23 @@ def seen_pairs(log: EventLog, queries: Queries, *, remove: bool) -> Pairs | None
 
 
 def shared_scores(
-    network: WindowReader, log: EventLog, queries: Queries, max_history: int
+    network: WindowReader, log: EventLog, queries: Asking, max_history: int
 ) -> np.ndarray:
-    """Scores of the catalogue, float32 [Q, num_items]; a user's queries share windows."""
+    """Scores of the catalogue, float32 [Q, num_items]; a user's queries share windows.
+
+    A query without history scores every item 0.
+    """
     windows = queries.windows(log, max_history)
-    past = windows.histories(log)
-    newest = np.repeat(past.offsets[:-1], np.diff(windows.bounds)) + windows.visible(queries.end)
-    return network.retrieve_rows(past, newest - 1)
+    past, visible = windows.histories(log), windows.visible(queries.end)
+    newest = np.repeat(past.offsets[:-1], np.diff(windows.bounds)) + visible
+    full = visible > 0
+    if full.all():
+        return network.retrieve_rows(past, newest - 1)
+    scores = np.zeros((len(queries), log.meta.num_items), dtype=np.float32)
+    scores[:, :FIRST_ITEM] = -np.inf
+    if full.any():
+        scores[full] = network.retrieve_rows(past, newest[full] - 1)
+    return scores
 
 
 def run(

@@ -1,0 +1,199 @@
+"""Ranking inside an impression (I1): lists that were shown, in the order of every model.
+
+Candidates are the items that a user really saw together, so that those passed over are real
+negatives. A list sees the events of its user strictly before its own second. Simple models to beat
+are the place at which an item was shown, how often it was taken where it was shown before, and the
+baselines of retrieval. Reads `artifacts/sessions/impressions.parquet` (`hpgr.data.impressions`) and
+the arrays of `hpgr.data.log`. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.special import logit
+from tqdm import tqdm
+
+from hpgr.config import Evaluate
+from hpgr.data.impressions import NO_SPLIT, NO_USER
+from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, EventLog
+from hpgr.evaluation import ranking
+from hpgr.evaluation.headline import NEXT_ITEM, protocol_label
+from hpgr.evaluation.metric_tables import Tables, impression_tables
+from hpgr.evaluation.model_protocols import Ranker, Retriever, WindowReader
+from hpgr.evaluation.protocols import CandidateQueries
+from hpgr.evaluation.retrieval import blocks, shared_scores
+
+PROTOCOL = "I1"
+
+
+@dataclass(frozen=True)
+class ShownLists(CandidateQueries):
+    """Q lists with C shown items.
+
+    Of each item, [C]: `number` int64 of its list in the table; `external` int64, which tells apart
+    items that are unknown to the log; `position` float64, NaN where it is not known.
+    """
+
+    number: np.ndarray
+    external: np.ndarray
+    position: np.ndarray
+
+    @classmethod
+    def of(cls, table: pa.Table, split: int) -> ShownLists:
+        """The lists of `split` whose user the log has."""
+        coded = table["item_id"].combine_chunks().dictionary_encode().indices
+        table = table.drop_columns(["item_id", "impression_id"]).append_column("external", coded)
+        kept = pc.and_(pc.equal(table["split"], split), pc.not_equal(table["user"], NO_USER))
+        column = {name: table.filter(kept)[name].to_numpy() for name in table.column_names}
+        number = column["impression"]
+        first = np.flatnonzero(np.diff(number, prepend=-1))
+        return cls(
+            user=column["user"][first].astype(np.int64),
+            end=column["end"][first],
+            request_time=column["timestamp"][first],
+            offsets=np.append(first, len(number)).astype(np.int64),
+            item=column["item"].astype(np.int64),
+            label=column["label"],
+            number=number,
+            external=column["external"].astype(np.int64),
+            position=column["position"].astype(np.float64),
+        )
+
+    def with_both_labels(self) -> ShownLists:
+        """The lists in which something was taken and something was not."""
+        taken = np.append(0, np.cumsum(self.label == 1))
+        positives, size = np.diff(taken[self.offsets]), np.diff(self.offsets)
+        return self.take(np.flatnonzero((positives > 0) & (positives < size)))
+
+
+class ListJudgement(NamedTuple):
+    """Judged `lists`, the score of every shown item by model [C], and the tables."""
+
+    lists: ShownLists
+    scores: dict[str, np.ndarray]
+    tables: Tables
+
+
+def judge(
+    log: EventLog,
+    shown: pa.Table,
+    models: Mapping[str, Retriever],
+    network: Ranker,
+    settings: Evaluate,
+    *,
+    ranks: bool,
+    max_history: int,
+) -> ListJudgement | str | None:
+    """Judge the test lists by every model.
+
+    Args:
+        log: the sessionized log.
+        shown: the table of shown items; without rows there is nothing to judge.
+        models: for retrieval, by name; the first is the judged network.
+        network: the judged network.
+        settings: of the stage.
+        ranks: its ranking head was trained.
+        max_history: newest events that a model reads.
+
+    Returns:
+        None where the log has no impressions, a sentence where they cannot be judged.
+    """
+    if not len(shown):
+        return None
+    main, whole = next(iter(models)), f"{protocol_label(PROTOCOL)} is left out"
+    if pc.all(pc.equal(shown["split"], NO_SPLIT)).as_py():
+        return f"{whole}: only sessionize.split: global-time says which lists are test."
+    test = ShownLists.of(shown, TEST)
+    lists = test.with_both_labels()
+    if not len(lists):
+        return f"{whole}: none of {len(test):,} test lists holds both labels."
+    found = retrieval_scores(log, lists, models, max_history=max_history)
+    own = found.pop(main)
+    scores, remark = {main: own}, None
+    if ranks:
+        title = f"shown lists, {main}"
+        chances = ranking.score(network, log, lists, max_history=max_history, title=title)
+        scores = {main: chances, f"{main}{NEXT_ITEM}": own}
+    else:
+        remark = f"{main} has no ranking head: its lists are in the order of the next item."
+    scores |= simple_scores(lists, ShownLists.of(shown, TRAIN), settings) | found
+    counts = {
+        "lists_of_one_label": len(test) - len(lists),
+        "lists_without_user": _lists_without_user(shown),
+        "lists_without_history": int((lists.end == log.user_offsets[lists.user]).sum()),
+        "unknown_items": int((lists.item < FIRST_ITEM).sum()),
+        "unknown_positives": int(lists.label[lists.item < FIRST_ITEM].sum()),
+    }
+    tables = impression_tables(
+        PROTOCOL, lists, scores, settings, main=main, counts=counts, remark=remark
+    )
+    return ListJudgement(lists, scores, tables)
+
+
+def retrieval_scores(
+    log: EventLog, lists: ShownLists, models: Mapping[str, Retriever], *, max_history: int
+) -> dict[str, np.ndarray]:
+    """Score of every shown item by each model of retrieval, float32 [C]; -inf: unknown."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    with tqdm(total=len(lists), desc="shown lists", unit="list", mininterval=2.0) as bar:
+        for block in blocks(log, lists, max_history):
+            asked = lists.take(block)
+            histories = asked.histories(log, max_history)
+            query = np.repeat(np.arange(len(asked)), np.diff(asked.offsets))
+            known = asked.item >= FIRST_ITEM
+            for name, model in models.items():
+                if isinstance(model, WindowReader):
+                    scores = shared_scores(model, log, asked, max_history)
+                else:
+                    scores = model.retrieve(histories)
+                found = scores[query, asked.item].astype(np.float32)
+                parts[name].append(np.where(known, found, np.float32(-np.inf)))
+            bar.update(len(asked))
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def simple_scores(
+    lists: ShownLists, train: ShownLists, settings: Evaluate
+) -> dict[str, np.ndarray]:
+    """Scores of shown items that only count, float64 [C] a model.
+
+    `position` is the order as shown. `item_mean` is the share of the training lists with the item
+    in which it was taken, drawn to the common share with the weight of `prior_events` rows;
+    `item_plus_position` adds the log odds of the same share of the position. Items that the log
+    does not know are told apart here: they were shown.
+    """
+    known = bool(len(lists.position)) and not np.isnan(lists.position).any()
+    found = {"position": -lists.position} if known else {}
+    if not 0 < train.label.sum() < len(train.label):
+        return found
+    prior = settings.prior_events
+    item = _share_taken(train.external, train.label, lists.external, prior)
+    if known:
+        place = _share_taken(train.position, train.label, lists.position, prior)
+        found["item_plus_position"] = logit(item) + logit(place)
+    return {**found, "item_mean": item}
+
+
+def _share_taken(key: np.ndarray, label: np.ndarray, asked: np.ndarray, prior: float) -> np.ndarray:
+    """Smoothed share of label 1 among the rows with each `asked` key [C], float64 [C]."""
+    common = float(label.mean())
+    names, index = np.unique(key, return_inverse=True)
+    # One more entry than there are keys: what was never seen.
+    count = np.append(np.bincount(index), 0)
+    liked = np.append(np.bincount(index, weights=label), 0.0)
+    share = (liked + prior * common) / (count + prior)
+    place = np.searchsorted(names, asked)
+    seen = names[np.minimum(place, len(names) - 1)] == asked
+    return share[np.where(seen, place, len(names))]
+
+
+def _lists_without_user(shown: pa.Table) -> int:
+    """Test lists that are left out as the log has no event of their user."""
+    mask = pc.and_(pc.equal(shown["user"], NO_USER), pc.equal(shown["split"], TEST))
+    return len(pc.unique(shown.filter(mask)["impression"]))
