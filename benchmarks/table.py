@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hpgr.evaluation.headline import model_of
 from hpgr.metrics import best_value
 from hpgr.runtime import read_json, write_text
 
@@ -27,20 +28,23 @@ COLUMNS = {
         "log_loss": "log loss",
         "calibration_error": "calibration error",
     },
+    "I1": {"gauc": "GAUC", "ndcg@5": "NDCG@5", "ndcg@10": "NDCG@10", "mrr": "MRR", "auc": "AUC"},
 }
 TITLES = {
     "R1": "Next item, leave-one-out (R1), test, whole catalogue",
     "R2": "Next item, global time split (R2), test, whole catalogue",
     "K1": "Ranking, global time split (K1), test, label rating >= 4",
+    "I1": "Ranking inside an impression, global time split (I1), test",
 }
-SERVED = "_then_rank"  # the order in which a model is served, behind its name
 # Others stand in docs/ablations.md.
 HEADLINES = ("hpgr", "hpgr-quick", "hstu", "hstu-plain", "sasrec", "esasrec", "mtgr")
 NAMES = {
     "hpgr": "**HPGR**",
     "hpgr_then_rank": "HPGR, top 50 as served",
+    "hpgr_next_item": "HPGR, as next item",
     "hpgr-quick": "**HPGR**, profile quick",
     "hpgr-quick_then_rank": "HPGR, top 50 as served",
+    "hpgr-quick_next_item": "HPGR, as next item",
     "hstu": "HSTU",
     "hstu-plain": "HSTU, trained as HPGR",
     "sasrec": "SASRec",
@@ -52,6 +56,8 @@ NAMES = {
     "recency": "recent popularity",
     "boosted_trees": "gradient-boosted trees",
     "fold_in": "linear-Gaussian fold-in",
+    "position": "position as shown",
+    "item_plus_position": "item plus position",
     "item_plus_user_mean": "item plus user mean",
     "item_mean": "item mean",
     "user_mean": "user mean",
@@ -108,8 +114,8 @@ def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) ->
         )
     for result in results:
         for other, metrics in result["same_queries"].items():
-            if other.endswith(SERVED):
-                rows.setdefault(result["model"] + SERVED, []).append(metrics)
+            if further := other.removeprefix(model_of(other)):
+                rows.setdefault(result["model"] + further, []).append(metrics)
             else:  # baselines have no seed: the same queries give the same figures in every run
                 rows.setdefault(other, [metrics])
     means = {
