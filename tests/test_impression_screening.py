@@ -110,6 +110,24 @@ def test_each_bad_row_takes_its_list_with_it(folder):
     assert "2,000" in page and "impression of several users" in page
 
 
+def test_spellings_of_numbers_and_labels_are_read_and_kept_in_the_quarantine(folder):
+    good = [
+        ("7.0", "u", "a", f"{START}.0", "1.0", "True"), ("7.0", "u", "b", START, 2, "0.0"),
+        ("7.0", "u", "c", START, 3, "false"), ("7.0", "u", "d", START, 4, 1),
+    ]  # fmt: skip
+    bad = ("8.0", "u", "a", f"{START}.0", "1.0", "yes")
+    write_csv(folder / "shown.csv", [*good, bad], NAMES)
+    validate(settings(folder, limits={"max_bad_share": 0.2}))
+    found = accepted()
+    assert found["impression_id"].tolist() == ["7"] * 4
+    assert found["timestamp"].tolist() == [START] * 4
+    assert found["position"].tolist() == [1, 2, 3, 4]
+    assert found["label"].tolist() == [1, 0, 0, 1]
+    kept = pq.read_table(HERE.validated / "impressions_quarantine.parquet").to_pylist()[0]
+    assert (kept["timestamp"], kept["position"], kept["label"]) == (f"{START}.0", "1.0", "yes")
+    assert (kept["file"], kept["line"]) == ("shown.csv", 6)
+
+
 def test_an_item_shown_again_is_left_out_alone(folder):
     rows = good_lists(50)
     write_csv(folder / "shown.csv", [*rows, (*rows[1][:4], 9, rows[1][5])], NAMES)

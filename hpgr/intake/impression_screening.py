@@ -211,24 +211,26 @@ def _judge(connection: duckdb.DuckDBPyConnection, staged: Path, broken: pd.DataF
     connection.register("broken", broken)
     again = SHOWN_AGAIN_RULE.name
     quoted = glob.escape(str(staged)).replace("'", "''")  # a view has no parameters
-    read = READ.replace("$1", f"'{quoted}'")
+    connection.execute(f"CREATE VIEW staged AS SELECT * FROM read_parquet('{quoted}')")
     connection.execute(
-        f"CREATE TABLE bad_lists AS SELECT DISTINCT {IMPRESSION} FROM ({read}) "
+        f"CREATE TABLE bad_lists AS SELECT DISTINCT {IMPRESSION} FROM staged "
         f"JOIN broken USING ({ROW}) WHERE reason <> '{again}' AND {IMPRESSION} NOTNULL"
     )
     in_bad_list = f"{IMPRESSION} IN (SELECT {IMPRESSION} FROM bad_lists)"
     connection.execute(
-        f"CREATE VIEW judged AS SELECT shown.*, CASE WHEN reason <> '{again}' THEN reason "
+        f"CREATE VIEW judged AS SELECT staged.*, CASE WHEN reason <> '{again}' THEN reason "
         f"WHEN {in_bad_list} THEN '{IN_A_BAD_LIST}' ELSE reason END AS reason "
-        f"FROM ({read}) AS shown LEFT JOIN broken USING ({ROW})"
+        f"FROM staged LEFT JOIN broken USING ({ROW})"
     )
 
 
 def _write(connection: duckdb.DuckDBPyConnection, out: Path, files: Sequence[str]) -> None:
-    number = f"try_cast(regexp_replace({POSITION}, '\\.0*$', '') AS BIGINT)"
+    time, position = (
+        f"try_cast(regexp_replace({name}, '\\.0*$', '') AS BIGINT) AS {name}"
+        for name in (TIMESTAMP, POSITION)
+    )
     accepted = (
-        f"SELECT {', '.join(SHOWN_IDS)}, try_cast({TIMESTAMP} AS BIGINT) AS {TIMESTAMP}, "
-        f"{number} AS {POSITION}, {CLICKED}::TINYINT AS {LABEL}, {ROW} "
+        f"SELECT {', '.join(SHOWN_IDS)}, {time}, {position}, {CLICKED}::TINYINT AS {LABEL}, {ROW} "
         f"FROM judged WHERE reason IS NULL ORDER BY {ROW}"
     )
     _save(connection, accepted, out / "impressions.parquet", SHOWN_SCHEMA)
