@@ -26,6 +26,22 @@ def test_seeds_become_a_mean_with_its_spread_and_the_best_mean_is_bold():
     assert "seeds of a model: 2, mean" in text
 
 
+def test_further_rows_of_a_model_have_its_seeds():
+    """Those of two cells are of two models, though both networks have one name."""
+    row = dict.fromkeys(COLUMNS["I1"], 0.1)
+    results = [
+        result(seed, 0.0, 0.0) | {
+            "model": model, "metrics": row,
+            "same_queries": {"position": row, "hpgr_next_item": row | {"gauc": gauc}},
+        }
+        for model, seed, gauc in (("hpgr", 0, 0.6), ("hpgr", 1, 0.7), ("hpgr-quick", 0, 0.5))
+    ]  # fmt: skip
+    lines = table("T", COLUMNS["I1"], results).splitlines()
+    assert any(line.startswith("| HPGR, as next item | **.6500** ± .0707 |") for line in lines)
+    assert any(line.startswith("| position as shown | .1000 |") for line in lines)
+    assert sum("as next item" in line for line in lines) == 2
+
+
 def test_a_part_that_is_taken_away_is_compared_seed_by_seed():
     whole = {seed: result(seed, ndcg, 0.2) for seed, ndcg in ((0, 0.2), (1, 0.3), (2, 0.9))}
     without = {"hpgr-no-sessions": {0: result(0, 0.19, 0.2), 1: result(1, 0.27, 0.2)}}

@@ -5,6 +5,7 @@ from math import log2
 
 import numpy as np
 import pytest
+from sklearn.metrics import ndcg_score
 
 from hpgr.evaluation.list_metrics import list_metrics
 
@@ -66,6 +67,19 @@ def test_every_list_has_the_mean_over_all_orders_of_its_ties(seed):
         expected = by_hand(labels.tolist(), scores.tolist())
         got = {name: values[number] for name, values in found.items()}
         assert got == pytest.approx(expected)
+
+
+def test_long_lists_have_the_ndcg_of_scikit_learn():
+    """Its ndcg_score averages over ties too; one score is -1 where a list of ours has -inf."""
+    rng = np.random.default_rng(0)
+    label = (rng.random((20, 50)) < 0.2).astype(int)
+    label[:, 0], label[:, 1] = 1, 0
+    score = rng.integers(-1, 6, label.shape).astype(float)
+    offsets = np.arange(0, 1001, 50)
+    ours = np.where(score == -1, -np.inf, score)
+    found = list_metrics(offsets, label.ravel(), ours.ravel(), (5, 10))
+    for k in (5, 10):
+        assert found[f"ndcg@{k}"].mean() == pytest.approx(ndcg_score(label, score, k=k))
 
 
 def test_a_constant_scorer_gets_the_mean_over_places():

@@ -55,6 +55,11 @@ def test_tables_have_the_columns_and_types_of_the_contract(workspace):
         "users": {"user": "int32", "user_id": "string"},
         "actions": {"action": "int16", "name": "string"},
         "categories": {"category": "int32", "name": "string"},
+        "impressions": {
+            **{"impression": "int64", "impression_id": "string", "item_id": "string"},
+            **{"user": "int32", "item": "int32", "timestamp": "int64", "position": "int64"},
+            **{"label": "int8", "split": "int8", "end": "int64"},
+        },
     }
 
 
