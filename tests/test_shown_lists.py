@@ -7,13 +7,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from evaluation_log import make_log, random_log
 from one_by_one import OneByOne
 from test_evaluate import CONFIG, prepare
+from test_leaks import catalogue, settings, trained_looking
 
 from hpgr.data.impressions import SCHEMA, TABLE
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, UNKNOWN
 from hpgr.evaluation import evaluate, shown_lists
+from hpgr.model.interface import build
+from hpgr.model.scoring import Scorer
 from hpgr.workspace import HERE
 
 SETTINGS = CONFIG.evaluate
@@ -107,6 +111,32 @@ def test_events_from_the_second_of_a_list_on_change_no_score():
     assert before.scores.keys() == after.scores.keys()
     for name, score in before.scores.items():
         np.testing.assert_array_equal(score, after.scores[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["hpgr", "hstu", "mtgr", "sasrec"])
+def test_neither_kind_nor_time_of_later_events_reaches_a_network(name):
+    """The time of a user's next event is in the log, and a list asks before it."""
+    model = build(settings(name=name), catalogue(), ranking=True)
+    scorer = Scorer(trained_looking(model), torch.device("cpu"), max_history=40)
+    log = random_log(3, num_items=48, split="global-time")
+    shown = [(5, 1), (6, 0), (UNKNOWN, 0), (17, 0)]
+    lists, later = [], np.zeros(log.meta.num_events, dtype=bool)
+    for user in range(12):
+        start, stop = map(int, log.user_offsets[user : user + 2])
+        middle = start + (stop - start) // 2 if user else start  # one without a history
+        end = int(log.second_start()[middle])
+        time = int(log.timestamp[end - 1]) + 1 if end > start else 1
+        lists.append((user, time, end, TEST, shown))
+        lists.append((user, int(log.timestamp[stop - 1]) + 200_000, stop, TEST, shown))
+        later[end:stop] = True
+    moved = log.timestamp + 100_000 * later
+    other = np.where(later, FIRST_ITEM, log.item).astype(np.int32)
+    changed = type(log)(**{**log.__dict__, "timestamp": moved, "item": other})
+    before, after = (judged(one, table_of(lists), scorer).scores for one in (log, changed))
+    for row in ("hpgr", "hpgr_next_item"):
+        first, second = (found[row].reshape(12, 2, 4) for found in (before, after))
+        assert (first[:, 1] != second[:, 1]).any()  # the second list of a user sees them
+        np.testing.assert_allclose(first[:, 0], second[:, 0], rtol=1e-5, err_msg=row)
 
 
 def test_lists_of_one_label_are_counted_and_left_out():

@@ -13,14 +13,14 @@ from hpgr.config import Evaluate
 from hpgr.data.batches import CandidateRows
 from hpgr.data.log import TRAIN, EventLog
 from hpgr.evaluation.model_protocols import Ranker
-from hpgr.evaluation.protocols import CandidateQueries, LabelledQueries
+from hpgr.evaluation.protocols import LabelledQueries
 from hpgr.metrics import auc, expected_calibration_error, gauc, log_loss
 
 
 def score(
     network: Ranker,
     log: EventLog,
-    candidates: CandidateQueries,
+    candidates: LabelledQueries,
     *,
     max_history: int,
     title: str,

@@ -75,7 +75,7 @@ MEANINGS_IN_LISTS = MEANINGS | {
     "ndcg": "gain of the order inside a list: a taken item counts 1 / log2(place + 1), as a share "
     "of the best order's",
     "mrr": "mean of 1 / place of the first taken item of a list",
-    "auc": "the same over the items of all lists together",
+    "auc": "chance that a taken item scores above one passed over, of all lists together",
 }
 LOOKS = (  # name, figure of the anchors, the one beside it, decimals, what that one is of
     (

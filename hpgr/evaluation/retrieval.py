@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from hpgr.config import Evaluate
 from hpgr.data.histories import bounded
-from hpgr.data.log import FIRST_ITEM, VALIDATION, EventLog
+from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation.baselines import all_baselines
 from hpgr.evaluation.blend import Blend, likes, reorder
 from hpgr.evaluation.model_protocols import Ranker, Retriever, WindowReader
@@ -74,23 +74,13 @@ def seen_pairs(log: EventLog, queries: Queries, *, remove: bool) -> Pairs | None
 
 
 def shared_scores(
-    network: WindowReader, log: EventLog, queries: Asking, max_history: int
+    network: WindowReader, log: EventLog, queries: Queries, max_history: int
 ) -> np.ndarray:
-    """Scores of the catalogue, float32 [Q, num_items]; a user's queries share windows.
-
-    A query without history scores every item 0.
-    """
+    """Scores of the catalogue, float32 [Q, num_items]; a user's queries share windows."""
     windows = queries.windows(log, max_history)
-    past, visible = windows.histories(log), windows.visible(queries.end)
-    newest = np.repeat(past.offsets[:-1], np.diff(windows.bounds)) + visible
-    full = visible > 0
-    if full.all():
-        return network.retrieve_rows(past, newest - 1)
-    scores = np.zeros((len(queries), log.meta.num_items), dtype=np.float32)
-    scores[:, :FIRST_ITEM] = -np.inf
-    if full.any():
-        scores[full] = network.retrieve_rows(past, newest[full] - 1)
-    return scores
+    past = windows.histories(log)
+    newest = np.repeat(past.offsets[:-1], np.diff(windows.bounds)) + windows.visible(queries.end)
+    return network.retrieve_rows(past, newest - 1)
 
 
 def run(

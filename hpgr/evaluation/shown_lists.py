@@ -9,7 +9,7 @@ the arrays of `hpgr.data.log`. Writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,12 +22,11 @@ from tqdm import tqdm
 from hpgr.config import Evaluate
 from hpgr.data.impressions import NO_SPLIT, NO_USER
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, EventLog
-from hpgr.evaluation import ranking
 from hpgr.evaluation.headline import NEXT_ITEM, protocol_label
 from hpgr.evaluation.metric_tables import Tables, impression_tables
-from hpgr.evaluation.model_protocols import Ranker, Retriever, WindowReader
+from hpgr.evaluation.model_protocols import Ranker, Retriever
 from hpgr.evaluation.protocols import CandidateQueries
-from hpgr.evaluation.retrieval import blocks, shared_scores
+from hpgr.evaluation.retrieval import blocks
 
 PROTOCOL = "I1"
 
@@ -114,12 +113,10 @@ def judge(
     if not len(lists):
         return f"{whole}: none of {len(test):,} test lists holds both labels."
     found = retrieval_scores(log, lists, models, max_history=max_history)
-    own = found.pop(main)
-    scores, remark = {main: own}, None
+    scores, remark = {main: found.pop(main)}, None
     if ranks:
-        title = f"shown lists, {main}"
-        chances = ranking.score(network, log, lists, max_history=max_history, title=title)
-        scores = {main: chances, f"{main}{NEXT_ITEM}": own}
+        chances = ranking_scores(log, lists, network, max_history=max_history)
+        scores = {main: chances, f"{main}{NEXT_ITEM}": scores[main]}
     else:
         remark = f"{main} has no ranking head: its lists are in the order of the next item."
     scores |= simple_scores(lists, ShownLists.of(shown, TRAIN), settings) | found
@@ -139,23 +136,46 @@ def judge(
 def retrieval_scores(
     log: EventLog, lists: ShownLists, models: Mapping[str, Retriever], *, max_history: int
 ) -> dict[str, np.ndarray]:
-    """Score of every shown item by each model of retrieval, float32 [C]; -inf: unknown."""
+    """Score of every shown item by each model of retrieval, float32 [C]; -inf: unknown.
+
+    Without a history all known items score the same to a network.
+    """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    for asked in _asked(log, lists, max_history):
+        histories = asked.histories(log, max_history)
+        query = np.repeat(np.arange(len(asked)), np.diff(asked.offsets))
+        known = asked.item >= FIRST_ITEM
+        for name, model in models.items():
+            found = np.zeros(len(asked.item), dtype=np.float32)
+            if len(histories.item):  # a network does not answer where nobody has a history
+                found = model.retrieve(histories)[query, asked.item].astype(np.float32)
+            parts[name].append(np.where(known, found, np.float32(-np.inf)))
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def ranking_scores(
+    log: EventLog, lists: ShownLists, network: Ranker, *, max_history: int
+) -> np.ndarray:
+    """PCTR of every shown item, float32 [C]."""
+    return np.concatenate(
+        [
+            network.rank(asked.histories(log, max_history), asked.offsets, asked.item)
+            for asked in _asked(log, lists, max_history)
+        ]
+    )
+
+
+def _asked(log: EventLog, lists: ShownLists, max_history: int) -> Iterator[ShownLists]:
+    """The lists in blocks whose histories and scores fit memory.
+
+    Each list reads a history of its own. Queries that share a window take the time of the next
+    event for that of the request, as it is in the other protocols; after a list the next event is
+    still to come.
+    """
     with tqdm(total=len(lists), desc="shown lists", unit="list", mininterval=2.0) as bar:
         for block in blocks(log, lists, max_history):
-            asked = lists.take(block)
-            histories = asked.histories(log, max_history)
-            query = np.repeat(np.arange(len(asked)), np.diff(asked.offsets))
-            known = asked.item >= FIRST_ITEM
-            for name, model in models.items():
-                if isinstance(model, WindowReader):
-                    scores = shared_scores(model, log, asked, max_history)
-                else:
-                    scores = model.retrieve(histories)
-                found = scores[query, asked.item].astype(np.float32)
-                parts[name].append(np.where(known, found, np.float32(-np.inf)))
-            bar.update(len(asked))
-    return {name: np.concatenate(part) for name, part in parts.items()}
+            yield lists.take(block)
+            bar.update(block.stop - block.start)
 
 
 def simple_scores(
