@@ -180,8 +180,8 @@ def run_cell(cell: Cell) -> None:
 
 
 def settings(cell: Cell, matrix: Matrix) -> dict[str, Any]:
-    """The params.yaml of a workspace: profile, data set, what the
-    model's entry sets, split and seed on top of the project's.
+    """The params.yaml of a workspace: profile, what the model's entry
+    sets, what its log needs, split and seed on top of the project's.
 
     No limit in minutes: it would make a result depend on what else the machine does.
 
@@ -189,9 +189,8 @@ def settings(cell: Cell, matrix: Matrix) -> dict[str, Any]:
         ConfigError: the values are not possible.
     """
     profile = matrix.models[cell.model][cell.split] if cell.model else "quick"
-    values = dict(_flat(matrix.datasets[cell.dataset])) | {"data.path": f"data/{cell.dataset}"}
-    if cell.model:
-        values |= dict(_flat(matrix.models[cell.model].get("set", {})))
+    values = dict(_flat(matrix.models[cell.model].get("set", {}))) if cell.model else {}
+    values |= dict(_flat(matrix.datasets[cell.dataset])) | {"data.path": f"data/{cell.dataset}"}
     if cell.split:
         values["sessionize.split"] = cell.split
     for stage in ("pretrain", "finetune"):

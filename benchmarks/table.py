@@ -18,9 +18,14 @@ from hpgr.runtime import read_json, write_text
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKERS = ("<!-- table -->", "<!-- end of table -->")
+BASKETS = {
+    "recall@10": "recall@10", "ndcg@10": "NDCG@10", "recall@20": "recall@20", "ndcg@20": "NDCG@20",
+}  # fmt: skip
 COLUMNS = {
     "R1": {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@50": "HR@50", "hr@200": "HR@200"},
     "R2": {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "hr@50": "HR@50", "hr@200": "HR@200"},
+    "B1": BASKETS,
+    "B1_new_items": BASKETS,
     "K1": {
         "auc": "AUC",
         "gauc": "GAUC",
@@ -31,6 +36,8 @@ COLUMNS = {
 TITLES = {
     "R1": "Next item, leave-one-out (R1), test, whole catalogue",
     "R2": "Next item, global time split (R2), test, whole catalogue",
+    "B1": "Next basket, global time split (B1), test, whole catalogue",
+    "B1_new_items": "Next basket, global time split (B1), test, new items alone",
     "K1": "Ranking, global time split (K1), test, label rating >= 4",
 }
 SERVED = "_then_rank"  # the order in which a model is served, behind its name
@@ -50,6 +57,7 @@ NAMES = {
     "ease": "EASE, recency-weighted",
     "popularity": "popularity",
     "recency": "recent popularity",
+    "personal_frequency": "personal frequency, decayed",
     "boosted_trees": "gradient-boosted trees",
     "fold_in": "linear-Gaussian fold-in",
     "item_plus_user_mean": "item plus user mean",
