@@ -45,7 +45,7 @@ def _training(cfg: Config) -> Iterator[str]:
 
 
 def _evaluation(cfg: Config) -> Iterator[str]:
-    for key in ("cutoffs", "list_cutoffs"):
+    for key in ("cutoffs", "basket_cutoffs", "list_cutoffs"):
         cutoffs = list(getattr(cfg.evaluate, key))
         if cutoffs != sorted(set(cutoffs)):
             yield (

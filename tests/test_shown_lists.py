@@ -78,14 +78,14 @@ class Follower(OneByOne):
 
 
 def judged(log, table, network, *, ranks=True):
-    return shown_lists.judge(
+    return shown_lists.judge_lists(
         log, table, {"hpgr": network}, network, SETTINGS, ranks=ranks, max_history=50
     )
 
 
 def test_a_network_that_reads_the_history_puts_what_was_taken_first():
     found = judged(*planted(), Follower())
-    rows = found.tables.metrics
+    rows = found.tables[0].metrics
     assert rows["hpgr"] == dict.fromkeys(["gauc", "ndcg@5", "ndcg@10", "mrr", "auc"], 1.0)
     assert abs(rows["position"]["gauc"] - 0.5) < 0.15  # shown in random order
 
@@ -93,12 +93,12 @@ def test_a_network_that_reads_the_history_puts_what_was_taken_first():
 def test_the_click_in_the_log_does_not_leak_into_its_own_list():
     """A model of repeats would take the click, if the history held it."""
     log, table = planted()
-    found = judged(log, table, Follower()).tables.metrics["hpgr_next_item"]
+    found = judged(log, table, Follower()).tables[0].metrics["hpgr_next_item"]
     assert found["gauc"] < 0.6
     moved = table.set_column(
         table.column_names.index("end"), "end", pa.compute.add(table["end"], 1).cast(pa.int64())
     )
-    leaked = judged(log, moved, Follower()).tables.metrics["hpgr_next_item"]
+    leaked = judged(log, moved, Follower()).tables[0].metrics["hpgr_next_item"]
     assert leaked["gauc"] > 0.8  # so the test would see it
 
 
@@ -149,7 +149,7 @@ def test_lists_of_one_label_are_counted_and_left_out():
             (-1, 1020, 0, TEST, [(2, 1), (3, 0)]),
         ]
     )
-    counts = judged(log, table, Follower()).tables.counts
+    counts = judged(log, table, Follower()).tables[0].counts
     assert (counts["queries"], counts["candidates"]) == (1, 2)
     assert (counts["lists_of_one_label"], counts["lists_without_user"]) == (2, 1)
 
@@ -158,8 +158,8 @@ def test_unknown_items_tie_below_all_others_for_retrieval():
     log, _ = planted(num_users=1)
     table = table_of([(0, 1000, 2, TEST, [(UNKNOWN, 1), (5, 0), (UNKNOWN, 0)])])
     found = judged(log, table, Follower())
-    assert found.tables.metrics["hpgr_next_item"]["gauc"] == pytest.approx(0.25)
-    assert found.tables.counts["unknown_positives"] == 1
+    assert found.tables[0].metrics["hpgr_next_item"]["gauc"] == pytest.approx(0.25)
+    assert found.tables[0].counts["unknown_positives"] == 1
 
 
 def test_a_user_without_earlier_events_is_asked_with_an_empty_history():
@@ -171,7 +171,7 @@ def test_a_user_without_earlier_events_is_asked_with_an_empty_history():
             return np.full(len(candidates), 0.5, dtype=np.float32)
 
     found = judged(log, table, Patient())
-    assert found.tables.counts["lists_without_history"] == 1
+    assert found.tables[0].counts["lists_without_history"] == 1
     assert found.scores["hpgr_next_item"][2:].tolist() == [0, 0]
 
 

@@ -1,4 +1,4 @@
-"""The answers of all models as tables, one row a query, a candidate or a shown item.
+"""The answers of all models as tables, one row a query or a candidate.
 
 They go into `artifacts/evaluation/` beside the means, for whoever wants to look at single answers.
 Writes nothing.
@@ -14,7 +14,6 @@ import pandas as pd
 
 from hpgr.evaluation.protocols import CandidateQueries, Queries
 from hpgr.evaluation.retrieval import Retrieved
-from hpgr.evaluation.shown_lists import ShownLists
 
 
 def query_table(queries: Queries, outcomes: Mapping[str, Retrieved]) -> pd.DataFrame:
@@ -32,22 +31,13 @@ def candidate_table(
     candidates: CandidateQueries, probabilities: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
     """One row a candidate of K1: user, item, request time, label, probability by every model."""
-    columns = _candidates(candidates)
+    columns = candidate_columns(candidates)
     columns |= {f"probability_{n}": p.astype(np.float32) for n, p in probabilities.items()}
     return pd.DataFrame(columns)
 
 
-def list_table(lists: ShownLists, scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """One row a shown item of I1: list, user, item, request time, label, score by every model.
-
-    `impression` is the number of the list in `sessions/impressions.parquet`.
-    """
-    columns = {"impression": lists.number, **_candidates(lists)}
-    columns |= {f"score_{n}": s.astype(np.float32) for n, s in scores.items()}
-    return pd.DataFrame(columns)
-
-
-def _candidates(candidates: CandidateQueries) -> dict[str, Any]:
+def candidate_columns(candidates: CandidateQueries) -> dict[str, Any]:
+    """User, item, request time and label of every candidate."""
     return {
         "user": candidates.candidate_user().astype(np.int32),
         "item": candidates.item.astype(np.int32),

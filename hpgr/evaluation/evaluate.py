@@ -1,12 +1,13 @@
 """The evaluate stage: judge the trained network on test, beside every baseline, and report.
 
 The only reader of the test split. Next item, leave-one-out (R1) where the split is such; next item,
-temporal (R2), CTR, temporal (K1) and, of a log with impressions, ranking inside an impression (I1)
-where it is global-time. Reads `artifacts/sessions/`,
-`artifacts/finetune/` and the curves of `artifacts/pretrain/`. Writes `artifacts/evaluation/`:
-`metrics.json`, `verdict.json` (on validation: the network, or a baseline in its place),
-`rules.json` (by which a served answer is as judged), `like_weight.json` (how its order was chosen,
-on validation), `queries.parquet`, `candidates.parquet` (K1), `impressions.parquet` (I1),
+temporal (R2), CTR, temporal (K1), where sessions are baskets, next basket, temporal (B1) and, of a
+log with impressions, ranking inside an impression (I1) where it is global-time. Reads
+`artifacts/sessions/`, `artifacts/finetune/` and the curves of `artifacts/pretrain/`. Writes
+`artifacts/evaluation/`: `metrics.json`, `verdict.json` (on validation: the network, or a baseline
+in its place), `rules.json` (by which a served answer is as judged), `like_weight.json` (how its
+order was chosen, on validation), `queries.parquet`, `candidates.parquet` (K1), `baskets.parquet`
+(B1), `impressions.parquet` (I1),
 `mechanism.json` (of a network with anchors: what these do),
 `plots/*.csv`, `figures/*.png`, `report.html`.
 """
@@ -25,21 +26,15 @@ from hpgr.config import Config
 from hpgr.data.impressions import read_impressions
 from hpgr.data.log import TEST, EventLog
 from hpgr.data.repeats import rule as rule_of
-from hpgr.evaluation import (
-    like_weight,
-    mechanism,
-    protocols,
-    ranking,
-    retrieval,
-    rivals,
-    shown_lists,
-)
-from hpgr.evaluation.answer_tables import candidate_table, list_table, query_table
+from hpgr.evaluation import like_weight, mechanism, protocols, ranking, retrieval, rivals
+from hpgr.evaluation.answer_tables import candidate_table, query_table
 from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.examples import Names, examples, pick
 from hpgr.evaluation.headline import protocol_label, terminal_table
 from hpgr.evaluation.metric_tables import WAYS, Tables, merged, ranking_tables, retrieval_tables
 from hpgr.evaluation.model_protocols import RankingModel, Retriever
+from hpgr.evaluation.next_basket import judge_baskets
+from hpgr.evaluation.shown_lists import judge_lists
 from hpgr.evaluation.simple_rankers import SimpleRankers
 from hpgr.metrics import RANKING_MONITORS
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
@@ -107,23 +102,16 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
             tables.append(
                 ranking_tables("K1", candidates, probabilities, cfg.evaluate, main=judged.name)
             )
-    lists = shown_lists.judge(
-        log,
-        read_impressions(workspace.sessions),
-        models,
-        judged.network,
-        cfg.evaluate,
-        ranks=judged.ranks,
-        **reach,
+    baskets = judge_baskets(log, models, cfg.evaluate, main=judged.name, **reach)
+    shown = read_impressions(workspace.sessions)
+    lists = judge_lists(
+        log, shown, models, judged.network, cfg.evaluate, ranks=judged.ranks, **reach
     )
-    if isinstance(lists, str):
-        notes.append(lists)
-    elif lists is not None:
-        tables.append(lists.tables)
+    tables += baskets.tables + lists.tables
     anchors = mechanism.measure(
         log, judged.network, cfg.evaluate, split=TEST, ranks=judged.ranks, **reach
     )
-    notes += simple.notes
+    notes += baskets.notes + lists.notes + simple.notes
     cards = examples(
         log,
         pick(log, queries, cfg.evaluate),
@@ -159,14 +147,12 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
             cards=cards,
             notes=notes,
         )
+        baskets.write(folder)
+        lists.write(folder)
         query_table(queries, outcomes).to_parquet(folder / "queries.parquet", index=False)
         if probabilities:
             candidate_table(candidates, probabilities).to_parquet(
                 folder / "candidates.parquet", index=False
-            )
-        if isinstance(lists, shown_lists.ListJudgement):
-            list_table(lists.lists, lists.scores).to_parquet(
-                folder / "impressions.parquet", index=False
             )
     console = Console()
     for table in tables:

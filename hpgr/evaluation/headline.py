@@ -17,6 +17,7 @@ Rows = Mapping[str, Mapping[str, float]]  # model -> metric -> value
 PROTOCOLS = {
     "R1": "Next item, leave-one-out",
     "R2": "Next item, temporal",
+    "B1": "Next basket, temporal",
     "K1": "CTR, temporal",
     "I1": "Ranking inside an impression",
 }

@@ -74,7 +74,7 @@ def seen_pairs(log: EventLog, queries: Queries, *, remove: bool) -> Pairs | None
 
 
 def shared_scores(
-    network: WindowReader, log: EventLog, queries: Queries, max_history: int
+    network: WindowReader, log: EventLog, queries: Asking, max_history: int
 ) -> np.ndarray:
     """Scores of the catalogue, float32 [Q, num_items]; a user's queries share windows."""
     windows = queries.windows(log, max_history)

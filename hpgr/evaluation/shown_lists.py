@@ -4,16 +4,17 @@ Candidates are the items that a user really saw together, so that those passed o
 negatives. A list sees the events of its user strictly before its own second. Simple models to beat
 are the place at which an item was shown, how often it was taken where it was shown before, and the
 baselines of retrieval. Reads `artifacts/sessions/impressions.parquet` (`hpgr.data.impressions`) and
-the arrays of `hpgr.data.log`. Writes nothing.
+the arrays of `hpgr.data.log`. Writes `impressions.parquet` of the evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import logit
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from hpgr.config import Evaluate
 from hpgr.data.impressions import NO_SPLIT, NO_USER
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, EventLog
+from hpgr.evaluation.answer_tables import candidate_columns
 from hpgr.evaluation.headline import NEXT_ITEM, protocol_label
 from hpgr.evaluation.metric_tables import Tables, impression_tables
 from hpgr.evaluation.model_protocols import Ranker, Retriever
@@ -71,15 +73,31 @@ class ShownLists(CandidateQueries):
         return self.take(np.flatnonzero((positives > 0) & (positives < size)))
 
 
-class ListJudgement(NamedTuple):
-    """Judged `lists`, the score of every shown item by model [C], and the tables."""
+@dataclass(frozen=True)
+class JudgedLists:
+    """Results of I1: the judged lists, the score of every shown item by model [C], and the tables.
 
-    lists: ShownLists
-    scores: dict[str, np.ndarray]
-    tables: Tables
+    All but `notes` are empty where the log has no impressions or they cannot be judged.
+    """
+
+    lists: ShownLists | None = None
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    tables: list[Tables] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write `impressions.parquet`, one row a shown item, below `folder`.
+
+        `impression` is the number of the list in `sessions/impressions.parquet`.
+        """
+        if self.lists is None:
+            return
+        columns = {"impression": self.lists.number, **candidate_columns(self.lists)}
+        columns |= {f"score_{n}": s.astype(np.float32) for n, s in self.scores.items()}
+        pd.DataFrame(columns).to_parquet(folder / "impressions.parquet", index=False)
 
 
-def judge(
+def judge_lists(
     log: EventLog,
     shown: pa.Table,
     models: Mapping[str, Retriever],
@@ -88,7 +106,7 @@ def judge(
     *,
     ranks: bool,
     max_history: int,
-) -> ListJudgement | str | None:
+) -> JudgedLists:
     """Judge the test lists by every model.
 
     Args:
@@ -99,19 +117,18 @@ def judge(
         settings: of the stage.
         ranks: its ranking head was trained.
         max_history: newest events that a model reads.
-
-    Returns:
-        None where the log has no impressions, a sentence where they cannot be judged.
     """
     if not len(shown):
-        return None
+        return JudgedLists()
     main, whole = next(iter(models)), f"{protocol_label(PROTOCOL)} is left out"
     if pc.all(pc.equal(shown["split"], NO_SPLIT)).as_py():
-        return f"{whole}: only sessionize.split: global-time says which lists are test."
+        why = f"{whole}: only sessionize.split: global-time says which lists are test."
+        return JudgedLists(notes=[why])
     test = ShownLists.of(shown, TEST)
     lists = test.with_both_labels()
     if not len(lists):
-        return f"{whole}: none of {len(test):,} test lists holds both labels."
+        why = f"{whole}: none of {len(test):,} test lists holds both labels."
+        return JudgedLists(notes=[why])
     found = retrieval_scores(log, lists, models, max_history=max_history)
     scores, remark = {main: found.pop(main)}, None
     if ranks:
@@ -130,7 +147,7 @@ def judge(
     tables = impression_tables(
         PROTOCOL, lists, scores, settings, main=main, counts=counts, remark=remark
     )
-    return ListJudgement(lists, scores, tables)
+    return JudgedLists(lists, scores, [tables])
 
 
 def retrieval_scores(
