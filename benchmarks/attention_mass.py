@@ -22,8 +22,8 @@ from benchmarks.noisy_log import NoisyLog
 from hpgr.data.histories import Histories, bounded, runs
 from hpgr.evaluation.protocols import LabelledQueries
 from hpgr.model.attention.entry import additive_attention
-from hpgr.model.hstu import HSTU, HSTUBlock
-from hpgr.model.packed import pack, place_candidates
+from hpgr.model.hstu import HSTU, HSTUBlock, history_tiles
+from hpgr.model.packed import Packed, pack, place_candidates
 from hpgr.model.scoring import Scorer
 
 EVENTS_AT_A_TIME = 8192  # of histories whose weights are held
@@ -81,12 +81,10 @@ def read(
     query_T = torch.from_numpy(np.repeat(np.arange(len(asked)), histories.length))
     noise_QL = torch.zeros(len(asked), int(histories.length.max()))
     noise_QL[query_T, packed.position] = noise_T.float()
-    with watched(layers[-1:], packed.position) as of_states:
+    with watched(layers[-1:], packed, every_row=isinstance(scorer.model, HSTU)) as of_states:
         reading = scorer.read_rows(packed)
-    with watched(layers, packed.position) as of_candidates:
+    with watched(layers, packed) as of_candidates:
         mask = scorer.model.judge(packed, reading, candidates).mask
-    if isinstance(scorer.model, HSTU):  # its last block serves every row
-        of_states = [weight_TL[packed.newest] for weight_TL in of_states]
     length_Q = torch.from_numpy(histories.length)
     found = {
         "candidates": on_noise(of_candidates, noise_QL[query_C]),
@@ -100,22 +98,34 @@ def read(
 
 
 @contextmanager
-def watched(layers: Sequence[HSTUBlock], position_T: Tensor) -> Iterator[list[Tensor]]:
-    """Note the weights of each `attend` of some blocks by the places of its keys, `position_T`.
+def watched(
+    layers: Sequence[HSTUBlock], packed: Packed, *, every_row: bool = False
+) -> Iterator[list[Tensor]]:
+    """Note the weights of each `attend` of some blocks by place in the history.
+
+    Args:
+        layers: the blocks.
+        packed: the histories that they read.
+        every_row: they serve every row, of which the newest are of interest.
 
     Yields:
         For each so far, in order, the absolute weights summed over heads, [Q, L].
     """
     seen: list[Tensor] = []
-    place_TL = functional.one_hot(position_T).float()
+    place_TL = functional.one_hot(packed.position).float()
 
     def watch(block: HSTUBlock) -> None:
         def attend(x_QD, u_QE, q_QHd, k_KHd, v_KHd, tiles, length, weight_NGS=None):
+            asking_QHd, own = q_QHd, tiles
+            if every_row:
+                newest = packed.newest
+                asking_QHd = q_QHd[newest]
+                own = history_tiles(packed, packed.readers(newest), tiles.size)
             weight_QHL = additive_attention(
-                q_QHd,
+                asking_QHd,
                 k_KHd,
                 place_TL[:, None].expand(-1, k_KHd.shape[1], -1),
-                tiles,
+                own,
                 position_bias=block.position_bias,
                 time_bias=block.time_bias,
                 weight=weight_NGS,

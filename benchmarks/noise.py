@@ -58,8 +58,8 @@ from hpgr.workspace import Workspace  # noqa: E402
 
 SHARES = (0.1, 0.2, 0.4)  # of the events of a noisy history
 QUERIES, QUICK_QUERIES = 2000, 100  # for the next item
-USERS, QUICK_USERS = 200, 20  # whose candidates are judged
-READ, QUICK_READ = 600, 60  # queries with candidates whose attention is looked at
+USERS, QUICK_USERS = 150, 20  # whose candidates are judged
+READ, QUICK_READ = 300, 60  # queries with candidates whose attention is looked at
 CLEAN = "clean"
 METRICS = ("ndcg@10", "hr@10", "auc", "gauc")
 RELATIVE = ("ndcg@10", "hr@10")  # AUC has its zero at .5

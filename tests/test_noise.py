@@ -196,7 +196,7 @@ def test_a_network_answers_the_same_while_it_is_watched(name):
     with torch.inference_mode():
         reading = model.read(packed)
         expected = model.judge(packed, reading, placed).logits
-        with watched(model.blocks, packed.position) as seen:
+        with watched(model.blocks, packed) as seen:
             torch.testing.assert_close(
                 model.judge(packed, reading, placed).logits, expected, rtol=0, atol=0
             )
