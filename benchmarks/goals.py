@@ -119,7 +119,7 @@ def of_noise(models: dict[str, Any]) -> Iterator[Standing]:
     whole = [found for name, found in models.items() if name.partition("/")[0] == "hpgr"]
     for share in list(whole[0])[1:] if whole else ():
         for ratio, bound in NOISE.items():
-            values = [found[share]["over_dense"].get(ratio) for found in whole]
+            values = [found[share].get("over_dense", {}).get(ratio) for found in whole]
             if None not in values:
                 subject = f"{share.replace('%', ' %')} noise: {ratio}, over dense HSTU's"
                 yield Standing(subject, "noise", statistics.fmean(values), bound, most=True)

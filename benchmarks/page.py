@@ -130,8 +130,8 @@ def noise() -> dict[str, Any] | None:
     if not path.is_file():
         return None
     found = read_json(path)["figures"]
-    shares = list(next(iter(found["models"].values())))
-    metrics = [*found["models"][found["dense"]][shares[0]]["values"]]
+    first = next(iter(found["models"].values()))
+    shares, metrics = list(first), [*first["clean"]["values"]]
     rows = []
     for share in shares[1:]:
         for name, by_share in found["models"].items():
