@@ -5,8 +5,8 @@
 A cell's folder is below benchmarks/cells/ and holds a network trained on rankings (global-time).
 Random events come between the real ones at test time, so that 10, 20 and 40 % of a history are such
 events (`noisy_log.py`); the weights stay as trained. Every network is asked the same with the same
-noise: some test queries for the next item, and the candidates of some test users. Real events alone
-decide which items leave the answers.
+noise: some test queries for the next item, and the candidates of some test users, which share
+windows as in evaluation. Real events alone decide which items leave the answers.
 
 - falls: metrics of R2 and K1 without noise minus those with it, with paired intervals;
 - mass: the share of attention on inserted events (`attention_mass.py`), a mean over labelled

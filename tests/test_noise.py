@@ -1,7 +1,9 @@
 """Noise in histories: what is inserted, what a network loses by it, where its attention falls."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from test_evaluate import CONFIG, Knowing
 from test_leaks import CPU, SPARSE, settings
 
 from benchmarks.attention_mass import masses, watched
-from benchmarks.noise import CLEAN, judged, of_noise, over_dense
+from benchmarks.noise import CLEAN, METRICS, judged, of_noise, over_dense
 from benchmarks.noisy_log import unmet_items, with_noise
 from hpgr.data.log import DTYPES, TEST
 from hpgr.evaluation import protocols
@@ -22,6 +24,8 @@ from hpgr.model.scoring import Scorer
 from hpgr.runtime import UserError
 
 LOG = random_log(0, num_items=60, split="global-time")
+ROOT = Path(__file__).parents[1]
+ROW_MODELS = {"HSTU, trained as HPGR": "hstu-plain", "HPGR, mean of 3 seeds": "hpgr"}
 USERS = np.arange(0, LOG.meta.num_users, 2)
 QUERIES, CANDIDATES = protocols.next_item(LOG, TEST), protocols.labelled(LOG, TEST)
 NOISY = with_noise(LOG, np.arange(LOG.meta.num_users), 0.4)
@@ -219,3 +223,24 @@ def test_ratios_are_left_out_where_the_dense_network_does_not_fall_beyond_chance
         "fall, ndcg@10": 0.5,
         "fall, auc": None,
     }
+
+
+def test_the_documented_figures_are_those_committed():
+    figures = json.loads((ROOT / "benchmarks/results/noise.json").read_text())["figures"]
+    page = (ROOT / "docs/evaluation.md").read_text().partition("## Noise in histories")[2]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if " % | H" in line]
+    assert len(rows) == 6
+    for share, model, *cells in rows:
+        names = [n for n in figures["models"] if n.partition("/")[0] == ROW_MODELS[model]]
+        found = [figures["models"][name][share.replace(" ", "")] for name in names]
+        expected = [
+            *(np.mean([one["falls"][m]["value"] for one in found]) for m in METRICS),
+            *(
+                np.mean([one["mass"][m] for one in found])
+                for m in ("share", "candidates", "states")
+            ),
+        ]
+        shown = [float(cell.replace("−", "-")) for cell in cells[:7]]
+        assert shown == pytest.approx(expected, abs=5.1e-5), (share, model)
+    for name in ("queries", "candidates", "users_with_candidates", "candidates_looked_at"):
+        assert f"{figures[name]:,} " in page.replace("\n", " "), name
