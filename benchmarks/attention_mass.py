@@ -53,20 +53,20 @@ def masses(
         offsets, rows = runs(first[part], asked.end[part] - first[part])
         histories = Histories.gather(noisy.log, offsets, rows, asked.request_time[part])
         noise_T = torch.from_numpy(noisy.inserted[rows])
-        for name, one in read(scorer, layers, histories, asked.take(part), noise_T).items():
+        for name, one in looked_at(scorer, layers, histories, asked.take(part), noise_T).items():
             found.setdefault(name, []).append(one.numpy())
     return {name: float(np.concatenate(parts).mean()) for name, parts in found.items()}
 
 
 @torch.inference_mode()
-def read(
+def looked_at(
     scorer: Scorer,
     layers: Sequence[HSTUBlock],
     histories: Histories,
     asked: LabelledQueries,
     noise_T: Tensor,
 ) -> dict[str, Tensor]:
-    """What `masses` averages, [C] each; the candidates of every query see its whole history."""
+    """Compute what `masses` averages, [C] each; candidates see the whole history of their query."""
     count = np.diff(asked.offsets)
     query_C = torch.from_numpy(np.repeat(np.arange(len(asked)), count))
     packed = pack(histories, scorer.device)

@@ -71,7 +71,7 @@ def cost(trained: list[dict[str, Any]]) -> list[str]:
         f"{trained[-1]['num_params']:,}",
         f"{seconds:,.0f}",
         f"{speed:,.0f}",
-        ", ".join(dict.fromkeys(table.length(run) for run in trained)),
+        table.length(trained[-1]),
     ]
 
 
@@ -137,12 +137,13 @@ def noise() -> dict[str, Any] | None:
         for name, by_share in found["models"].items():
             own = by_share[share]
             falls = [
-                f"{signed(own['falls'][m]['value'])} ({signed(own['falls'][m]['low'])} to "
-                f"{signed(own['falls'][m]['high'])})"
-                for m in metrics
+                (signed(fall["value"]), f"{signed(fall['low'])} to {signed(fall['high'])}")
+                for fall in (own["falls"][m] for m in metrics)
             ]
             mass = [number(own["mass"].get(n)) for n in ("share", "candidates", "states")]
-            rows.append([share.replace("%", " %"), name, *falls, *mass])
+            rows.append(
+                {"share": share.replace("%", " %"), "model": name, "falls": falls, "mass": mass}
+            )
     return {
         "counts": {n: v for n, v in found.items() if isinstance(v, int)},
         "metrics": [metric_label(m) for m in metrics],
