@@ -18,7 +18,7 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -147,8 +147,8 @@ def write_settings() -> None:
     _write_if_new(CODE, code_digests())
 
 
-def run_cell(cell: Cell) -> None:
-    """Run the stages of a cell that are not current; `cells` need not list it.
+def run_cell(cell: Cell, stages: Iterable[str] = tuple(STAGES)) -> None:
+    """Run those of a cell's first `stages` that are not current; `cells` need not list it.
 
     A file in the workspace records which code, parameters and stages before it made a stage's
     output; the raw log is taken as it is. A killed training goes on.
@@ -163,7 +163,7 @@ def run_cell(cell: Cell) -> None:
             f"{', '.join(matrix.datasets)} and the models {', '.join(matrix.models)}"
         )
     code, upstream = code_digests(), ""
-    for stage in STAGES:
+    for stage in stages:
         part = Cell(*cell[: DEPTHS.get(stage, len(PARTS))])
         workspace, values = part.workspace, settings(part, matrix)
         _write_if_new(workspace.params, values)
@@ -176,12 +176,15 @@ def run_cell(cell: Cell) -> None:
             continue
         _run_stage(stage, part)
         write_text(record, upstream)
-    publish(cell)
+    if "evaluate" in stages:
+        publish(cell)
 
 
-def settings(cell: Cell, matrix: Matrix) -> dict[str, Any]:
-    """The params.yaml of a workspace: profile, data set, what the
-    model's entry sets, split and seed on top of the project's.
+def settings(
+    cell: Cell, matrix: Matrix, changes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The params.yaml of a workspace: profile, what the model's entry
+    sets, what its log needs, split, seed and `changes` on top of the project's.
 
     No limit in minutes: it would make a result depend on what else the machine does.
 
@@ -189,15 +192,15 @@ def settings(cell: Cell, matrix: Matrix) -> dict[str, Any]:
         ConfigError: the values are not possible.
     """
     profile = matrix.models[cell.model][cell.split] if cell.model else "quick"
-    values = dict(_flat(matrix.datasets[cell.dataset])) | {"data.path": f"data/{cell.dataset}"}
-    if cell.model:
-        values |= dict(_flat(matrix.models[cell.model].get("set", {})))
+    values = dict(_flat(matrix.models[cell.model].get("set", {}))) if cell.model else {}
+    values |= dict(_flat(matrix.datasets[cell.dataset])) | {"data.path": f"data/{cell.dataset}"}
     if cell.split:
         values["sessionize.split"] = cell.split
     for stage in ("pretrain", "finetune"):
         values[f"{stage}.max_minutes"] = None
         if cell.seed:
             values[f"{stage}.seed"] = int(cell.seed)
+    values |= changes or {}
     try:
         return with_params(values, profile).model_dump(mode="json", by_alias=True)
     except ConfigError as error:

@@ -24,6 +24,7 @@ from hpgr.evaluation.compare import Estimate, bootstrap_auc, bootstrap_means, es
 from hpgr.runtime import UserError
 
 QUERY = ["user", "target", "request_time"]
+BASKET = ["user", "request_time", "items", "new_items"]
 CANDIDATE = ["user", "item", "request_time", "label"]
 
 
@@ -34,6 +35,7 @@ def differences(first: Cell, second: Cell) -> dict[str, Estimate]:
         UserError: the cells were not judged on the same queries.
     """
     settings = load_config(first.workspace.params).evaluate
+    cells = (first, second)
     k = settings.cutoffs[0]
     queries, ranks = _both(first, second, "queries.parquet", QUERY, "rank")
     found = {}
@@ -42,9 +44,17 @@ def differences(first: Cell, second: Cell) -> dict[str, Estimate]:
         gain = metric(ranks[0], k) - metric(ranks[1], k)
         sample = bootstrap_means(queries["user"].to_numpy(), gain[:, None], settings)
         found[name] = estimate(gain.mean(), sample[:, 0])
-    if all(
-        (cell.workspace.evaluation / "candidates.parquet").is_file() for cell in (first, second)
-    ):
+    if all((cell.workspace.evaluation / "baskets.parquet").is_file() for cell in cells):
+        k = settings.basket_cutoffs[0]
+        for metric in (f"recall@{k}", f"ndcg@{k}", f"new_recall@{k}", f"new_ndcg@{k}"):
+            baskets, values = _both(first, second, "baskets.parquet", BASKET, metric)
+            gain = values[0] - values[1]
+            asked = ~np.isnan(gain)  # of new items, where the basket holds some
+            if asked.any():
+                user, gain = baskets["user"].to_numpy()[asked], gain[asked]
+                sample = bootstrap_means(user, gain[:, None], settings)
+                found[f"B1 {metric}"] = estimate(gain.mean(), sample[:, 0])
+    if all((cell.workspace.evaluation / "candidates.parquet").is_file() for cell in cells):
         rows, score = _both(first, second, "candidates.parquet", CANDIDATE, "probability")
         user, label = rows["user"].to_numpy(), rows["label"].to_numpy()
         sampled = bootstrap_auc(user, label, {"first": score[0], "second": score[1]}, settings)

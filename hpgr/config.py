@@ -204,6 +204,9 @@ class Evaluate(Section):
     ease_ridge: float = Field(gt=0)
     ease_max_items: int = Field(ge=0)
     recency_half_life_days: float = Field(gt=0)
+    baskets: bool
+    basket_cutoffs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    basket_decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
     prior_events: float = Field(gt=0)
     fold_in_factors: int = Field(ge=1)
     fold_in_decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)

@@ -45,12 +45,13 @@ def _training(cfg: Config) -> Iterator[str]:
 
 
 def _evaluation(cfg: Config) -> Iterator[str]:
-    cutoffs = list(cfg.evaluate.cutoffs)
-    if cutoffs != sorted(set(cutoffs)):
-        yield (
-            f"  evaluate.cutoffs: found {cutoffs}, expected each once, the smallest first: "
-            f"{sorted(set(cutoffs))}"
-        )
+    for key in ("cutoffs", "basket_cutoffs"):
+        cutoffs = list(getattr(cfg.evaluate, key))
+        if cutoffs != sorted(set(cutoffs)):
+            yield (
+                f"  evaluate.{key}: found {cutoffs}, expected each once, the smallest first: "
+                f"{sorted(set(cutoffs))}"
+            )
     if 0 not in cfg.evaluate.like_weights:
         yield (
             f"  evaluate.like_weights: found {list(cfg.evaluate.like_weights)}, expected 0 among "

@@ -7,6 +7,7 @@ error. Reads the template, writes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ def rendered(template: Path, filters: Mapping[str, Callable[..., str]], /, **val
     Raises:
         jinja2.UndefinedError: the template names a value that is not given.
     """
-    environment = Environment(
-        loader=FileSystemLoader(template.parent),
+    environment = _environment(template.parent)
+    environment.filters |= filters
+    return environment.get_template(template.name).render(**values)
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    """The folder's templates; one that was compiled stays for the next page of this process."""
+    return Environment(
+        loader=FileSystemLoader(folder),
         autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
-    return environment.get_template(template.name).render(**values)

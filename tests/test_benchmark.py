@@ -97,13 +97,21 @@ def test_every_model_that_is_described_is_possible_and_differs_as_it_says(monkey
                 assert own.items() <= values[section].items()
 
 
+@pytest.mark.parametrize("dataset", ["complete-journey", "online-retail", "trivago"])
+def test_logs_of_baskets_are_judged_by_baskets_and_others_are_not(monkeypatch, dataset):
+    monkeypatch.chdir(ROOT)
+    values = settings(Cell(dataset, "global-time", "hpgr", "0"), read_matrix())
+    assert values["evaluate"]["baskets"] is (dataset != "trivago")
+    assert not values["evaluate"]["remove_history"]
+
+
 def test_every_result_names_the_commit_that_made_it():
     for path in (ROOT / "benchmarks/results").glob("*.json"):
         assert len(json.loads(path.read_text())["commit"].rstrip("+")) == 40, path
 
 
 def test_a_result_is_named_by_what_it_holds():
-    for path in (ROOT / "benchmarks/results").glob("[RK][12]-*.json"):
+    for path in (ROOT / "benchmarks/results").glob("[BRK][12]-*.json"):
         found = json.loads(path.read_text())
         parts = (found[key] for key in ("protocol", "dataset", "model", "seed"))
         assert path.stem == "-".join(map(str, parts))

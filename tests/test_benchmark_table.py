@@ -26,6 +26,14 @@ def test_seeds_become_a_mean_with_its_spread_and_the_best_mean_is_bold():
     assert "seeds of a model: 2, mean" in text
 
 
+def test_a_baseline_stands_with_the_run_that_gave_it_most():
+    weak, strong = result(0, 0.2, 0.21), result(1, 0.26, 0.22)
+    strong["same_queries"]["ease"]["hr@10"] = 0.3
+    for order in ([weak, strong], [strong, weak]):
+        text = table("T", COLUMNS["R1"], order)
+        assert "| **.3000** | .2200 |" in next(r for r in text.splitlines() if "EASE" in r)
+
+
 def test_a_part_that_is_taken_away_is_compared_seed_by_seed():
     whole = {seed: result(seed, ndcg, 0.2) for seed, ndcg in ((0, 0.2), (1, 0.3), (2, 0.9))}
     without = {"hpgr-no-sessions": {0: result(0, 0.19, 0.2), 1: result(1, 0.27, 0.2)}}

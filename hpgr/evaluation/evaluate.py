@@ -1,11 +1,12 @@
 """The evaluate stage: judge the trained network on test, beside every baseline, and report.
 
 The only reader of the test split. Next item, leave-one-out (R1) where the split is such; next item,
-temporal (R2) and CTR, temporal (K1) where it is global-time. Reads `artifacts/sessions/`,
-`artifacts/finetune/` and the curves of `artifacts/pretrain/`. Writes `artifacts/evaluation/`:
+temporal (R2), CTR, temporal (K1) and, where sessions are baskets, next basket, temporal (B1) where
+it is global-time. Reads `artifacts/sessions/`, `artifacts/finetune/` and the curves of
+`artifacts/pretrain/`. Writes `artifacts/evaluation/`:
 `metrics.json`, `verdict.json` (on validation: the network, or a baseline in its place),
 `rules.json` (by which a served answer is as judged), `like_weight.json` (how its order was chosen,
-on validation), `queries.parquet`, `candidates.parquet` (K1),
+on validation), `queries.parquet`, `candidates.parquet` (K1), `baskets.parquet` (B1),
 `mechanism.json` (of a network with anchors: what these do),
 `plots/*.csv`, `figures/*.png`, `report.html`.
 """
@@ -30,6 +31,7 @@ from hpgr.evaluation.examples import Names, examples, pick
 from hpgr.evaluation.headline import protocol_label, terminal_table
 from hpgr.evaluation.metric_tables import WAYS, Tables, merged, ranking_tables, retrieval_tables
 from hpgr.evaluation.model_protocols import RankingModel, Retriever
+from hpgr.evaluation.next_basket import judge_baskets
 from hpgr.evaluation.simple_rankers import SimpleRankers
 from hpgr.metrics import RANKING_MONITORS
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
@@ -97,10 +99,12 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
             tables.append(
                 ranking_tables("K1", candidates, probabilities, cfg.evaluate, main=judged.name)
             )
+    baskets = judge_baskets(log, models, cfg.evaluate, main=judged.name, **reach)
+    tables += baskets.tables
     anchors = mechanism.measure(
         log, judged.network, cfg.evaluate, split=TEST, ranks=judged.ranks, **reach
     )
-    notes += simple.notes
+    notes += baskets.notes + simple.notes
     cards = examples(
         log,
         pick(log, queries, cfg.evaluate),
@@ -136,6 +140,7 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
             cards=cards,
             notes=notes,
         )
+        baskets.write(folder)
         query_table(queries, outcomes).to_parquet(folder / "queries.parquet", index=False)
         if probabilities:
             candidate_table(candidates, probabilities).to_parquet(

@@ -14,7 +14,12 @@ from hpgr.metrics import metric_label
 Rows = Mapping[str, Mapping[str, float]]  # model -> metric -> value
 
 
-PROTOCOLS = {"R1": "Next item, leave-one-out", "R2": "Next item, temporal", "K1": "CTR, temporal"}
+PROTOCOLS = {
+    "R1": "Next item, leave-one-out",
+    "R2": "Next item, temporal",
+    "B1": "Next basket, temporal",
+    "K1": "CTR, temporal",
+}
 LABELS = {"fold_in": "linear-Gaussian fold-in", "boosted_trees": "gradient-boosted trees"}
 
 

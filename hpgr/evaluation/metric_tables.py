@@ -34,7 +34,7 @@ Replicates = Mapping[str, Mapping[str, np.ndarray]]
 class Tables:
     """Results of one protocol; `plots` holds the long tables by name.
 
-    `protocol` is R1, R2 or K1, or has one of WAYS behind it (R1_seen_kept).
+    `protocol` is R1, R2, B1 or K1, or has one of WAYS behind it (R1_seen_kept), or new_items (B1).
     """
 
     protocol: str
@@ -84,6 +84,25 @@ def retrieval_tables(
             "popularity": _popularity(outcomes, classes, queries.target),
         },
     )
+
+
+def basket_tables(
+    protocol: str,
+    user: np.ndarray,
+    per_query: Replicates,
+    counts: dict[str, int],
+    settings: Evaluate,
+    *,
+    main: str,
+) -> Tables:
+    """The results of B1, for the report, from every model's metrics of each query [Q]."""
+    values = {n: {m: float(v.mean()) for m, v in row.items()} for n, row in per_query.items()}
+    replicates = compare.bootstrap_metrics(user, per_query, settings)
+    plots = {
+        "intervals": _intervals(values, replicates),
+        "differences": _differences(main, values, replicates),
+    }
+    return Tables(protocol, main, values, counts, plots)
 
 
 def ranking_tables(

@@ -31,11 +31,19 @@ PROTOCOLS = {
     "R2": "Every event of the last stretch of time is hidden in turn, except a user's very first, "
     "and the whole catalogue is ranked for it given all earlier events of its user. The models "
     "were trained on what came before.",
+    "B1": "Every session that begins in the last stretch of time is hidden whole, and the whole "
+    "catalogue is ranked for its items, given all that its user did before it. What the user had "
+    "before competes. NDCG is divided by what the best list of as many places reaches.",
     "K1": "Every event of the last stretch of time is a candidate with its label. Its history "
     "holds the events strictly before its second; candidates of one user and second are scored "
     "together.",
 }
-OTHER_WAY = {  # by what stands behind the protocol's name, see `metric_tables.WAYS`
+OTHER_WAY = {  # by what stands behind the protocol's name, see `metric_tables.Tables`
+    "new_items": (
+        "New items alone",
+        "The same baskets, with what the user had before taken out of the answers and of what is "
+        "hidden. Baskets without a new item are left out.",
+    ),
     "seen_kept": (
         "Seen items kept",
         "The same queries, with what the user had before left among the answers, as "
@@ -49,6 +57,7 @@ OTHER_WAY = {  # by what stands behind the protocol's name, see `metric_tables.W
 }
 MEANINGS = {
     "hr": "share of queries whose hidden item is among the first k places",
+    "recall": "share of the hidden items that are among the first k places",
     "ndcg": "the same, but a hit counts 1 / log2(place + 1): higher places are worth more",
     "mrr": "mean of 1 / place of the hidden item",
     "coverage": "share of the catalogue that was recommended to at least one query",
@@ -139,9 +148,8 @@ def _section(folder: Path, table: Tables) -> dict[str, Any]:
     results = _results(table)
     names = results["metrics"]
     palette = figures.colours(results["models"], table.main)
-    headline = (
-        ["auc", "gauc"] if table.protocol == "K1" else [names[0], names[0].replace("hr@", "ndcg@")]
-    )
+    at_k = [names[0], f"ndcg@{names[0].partition('@')[2]}"]
+    headline = ["auc", "gauc"] if table.protocol == "K1" else at_k
     headline = [m for m in headline if m in names]
     differences = table.plots["differences"]
     images: dict[str, str] = {}

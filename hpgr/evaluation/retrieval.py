@@ -19,7 +19,7 @@ from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation.baselines import all_baselines
 from hpgr.evaluation.blend import Blend, likes, reorder
 from hpgr.evaluation.model_protocols import Ranker, Retriever, WindowReader
-from hpgr.evaluation.protocols import Queries, next_item, sampled
+from hpgr.evaluation.protocols import Asking, Queries, next_item, sampled
 from hpgr.metrics import ndcg, ranks_of, removed_pairs, top_items
 
 CELLS = 1 << 22  # scores of one block, 16 MiB in float32
@@ -52,7 +52,7 @@ class Retrieved:
         return cls(*(np.concatenate(column) for column in columns))
 
 
-def blocks(log: EventLog, queries: Queries, max_history: int | None) -> Iterator[slice]:
+def blocks(log: EventLog, queries: Asking, max_history: int | None) -> Iterator[slice]:
     """Slices of queries whose scores and histories fit the memory set aside.
 
     `max_history` is how many events of each history are copied; None: all of them.
@@ -74,7 +74,7 @@ def seen_pairs(log: EventLog, queries: Queries, *, remove: bool) -> Pairs | None
 
 
 def shared_scores(
-    network: WindowReader, log: EventLog, queries: Queries, max_history: int
+    network: WindowReader, log: EventLog, queries: Asking, max_history: int
 ) -> np.ndarray:
     """Scores of the catalogue, float32 [Q, num_items]; a user's queries share windows."""
     windows = queries.windows(log, max_history)

@@ -203,6 +203,8 @@ def test_the_smallest_number_of_resamples_that_can_be_significant_is_one_more(tm
          "evaluate.cutoffs: found [10, 10, 50], expected each once, the smallest first: [10, 50]"),
         ("evaluate", r"cutoffs: .*", "cutoffs: 10",
          "evaluate.cutoffs: found 10, expected a list, such as [10]"),
+        ("evaluate", r"basket_cutoffs: .*", "basket_cutoffs: [20, 10]",
+         "evaluate.basket_cutoffs: found [20, 10], expected each once, the smallest first"),
         ("evaluate", r"history_decays: [^#]*", "history_decays: [0.5, 5.0] ",
          "evaluate.history_decays.1: found 5.0, expected at most 1"),
         ("evaluate", r"history_decays: [^#]*", "history_decays: [0.0] ",
