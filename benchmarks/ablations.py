@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ COLUMNS = {
     "K1": {"auc": "AUC", "gauc": "GAUC"},  # log loss would also show how a run was calibrated
 }
 WHOLE = {"R1": "hpgr-quick", "R2": "hpgr", "K1": "hpgr"}  # what the part is taken from
-Results = dict[tuple[str, str], dict[int, dict[str, Any]]]  # dataset, model -> seed -> result
+Runs = dict[int, dict[str, Any]]  # seed -> result
 
 
 def described(path: Path = ROOT / "benchmarks/params.yaml") -> list[str]:
@@ -35,9 +36,16 @@ def described(path: Path = ROOT / "benchmarks/params.yaml") -> list[str]:
 
 def tables() -> str:
     """All tables, one after the other."""
-    parts = []
+    return "\n".join(
+        table(f"{TITLES[protocol]}, {dataset}", protocol, whole, runs)
+        for protocol, dataset, whole, runs in comparisons()
+    )
+
+
+def comparisons() -> Iterator[tuple[str, str, Runs, dict[str, Runs]]]:
+    """Protocol, data set, the runs of the whole and those of each model beside it, by seed."""
     for protocol in COLUMNS:
-        found: Results = {}
+        found: dict[tuple[str, str], Runs] = {}
         for path in sorted(RESULTS.glob(f"{protocol}-*.json")):
             result = read_json(path)
             found.setdefault((result["dataset"], result["model"]), {})[result["seed"]] = result
@@ -46,16 +54,16 @@ def tables() -> str:
             whole = found.get((dataset, WHOLE[protocol]), {})
             runs = {name: own for name, own in runs.items() if own.keys() & whole.keys()}
             if runs:
-                parts.append(table(f"{TITLES[protocol]}, {dataset}", protocol, whole, runs))
-    return "\n".join(parts)
+                yield protocol, dataset, whole, runs
 
 
-def table(
-    title: str,
-    protocol: str,
-    whole: dict[int, dict[str, Any]],
-    runs: dict[str, dict[int, dict[str, Any]]],
-) -> str:
+def distances(metric: str, whole: Runs, own: Runs) -> list[float]:
+    """A metric's distance from the whole, once for each seed that both have."""
+    seeds = sorted(own.keys() & whole.keys())
+    return [own[seed]["metrics"][metric] - whole[seed]["metrics"][metric] for seed in seeds]
+
+
+def table(title: str, protocol: str, whole: Runs, runs: dict[str, Runs]) -> str:
     """One protocol and data set: the whole, then each model and its distance from the whole."""
     columns = COLUMNS[protocol]
     lines = [
@@ -67,16 +75,15 @@ def table(
     cells = [spread(values[c]) for c in columns]
     lines.append(row(NAMES.get(WHOLE[protocol], WHOLE[protocol]), cells, whole))
     for name, own in runs.items():
-        seeds = sorted(own.keys() & whole.keys())
-        pairs = {c: [own[s]["metrics"][c] - whole[s]["metrics"][c] for s in seeds] for c in columns}
-        lines.append(row(name, [spread(pairs[c], signed=True) for c in columns], own))
+        cells = [spread(distances(c, whole, own), signed=True) for c in columns]
+        lines.append(row(name, cells, own))
     judged = [run for own in (whole, *runs.values()) for run in own.values()]
     machines = spans(judged, "machine")
     lines.append(f"\n{machines}; a row below the first is the distance from it.\n")
     return "\n".join(lines)
 
 
-def row(name: str, cells: list[str], runs: dict[int, dict[str, Any]]) -> str:
+def row(name: str, cells: list[str], runs: Runs) -> str:
     """One line of a table, with the seeds and the steps of the best validation."""
     best = ", ".join(f"{run['best_step']:,}" for _, run in sorted(runs.items()))
     return f"| {' | '.join([name, *cells, str(len(runs)), best])} |"

@@ -7,9 +7,9 @@ beside its peer or its limit, and the goal where there is one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ from matplotlib.ticker import NullLocator
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.goals import GOALS  # noqa: E402
 from hpgr.evaluation.figures import INK, MAIN, QUIET, SECOND, canvas  # noqa: E402
 from hpgr.runtime import atomic_path, read_json  # noqa: E402
 
@@ -31,6 +32,11 @@ def result(name: str) -> dict[str, Any]:
     """A committed results file."""
     found: dict[str, Any] = read_json(RESULTS / f"{name}.json")
     return found
+
+
+def bound(name: str) -> float:
+    """The goal for a figure."""
+    return GOALS[name].bound
 
 
 def bars(ax: Axes, rows: list[Bar], title: str, goal: float | None = None) -> None:
@@ -83,7 +89,12 @@ def attention() -> Figure:
         ("causal tiles", peak["causal"], LIMIT),
         ("sparse", peak["sparse"], MAIN),
     ]
-    bars(memory, rows, "peak MiB at 4,096 events", goal=round(peak["eager"] / 10, 1))
+    bars(
+        memory,
+        rows,
+        "peak MiB at 4,096 events",
+        goal=round(peak["eager"] * bound("memory_ratio_4096"), 1),
+    )
     return figure
 
 
@@ -93,13 +104,18 @@ def training() -> Figure:
     figure, (left, right) = canvas(9, 2.9, panels=2)
     hstu, peer = speed["hstu_targets_per_s"], speed["rectools_fast_targets_per_s"]
     title = "HSTU, targets a second"
-    bars(left, [("here", hstu, MAIN), ("RecTools, fast loss", peer, PEER)], title, goal=2 * peer)
+    bars(
+        left,
+        [("here", hstu, MAIN), ("RecTools, fast loss", peer, PEER)],
+        title,
+        goal=bound("ratio_vs_rectools_fast") * peer,
+    )
     rows = [
         ("HSTU", hstu, PEER),
         ("HPGR", speed["hpgr_targets_per_s"], MAIN),
         ("HPGR, no ranking", speed["hpgr_without_ranking_targets_per_s"], SECOND),
     ]
-    bars(right, rows, "HPGR, targets a second", goal=round(0.6 * hstu))
+    bars(right, rows, "HPGR, targets a second", goal=round(bound("hpgr_over_hstu") * hstu))
     return figure
 
 
@@ -113,7 +129,12 @@ def serving() -> Figure:
     alone = round(1000 / found["network_ms_of_8"])
     rows = [(f"{n} clients", found[f"rps_{n}"], MAIN) for n in (8, 64)]
     limit = ("reading alone, of 8", alone, LIMIT)
-    bars(rate, [limit, ("1 client", found["rps_1"], MAIN), *rows], "answers a second", goal=400)
+    bars(
+        rate,
+        [limit, ("1 client", found["rps_1"], MAIN), *rows],
+        "answers a second",
+        goal=bound("rps_8"),
+    )
     return figure
 
 
@@ -126,7 +147,7 @@ def scoring() -> Figure:
     limit = ("product alone", 1.0, LIMIT)
     bars(share, [limit, *rows], "best 50 of a catalogue, share of the limit")
     row = ("recommend-all", found["users_per_s_ml1m"], MAIN)
-    bars(users, [row], "users a second, one thread", goal=2000)
+    bars(users, [row], "users a second, one thread", goal=bound("users_per_s_ml1m"))
     return figure
 
 
@@ -138,25 +159,31 @@ def data() -> Figure:
         ("hpgr validate", found["validate_s_20m"], MAIN),
         ("DuckDB reads it", found["duckdb_read_s"], PEER),
     ]
-    bars(validate, rows, "validate 20 million events, s", goal=30)
+    bars(validate, rows, "validate 20 million events, s", goal=bound("validate_s_20m"))
     rows = [
         ("hpgr sessionize", found["sessionize_s_20m"], MAIN),
         ("DuckDB's own cut", found["duckdb_cut_s"], PEER),
     ]
-    bars(cut, rows, "sessionize them, s", goal=25)
+    bars(cut, rows, "sessionize them, s", goal=bound("sessionize_s_20m"))
     return figure
 
 
 PICTURES = {one.__name__: one for one in (attention, training, serving, scoring, data)}
 
 
-def drawn() -> Iterator[Path]:
-    """Draw every picture as SVG whose words are text; yields the files written."""
+def save(draw: Callable[[], Figure], target: Path | IO[bytes]) -> None:
+    """Draw a picture as SVG whose words are text: same numbers, same bytes."""
     settings = {"svg.fonttype": "none", "svg.hashsalt": "hpgr", "font.family": "sans-serif"}
+    with mpl.rc_context(settings):
+        draw().savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def drawn() -> Iterator[Path]:
+    """Draw every picture; yields the files written."""
     for name, draw in PICTURES.items():
         path = IMAGES / f"speed-{name}.svg"
-        with mpl.rc_context(settings), atomic_path(path) as temporary:
-            draw().savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+        with atomic_path(path) as temporary:
+            save(draw, temporary)
         yield path
 
 

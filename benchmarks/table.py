@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpgr.evaluation.headline import model_of
 from hpgr.metrics import best_value
@@ -92,17 +92,34 @@ def between_markers(page: str, text: str) -> str:
     return f"{before}{MARKERS[0]}\n{text}{MARKERS[1]}{rest.partition(MARKERS[1])[2]}"
 
 
+class Row(NamedTuple):
+    """One model: its metrics, once a seed, and the results of its trainings, none of a baseline."""
+
+    name: str
+    metrics: list[dict[str, float]]
+    trained: list[dict[str, Any]]
+
+    def values(self, column: str) -> list[float]:
+        """Its values of a metric."""
+        return [run[column] for run in self.metrics if column in run]
+
+
 def tables() -> str:
     """All tables, one after the other."""
+    return "\n".join(
+        table(f"{TITLES[protocol]}, {dataset}", COLUMNS[protocol], judged)
+        for protocol, dataset, judged in headlines()
+    )
+
+
+def headlines() -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Protocol, data set and results of each table."""
     results = [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
-    results = [r for r in results if r.get("model") in (*HEADLINES, None)]
-    parts = []
-    for protocol, columns in COLUMNS.items():
+    results = [r for r in results if r.get("model") in HEADLINES]
+    for protocol in COLUMNS:
         own = [r for r in results if r.get("protocol") == protocol]
         for dataset in sorted({r["dataset"] for r in own}):
-            judged = [r for r in own if r["dataset"] == dataset]
-            parts.append(table(f"{TITLES[protocol]}, {dataset}", columns, judged))
-    return "\n".join(parts)
+            yield protocol, dataset, [r for r in own if r["dataset"] == dataset]
 
 
 def spans(results: Iterable[dict[str, Any]], key: str) -> str:
@@ -110,40 +127,49 @@ def spans(results: Iterable[dict[str, Any]], key: str) -> str:
     return " and ".join(sorted({result[key] for result in results}))
 
 
-def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) -> str:
-    """One protocol and data set: trained models with their cost, then the baselines beside them."""
-    rows: dict[str, list[dict[str, float]]] = {}
-    cost = {}
+def rows(columns: Mapping[str, str], results: list[dict[str, Any]]) -> list[Row]:
+    """The models of one protocol and data set and the baselines beside them, the best one last."""
+    metrics: dict[str, list[dict[str, float]]] = {}
     key = next(iter(columns))
     for result in results:
-        rows.setdefault(result["model"], []).append(result["metrics"])
-        cost[result["model"]] = (
-            f"{result['num_params'] / 1000:.0f} k",
-            length(result),
-        )
+        metrics.setdefault(result["model"], []).append(result["metrics"])
     for result in results:
-        for other, metrics in result["same_queries"].items():
+        for other, own in result["same_queries"].items():
             if further := other.removeprefix(model_of(other)):
-                rows.setdefault(result["model"] + further, []).append(metrics)
-            elif other not in rows or metrics.get(key, 0.0) > rows[other][0].get(key, 0.0):
+                metrics.setdefault(result["model"] + further, []).append(own)
+            elif other not in metrics or own.get(key, 0.0) > metrics[other][0].get(key, 0.0):
                 # Baselines have no seed. Trees that learnt from more events are the better ones.
-                rows[other] = [metrics]
-    means = {
-        name: {c: statistics.fmean(run[c] for run in runs) for c in columns if c in runs[0]}
-        for name, runs in rows.items()
-    }
-    order = sorted(rows, key=lambda name: means[name].get(key, 0.0))
-    best = {c: best_value(c, (mean[c] for mean in means.values() if c in mean)) for c in columns}
+                metrics[other] = [own]
+    found = [Row(n, own, [r for r in results if r["model"] == n]) for n, own in metrics.items()]
+    return sorted(found, key=lambda row: mean(row.values(key)) or 0.0)
+
+
+def mean(values: list[float]) -> float | None:
+    """None without values."""
+    return statistics.fmean(values) if values else None
+
+
+def best_means(columns: Iterable[str], found: list[Row]) -> dict[str, float]:
+    """The best mean of each metric."""
+    means = {c: [mean(row.values(c)) for row in found] for c in columns}
+    return {c: best_value(c, (m for m in own if m is not None)) for c, own in means.items()}
+
+
+def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) -> str:
+    """One protocol and data set: trained models with their cost, then the baselines beside them."""
+    found = rows(columns, results)
+    best = best_means(columns, found)
     lines = [
         f"{title}:\n",
         f"| model | {' | '.join(columns.values())} | parameters | best / trained |",
         "|---|" + "---|" * (len(columns) + 2),
     ]
-    for name in order:
-        cells = [cell([m.get(c) for m in rows[name]], best[c]) for c in columns]
-        lines.append(
-            f"| {' | '.join([NAMES.get(name, name), *cells, *cost.get(name, ('', ''))])} |"
-        )
+    for row in found:
+        cells = [cell(row.values(c), best[c]) for c in columns]
+        cost = ["", ""]
+        if row.trained:
+            cost = [f"{row.trained[-1]['num_params'] / 1000:.0f} k", length(row.trained[-1])]
+        lines.append(f"| {' | '.join([NAMES.get(row.name, row.name), *cells, *cost])} |")
     seeds = {
         len([r for r in results if r["model"] == name]) for name in {r["model"] for r in results}
     }
@@ -166,17 +192,16 @@ def length(result: dict[str, Any]) -> str:
     return f"step {result['best_step']:,} / {result['steps']:,}"
 
 
-def cell(values: list[float | None], best: float) -> str:
+def cell(values: list[float], best: float) -> str:
     """Mean, with the spread where there are several seeds; the best mean in bold."""
-    found = [v for v in values if v is not None]
-    if not found:
+    if not values:
         return ""
-    mean = statistics.fmean(found)
-    text = f"{mean:.4f}".removeprefix("0")
-    if mean == best:
+    middle = statistics.fmean(values)
+    text = f"{middle:.4f}".removeprefix("0")
+    if middle == best:
         text = f"**{text}**"
-    if len(found) > 1:
-        text += f" ± {statistics.stdev(found):.4f}".replace("0.", ".")
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.4f}".replace("0.", ".")
     return text
 
 

@@ -1,0 +1,145 @@
+"""The page of all results: its numbers are those of the files, and what files say is text."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import ablations, figures, goals, page, table
+
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
+HOSTILE = '<img src="x" onerror="alert(1)">&'
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, rows of cells, and the text of pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.rows, self.labels, self.place = [], [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.place = tag if tag in ("text", "td") else self.place
+        if tag == "tr":
+            self.rows.append([])
+        elif tag == "td":
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self.place = "" if tag in ("text", "td") else self.place
+
+    def handle_data(self, data):
+        if self.place == "td":
+            self.rows[-1][-1] += data
+        elif self.place == "text":
+            self.labels.append(data)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The page of a copy of the results, to which a hostile file is added, and the files."""
+    folder = tmp_path_factory.mktemp("results")
+    shutil.copytree(RESULTS, folder, dirs_exist_ok=True)
+    path = folder / "R2-ml-1m-mtgr-0.json"
+    found = json.loads(path.read_text())
+    found["machine"] = HOSTILE
+    found["same_queries"][HOSTILE] = found["metrics"]
+    path.write_text(json.dumps(found))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (table, ablations, figures, goals, page):
+            patch.setattr(module, "RESULTS", folder)
+        text = page.page()
+    reader = Reader()
+    reader.feed(text)
+    return text, reader, {p.name: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
+
+
+def numbers_of(value):
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from numbers_of(one)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def test_every_number_of_every_file_stands_on_the_page(made):
+    text, _, files = made
+    assert len(files) > 40
+    for (name, content), following in pairwise([*files.items(), ("<main>", None)]):
+        part = text.partition(f'<details id="{name}">')[2]
+        part = part.partition(f'<details id="{following[0]}">')[0] if following[1] else part
+        reader = Reader()
+        reader.feed(part)
+        shown = [json.loads(cells[1]) for cells in reader.rows if is_number(cells[1])]
+        assert shown == [*numbers_of(content)], name
+
+
+def is_number(text):
+    try:
+        return isinstance(json.loads(text), int | float)
+    except ValueError:
+        return False
+
+
+def test_a_model_has_its_mean_its_spread_and_what_training_cost(made):
+    _, reader, files = made
+    runs = [files[f"R2-ml-1m-hpgr-{seed}.json"] for seed in range(3)]
+    values = [run["metrics"]["ndcg@10"] for run in runs]
+    expected = f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}".replace("0.", ".")
+    (row,) = [cells for cells in reader.rows if cells[:1] == ["HPGR"] and expected in cells]
+    seconds = np.mean([run["train_seconds"] for run in runs])
+    speed = np.mean([run["events_per_second"] for run in runs])
+    assert row[5:9] == ["3", f"{runs[0]['num_params']:,}", f"{seconds:,.0f}", f"{speed:,.0f}"]
+
+
+def test_bars_show_the_distance_from_the_whole(made):
+    _, reader, files = made
+    for protocol, metric in (("R2", "ndcg@10"), ("K1", "auc")):
+        own, whole = (files[f"{protocol}-ml-1m-{m}-0.json"] for m in ("hpgr-no-readout", "hpgr"))
+        distance = own["metrics"][metric] - whole["metrics"][metric]
+        assert f"{distance:+.4f}".replace("0.", ".") in reader.labels
+
+
+def test_a_goal_is_reached_or_missed_as_its_file_says(made):
+    _, reader, files = made
+    verdict = {cells[0]: cells[3] for cells in reader.rows if len(cells) == 5}
+    rps = files["serving.json"]["figures"]["rps_8"]
+    assert verdict["serving, 8 clients: answers a second"] == (
+        "reached" if rps >= 400 else "missed"
+    )
+    seconds = files["data.json"]["figures"]["sessionize_s_20m"]
+    assert verdict["sessionize 20 million events, s"] == ("reached" if seconds <= 25 else "missed")
+    memory = files["attention.json"]["peak_mib_4096"]
+    least = memory["sparse"] <= memory["eager"] / 10
+    subject = "sparse attention, 4,096 events: peak memory over the whole matrix's"
+    assert verdict[subject] == ("reached" if least else "missed")
+
+
+def test_what_a_file_says_is_text_and_nothing_is_loaded(made):
+    text, reader, _ = made
+    assert HOSTILE in {cells[0] for cells in reader.rows if cells}
+    assert "<img" not in text
+    assert not {tag for tag, _ in reader.tags} & {"script", "link", "img", "iframe", "image"}
+    for _, attributes in reader.tags:
+        assert "src" not in attributes
+        for name in ("href", "xlink:href"):
+            assert attributes.get(name, "#").startswith("#")
+
+
+def test_names_inside_pictures_are_unique(made):
+    _, reader, _ = made
+    ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a.get("xlink:href") or a.get("href") for _, a in reader.tags} - {None}
+    assert {target.removeprefix("#") for target in targets} <= set(ids)
+
+
+def test_a_model_in_a_picture_is_text():
+    runs = {0: {"metrics": {"ndcg@10": 0.1, "hr@10": 0.2}}}
+    drawn = page.inline("x", lambda: page.part_bars("R1", runs, {"<b>$x": runs}))
+    assert "<b>" not in drawn and "&lt;b&gt;$x" in drawn
