@@ -44,7 +44,10 @@ TITLES = {
     "I1": "Ranking inside an impression, global time split (I1), test",
 }
 # Others stand in docs/ablations.md.
-HEADLINES = ("hpgr", "hpgr-quick", "hstu", "hstu-plain", "sasrec", "esasrec", "mtgr")
+HEADLINES = (
+    "hpgr", "hpgr-quick", "hpgr-next-session", "hstu", "hstu-plain", "hstu-readout", "sasrec",
+    "esasrec", "mtgr", "mtgr-residual", "mtgr-readout",
+)  # fmt: skip
 NAMES = {
     "hpgr": "**HPGR**",
     "hpgr_then_rank": "HPGR, top 50 as served",
@@ -52,11 +55,15 @@ NAMES = {
     "hpgr-quick": "**HPGR**, profile quick",
     "hpgr-quick_then_rank": "HPGR, top 50 as served",
     "hpgr-quick_next_item": "HPGR, as next item",
+    "hpgr-next-session": "**HPGR**, trained for the next session",
     "hstu": "HSTU",
     "hstu-plain": "HSTU, trained as HPGR",
+    "hstu-readout": "HSTU with HPGR's read-out",
     "sasrec": "SASRec",
     "esasrec": "eSASRec",
     "mtgr": "MTGR",
+    "mtgr-residual": "MTGR with our cross features",
+    "mtgr-readout": "MTGR with HPGR's read-out",
     "transitions": "transitions, decayed",
     "ease": "EASE, recency-weighted",
     "popularity": "popularity",
