@@ -46,14 +46,14 @@ def differences(first: Cell, second: Cell) -> dict[str, Estimate]:
         found[name] = estimate(gain.mean(), sample[:, 0])
     if all((cell.workspace.evaluation / "baskets.parquet").is_file() for cell in cells):
         k = settings.basket_cutoffs[0]
-        for metric in (f"recall@{k}", f"ndcg@{k}", f"new_recall@{k}", f"new_ndcg@{k}"):
-            baskets, values = _both(first, second, "baskets.parquet", BASKET, metric)
+        for column in (f"recall@{k}", f"ndcg@{k}", f"new_recall@{k}", f"new_ndcg@{k}"):
+            baskets, values = _both(first, second, "baskets.parquet", BASKET, column)
             gain = values[0] - values[1]
             asked = ~np.isnan(gain)  # of new items, where the basket holds some
             if asked.any():
                 user, gain = baskets["user"].to_numpy()[asked], gain[asked]
                 sample = bootstrap_means(user, gain[:, None], settings)
-                found[f"B1 {metric}"] = estimate(gain.mean(), sample[:, 0])
+                found[f"B1 {column}"] = estimate(gain.mean(), sample[:, 0])
     if all((cell.workspace.evaluation / "candidates.parquet").is_file() for cell in cells):
         rows, score = _both(first, second, "candidates.parquet", CANDIDATE, "probability")
         user, label = rows["user"].to_numpy(), rows["label"].to_numpy()
