@@ -46,7 +46,7 @@ def headline(protocol: str, dataset: str, results: list[dict[str, Any]]) -> dict
         "columns": [*columns.values()],
         "rows": [
             {
-                "name": plain(row.name),
+                "name": row.label.replace("**", ""),
                 "main": row.name.startswith("hpgr"),
                 "cells": [table.cell(row.values(c), best[c]) for c in columns],
                 "cost": cost(row.trained),

@@ -45,7 +45,7 @@ TITLES = {
 }
 # Others stand in docs/ablations.md.
 HEADLINES = (
-    "hpgr", "hpgr-quick", "hpgr-next-session", "hstu", "hstu-plain", "hstu-readout", "sasrec",
+    "hpgr", "hpgr-quick", "hstu", "hstu-plain", "hstu-readout", "sasrec",
     "esasrec", "mtgr", "mtgr-residual", "mtgr-readout",
 )  # fmt: skip
 NAMES = {
@@ -55,7 +55,6 @@ NAMES = {
     "hpgr-quick": "**HPGR**, profile quick",
     "hpgr-quick_then_rank": "HPGR, top 50 as served",
     "hpgr-quick_next_item": "HPGR, as next item",
-    "hpgr-next-session": "**HPGR**, trained for the next session",
     "hstu": "HSTU",
     "hstu-plain": "HSTU, trained as HPGR",
     "hstu-readout": "HSTU with HPGR's read-out",
@@ -105,6 +104,13 @@ class Row(NamedTuple):
     name: str
     metrics: list[dict[str, float]]
     trained: list[dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """Its name in a table, in Markdown; `quick` is a profile of leave-one-out alone."""
+        found = NAMES.get(self.name, self.name)
+        of_time = self.trained and self.trained[-1].get("split") == "global-time"
+        return found.removesuffix(", profile quick") if of_time else found
 
     def values(self, column: str) -> list[float]:
         """Its values of a metric."""
@@ -176,7 +182,7 @@ def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) ->
         cost = ["", ""]
         if row.trained:
             cost = [f"{row.trained[-1]['num_params'] / 1000:.0f} k", length(row.trained[-1])]
-        lines.append(f"| {' | '.join([NAMES.get(row.name, row.name), *cells, *cost])} |")
+        lines.append(f"| {' | '.join([row.label, *cells, *cost])} |")
     seeds = {
         len([r for r in results if r["model"] == name]) for name in {r["model"] for r in results}
     }

@@ -15,7 +15,6 @@ benchmarks/results/tuning-DATASET-SPLIT-MODEL.json.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -39,7 +38,7 @@ from hpgr.cli import run, run_stage
 from hpgr.config import ConfigError
 from hpgr.params_file import read_params
 from hpgr.runtime import UserError, read_json, write_json, write_text
-from hpgr.workspace import STAGES, Workspace
+from hpgr.workspace import Workspace
 
 SHARED = ("validate", "sessionize")
 RECORD = "trial.json"
@@ -139,9 +138,6 @@ def train(
     workspace = Workspace(place, shared.validated, shared.sessions)
     wanted = settings(cell, read_matrix(), {**every, **values})
     write_text(workspace.params, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
-    first = Workspace(place.with_name("00"))
-    if place != first.root and _same_stage_one(wanted, first) and not workspace.pretrained.exists():
-        shutil.copytree(first.pretrained, workspace.pretrained)
     for stage in ("pretrain", "finetune"):
         if not workspace.output(stage).is_dir():
             run_stage(stage, workspace)
@@ -152,20 +148,6 @@ def train(
         **{key: found[key] for key in ("best_step", "steps", "train_seconds")},
         "validation": {k: v for k, v in found.items() if k.startswith("validation_")},
     }
-
-
-def _same_stage_one(wanted: Mapping[str, Any], first: Workspace) -> bool:
-    """True where the first trial's stage 1 had the parameters that are wanted now."""
-    if not first.pretrained.is_dir():
-        return False
-    had = yaml.safe_load(first.params.read_text(encoding="utf-8"))
-    parts = [name.split(".") for name in STAGES["pretrain"].params]
-    return all(
-        (wanted[section] == had[section])
-        if not key
-        else (wanted[section][key[0]] == had[section][key[0]])
-        for section, *key in parts
-    )
 
 
 def main(arguments: list[str]) -> None:

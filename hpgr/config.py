@@ -171,7 +171,6 @@ class Finetune(Section):
     validation_queries: int = Field(ge=1)
     validation_events: int = Field(ge=1)
     weight_decay: float = Field(ge=0)
-    predict: Literal["next_item", "next_session"]
     loss: Literal["auto", "full", "shared", "sampled"]
     full_items: int = Field(ge=1)
     shared_negatives: int = Field(ge=1)

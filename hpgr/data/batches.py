@@ -32,10 +32,7 @@ class CandidateRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Histories of B users, the item to find after each of their T events, and candidates.
-
-    `target` [T] is -1 where there is none.
-    """
+    """Histories of B users, the item that follows each of their T events, and candidates."""
 
     histories: Histories
     target: np.ndarray
@@ -58,19 +55,15 @@ class TrainingWindows:
         num_candidates: int | None,
         random_windows: bool,
         seed: int,
-        next_session: bool = False,
     ) -> None:
         """`num_candidates` is per window, None for each of its events, 0 for none.
-
-        The target of an event is the next one's item or, with `next_session`, one of the session
-        after its own, drawn evenly.
 
         Raises:
             UserError: no user has two training events.
         """
         self.log, self.max_history, self.seed = log, max_history, seed
         self.batch_tokens, self.num_candidates = batch_tokens, num_candidates
-        self.random_windows, self.next_session = random_windows, next_session
+        self.random_windows = random_windows
         start = np.asarray(log.user_offsets[:-1])
         train_before = np.concatenate([[0], np.cumsum(np.asarray(log.split) == TRAIN)])
         # Training events come first within a user in every split, so they are one run of rows.
@@ -109,26 +102,7 @@ class TrainingWindows:
         candidates = None
         if self.num_candidates != 0:
             candidates = self._candidates(histories, first, length, random)
-        if self.next_session:
-            return Batch(histories, self._later_items(first, length, random), candidates)
         return Batch(histories, log.item[rows + 1], candidates)
-
-    def _later_items(
-        self, first: np.ndarray, length: np.ndarray, random: np.random.Generator
-    ) -> np.ndarray:
-        """Item of the session after that of each event but the last of a window; else -1."""
-        offsets, rows = runs(first, length + 1)
-        opens = np.ones(len(rows), dtype=bool)
-        opens[1:] = self.log.session[rows[1:]] != self.log.session[rows[:-1]]
-        opens[offsets[:-1]] = True
-        of_event, start = np.cumsum(opens) - 1, np.flatnonzero(opens)
-        size = np.diff(np.append(start, len(rows)))
-        window = np.searchsorted(offsets, start, side="right")
-        follows = np.append(window[1:] == window[:-1], False)
-        after = np.minimum(of_event + 1, len(start) - 1)
-        drawn = start[after] + (random.random(len(rows)) * size[after]).astype(np.int64)
-        found = np.where(follows[of_event], self.log.item[rows[drawn]], -1)
-        return np.delete(found, offsets[1:] - 1)
 
     def _candidates(
         self,

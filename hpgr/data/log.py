@@ -123,16 +123,8 @@ class EventLog:
 
     def second_start(self) -> np.ndarray:
         """First row of each event's user and second, int64 [E]: what lies before it is earlier."""
-        return self._start_of(self.timestamp)
-
-    def session_start(self) -> np.ndarray:
-        """First row of the unbroken run of one session that each event is in, int64 [E]."""
-        return self._start_of(self.session)
-
-    def _start_of(self, key: np.ndarray) -> np.ndarray:
-        """First row of each event's run of one user and one value of `key` [E]; int64 [E]."""
         starts = np.ones(self.meta.num_events, dtype=bool)
-        starts[1:] = np.diff(key) != 0
+        starts[1:] = np.diff(self.timestamp) != 0
         starts[self.user_offsets[:-1][np.diff(self.user_offsets) > 0]] = True
         return np.maximum.accumulate(np.where(starts, np.arange(self.meta.num_events), 0))
 

@@ -72,7 +72,6 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         num_candidates=settings.num_candidates if ranking else 0,
         random_windows=settings.random_windows,
         seed=settings.seed,
-        next_session=settings.predict == "next_session",
     )
     catalogue = Catalogue.of(log)
     model = build(cfg.model, catalogue, ranking=ranking)
@@ -101,7 +100,6 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         num_queries=settings.validation_queries,
         num_labelled=settings.validation_events if ranking else 0,
         seed=settings.seed,
-        next_session=settings.predict == "next_session",
         among=device,
     )
     loss = partial(_loss, cfg, catalogue.num_items, device.device)
@@ -209,13 +207,8 @@ def _loss(
         )
     states, items, logits = model(pack(batch.histories, place), candidates)
     target = torch.from_numpy(batch.target).to(place, torch.int64)
-    if settings.predict == "next_session":  # some events have no later session in their window
-        known = torch.from_numpy(np.flatnonzero(batch.target >= 0)).to(place)
-        states, target = states[known], target[known]
     states, items = normalised(states, items, settings.temperature)
-    if not len(target):
-        retrieval = states.sum() * 0.0
-    elif settings.loss == "sampled":
+    if settings.loss == "sampled":
         shape = (len(target), settings.num_negatives)
         negatives = torch.randint(FIRST_ITEM, num_items, shape, device=place)
         retrieval = sampled_softmax(states, items, target, negatives)

@@ -39,12 +39,9 @@ class Validation:
         num_queries: int,
         num_labelled: int,
         seed: int,
-        next_session: bool = False,
         among: Device = ALONE,
     ) -> None:
         """`num_queries` events are asked for the next item, `num_labelled` for their label.
-
-        With `next_session` what came before in an event's own session is hidden too.
 
         All processes of `among` call every method together.
         """
@@ -56,11 +53,10 @@ class Validation:
             )
         user = log.user_of_event()
         rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
-        end = log.session_start() if next_session else np.arange(log.meta.num_events)
-        rows = rows[end[rows] > log.user_offsets[user[rows]]]  # without history it is no query
+        rows = rows[rows > log.user_offsets[user[rows]]]  # an event without history is no query
         if len(rows) > num_queries:
             rows = np.sort(np.random.default_rng(seed).choice(rows, num_queries, replace=False))
-        self.rows, self.end, self.user = rows, end[rows], user[rows]
+        self.rows, self.user = rows, user[rows]
         self.start = log.user_offsets[self.user]
 
     def __call__(self, model: Network, device: torch.device) -> dict[str, float]:
@@ -83,14 +79,14 @@ class Validation:
         log, ranks_Q = self.log, np.zeros(len(self.rows), dtype=np.int64)
         most = max(1, min(QUERIES_AT_A_TIME, CELLS // log.meta.num_items))
         for part in self.among.own(self._parts(most)):
-            end, users = self.end[part], self.user[part]
-            past = histories(log, users, end, log.timestamp[end], self.max_history)
+            rows, users = self.rows[part], self.user[part]
+            past = histories(log, users, rows, log.timestamp[rows], self.max_history)
             scores = scorer.retrieve(past)
-            target = log.item[self.rows[part]]
-            repeated = np.zeros(len(end), dtype=bool)
+            target = log.item[rows]
+            repeated = np.zeros(len(rows), dtype=bool)
             if log.meta.remove_history:
                 # All earlier items of the user go, also those too old for the window.
-                for query, (first, row) in enumerate(zip(self.start[part], end, strict=True)):
+                for query, (first, row) in enumerate(zip(self.start[part], rows, strict=True)):
                     before = log.item[first:row]
                     repeated[query] = (before == target[query]).any()
                     scores[query, before] = -np.inf
@@ -103,5 +99,5 @@ class Validation:
 
     def _parts(self, queries: int) -> Iterator[slice]:
         """Slices of at most `queries` queries, bounded by the events that the model reads."""
-        read = np.minimum(self.end - self.start, self.max_history)
+        read = np.minimum(self.rows - self.start, self.max_history)
         return bounded(read, queries=queries, most=EVENTS_AT_A_TIME)
