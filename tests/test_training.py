@@ -21,7 +21,7 @@ from waiting import until
 
 from hpgr.data.batches import TrainingWindows, events_before
 from hpgr.data.histories import Histories
-from hpgr.runtime import UserError
+from hpgr.runtime import DamagedFile, UserError
 from hpgr.training.checkpoint import load_tensors, save_atomic, scratch_folder
 from hpgr.training.length import learning_rate_scale
 from hpgr.training.pretrain import mask_events
@@ -162,8 +162,9 @@ def wait_for_step(folder, stage, step):
 
     def reached():
         found = list((folder / "checkpoints").glob(f"{stage}-*/checkpoint.safetensors"))
-        # Between two checkpoints the file is gone for a moment: the old one is kept beside it.
-        with suppress(FileNotFoundError, RuntimeError):
+        # Between two checkpoints the file is gone for a moment: the old one is kept beside it. And
+        # safetensors opens it twice, once for the header and once for the tensors.
+        with suppress(FileNotFoundError, RuntimeError, DamagedFile):
             return found and load_tensors(found[0])[1]["step"] >= step
 
     until(reached, "a checkpoint")
