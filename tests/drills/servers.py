@@ -113,6 +113,8 @@ class Project:
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
+            # Every client of Prefect's reads all certificates, dozens a command; http needs none.
+            "PREFECT_API_SSL_CERT_FILE": str(Path(__file__).with_name("one_root.pem")),
             # Shorter waits: until the worker looks, and until a waiting run counts as late.
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "5",
