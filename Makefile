@@ -80,21 +80,19 @@ INSTALL := python -m pip install --no-compile --constraint requirements.lock --e
 # objects while they are imported, and at its end a process looks through all of them once more:
 # fewer collections and none at the end take a fifth to a third off the life of a short command.
 STARTUP := import gc, atexit; gc.set_threshold(50_000); atexit.register(gc.freeze)
-PACKAGES = $$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # A stamp per set of extras: pip runs again only when what it would install may have changed.
 .venv/bin/python: | folder
 	$(PYTHON) -m venv .venv
+	cd .venv/lib/python*/site-packages && echo '$(STARTUP)' > startup.pth
 	$@ -m pip install --quiet 'pip>=26'  # the one that comes with Python takes twice as long
 
 .venv/ready: pyproject.toml requirements.lock | folder .venv/bin/python
 	$(INSTALL) .
-	echo '$(STARTUP)' > "$(PACKAGES)/startup.pth"
 	touch $@
 
 .venv/ready-dev: pyproject.toml requirements.lock | folder .venv/bin/python
 	$(INSTALL) '.[dev,spark,team]'
-	echo '$(STARTUP)' > "$(PACKAGES)/startup.pth"
 	touch $@ .venv/ready
 
 .PHONY: clean
