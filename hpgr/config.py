@@ -180,6 +180,8 @@ class Finetune(Section):
     ranking_weight: float = Field(ge=0)
     pairwise_weight: float = Field(ge=0)
     num_candidates: int | None = Field(ge=1)
+    repeat_weights: tuple[Annotated[float, Field(ge=0, le=100)], ...]
+    repeat_decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
     batch_tokens: int = Field(ge=64)
     warmup_steps: int = Field(ge=0)
     clip_norm: float = Field(gt=0)

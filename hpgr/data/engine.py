@@ -23,6 +23,8 @@ from hpgr.runtime import UserError, scratch_prefix
 if TYPE_CHECKING:
     from ibis.expr.types import Table
 
+DUCKDB_MEMORY = "1GB"  # by default it takes four fifths of the machine's before it spills
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -64,8 +66,10 @@ def open_engine(name: Literal["duckdb", "spark"], parent: Path) -> Iterator[Engi
     ) as folder:
         scratch = Path(folder)
         if name == "duckdb":
-            # Without this a log beyond memory would spill into the working directory.
-            backend = ibis.duckdb.connect(temp_directory=str(scratch / "spill"))
+            # Beyond the limit it spills; without a folder, into the working directory.
+            backend = ibis.duckdb.connect(
+                temp_directory=str(scratch / "spill"), memory_limit=DUCKDB_MEMORY
+            )
             try:
                 yield Engine(backend, scratch)
             finally:

@@ -14,6 +14,7 @@ from hpgr.config import Evaluate
 from hpgr.data.histories import Histories
 from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
 from hpgr.evaluation.model_protocols import Retriever
+from hpgr.model.repeat_counts import session_counts
 
 DAY_S = 86_400
 
@@ -151,17 +152,9 @@ class PersonalFrequency:
 
     def retrieve(self, histories: Histories) -> np.ndarray:
         """float64 [Q, num_items]: in float32 popularity would be lost beside a weight of 1."""
-        num_items = len(self.fallback)
-        query = np.repeat(np.arange(len(histories)), histories.length)
-        keep = histories.item >= FIRST_ITEM
-        sessions = int(histories.session.max(initial=0)) + 1
-        key = query[keep] * sessions + histories.session[keep]
-        held, item = np.divmod(np.unique(key * num_items + histories.item[keep]), num_items)
-        query, session = np.divmod(held, sessions)  # ascending, so that the newest is the last
-        newest = session[np.searchsorted(query, query, side="right") - 1]
-        weight = float(self.decay) ** (newest - session)
-        shape = (len(histories), num_items)
-        return sparse.csr_matrix((weight, (query, item)), shape=shape).toarray() + self.fallback
+        query, item, count = session_counts(histories, self.decay)
+        shape = (len(histories), len(self.fallback))
+        return sparse.csr_matrix((count, (query, item)), shape=shape).toarray() + self.fallback
 
 
 def history_weights(

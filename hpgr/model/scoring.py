@@ -29,6 +29,7 @@ from hpgr.model.interface import Network, Reading, build
 from hpgr.model.packed import Candidates, Packed, pack, place_candidates
 from hpgr.model.placement import found_device
 from hpgr.model.preference import PreferenceMask
+from hpgr.model.repeat_counts import Repeats, prefixes
 from hpgr.model.shapes import Float
 from hpgr.model.stored import WEIGHTS, catalogue_of, check_network, check_weights
 from hpgr.model.stored_config import settings_of
@@ -59,9 +60,10 @@ class Scorer:
         device: torch.device,
         max_history: int,
         calibration: Calibration = Calibration(),  # noqa: B008 - immutable
+        repeats: Repeats = Repeats(),  # noqa: B008 - immutable
     ) -> None:
         self.model, self.device, self.max_history = model.eval(), device, max_history
-        self.calibration = calibration
+        self.calibration, self.repeats = calibration, repeats
         self._unit: Tensor | None = None
 
     @classmethod
@@ -80,8 +82,8 @@ class Scorer:
         model = build(settings, catalogue, ranking=config["ranking"])
         model.load_state_dict(weights)
         place = torch.device(found_device(device))
-        calibration = Calibration(**config["calibration"])
-        return cls(model.to(place), place, settings.max_history, calibration)
+        calibration, repeats = Calibration(**config["calibration"]), Repeats(**config["repeats"])
+        return cls(model.to(place), place, settings.max_history, calibration, repeats)
 
     @cached_property
     def _tables(self) -> dict[str, Any]:
@@ -106,7 +108,8 @@ class Scorer:
     def retrieve(self, histories: Histories) -> np.ndarray:
         """Score items by cosine with each query's state, float32 [Q, V]; reserved ids are -inf.
 
-        A query without history scores every item 0: it has no state to compare.
+        What was taken before scores higher by `repeats`. A query without history scores every item
+        0: it has no state to compare.
         """
         full = np.diff(histories.offsets) > 0
         return _spread(self.retrieve_rows(histories, histories.offsets[1:][full] - 1), full)
@@ -129,7 +132,10 @@ class Scorer:
             if len(asked):
                 reading = self.read_rows(pack(chunk, self.device), asked.to(self.device))
                 readings.append(reading._replace(mask=None, memory=None))
-        return self.similarities(readings)
+        scores = self.similarities(readings)
+        return (
+            self.repeats.add(scores, prefixes(histories, rows)) if self.repeats.weight else scores
+        )
 
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Predict the CTR of candidates, float32 [C]; those of query b: offsets[b]:offsets[b + 1].
@@ -246,7 +252,8 @@ class ReadHistories:
         """Score a part of the catalogue as `Scorer.retrieve` does, float32 [Q, part]."""
         full = self.histories.length > 0
         known = [reading for *_, reading in self.parts if len(reading.states)]
-        return _spread(self.scorer.similarities(known, items), full, items)
+        scores = _spread(self.scorer.similarities(known, items), full, items)
+        return self.scorer.repeats.add(scores, self.histories, items)
 
     def explain(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the anchors of the queries that have a history, as `Scorer.explain` does."""

@@ -27,6 +27,7 @@ CATALOGUE: dict[str, tuple[Any, ...]] = {
     "own_sessions": (bool,),
 }
 CALIBRATION: dict[str, tuple[Any, ...]] = {"slope": (float, -1e3, 1e3), "shift": (float, -1e3, 1e3)}
+REPEATS: dict[str, tuple[Any, ...]] = {"weight": (float, 0, 1e3), "decay": (float, 0, 1)}
 ADDED = {"own_sessions": False}  # keys that older networks lack, with their implied values
 
 
@@ -50,6 +51,7 @@ def read_config(path: Path) -> dict[str, Any]:
     _check_section(path, "model", model, _rules(section))
     _check_section(path, "catalogue", config.get("catalogue"), CATALOGUE)
     _check_section(path, "calibration", config["calibration"], CALIBRATION)
+    _check_section(path, "repeats", config["repeats"], REPEATS)
     for field in fields(section):
         value = model[field.name]
         if value in (field.metadata.get("gt"), field.metadata.get("lt")):
@@ -63,9 +65,13 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config.json in today's form.
 
     Before, `encoder` named the network and the section `model` held the keys of all networks; pCTR
-    was not calibrated.
+    was not calibrated, and what was taken before did not count.
     """
-    config = {"calibration": {"slope": 1.0, "shift": 0.0}, **config}
+    config = {
+        "calibration": {"slope": 1.0, "shift": 0.0},
+        "repeats": {"weight": 0.0, "decay": 1.0},
+        **config,
+    }
     if isinstance(config.get("catalogue"), dict):
         config["catalogue"] = ADDED | config["catalogue"]
     if "encoder" in config:

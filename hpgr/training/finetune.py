@@ -24,11 +24,12 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import Network, build
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.readout import ItemFactors
+from hpgr.model.repeat_counts import Repeats
 from hpgr.model.stored_config import CATALOGUE
 from hpgr.runtime import UserError
 from hpgr.training.adamw import AdamW
 from hpgr.training.checkpoint import scratch_folder
-from hpgr.training.device import choose_device
+from hpgr.training.device import Device, choose_device
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
 from hpgr.training.losses import (
@@ -125,6 +126,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     best = {name: weight.to(device.device) for name, weight in outcome.best_weights.items()}
     model.load_state_dict(best, assign=True)
     calibration = validation.calibration(model, device.device)
+    repeats = _repeats(cfg, validation, model, device)
     if device.rank == 0:
         if ranking:
             print(
@@ -136,6 +138,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         config = {
             "ranking": ranking,
             "calibration": calibration._asdict(),
+            "repeats": repeats._asdict(),
             "model": vars(cfg.model),
             "finetune": vars(settings),
             "catalogue": {name: getattr(catalogue, name) for name in CATALOGUE},
@@ -143,6 +146,28 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         config |= {"base": base.origin} if base else {}
         write_outputs(workspace.finetuned, outcome.best_weights, config, outcome, device)
     finish(scratch, device)
+
+
+def _repeats(cfg: Config, validation: Validation, model: Network, device: Device) -> Repeats:
+    """The weight of what a user took before that is best on validation; of equal ones the first."""
+    settings = cfg.finetune
+    choices = [
+        Repeats(weight * settings.temperature, decay)
+        for weight in sorted(settings.repeat_weights)
+        for decay in (settings.repeat_decays if weight else (1.0,))
+    ]
+    found = validation.repeats(model, device.device, choices, baskets=cfg.evaluate.baskets)
+    if not found:
+        return Repeats()
+    best = max(found, key=lambda choice: found[choice])
+    if device.rank == 0:
+        print(
+            f"finetune: what was taken before counts {best.weight / settings.temperature:g} in "
+            f"log p(next), {best.decay:g} of it after a session: NDCG@10 on validation "
+            f"{found[best]:.4f}, without {found[choices[0]]:.4f}",
+            flush=True,
+        )
+    return best
 
 
 def _check_ranking(cfg: Config, log: EventLog, *, ranking: bool) -> None:

@@ -8,7 +8,8 @@ scores of one, bit for bit: it is cut into the same parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from hpgr.data.histories import bounded, histories
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.metrics import MISS, hit_rate, ndcg, ranks_of
 from hpgr.model.interface import Network
+from hpgr.model.repeat_counts import Repeats
 from hpgr.model.scoring import Calibration, Scorer
 from hpgr.training.calibration import fitted
 from hpgr.training.device import ALONE, Device
@@ -46,18 +48,23 @@ class Validation:
         All processes of `among` call every method together.
         """
         self.log, self.max_history, self.among = log, max_history, among
+        self.num_queries, self.seed = num_queries, seed
         self.labelled: LabelledValidation | None = None
         if num_labelled:
             self.labelled = LabelledValidation(
                 log, max_history=max_history, num_events=num_labelled, seed=seed, among=among
             )
-        user = log.user_of_event()
-        rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
-        rows = rows[rows > log.user_offsets[user[rows]]]  # an event without history is no query
-        if len(rows) > num_queries:
-            rows = np.sort(np.random.default_rng(seed).choice(rows, num_queries, replace=False))
+        self._ask(np.flatnonzero(np.asarray(log.split) == VALIDATION))
+
+    def _ask(self, rows: np.ndarray) -> None:
+        """Take a sample of `rows` of the log as the queries."""
+        user = self.log.user_of_event()
+        rows = rows[rows > self.log.user_offsets[user[rows]]]  # an event without history is none
+        if len(rows) > self.num_queries:
+            random = np.random.default_rng(self.seed)
+            rows = np.sort(random.choice(rows, self.num_queries, replace=False))
         self.rows, self.user = rows, user[rows]
-        self.start = log.user_offsets[self.user]
+        self.start = self.log.user_offsets[self.user]
 
     def __call__(self, model: Network, device: torch.device) -> dict[str, float]:
         """Return named scores of `model`; an empty validation split gives none."""
@@ -74,6 +81,35 @@ class Validation:
             return Calibration()
         label = np.asarray(self.log.label[found.rows])
         return fitted(found.scores(Scorer(model, device, self.max_history)), label)
+
+    def repeats(
+        self, model: Network, device: torch.device, choices: Sequence[Repeats], *, baskets: bool
+    ) -> dict[Repeats, float]:
+        """Score each of `choices` by NDCG@10, in their order; none where what was seen is removed.
+
+        Args:
+            model: the network.
+            device: where it computes.
+            choices: ways of counting what was taken before.
+            baskets: ask for the first event of each session alone. The others follow an item of
+                their own basket, and say less of what the next one holds.
+        """
+        log = self.log
+        if log.meta.remove_history or not len(self.rows):
+            return {}
+        asked = self
+        if baskets:
+            rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
+            asked = copy(self)
+            asked._ask(rows[np.asarray(log.session[rows]) != log.session[rows - 1]])
+        if not len(asked.rows):
+            return {}
+        metric, scorer = f"validation_ndcg@{CUTOFF}", Scorer(model, device, self.max_history)
+        found = {}
+        for choice in choices:
+            scorer.repeats = choice
+            found[choice] = asked._retrieval(scorer)[metric]
+        return found
 
     def _retrieval(self, scorer: Scorer) -> dict[str, float]:
         log, ranks_Q = self.log, np.zeros(len(self.rows), dtype=np.int64)

@@ -1,0 +1,119 @@
+"""Counts of what was taken before, in the scores: against loops, and chosen on validation."""
+
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from evaluation_log import make_log
+from test_leaks import catalogue, random_histories, settings, trained_looking
+
+import hpgr.model.scoring
+from hpgr.data.histories import Histories
+from hpgr.data.log import FIRST_ITEM, TRAIN, VALIDATION
+from hpgr.model.catalogue import Catalogue
+from hpgr.model.interface import build
+from hpgr.model.repeat_counts import Repeats, prefixes, session_counts
+from hpgr.model.scoring import Scorer
+from hpgr.training.validation import Validation
+
+CPU = torch.device("cpu")
+SOME = Repeats(weight=0.3, decay=0.5)
+
+
+def counted(past, decay):
+    """By query and item, in loops."""
+    found = defaultdict(float)
+    for query in range(len(past)):
+        rows = range(past.offsets[query], past.offsets[query + 1])
+        newest = max((past.session[row] for row in rows if past.item[row] >= FIRST_ITEM), default=0)
+        for item, session in {(past.item[row], past.session[row]) for row in rows}:
+            if item >= FIRST_ITEM:
+                found[query, item] += decay ** int(newest - session)
+    return found
+
+
+@pytest.fixture
+def past():
+    made = random_histories([12, 0, 1, 20, 5], seed=1)
+    return Histories(**{**vars(made), "item": made.item % 5 + 1})  # many repeats, some reserved
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_counts_are_those_of_a_loop(past, decay):
+    query, item, count = session_counts(past, decay)
+    expected = counted(past, decay)
+    assert list(zip(query, item, strict=True)) == sorted(expected)
+    assert count == pytest.approx([expected[pair] for pair in sorted(expected)])
+
+
+def test_a_prefix_ends_with_its_row(past):
+    rows = np.array([0, 4, 12, 13, 30])
+    cut = prefixes(past, rows)
+    first = past.offsets[np.searchsorted(past.offsets, rows, side="right") - 1]
+    assert cut.length.tolist() == (rows + 1 - first).tolist()
+    assert cut.item[cut.offsets[1:] - 1].tolist() == past.item[rows].tolist()
+
+
+@pytest.fixture
+def scorer(monkeypatch):
+    monkeypatch.setattr(hpgr.model.scoring, "TOKENS_AT_A_TIME", 15)
+    model = build(settings(), catalogue(), ranking=True)
+    return Scorer(trained_looking(model), CPU, 40)
+
+
+def test_the_score_is_the_cosine_and_the_weighted_count(scorer, past):
+    expected = scorer.retrieve(past)
+    for (query, item), count in counted(past, SOME.decay).items():
+        expected[query, item] += SOME.weight * np.log1p(count)
+    scorer.repeats = SOME
+    np.testing.assert_allclose(scorer.retrieve(past), expected, atol=1e-5)
+    read = scorer.read(past)
+    for part in (slice(None), slice(0, 3), slice(3, 40)):
+        np.testing.assert_allclose(read.retrieve(part), expected[:, part], atol=1e-5)
+
+
+def test_a_row_inside_counts_what_came_up_to_it(scorer):
+    histories, rows = random_histories([9, 6], seed=2), np.array([3, 8, 11])
+    expected = scorer.retrieve_rows(histories, rows)
+    for (query, item), count in counted(prefixes(histories, rows), SOME.decay).items():
+        expected[query, item] += SOME.weight * np.log1p(count)
+    scorer.repeats = SOME
+    np.testing.assert_allclose(scorer.retrieve_rows(histories, rows), expected, atol=1e-5)
+
+
+def log_of_habits(*, remove_history):
+    """Users who take the same two items in every session, another one between; the last is held."""
+    random, users, held_out = np.random.default_rng(0), [], []
+    for _ in range(30):
+        first, second, *others = (random.permutation(40) + FIRST_ITEM).tolist()
+        items = [item for other in others[:6] for item in (first, other, second)]
+        users.append([(item, 10**9 + 86_400 * (n // 3) + n % 3, 1) for n, item in enumerate(items)])
+        held_out.append([TRAIN] * 15 + [VALIDATION] * 3)
+    log = make_log(users, num_items=42, held_out=held_out)
+    return replace(log, meta=replace(log.meta, remove_history=remove_history))
+
+
+def scores(choices, *, remove_history=False, baskets=False):
+    log = log_of_habits(remove_history=remove_history)
+    validation = Validation(log, max_history=40, num_queries=10**6, num_labelled=0, seed=0)
+    model = build(settings(), Catalogue.of(log), ranking=False)
+    return validation.repeats(model, CPU, choices, baskets=baskets)
+
+
+def test_validation_prefers_what_is_taken_again():
+    choices = [Repeats(), Repeats(5.0)]
+    found = scores(choices)
+    assert list(found) == choices
+    assert found[choices[1]] > found[choices[0]] + 0.3
+
+
+def test_for_baskets_the_first_event_of_each_session_is_asked_for():
+    """It is taken again in every session, as one of two: no other is above both."""
+    (found,) = scores([Repeats(5.0)], baskets=True).values()
+    assert found > 1 / np.log2(3) - 1e-9
+
+
+def test_nothing_is_weighed_where_what_was_seen_is_removed():
+    assert scores([Repeats(), Repeats(5.0)], remove_history=True) == {}
