@@ -14,6 +14,7 @@ import hpgr.model.scoring
 from hpgr.data.histories import Histories
 from hpgr.model.interface import build
 from hpgr.model.placement import found_device
+from hpgr.model.repeat_counts import Repeats
 from hpgr.model.scoring import Scorer
 from hpgr.model.zoo import section_of
 from hpgr.runtime import DamagedFile, UserError
@@ -192,7 +193,7 @@ def test_loading_brings_back_the_same_scores(tmp_path, name):
     )
 
 
-def test_pctr_is_calibrated_as_the_config_says(tmp_path):
+def test_pctr_is_calibrated_and_repeats_count_as_the_config_says(tmp_path):
     sizes, asked = catalogue(), (np.array([0, 2, 3]), np.array([5, 6, 5]))
     model = trained_looking(build(settings(name="hpgr"), sizes, ranking=True))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
@@ -212,6 +213,15 @@ def test_pctr_is_calibrated_as_the_config_says(tmp_path):
     config["calibration"] = {"slope": "steep", "shift": 0.0}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(DamagedFile, match=r"calibration\.slope"):
+        Scorer.load(tmp_path)
+    del config["calibration"]
+    assert loaded.repeats == Repeats()  # of a network that knew none
+    config["repeats"] = {"weight": 0.2, "decay": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Scorer.load(tmp_path).repeats == Repeats(0.2, 0.5)
+    config["repeats"]["decay"] = 1.5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DamagedFile, match=r"repeats\.decay"):
         Scorer.load(tmp_path)
 
 
