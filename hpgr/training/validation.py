@@ -104,20 +104,26 @@ class Validation:
             asked._ask(rows[np.asarray(log.session[rows]) != log.session[rows - 1]])
         if not len(asked.rows):
             return {}
-        metric, scorer = f"validation_ndcg@{CUTOFF}", Scorer(model, device, self.max_history)
-        found = {}
-        for choice in choices:
-            scorer.repeats = choice
-            found[choice] = asked._retrieval(scorer)[metric]
-        return found
+        ranks = asked._ranks(Scorer(model, device, self.max_history), choices)
+        scores = ndcg(ranks, CUTOFF).mean(axis=1)
+        return dict(zip(choices, scores.tolist(), strict=True))
 
     def _retrieval(self, scorer: Scorer) -> dict[str, float]:
-        log, ranks_Q = self.log, np.zeros(len(self.rows), dtype=np.int64)
+        (ranks_Q,) = self._ranks(scorer, [Repeats()])
+        return {
+            f"validation_hr@{CUTOFF}": float(hit_rate(ranks_Q, CUTOFF).mean()),
+            f"validation_ndcg@{CUTOFF}": float(ndcg(ranks_Q, CUTOFF).mean()),
+        }
+
+    def _ranks(self, scorer: Scorer, choices: Sequence[Repeats]) -> np.ndarray:
+        """Ranks of the queries' items with each of `choices`, int64 [choices, Q]."""
+        log = self.log
+        ranks = np.zeros((len(choices), len(self.rows)), dtype=np.int64)
         most = max(1, min(QUERIES_AT_A_TIME, CELLS // log.meta.num_items))
         for part in self.among.own(self._parts(most)):
             rows, users = self.rows[part], self.user[part]
             past = histories(log, users, rows, log.timestamp[rows], self.max_history)
-            scores = scorer.retrieve(past)
+            plain = scorer.retrieve(past)
             target = log.item[rows]
             repeated = np.zeros(len(rows), dtype=bool)
             if log.meta.remove_history:
@@ -125,13 +131,11 @@ class Validation:
                 for query, (first, row) in enumerate(zip(self.start[part], rows, strict=True)):
                     before = log.item[first:row]
                     repeated[query] = (before == target[query]).any()
-                    scores[query, before] = -np.inf
-            ranks_Q[part] = np.where(repeated, MISS, ranks_of(scores, target, None))
-        ranks_Q = self.among.summed(ranks_Q)
-        return {
-            f"validation_hr@{CUTOFF}": float(hit_rate(ranks_Q, CUTOFF).mean()),
-            f"validation_ndcg@{CUTOFF}": float(ndcg(ranks_Q, CUTOFF).mean()),
-        }
+                    plain[query, before] = -np.inf
+            for own, choice in zip(ranks, choices, strict=True):
+                scores = choice.add(plain.copy(), past) if choice.weight else plain
+                own[part] = np.where(repeated, MISS, ranks_of(scores, target, None))
+        return self.among.summed(ranks)
 
     def _parts(self, queries: int) -> Iterator[slice]:
         """Slices of at most `queries` queries, bounded by the events that the model reads."""
