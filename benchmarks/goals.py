@@ -10,7 +10,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from benchmarks.table import RESULTS
+from benchmarks.table import NAMES, RESULTS
+from hpgr.metrics import metric_label
 from hpgr.runtime import read_json
 
 
@@ -77,6 +78,31 @@ GOALS = {
             "training: HPGR over HSTU, targets a second",
             "training", ("figures", "hpgr_over_hstu"), 0.6,
         ),
+        Goal(
+            "anchors of a user's random candidates in common",
+            "mechanism", ("figures", "overlap_random"), 0.3, most=True,
+        ),
+        Goal(
+            "without anchors: fall of AUC",
+            "mechanism", ("figures", "auc_drop_no_anchors"), 0.003,
+        ),
+        Goal(
+            "without anchors: fall of NDCG@10, relative",
+            "mechanism", ("figures", "ndcg_drop_no_anchors_relative"), 0.02,
+        ),
+        Goal(
+            "planted opinions: anchors that are the event with the opinion",
+            "mechanism", ("figures", "planted_recall"), 0.9,
+        ),
+        Goal("planted opinions: AUC", "mechanism", ("figures", "planted_auc"), 0.9),
+        Goal(
+            "an item's reasons removed: fall of its score over that without as many others",
+            "mechanism", ("figures", "deletion_ratio"), 3,
+        ),
+        Goal(
+            "served order: NDCG@10 over retrieval's",
+            "mechanism", ("figures", "served_over_retrieval_ndcg"), 1,
+        ),
         Goal("recommend-all, users a second", "scoring", ("figures", "users_per_s_ml1m"), 2000),
         Goal("serving, 8 clients: answers a second", "serving", ("figures", "rps_8"), 400),
         Goal(
@@ -95,11 +121,18 @@ GOALS = {
             "sessionize 20 million events, s",
             "data", ("figures", "sessionize_s_20m"), 25, most=True,
         ),
+        Goal(
+            "sessionize 100 million events, peak memory in MB",
+            "data_100m", ("figures", "sessionize_mb"), 4096, most=True,
+        ),
     )
 }  # fmt: skip
 # Of dense HSTU's, at most, with noise in histories.
 NOISE = {"mass, candidates": 0.6, "fall, ndcg@10": 0.5, "fall, hr@10": 0.5, "fall, auc": 0.5,
          "fall, gauc": 0.5}  # fmt: skip
+# AUC of HPGR over that of these models, minus one, at least.
+RIVALS = {"boosted_trees": 0.0, "hstu-plain": 0.019, "mtgr": 0.015, "mtgr-residual": 0.005}
+LARGE_HSTU = {"hr@10": 0.3642, "ndcg@10": 0.2164}  # R1; HSTU-large, by its authors
 
 
 def standings() -> Iterator[Standing]:
@@ -112,6 +145,25 @@ def standings() -> Iterator[Standing]:
     noise = RESULTS / "noise.json"
     if noise.is_file():
         yield from of_noise(read_json(noise)["figures"]["models"])
+    yield from of_models()
+
+
+def of_models() -> Iterator[Standing]:
+    """HPGR on ML-1M, the mean over its seeds, beside other models."""
+    every = [read_json(file) for file in sorted(RESULTS.glob("K1-ml-1m-*.json"))]
+    own = [file for file in every if file["model"] == "hpgr"]
+    for rival, bound in RIVALS.items():
+        rows = [file["metrics"]["auc"] for file in every if file["model"] == rival]
+        # A simple model stands beside every network, here with more events than there.
+        rows = rows or [max(file["same_queries"][rival]["auc"] for file in every)]
+        ratio = statistics.fmean(file["metrics"]["auc"] for file in own) / statistics.fmean(rows)
+        subject = f"ranking on ML-1M: AUC over that of {NAMES[rival]}, relative"
+        yield Standing(subject, "K1-ml-1m-hpgr-0", ratio - 1, bound, most=False)
+    quick = [read_json(file) for file in sorted(RESULTS.glob("R1-ml-1m-hpgr-quick-[0-9].json"))]
+    for metric, bound in LARGE_HSTU.items():
+        subject = f"next item on ML-1M: {metric_label(metric)} beside HSTU-large's"
+        found = statistics.fmean(file["metrics"][metric] for file in quick)
+        yield Standing(subject, "R1-ml-1m-hpgr-quick-0", found, bound, most=False)
 
 
 def of_noise(models: dict[str, Any]) -> Iterator[Standing]:

@@ -45,11 +45,12 @@ TITLES = {
 }
 # Others stand in docs/ablations.md.
 HEADLINES = (
-    "hpgr", "hpgr-quick", "hstu", "hstu-plain", "hstu-readout", "sasrec",
+    "hpgr", "hpgr-long", "hpgr-quick", "hstu", "hstu-plain", "hstu-readout", "sasrec",
     "esasrec", "mtgr", "mtgr-residual", "mtgr-readout",
 )  # fmt: skip
 NAMES = {
     "hpgr": "**HPGR**",
+    "hpgr-long": "**HPGR**, trained for the next item",
     "hpgr_then_rank": "HPGR, top 50 as served",
     "hpgr_next_item": "HPGR, as next item",
     "hpgr-quick": "**HPGR**, profile quick",

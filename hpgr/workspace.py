@@ -77,7 +77,7 @@ STAGES = {
             "artifacts/pretrain/model.safetensors",
         ),
         output="artifacts/finetune",
-        params=("model", "finetune", "evaluate.baskets"),
+        params=("model", "finetune"),
     ),
     "evaluate": Stage(
         "hpgr.evaluation.evaluate",

@@ -14,11 +14,12 @@ def prefixes(histories, query, visible, time):
 class OneByOne:
     """Gives a model with `retrieve` and `rank` the answers to windows that queries share."""
 
-    def retrieve_rows(self, histories, rows):
+    def retrieve_rows(self, histories, rows, request_time=None):
         query = np.searchsorted(histories.offsets, rows, "right") - 1
         last = rows + 1 == histories.offsets[query + 1]
         after = histories.timestamp[np.minimum(rows + 1, len(histories.timestamp) - 1)]
         time = np.where(last, histories.request_time[query], after)
+        time = time if request_time is None else request_time
         return self.retrieve(prefixes(histories, query, rows + 1 - histories.offsets[query], time))
 
     def rank_rows(self, histories, rows):

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from hpgr.model.scoring import Scorer
 from hpgr.training.validation import Validation
 
 CPU = torch.device("cpu")
-SOME = Repeats(weight=0.3, decay=0.5)
+SOME = Repeats(0.3, 0.5, weight_after_pause=0.7, decay_after_pause=0.9, gap_s=1800)
 
 
 def counted(past, decay):
@@ -63,10 +64,21 @@ def scorer(monkeypatch):
     return Scorer(trained_looking(model), CPU, 40)
 
 
+def expected_scores(plain, past):
+    """With the counts in loops, of requests in a session and after a pause."""
+    for query, (start, end) in enumerate(pairwise(past.offsets)):
+        if start < end:
+            pause = past.request_time[query] - past.timestamp[end - 1] > SOME.gap_s
+            weight, decay = SOME[2:4] if pause else SOME[:2]
+            for (_, item), count in counted(past.take(slice(query, query + 1)), decay).items():
+                plain[query, item] += weight * np.log1p(count)
+    return plain
+
+
 def test_the_score_is_the_cosine_and_the_weighted_count(scorer, past):
-    expected = scorer.retrieve(past)
-    for (query, item), count in counted(past, SOME.decay).items():
-        expected[query, item] += SOME.weight * np.log1p(count)
+    newest = past.timestamp[np.maximum(past.offsets[1:] - 1, 0)]
+    past = replace(past, request_time=newest + np.array([1800, 0, 1801, 5, 10**6]))
+    expected = expected_scores(scorer.retrieve(past), past)
     scorer.repeats = SOME
     np.testing.assert_allclose(scorer.retrieve(past), expected, atol=1e-5)
     read = scorer.read(past)
@@ -76,11 +88,11 @@ def test_the_score_is_the_cosine_and_the_weighted_count(scorer, past):
 
 def test_a_row_inside_counts_what_came_up_to_it(scorer):
     histories, rows = random_histories([9, 6], seed=2), np.array([3, 8, 11])
-    expected = scorer.retrieve_rows(histories, rows)
-    for (query, item), count in counted(prefixes(histories, rows), SOME.decay).items():
-        expected[query, item] += SOME.weight * np.log1p(count)
+    time = histories.timestamp[rows] + np.array([5, 10**6, 1800])
+    past = prefixes(histories, rows, time)
+    expected = expected_scores(scorer.retrieve_rows(histories, rows), past)
     scorer.repeats = SOME
-    np.testing.assert_allclose(scorer.retrieve_rows(histories, rows), expected, atol=1e-5)
+    np.testing.assert_allclose(scorer.retrieve_rows(histories, rows, time), expected, atol=1e-5)
 
 
 def log_of_habits(*, remove_history):
@@ -95,25 +107,27 @@ def log_of_habits(*, remove_history):
     return replace(log, meta=replace(log.meta, remove_history=remove_history))
 
 
-def scores(choices, *, remove_history=False, baskets=False):
+CHOICES = [(0.0, 1.0), (5.0, 1.0)]
+
+
+def scores(*, remove_history):
     log = log_of_habits(remove_history=remove_history)
     validation = Validation(log, max_history=40, num_queries=10**6, num_labelled=0, seed=0)
     model = build(settings(), Catalogue.of(log), ranking=False)
-    return validation.repeats(model, CPU, choices, baskets=baskets)
+    return validation.repeats(model, CPU, CHOICES)
 
 
-def test_validation_prefers_what_is_taken_again():
-    choices = [Repeats(), Repeats(5.0)]
-    found = scores(choices)
-    assert list(found) == choices
-    assert found[choices[1]] > found[choices[0]] + 0.3
+def test_after_a_pause_the_item_that_is_always_taken_is_found():
+    """It is one of two: no other is above both."""
+    _, after = scores(remove_history=False)
+    assert after[1] > max(after[0], 1 / np.log2(3) - 1e-9)
 
 
-def test_for_baskets_the_first_event_of_each_session_is_asked_for():
-    """It is taken again in every session, as one of two: no other is above both."""
-    (found,) = scores([Repeats(5.0)], baskets=True).values()
-    assert found > 1 / np.log2(3) - 1e-9
+def test_in_a_session_validation_sees_the_other_two():
+    """One of them is new, the other is in every earlier session: half of them are found."""
+    within, _ = scores(remove_history=False)
+    assert 0.5 / np.log2(3) - 1e-9 < within[1] < 0.6
 
 
 def test_nothing_is_weighed_where_what_was_seen_is_removed():
-    assert scores([Repeats(), Repeats(5.0)], remove_history=True) == {}
+    assert scores(remove_history=True) is None

@@ -48,9 +48,12 @@ class Contestant:
         own = self.ids.histories(histories)
         return self.network.rank(own, offsets, self.ids.item[candidates])
 
-    def retrieve_rows(self, histories: Histories, rows: np.ndarray) -> np.ndarray:
+    def retrieve_rows(
+        self, histories: Histories, rows: np.ndarray, request_time: np.ndarray | None = None
+    ) -> np.ndarray:
         """float32 [Q, num_items]; -inf for items that the network does not know."""
-        return self.ids.scores(self.network.retrieve_rows(self.ids.histories(histories), rows))
+        own = self.ids.histories(histories)
+        return self.ids.scores(self.network.retrieve_rows(own, rows, request_time))
 
     def rank_rows(self, histories: Histories, rows: CandidateRows) -> np.ndarray:
         """Probability of every candidate, float32 [C]; unknown items are judged as unknown."""

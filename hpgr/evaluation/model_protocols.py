@@ -27,8 +27,13 @@ class Retriever(Protocol):
 class WindowReader(Protocol):
     """A causal network: it answers queries in the middle of a history as if that ended there."""
 
-    def retrieve_rows(self, histories: Histories, rows: np.ndarray) -> np.ndarray:
-        """Scores of the catalogue, float32 [Q, num_items], after each of `rows` [Q], ascending."""
+    def retrieve_rows(
+        self, histories: Histories, rows: np.ndarray, request_time: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Scores of the catalogue, float32 [Q, num_items], after each of `rows` [Q], ascending.
+
+        `request_time` [Q] is theirs; None: that of their histories.
+        """
 
     def rank_rows(self, histories: Histories, rows: CandidateRows) -> np.ndarray:
         """Probability (pCTR) of candidates, float32 [C], each at its own time."""

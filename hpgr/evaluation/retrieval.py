@@ -80,7 +80,7 @@ def shared_scores(
     windows = queries.windows(log, max_history)
     past = windows.histories(log)
     newest = np.repeat(past.offsets[:-1], np.diff(windows.bounds)) + windows.visible(queries.end)
-    return network.retrieve_rows(past, newest - 1)
+    return network.retrieve_rows(past, newest - 1, queries.request_time)
 
 
 def run(

@@ -1,14 +1,15 @@
 """Counts of what a user took before, added to the scores of the next item.
 
 A network's states say what resembles a history; that the same item was taken in five of the last
-six sessions is a count, which cosines of unit vectors hold badly. The count is added to the score:
+six sessions is a count, which cosines of unit vectors hold badly. It is added to the score:
 
     score = cosine + weight * log(1 + sum over the user's sessions with the item of decay ** age)
 
-where `age` counts the later sessions in the history. Source of the count: P-TopFreq of Li et al.,
-"A Next Basket Recommendation Reality Check", ACM TOIS 41(4), 2023; of the decay: Hu et al.,
-"Modeling Personalized Item Frequency Information for Next-basket Recommendation", SIGIR 2020.
-Imports numpy only. Reads and writes nothing.
+where `age` counts the later sessions in the history. Within a session people go on to other items,
+after a pause they come back to what they are used to: each has a weight and a decay of its own.
+Source of the count: P-TopFreq of Li et al., "A Next Basket Recommendation Reality Check", ACM TOIS
+41(4), 2023; of the decay: Hu et al., "Modeling Personalized Item Frequency Information for
+Next-basket Recommendation", SIGIR 2020. Imports numpy only. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -22,21 +23,47 @@ from hpgr.data.log import FIRST_ITEM
 
 
 class Repeats(NamedTuple):
-    """Weight of the count, in units of the cosine, and what a session keeps per later one."""
+    """Weight of the count, in units of the cosine, and what a session keeps per later one.
+
+    The first pair is for a request within a session, the second for one that comes more than
+    `gap_s` seconds after the newest event.
+    """
 
     weight: float = 0.0
     decay: float = 1.0
+    weight_after_pause: float = 0.0
+    decay_after_pause: float = 1.0
+    gap_s: int = 0
+
+    @property
+    def idle(self) -> bool:
+        """True if no score changes."""
+        return not (self.weight or self.weight_after_pause)
 
     def add(self, scores: np.ndarray, past: Histories, items: slice = slice(None)) -> np.ndarray:
         """Add the counts of `past` to `scores` [Q, part] of a part of the catalogue, in place."""
-        if not self.weight:
+        if self.idle or not len(past.item):
             return scores
-        query, item, count = session_counts(past, self.decay)
-        start = items.start or 0
-        inside = (start <= item) & (item < start + scores.shape[1])
-        added = (self.weight * np.log1p(count[inside])).astype(scores.dtype)
-        scores[query[inside], item[inside] - start] += added  # pairs are distinct
+        start, pause = items.start or 0, after_pause(past, self.gap_s)
+        for weight, decay, asked in (
+            (self.weight, self.decay, np.flatnonzero(~pause)),
+            (self.weight_after_pause, self.decay_after_pause, np.flatnonzero(pause)),
+        ):
+            if weight and len(asked):
+                query, item, count = session_counts(past.take(asked), decay)
+                inside = (start <= item) & (item < start + scores.shape[1])
+                added = (weight * np.log1p(count[inside])).astype(scores.dtype)
+                # Pairs are distinct.
+                scores[asked[query[inside]], item[inside] - start] += added
         return scores
+
+
+def after_pause(past: Histories, gap_s: int) -> np.ndarray:
+    """Mark the queries that ask more than `gap_s` seconds after their newest event, bool [Q]."""
+    full = past.length > 0
+    newest = past.timestamp[np.where(full, past.offsets[1:] - 1, 0)]
+    marked: np.ndarray = full & (past.request_time - newest > gap_s)
+    return marked
 
 
 def session_counts(past: Histories, decay: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -58,10 +85,15 @@ def session_counts(past: Histories, decay: float) -> tuple[np.ndarray, np.ndarra
     return *np.divmod(pair, width), count
 
 
-def prefixes(histories: Histories, rows: np.ndarray) -> Histories:
-    """One query for each of `rows` int64 [Q] of the flat arrays: it and what came before it."""
+def prefixes(
+    histories: Histories, rows: np.ndarray, request_time: np.ndarray | None = None
+) -> Histories:
+    """One query for each of `rows` int64 [Q] of the flat arrays: it and what came before it.
+
+    It asks at `request_time` int64 [Q]; None: when its history does.
+    """
     owner = np.searchsorted(histories.offsets, rows, side="right") - 1
     start = histories.offsets[owner]
-    return Histories.gather(
-        histories, *runs(start, rows + 1 - start), histories.request_time[owner]
-    )
+    if request_time is None:
+        request_time = histories.request_time[owner]
+    return Histories.gather(histories, *runs(start, rows + 1 - start), request_time)

@@ -82,7 +82,8 @@ class Scorer:
         model = build(settings, catalogue, ranking=config["ranking"])
         model.load_state_dict(weights)
         place = torch.device(found_device(device))
-        calibration, repeats = Calibration(**config["calibration"]), Repeats(**config["repeats"])
+        calibration = Calibration(**config["calibration"])
+        repeats = Repeats(**config["repeats"], gap_s=config["catalogue"]["gap_s"])
         return cls(model.to(place), place, settings.max_history, calibration, repeats)
 
     @cached_property
@@ -115,12 +116,15 @@ class Scorer:
         return _spread(self.retrieve_rows(histories, histories.offsets[1:][full] - 1), full)
 
     @torch.inference_mode()
-    def retrieve_rows(self, histories: Histories, rows: np.ndarray) -> np.ndarray:
+    def retrieve_rows(
+        self, histories: Histories, rows: np.ndarray, request_time: np.ndarray | None = None
+    ) -> np.ndarray:
         """Score items as a query would that sees each of `rows` and what came before it.
 
         Args:
             histories: of any number of users.
             rows: places in their flat arrays, int64 [Q], ascending.
+            request_time: of each row, int64 [Q]; None: of its history.
 
         Returns:
             float32 [Q, V]; reserved ids are -inf.
@@ -133,9 +137,9 @@ class Scorer:
                 reading = self.read_rows(pack(chunk, self.device), asked.to(self.device))
                 readings.append(reading._replace(mask=None, memory=None))
         scores = self.similarities(readings)
-        return (
-            self.repeats.add(scores, prefixes(histories, rows)) if self.repeats.weight else scores
-        )
+        if self.repeats.idle:
+            return scores
+        return self.repeats.add(scores, prefixes(histories, rows, request_time))
 
     def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Predict the CTR of candidates, float32 [C]; those of query b: offsets[b]:offsets[b + 1].

@@ -27,7 +27,13 @@ CATALOGUE: dict[str, tuple[Any, ...]] = {
     "own_sessions": (bool,),
 }
 CALIBRATION: dict[str, tuple[Any, ...]] = {"slope": (float, -1e3, 1e3), "shift": (float, -1e3, 1e3)}
-REPEATS: dict[str, tuple[Any, ...]] = {"weight": (float, 0, 1e3), "decay": (float, 0, 1)}
+REPEATS: dict[str, tuple[Any, ...]] = {
+    "weight": (float, 0, 1e3),
+    "decay": (float, 0, 1),
+    "weight_after_pause": (float, 0, 1e3),
+    "decay_after_pause": (float, 0, 1),
+}
+NO_REPEATS = {"weight": 0.0, "decay": 1.0, "weight_after_pause": 0.0, "decay_after_pause": 1.0}
 ADDED = {"own_sessions": False}  # keys that older networks lack, with their implied values
 
 
@@ -69,7 +75,7 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """
     config = {
         "calibration": {"slope": 1.0, "shift": 0.0},
-        "repeats": {"weight": 0.0, "decay": 1.0},
+        "repeats": NO_REPEATS,
         **config,
     }
     if isinstance(config.get("catalogue"), dict):

@@ -24,8 +24,7 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import Network, build
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.readout import ItemFactors
-from hpgr.model.repeat_counts import Repeats
-from hpgr.model.stored_config import CATALOGUE
+from hpgr.model.stored_config import CATALOGUE, NO_REPEATS
 from hpgr.runtime import UserError
 from hpgr.training.adamw import AdamW
 from hpgr.training.checkpoint import scratch_folder
@@ -138,7 +137,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         config = {
             "ranking": ranking,
             "calibration": calibration._asdict(),
-            "repeats": repeats._asdict(),
+            "repeats": repeats,
             "model": vars(cfg.model),
             "finetune": vars(settings),
             "catalogue": {name: getattr(catalogue, name) for name in CATALOGUE},
@@ -148,26 +147,32 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     finish(scratch, device)
 
 
-def _repeats(cfg: Config, validation: Validation, model: Network, device: Device) -> Repeats:
-    """The weight of what a user took before that is best on validation; of equal ones the first."""
+def _repeats(
+    cfg: Config, validation: Validation, model: Network, device: Device
+) -> dict[str, float]:
+    """Weights and decays of what was taken before, best on validation; of equal ones the first."""
     settings = cfg.finetune
     choices = [
-        Repeats(weight * settings.temperature, decay)
+        (weight * settings.temperature, decay)
         for weight in sorted(settings.repeat_weights)
         for decay in (settings.repeat_decays if weight else (1.0,))
     ]
-    found = validation.repeats(model, device.device, choices, baskets=cfg.evaluate.baskets)
-    if not found:
-        return Repeats()
-    best = max(found, key=lambda choice: found[choice])
-    if device.rank == 0:
-        print(
-            f"finetune: what was taken before counts {best.weight / settings.temperature:g} in "
-            f"log p(next), {best.decay:g} of it after a session: NDCG@10 on validation "
-            f"{found[best]:.4f}, without {found[choices[0]]:.4f}",
-            flush=True,
-        )
-    return best
+    scores = validation.repeats(model, device.device, choices)
+    if scores is None:
+        return dict(NO_REPEATS)
+    chosen: dict[str, float] = {}
+    for suffix, found in zip(("", "_after_pause"), scores, strict=True):
+        best = int(np.argmax(found))
+        weight, decay = choices[best]
+        chosen |= {f"weight{suffix}": weight, f"decay{suffix}": decay}
+        if device.rank == 0:
+            print(
+                f"finetune: what was taken before, {'after a pause' if suffix else 'in a session'}"
+                f": weight {weight / settings.temperature:g}, decay {decay:g}; NDCG@10 on "
+                f"validation {found[best]:.4f}, without {found[0]:.4f}",
+                flush=True,
+            )
+    return chosen
 
 
 def _check_ranking(cfg: Config, log: EventLog, *, ranking: bool) -> None:

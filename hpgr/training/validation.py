@@ -83,30 +83,34 @@ class Validation:
         return fitted(found.scores(Scorer(model, device, self.max_history)), label)
 
     def repeats(
-        self, model: Network, device: torch.device, choices: Sequence[Repeats], *, baskets: bool
-    ) -> dict[Repeats, float]:
-        """Score each of `choices` by NDCG@10, in their order; none where what was seen is removed.
+        self, model: Network, device: torch.device, choices: Sequence[tuple[float, float]]
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Score ways of counting what was taken before; None where what was seen is removed.
 
         Args:
             model: the network.
             device: where it computes.
-            choices: ways of counting what was taken before.
-            baskets: ask for the first event of each session alone. The others follow an item of
-                their own basket, and say less of what the next one holds.
+            choices: weights, in units of the cosine, and decays; see `Repeats`.
+
+        Returns:
+            NDCG@10 of each choice, float64 [choices], for events within a session and for those
+            after a pause: samples of their own, without events all 0.
         """
-        log = self.log
-        if log.meta.remove_history or not len(self.rows):
-            return {}
-        asked = self
-        if baskets:
-            rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
-            asked = copy(self)
-            asked._ask(rows[np.asarray(log.session[rows]) != log.session[rows - 1]])
-        if not len(asked.rows):
-            return {}
-        ranks = asked._ranks(Scorer(model, device, self.max_history), choices)
-        scores = ndcg(ranks, CUTOFF).mean(axis=1)
-        return dict(zip(choices, scores.tolist(), strict=True))
+        log, gap_s = self.log, self.log.meta.gap_s
+        if log.meta.remove_history:
+            return None
+        ways = [Repeats(*choice, *choice, gap_s) for choice in choices]
+        rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
+        pause = np.asarray(log.timestamp[rows]) - log.timestamp[rows - 1] > gap_s
+        found = []
+        for asked, chosen in ((copy(self), ~pause), (copy(self), pause)):
+            asked._ask(rows[chosen])
+            scores = np.zeros(len(ways))
+            if len(asked.rows):
+                ranks = asked._ranks(Scorer(model, device, self.max_history), ways)
+                scores = ndcg(ranks, CUTOFF).mean(axis=1)
+            found.append(scores)
+        return found[0], found[1]
 
     def _retrieval(self, scorer: Scorer) -> dict[str, float]:
         (ranks_Q,) = self._ranks(scorer, [Repeats()])
@@ -133,7 +137,7 @@ class Validation:
                     repeated[query] = (before == target[query]).any()
                     plain[query, before] = -np.inf
             for own, choice in zip(ranks, choices, strict=True):
-                scores = choice.add(plain.copy(), past) if choice.weight else plain
+                scores = plain if choice.idle else choice.add(plain.copy(), past)
                 own[part] = np.where(repeated, MISS, ranks_of(scores, target, None))
         return self.among.summed(ranks)
 
