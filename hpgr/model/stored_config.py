@@ -75,7 +75,7 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """
     config = {
         "calibration": {"slope": 1.0, "shift": 0.0},
-        "repeats": NO_REPEATS,
+        "repeats": dict(NO_REPEATS),
         **config,
     }
     if isinstance(config.get("catalogue"), dict):
