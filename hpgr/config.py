@@ -256,6 +256,7 @@ class Serve(Section):
 
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
+    workers: int = Field(ge=1)
     allowed_hosts: list[Annotated[str, Field(pattern=r"^[^\s/:]+$")]]
     receive_timeout_s: float = Field(gt=0)
     max_connections: int = Field(ge=1)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import subprocess
 from math import log
 from pathlib import Path
@@ -21,7 +20,7 @@ from hpgr.model.scoring import Scorer
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion
-from hpgr.serving.server import bind, create_app
+from hpgr.serving.server import create_app
 
 
 @pytest.fixture
@@ -322,30 +321,6 @@ def test_served_scores_equal_offline_scores(ask, inside):
 
 def columns(request):
     return request["item_ids"], request["timestamps"], request["actions"]
-
-
-def test_a_port_in_use_is_one_clear_message():
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"cannot serve on 127.0.0.1:{port}: another process"):
-            bind("127.0.0.1", port)
-
-
-def test_an_address_that_is_reported_is_listened_on_and_given_once():
-    """The kernel takes callers in before the application runs."""
-    with bind("127.0.0.1", 0) as listening:
-        port = listening.getsockname()[1]
-        socket.create_connection(("127.0.0.1", port)).close()
-        with pytest.raises(UserError, match="another process listens there"):
-            bind("127.0.0.1", port)
-
-
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7", "a..b"])
-def test_an_address_that_is_not_ours_is_one_clear_message(host):
-    with pytest.raises(UserError, match=f"cannot serve on {host}:1"):
-        bind(host, 18_000)
 
 
 NO_PICKLE = """
