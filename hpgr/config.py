@@ -266,6 +266,8 @@ class Serve(Section):
     max_requests: int = Field(ge=1)
     max_body_mb: float = Field(gt=0)
     reload_s: float = Field(gt=0)
+    index_items: int | None = Field(ge=1)
+    index_recall: float = Field(gt=0, le=1)
 
 
 class Recommend(Section):

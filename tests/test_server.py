@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+from functools import partial
 from math import log
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hpgr.model.scoring import Scorer
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion
+from hpgr.serving.listen import indexed
 from hpgr.serving.server import create_app
 
 
@@ -167,6 +169,28 @@ def test_unknown_items_alone_are_a_history(ask):
 def test_lists_filter_the_answer(ask):
     allowed = ask({**ONE, "allow": ["id7", "id8", "id9"], "deny": ["id8"]})[1]["answers"][0]
     assert {item["item_id"] for item in allowed["items"]} == {"id7", "id9"}
+
+
+def test_an_index_over_the_catalogue_changes_no_answer_where_it_finds_everything(inside):
+    params = load_config()
+    limits = params.serve.model_copy(update={"index_items": 2, "index_recall": 1.0})
+    status, exact = answered_by(Champion("hpgr", connect), params.serve)
+    indexed_champion = Champion("hpgr", connect, partial(indexed, limits))
+    _, found = answered_by(indexed_champion, params.serve)
+    assert status == 200
+    index = indexed_champion.served.recommender.finder.index
+    assert index.probes == index.cells > 1
+    assert [item["item_id"] for item in found] == [item["item_id"] for item in exact]
+    for name in ("similarity", "score"):
+        values = [[item[name] for item in items] for items in (found, exact)]
+        np.testing.assert_allclose(*values, atol=1e-6)
+
+
+def answered_by(champion, limits):
+    champion.look()
+    assert champion.problem is None
+    status, body = call(create_app(champion, limits), "POST", "/recommend", json=ONE)
+    return status, body["answers"][0]["items"]
 
 
 def test_five_thousand_events_are_answered_like_the_newest(ask):

@@ -27,6 +27,7 @@ from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError, end_with_parent
 from hpgr.serving.champion import Champion
 from hpgr.serving.protocol import PunctualHTTP
+from hpgr.serving.recommender import Recommender
 from hpgr.serving.server import create_app
 from hpgr.workspace import HERE, Workspace
 
@@ -56,7 +57,7 @@ def serve(cfg: Config, workspace: Workspace = HERE) -> None:
 def worker(name: str, limits: Serve, workspace: Workspace) -> FastAPI:
     """The application of one worker, whose champion follows the registry while it runs."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    champion = Champion(name, partial(connect, workspace))
+    champion = Champion(name, partial(connect, workspace), partial(indexed, limits))
 
     @asynccontextmanager
     async def followed(_: FastAPI) -> AsyncIterator[None]:
@@ -67,6 +68,16 @@ def worker(name: str, limits: Serve, workspace: Workspace) -> FastAPI:
         stop.set()
 
     return create_app(champion, limits, lifespan=followed)
+
+
+def indexed(limits: Serve, recommender: Recommender) -> None:
+    """Give a recommender with a large catalogue an index, if `serve.index_items` says so.
+
+    Raises:
+        UserError: see `Recommender.use_index`.
+    """
+    if limits.index_items is not None and len(recommender.item) >= limits.index_items:
+        recommender.use_index(limits.index_recall)
 
 
 def run(make_app: partial[FastAPI], limits: Serve, listening: socket.socket) -> None:
