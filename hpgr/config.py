@@ -233,7 +233,7 @@ class Register(Section):
 class Gate(Section):
     """Rules by which a challenger takes the champion's place."""
 
-    metric: str = Field(pattern=r"^((hr|ndcg)@[1-9]\d*|auc)$")
+    metric: str = Field(pattern=r"^((basket\.(recall|ndcg)|hr|ndcg)@[1-9]\d*|auc)$")
     margin: float = Field(ge=0)
     significance: float = Field(gt=0, le=1)
     guards: dict[str, Annotated[float, Field(ge=0, le=1)]]
