@@ -166,7 +166,11 @@ class Finetune(Section):
     decay: bool
     random_windows: bool
     monitor: Literal[
-        "validation_ndcg@10", "validation_hr@10", "validation_auc", "validation_ranking"
+        "validation_ndcg@10",
+        "validation_hr@10",
+        "validation_auc",
+        "validation_ranking",
+        "validation_basket_ndcg@10",
     ]
     validation_queries: int = Field(ge=1)
     validation_events: int = Field(ge=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hpgr.metrics import BASKET, RANKING_MONITORS
+from hpgr.metrics import BASKET, BASKET_MONITOR, RANKING_MONITORS
 from hpgr.model.zoo import section_of
 from hpgr.params_file import meant
 
@@ -51,6 +51,12 @@ def _training(cfg: Config) -> Iterator[str]:
         yield (
             f"  finetune.monitor: {monitor} needs a ranking head, and finetune.ranking_weight "
             "is 0; raise it, or monitor validation_ndcg@10"
+        )
+    baskets = cfg.evaluate.baskets and cfg.sessionize.split == "global-time"
+    if monitor == BASKET_MONITOR and not baskets:
+        yield (
+            f"  finetune.monitor: {monitor} needs evaluate.baskets: true and sessionize.split: "
+            "global-time; set both, or monitor validation_ndcg@10"
         )
 
 

@@ -15,6 +15,7 @@ from hpgr.data.log import FIRST_ITEM
 
 MISS = 2**31 - 1  # rank of a hidden item that cannot be answered: beyond every cutoff, an int32
 PROBABILITY_FLOOR = 1e-7  # log loss of a certain and wrong answer stays finite
+BASKET_MONITOR = "validation_basket_ndcg@10"  # needs baskets
 BASKET = "basket."  # before the name of a metric of whole baskets (B1)
 LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error"})
 RANKING_MONITORS = (

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from evaluation_log import make_log, random_log
+from evaluation_log import log_of_baskets, random_log
 from one_by_one import OneByOne
 from sklearn.metrics import roc_auc_score
 from test_next_basket import by_places, shown
 
 from hpgr.config import load_config
 from hpgr.config_rules import gate_metrics
+from hpgr.data.baskets import next_basket
 from hpgr.data.histories import Histories
 from hpgr.data.id_map import IdMap
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, UNKNOWN
@@ -259,23 +260,9 @@ def test_an_item_that_a_model_does_not_know_cannot_be_retrieved():
     assert set(seen.item) <= set(range(log.meta.num_items - 5))
 
 
-def log_of_baskets():
-    """Thirty users with one to six days of baskets in training, and two in test."""
-    random, users, held_out = np.random.default_rng(0), [], []
-    for user in range(30):
-        days = 3 + user % 6
-        size = random.integers(1, 5, days)
-        day = np.repeat(np.arange(days), size)
-        item = (user + random.integers(8, size=len(day))) % 30 + FIRST_ITEM
-        label = random.integers(2, size=len(day))
-        users.append(list(zip(item.tolist(), (86_400 * day).tolist(), label.tolist(), strict=True)))
-        held_out.append(np.where(day < days - 2, TRAIN, TEST).tolist())
-    return make_log(users, split="global-time", num_items=32, held_out=held_out)
-
-
 def basket_gains(log, own, k):
     """Recall and NDCG@k of every test basket, in loops; what `own` does not know is never found."""
-    queries = protocols.next_basket(log, TEST)
+    queries = next_basket(log, TEST)
     past = queries.histories(log, own.max_history)
     known = set(own.ids.known.tolist())
     gains = []

@@ -20,12 +20,12 @@ from test_evaluate import CONFIG, metrics, prepare
 
 from benchmarks import paired
 from benchmarks.matrix import Cell
+from hpgr.basket_metrics import basket_metrics
+from hpgr.data.baskets import next_basket as asked_baskets
 from hpgr.data.log import FIRST_ITEM, TEST, VALIDATION
 from hpgr.evaluation import next_basket, retrieval
 from hpgr.evaluation.baselines import PersonalFrequency, train_counts
-from hpgr.evaluation.basket_metrics import basket_metrics
 from hpgr.evaluation.evaluate import evaluate
-from hpgr.evaluation.protocols import next_basket as asked_baskets
 from hpgr.runtime import write_json
 from hpgr.workspace import HERE
 

@@ -8,6 +8,7 @@ from evaluation_log import make_log, random_log
 from test_evaluate import CONFIG, Knowing
 from test_next_basket import by_places, shown
 
+from hpgr.data.baskets import next_basket as asked_baskets
 from hpgr.data.log import TEST, VALIDATION, EventLog
 from hpgr.evaluation import next_basket, protocols, retrieval, rivals
 from hpgr.evaluation.compare import Estimate
@@ -160,7 +161,7 @@ def test_baskets_are_judged_one_by_one_by_every_model(remove):
     log = random_log(3, split="global-time", num_items=12)
     log = replace(log, meta=replace(log.meta, remove_history=remove))
     models, found = basket_standing(Frequent(log), log)
-    queries = protocols.next_basket(log, VALIDATION)
+    queries = asked_baskets(log, VALIDATION)
     past = queries.histories(log, log.meta.num_events)
     assert set(found.values) == {
         *("hpgr", "popularity", "recency", "transitions", "ease", "personal_frequency"),
@@ -181,7 +182,7 @@ def test_baskets_are_judged_one_by_one_by_every_model(remove):
     assert found.differences[best].low < gain < found.differences[best].high
 
 
-def test_who_is_behind_in_baskets_is_told_so_in_one_sentence():
+def test_who_is_behind_in_baskets_reads_so_in_one_sentence():
     """Users take the same items again: their counts find them, the order of events less well."""
     log = log_of_the_same_baskets()
     _, found = basket_standing(Ignorant(log), log)

@@ -17,6 +17,7 @@ import numpy as np
 
 from hpgr import metrics
 from hpgr.config import Evaluate
+from hpgr.data.baskets import Baskets, next_basket
 from hpgr.data.batches import CandidateRows
 from hpgr.data.histories import Histories
 from hpgr.data.id_map import IdMap
@@ -140,7 +141,7 @@ def contest(
         ranked, by_slice = _ranking(log, candidates, pair, settings, deciding)
         found |= ranked
         sliced |= by_slice
-    if settings.baskets and len(baskets := protocols.next_basket(log, TEST)):
+    if settings.baskets and len(baskets := next_basket(log, TEST)):
         named += ("B1",)
         whole, by_slice = _baskets(log, baskets, pair, settings, deciding)
         found |= whole
@@ -208,7 +209,7 @@ def _ranking(
 
 def _baskets(
     log: EventLog,
-    queries: protocols.Baskets,
+    queries: Baskets,
     pair: Mapping[str, Contestant],
     settings: Evaluate,
     deciding: str,

@@ -18,14 +18,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from hpgr.basket_metrics import basket_metrics
 from hpgr.config import Evaluate
+from hpgr.data.baskets import Baskets, next_basket
 from hpgr.data.log import TEST, VALIDATION, EventLog
 from hpgr.evaluation.baselines import Ease, PersonalFrequency, Transitions, train_counts
-from hpgr.evaluation.basket_metrics import basket_metrics
 from hpgr.evaluation.headline import label, protocol_label
 from hpgr.evaluation.metric_tables import Replicates, Tables, basket_tables
 from hpgr.evaluation.model_protocols import Retriever, WindowReader
-from hpgr.evaluation.protocols import Baskets, next_basket, sampled
+from hpgr.evaluation.protocols import sampled
 from hpgr.evaluation.retrieval import blocks, shared_scores
 from hpgr.metrics import metric_label, removed_pairs
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from hpgr import metrics
 from hpgr.config import Evaluate
+from hpgr.data.baskets import next_basket
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.compare import Estimate
@@ -136,7 +137,7 @@ def basket_standing(
 
     Every model answers as it does on test (B1). None where validation asks for no basket.
     """
-    queries = protocols.sampled(protocols.next_basket(log, VALIDATION), settings)
+    queries = protocols.sampled(next_basket(log, VALIDATION), settings)
     if not len(queries):
         return None
     title = "all models on validation baskets"
