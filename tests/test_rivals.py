@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from evaluation_log import make_log, random_log
+import torch
+from evaluation_log import GAP_S, make_log, random_log
 from test_evaluate import CONFIG, Knowing
+from test_leaks import settings
 from test_next_basket import by_places, shown
 
 from hpgr.data.baskets import next_basket as asked_baskets
@@ -15,6 +17,10 @@ from hpgr.evaluation.compare import Estimate
 from hpgr.evaluation.headline import label
 from hpgr.evaluation.rivals import Standing
 from hpgr.evaluation.simple_rankers import SimpleRankers
+from hpgr.model.catalogue import Catalogue
+from hpgr.model.interface import build
+from hpgr.model.repeat_counts import Repeats
+from hpgr.model.scoring import Scorer
 
 SETTINGS = CONFIG.evaluate
 REACH = {"max_history": 200}
@@ -149,11 +155,11 @@ class Frequent(Ignorant):
 BASKETS = SETTINGS.model_copy(update={"baskets": True, "basket_cutoffs": (4, 6)})
 
 
-def basket_standing(network, log, settings=BASKETS):
-    baselines, _ = retrieval.tuned_baselines(log, settings, **REACH)
+def basket_standing(network, log):
+    baselines, _ = retrieval.tuned_baselines(log, BASKETS, **REACH)
     models = {"hpgr": network, **baselines}
-    models |= next_basket.tuned_on_baskets(log, models, settings)[0]
-    return models, rivals.basket_standing(log, models, settings, **REACH)
+    models |= next_basket.tuned_on_baskets(log, models, BASKETS)[0]
+    return models, rivals.basket_standing(log, models, BASKETS, **REACH)
 
 
 @pytest.mark.parametrize("remove", [True, False])
@@ -192,6 +198,17 @@ def test_who_is_behind_in_baskets_reads_so_in_one_sentence():
         "1.0000 and recall@4 1.0000 against NDCG@4 "
     )
     assert basket_standing(Frequent(log), log)[1].serve_instead is None
+
+
+def test_a_network_is_judged_with_its_count_of_what_was_taken_before():
+    """After a pause it outweighs every cosine, so that each basket is found whole."""
+    log = log_of_the_same_baskets()
+    network = build(settings(), Catalogue.of(log), ranking=False)
+    counts = Repeats(weight_after_pause=5.0, gap_s=GAP_S)
+    for repeats, found in ((counts, True), (Repeats(), False)):
+        scorer = Scorer(network, torch.device("cpu"), 40, repeats=repeats)
+        gain = basket_standing(scorer, log)[1].values["hpgr"]["basket.ndcg@4"]
+        assert (gain > 1 - 1e-9) == found
 
 
 def log_of_the_same_baskets():
