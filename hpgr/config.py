@@ -166,7 +166,11 @@ class Finetune(Section):
     decay: bool
     random_windows: bool
     monitor: Literal[
-        "validation_ndcg@10", "validation_hr@10", "validation_auc", "validation_ranking"
+        "validation_ndcg@10",
+        "validation_hr@10",
+        "validation_auc",
+        "validation_ranking",
+        "validation_basket_ndcg@10",
     ]
     validation_queries: int = Field(ge=1)
     validation_events: int = Field(ge=1)
@@ -233,7 +237,7 @@ class Register(Section):
 class Gate(Section):
     """Rules by which a challenger takes the champion's place."""
 
-    metric: str = Field(pattern=r"^((hr|ndcg)@[1-9]\d*|auc)$")
+    metric: str = Field(pattern=r"^((basket\.(recall|ndcg)|hr|ndcg)@[1-9]\d*|auc)$")
     margin: float = Field(ge=0)
     significance: float = Field(gt=0, le=1)
     guards: dict[str, Annotated[float, Field(ge=0, le=1)]]

@@ -142,29 +142,35 @@ def popularity_classes(log: EventLog) -> np.ndarray:
 def slices(log: EventLog, user: np.ndarray, row: np.ndarray) -> dict[str, np.ndarray]:
     """Masks [Q] over queries, by name; a query is in one slice of every family.
 
-    Families: activity of the user (terciles of training events among the users asked), popularity
-    of the hidden item, and its place in the session.
+    Families: those of `activity`, popularity of the hidden item, and its place in the session.
 
     Args:
         log: the sessionized log.
         user: user of every query, [Q].
         row: log row of the hidden event, [Q].
     """
-    train = np.concatenate([[0], np.cumsum(log.split == TRAIN)])
-    events = (train[log.user_offsets[1:]] - train[log.user_offsets[:-1]])[user]
-    asked = np.unique(user)
-    per_user = train[log.user_offsets[asked + 1]] - train[log.user_offsets[asked]]
-    low, high = np.quantile(per_user, [1 / 3, 2 / 3]).astype(np.int64)
     classes = popularity_classes(log)[log.item[row]]
     opens = opening(log.user_of_event(), log.session)[0][row]
     return {
-        f"user: up to {low} training events": events <= low,
-        f"user: {low + 1} to {high}": (events > low) & (events <= high),
-        f"user: more than {high}": events > high,
+        **activity(log, user),
         "item: head": classes == 0,
         "item: mid": classes == 1,
         "item: tail": classes == 2,
         "item: cold (never in training)": classes == 3,
         "place: first of its session": opens,
         "place: later in the session": ~opens,
+    }
+
+
+def activity(log: EventLog, user: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks [Q] over queries of `user` [Q], by terciles of training events among these users."""
+    train = np.concatenate([[0], np.cumsum(log.split == TRAIN)])
+    events = (train[log.user_offsets[1:]] - train[log.user_offsets[:-1]])[user]
+    asked = np.unique(user)
+    per_user = train[log.user_offsets[asked + 1]] - train[log.user_offsets[asked]]
+    low, high = np.quantile(per_user, [1 / 3, 2 / 3]).astype(np.int64)
+    return {
+        f"user: up to {low} training events": events <= low,
+        f"user: {low + 1} to {high}": (events > low) & (events <= high),
+        f"user: more than {high}": events > high,
     }
