@@ -1,15 +1,12 @@
-"""Attention and training on one device: how fast, and how far bfloat16 is from float32.
+"""Attention on one device: three covers of the same histories, and how far bfloat16 is off.
 
     python benchmarks/attention_device.py --out attention.json [--device cuda] [--small]
 
-Attention, forward and backward, of one packed batch of equally long causal histories: square tiles
-in chunks of 32 ("before"), in chunks as large as the device gets them ("tiles"), and one padded
-tile a segment ("segments"). Training, whole steps of stage 2 (batch, forward, backward, optimizer)
-on a generated log: targets a second, as before and now, and the largest relative difference of the
-losses that the same steps give in bfloat16 and in float32 (without dropout, which would draw other
-numbers).
+Forward and backward of one packed batch of equally long causal histories: square tiles in chunks of
+32 ("before"), in chunks as large as the device gets them ("tiles"), and one padded tile a segment
+("segments"). `Timer` and `limits` serve the other benchmarks of a device too.
 
-Needs torch, numpy, safetensors, tqdm and PyYAML. Reads params.yaml, writes the file of --out.
+Needs torch and numpy. Writes the file of --out.
 """
 
 from __future__ import annotations
@@ -21,30 +18,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; see hpgr.cli
 
 import numpy as np
 import torch
-import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hpgr.data.batches import TrainingWindows  # noqa: E402
-from hpgr.data.log import DTYPES, EventLog, Meta  # noqa: E402
-from hpgr.model import hstu, session_encoder, trunk  # noqa: E402
-from hpgr.model.attention import select  # noqa: E402
 from hpgr.model.attention import tiles as attention  # noqa: E402
 from hpgr.model.attention.cover import NUM_TIME_BUCKETS, Tiles, build_tiles  # noqa: E402
-from hpgr.model.catalogue import Catalogue  # noqa: E402
-from hpgr.model.interface import build  # noqa: E402
-from hpgr.training import finetune, losses  # noqa: E402
-from hpgr.training.device import Device  # noqa: E402
 
 HEADS, WIDTH, TILE = 4, 64, 64
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,27 +38,34 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main() -> None:
     """Measure, print a line a figure, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked, timer = asked_for(__doc__, seconds=2.0)
+    figures = list(attention_figures(timer, small=asked.small))
+    write_figures(asked.out, timer, {"attention": figures})
+
+
+def asked_for(about: str, *, seconds: float) -> tuple[argparse.Namespace, Timer]:
+    """The command line of a device's benchmark, and a timer of `seconds` a figure there."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--out", type=Path, default=Path("attention-device.json"))
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--small", action="store_true", help="seconds, also on a CPU")
     asked = parser.parse_args()
     kind = asked.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     place = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
-    timer = Timer(place, seconds=0.05 if asked.small else 2.0)
-    began = time.perf_counter()
-    result = {
-        "device": torch.cuda.get_device_name(place) if kind == "cuda" else "cpu",
+    return asked, Timer(place, seconds=0.02 if asked.small else seconds)
+
+
+def write_figures(out: Path, timer: Timer, figures: dict[str, Any]) -> None:
+    """Write the figures so far and what made them."""
+    cuda = timer.place.type == "cuda"
+    made_by = {
+        "device": torch.cuda.get_device_name(timer.place) if cuda else "cpu",
         "torch": torch.__version__,
-        "attention": list(attention_figures(timer, small=asked.small)),
-        "training": list(training_figures(timer, small=asked.small)),
-        "seconds": round(time.perf_counter() - began, 1),
     }
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{asked.out} written after {result['seconds']} s")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**made_by, **figures}, indent=2) + "\n")
 
 
 class Timer:
@@ -108,6 +101,20 @@ class Timer:
         return round(torch.cuda.max_memory_allocated(self.place) / 2**30, 2)
 
 
+def limits(timer: Timer, *, small: bool) -> dict[str, float]:
+    """The device at its best, measured: a large copy and large products.
+
+    Bytes a second read and written, `memory`, and operations a second of each precision.
+    """
+    side, size = (256, 1 << 16) if small else (8192, 1 << 28)
+    source, target = (torch.randn(size, device=timer.place) for _ in range(2))
+    found = {"memory": 2 * 4 * size / timer.median(lambda: target.copy_(source))}
+    for name, dtype in PRECISIONS.items():
+        a, b = (torch.randn(side, side, device=timer.place).to(dtype) for _ in range(2))
+        found[name] = 2 * side**3 / timer.median(lambda a=a, b=b: a @ b)
+    return found
+
+
 @contextlib.contextmanager
 def patched(module: Any, **changes: Any) -> Iterator[None]:
     """Other attributes of a module for a while."""
@@ -119,23 +126,6 @@ def patched(module: Any, **changes: Any) -> Iterator[None]:
     finally:
         for name, value in old.items():
             setattr(module, name, value)
-
-
-@contextlib.contextmanager
-def as_before() -> Iterator[None]:
-    """Chunk sizes of a CPU and square tiles, whatever the device."""
-
-    def square(*arguments: Any, **options: Any) -> Any:
-        return build_tiles(*arguments, **{**options, "segments": False})
-
-    with contextlib.ExitStack() as stack:
-        for module in (hstu, session_encoder, trunk):
-            stack.enter_context(patched(module, build_tiles=square))
-        stack.enter_context(small_chunks())
-        stack.enter_context(patched(losses, _at_a_time=lambda _: losses.ROWS_AT_A_TIME))
-        queries = select.QUERIES_AT_A_TIME
-        stack.enter_context(patched(select, ACCELERATOR_QUERIES=queries))
-        yield
 
 
 def small_chunks() -> contextlib.AbstractContextManager[None]:
@@ -200,118 +190,6 @@ def attention_figures(timer: Timer, *, small: bool) -> Iterator[dict[str, Any]]:
                     flush=True,
                 )
                 yield figure
-
-
-def training_figures(timer: Timer, *, small: bool) -> Iterator[dict[str, Any]]:
-    """Whole steps of stage 2 at params.yaml's batch, and at long histories in a large batch."""
-    log = generated_log(num_users=20 if small else 3000, longest=100 if small else 4000)
-    steps = 3 if small else 10
-    sizes = [(10, 64), (50, 128)] if small else [(200, 4096), (2048, 32768)]
-    for max_history, batch_tokens in sizes:
-        for name in ("hstu", "hpgr"):
-            cfg = parameters(name, max_history, batch_tokens, dim=16 if small else 64)
-            seen: dict[str, list[float]] = {}
-            for precision, dtype in PRECISIONS.items():
-                for way in ("before", "now"):
-                    with as_before() if way == "before" else contextlib.nullcontext():
-                        run = Run(cfg, log, Device(timer.place, dtype, 0, 1))
-                        if way == "now":
-                            seen[precision] = [run.step() for _ in range(steps)]
-                        seconds = timer.median(run.step)
-                    figure = {
-                        "model": name, "max_history": max_history,
-                        "batch_tokens": batch_tokens, "precision": precision, "way": way,
-                        "targets_per_second": round(run.targets_per_step / seconds),
-                        "ms_per_step": round(1000 * seconds, 1), "peak_gib": timer.peak_gib(),
-                    }  # fmt: skip
-                    print(
-                        f"training {name}, {max_history} events, {batch_tokens} tokens, "
-                        f"{precision}, {way}: {figure['targets_per_second']} targets/s, "
-                        f"{figure['peak_gib']} GiB",
-                        flush=True,
-                    )
-                    yield figure
-            exact, rounded = (np.array(seen[p]) for p in ("float32", "bfloat16"))
-            apart = float(np.max(np.abs(rounded - exact) / exact))
-            print(f"training {name}, {max_history} events: losses differ by {apart:.2e} at most")
-            yield {
-                "model": name, "max_history": max_history, "batch_tokens": batch_tokens,
-                "steps": steps, "largest_relative_loss_difference": apart,
-            }  # fmt: skip
-
-
-class Run:
-    """Stage 2 step by step, without validation and checkpoints."""
-
-    def __init__(self, cfg: SimpleNamespace, log: EventLog, device: Device) -> None:
-        torch.manual_seed(0)
-        settings = cfg.finetune
-        self.windows = TrainingWindows(
-            log, max_history=cfg.model.max_history, batch_tokens=settings.batch_tokens,
-            num_candidates=settings.num_candidates, random_windows=True, seed=0,
-        )  # fmt: skip
-        self.plan, self.index, self.device = self.windows.plan(0), 0, device
-        self.targets_per_step = self.windows.tokens_per_epoch / len(self.plan)
-        catalogue = Catalogue.of(log)
-        self.model = build(cfg.model, catalogue, ranking=True).to(device.device)
-        self.model.train()
-        self.optimizer = finetune._optimizer(self.model, cfg)
-        self.loss = partial(finetune._loss, cfg, catalogue.num_items, device.device)
-
-    def step(self) -> float:
-        """One step; its loss."""
-        index = self.index % len(self.plan)
-        self.index += 1
-        batch = self.windows.batch(self.plan[index], 0, index)
-        with self.device.autocast():
-            loss = self.loss(self.model, batch, 0, index)["loss"]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        return loss.item()
-
-
-def parameters(name: str, max_history: int, batch_tokens: int, *, dim: int) -> SimpleNamespace:
-    """params.yaml with another network, history, batch and width; no dropout."""
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    raw["model"] |= {
-        "name": name,
-        "dim": dim,
-        "max_history": max_history,
-        "dropout": 0.0,
-        "num_blocks": 2,
-    }
-    raw["finetune"] |= {"batch_tokens": batch_tokens, "inherit": False}
-    raw["finetune"]["num_candidates"] = min(32, max_history // 4)
-    return SimpleNamespace(
-        **{name: SimpleNamespace(**raw[name]) for name in ("model", "finetune", "pretrain")}
-    )
-
-
-def generated_log(*, num_users: int, longest: int, num_items: int = 4000) -> EventLog:
-    """Users with log-normal numbers of events, in sessions of ten, all of them for training."""
-    random = np.random.default_rng(0)
-    count = np.clip(random.lognormal(np.log(longest / 8), 1.0, num_users), 3, longest).astype(int)
-    offsets = np.concatenate([[0], np.cumsum(count)])
-    total = int(offsets[-1])
-    place = np.arange(total) - np.repeat(offsets[:-1], count)
-    categories = np.arange(num_items + 1)  # one of twenty for every item
-    label = random.integers(0, 2, total)
-    arrays = {
-        "user_offsets": offsets,
-        "item": 2 + random.zipf(1.3, total) % (num_items - 2),
-        "timestamp": 10**9 + place * 60 + place // 10 * 7200,
-        "action": label + 1,
-        "label": label,
-        "session": place // 10,
-        "split": np.zeros(total),
-        "category_offsets": categories,
-        "category": 1 + np.arange(num_items) % 20,
-        "action_value": np.array([np.nan, 0, 1]),
-    }
-    meta = Meta(num_users, num_items, 3, 21, total, "leave-one-out", 1800)
-    return EventLog(meta=meta, **{n: a.astype(DTYPES[n]) for n, a in arrays.items()})
 
 
 if __name__ == "__main__":

@@ -6,18 +6,20 @@
 causal pair as the project computes it; `all` is every causal pair by the kernel of the sparse mask;
 `sparse` is preference-guided, 8 anchors, sigma 2, window 32, over random signals of width 32. Its
 parts: `select` the anchors, `mask` (bells, tile list, weights), `attend` (one layer, forward and
-backward). Each back end's results are compared with the first's.
+backward). Each back end's results are compared with the first's. Beside a time stands the least
+that the device could take, by the operations and bytes of the part and by the rates of a large copy
+and of large products, measured first; and its share of the time, one at best.
 
 Needs torch and numpy; Triton's kernels are measured where triton is installed.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,17 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.attention_device import HEADS, PRECISIONS, TILE, WIDTH, Timer  # noqa: E402
-from hpgr.model.attention.cover import NUM_TIME_BUCKETS, build_tiles  # noqa: E402
+from benchmarks.attention_device import (  # noqa: E402
+    HEADS,
+    PRECISIONS,
+    TILE,
+    WIDTH,
+    Timer,
+    asked_for,
+    limits,
+    write_figures,
+)
+from hpgr.model.attention.cover import HIDDEN, NUM_TIME_BUCKETS, build_tiles  # noqa: E402
 from hpgr.model.attention.entry import additive_attention, choose  # noqa: E402
 from hpgr.model.attention.key_tiles import SIZE, build_key_tiles  # noqa: E402
 from hpgr.model.attention.select import select  # noqa: E402
@@ -39,33 +50,58 @@ SIGNAL, ANCHORS, SIGMA, WINDOW = 32, 8, 2.0, 32
 
 
 def main() -> None:
-    """Measure, print a line a figure, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--out", type=Path, default=Path("attention-long.json"))
-    parser.add_argument("--small", action="store_true", help="seconds, also on a CPU")
-    asked = parser.parse_args()
-    kind = asked.device
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
-    timer = Timer(place, seconds=0.02 if asked.small else 0.5)
-    figures = []
-    for length in (64, 128) if asked.small else LENGTHS:
-        for figure in figures_of(timer, 256 if asked.small else 65536, length):
-            print(json.dumps(figure), flush=True)
-            figures.append(figure)
-    result = {
-        "device": torch.cuda.get_device_name(place) if kind == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "choice": choose(kind, max(LENGTHS))._asdict(),
-        "figures": figures,
+    """Measure, print a line a figure, write the file after each length."""
+    asked, timer = asked_for(__doc__, seconds=0.5)
+    result: dict[str, Any] = {
+        "choice": choose(timer.place.type, max(LENGTHS))._asdict(),
+        "limits": limits(timer, small=asked.small),
+        "figures": [],
     }
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(result, indent=2) + "\n")
+    for length in (64, 128) if asked.small else LENGTHS:
+        for figure in figures_of(timer, 256 if asked.small else 65536, length, result["limits"]):
+            print(json.dumps(figure), flush=True)
+            result["figures"].append(figure)
+        write_figures(asked.out, timer, result)
 
 
-def figures_of(timer: Timer, tokens: int, length: int) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Work:
+    """Fewest operations and bytes of a part, counted."""
+
+    operations: float
+    bytes: float
+    precision: str
+
+    @classmethod
+    def of_attention(cls, tokens: int, pairs: int, precision: str, *, weighted: bool) -> Work:
+        """Forward and backward over the visible pairs of query and key, nothing computed twice.
+
+        Products of width `WIDTH`: two forward, four backward. Memory: queries, keys and values read
+        by each pass, the sums and their gradients once, three gradients; a weight is read by each
+        pass and gets a gradient.
+        """
+        size = PRECISIONS[precision].itemsize
+        moved = 11 * tokens * HEADS * WIDTH * size + (3 * 4 * pairs if weighted else 0)
+        return cls(6 * 2 * HEADS * WIDTH * pairs, moved, precision)
+
+    def against(self, limits: dict[str, float], seconds: float) -> dict[str, Any]:
+        """The least time on a device, by its measured limits (roofline), as a share of `seconds`.
+
+        The larger of two times: operations over the rate of products, bytes over the rate of a
+        copy; S. Williams and others, CACM 52(4), 2009.
+        """
+        compute = self.operations / limits[self.precision]
+        memory = self.bytes / limits["memory"]
+        return {
+            "limit_ms": round(1000 * max(compute, memory), 4),
+            "limited_by": "compute" if compute > memory else "memory",
+            "share_of_limit": round(max(compute, memory) / seconds, 4),
+        }
+
+
+def figures_of(
+    timer: Timer, tokens: int, length: int, limits: dict[str, float]
+) -> Iterator[dict[str, Any]]:
     """Figures of one length, by part, back end and precision."""
     place = timer.place
     torch.manual_seed(0)
@@ -75,15 +111,18 @@ def figures_of(timer: Timer, tokens: int, length: int) -> Iterator[dict[str, Any
     signal = torch.nn.functional.normalize(torch.randn(tokens, SIGNAL, device=place), dim=-1)
     label = {"tokens": tokens, "length": length}
 
-    def figure(part: str, call, **more: Any) -> dict[str, Any]:
+    def figure(part: str, call, work: Work | None = None, **more: Any) -> dict[str, Any]:
         seconds = timer.median(call)
-        return {**label, "part": part, "ms": round(1000 * seconds, 3), **more,
+        least = work.against(limits, seconds) if work else {}
+        return {**label, "part": part, "ms": round(1000 * seconds, 3), **least, **more,
                 "peak_gib": timer.peak_gib()}  # fmt: skip
 
     def chosen():
         return select(signal, signal, first, end, ANCHORS)
 
-    yield figure("select", chosen)
+    every = int((end - first).sum())
+    cosines = Work(2 * SIGNAL * every, (2 * SIGNAL + 3 * ANCHORS) * 4 * tokens, "float32")
+    yield figure("select", chosen, cosines)
     anchor, similarity = chosen()
     peak = torch.sigmoid(4 * similarity).requires_grad_()
 
@@ -96,6 +135,7 @@ def figures_of(timer: Timer, tokens: int, length: int) -> Iterator[dict[str, Any
     yield figure("mask", masked)
     mask = masked()
     weight = mask.weight.detach().requires_grad_()
+    shown = int(((weight > 0) & (mask.tiles.bucket != HIDDEN)).sum())
     ends = [("tiles", mask.tiles, weight)]
     if importlib.util.find_spec("triton") and place.type == "cuda":
         ends.append(("triton", mask.tiles, weight))
@@ -127,7 +167,12 @@ def figures_of(timer: Timer, tokens: int, length: int) -> Iterator[dict[str, Any
                 float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)
             )
             del found
-            yield figure("attend", step, way=way, precision=precision, relative_difference=apart)
+            work = Work.of_attention(
+                tokens, every if weights is None else shown, precision, weighted=weights is not None
+            )
+            yield figure(
+                "attend", step, work, way=way, precision=precision, relative_difference=apart
+            )
 
 
 def every_pair(first, end, tokens: int, times: dict[str, Any]):

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-import hpgr
 from benchmarks.results_file import publish, write_results
+from benchmarks.stage_code import code_digests
 from hpgr.cli import run, run_stage
 from hpgr.config import ConfigError
 from hpgr.params_file import read_params
@@ -156,28 +156,51 @@ def run_cell(cell: Cell, stages: Iterable[str] = tuple(STAGES)) -> None:
     Raises:
         ConfigError: the data set, the model or the model's split is not described.
     """
-    matrix = read_matrix()
+    wanted = made_by(cell, read_matrix())
+    for stage in stages:
+        part = Cell(*cell[: DEPTHS.get(stage, len(PARTS))])
+        if not is_current(part, stage, wanted[stage]):
+            _run_stage(stage, part)
+            write_text(made_file(part, stage), wanted[stage])
+    if "evaluate" in stages:
+        publish(cell)
+
+
+def made_by(cell: Cell, matrix: Matrix) -> dict[str, str]:
+    """Stage to a hash of what makes its output: code, parameters, and the stages before it.
+
+    Writes `params.yaml` of the cell's workspaces, if it differs.
+
+    Raises:
+        ConfigError: the data set, the model or the model's split is not described.
+    """
     if cell.dataset not in matrix.datasets or cell.split not in matrix.models.get(cell.model, {}):
         raise ConfigError(
             f"{PARAMS} does not describe {cell}: it has the data sets "
             f"{', '.join(matrix.datasets)} and the models {', '.join(matrix.models)}"
         )
-    code, upstream = code_digests(), ""
-    for stage in stages:
-        part = Cell(*cell[: DEPTHS.get(stage, len(PARTS))])
-        workspace, values = part.workspace, settings(part, matrix)
-        _write_if_new(workspace.params, values)
+    parts = {depth: Cell(*cell[:depth]) for depth in (*DEPTHS.values(), len(PARTS))}
+    of_part = {depth: settings(part, matrix) for depth, part in parts.items()}
+    for depth, part in parts.items():
+        _write_if_new(part.workspace.params, of_part[depth])
+    code, upstream, found = code_digests(), "", {}
+    for stage in STAGES:
+        values = of_part[DEPTHS.get(stage, len(PARTS))]
         own = {name: _value(values, name) for name in STAGES[stage].params}
-        made_by = {"upstream": upstream, "code": code[stage], "params": own}
-        upstream = hashlib.sha256(yaml.safe_dump(made_by).encode()).hexdigest()
-        record = workspace.root / f"{stage}.made"
-        output = workspace.output(stage)
-        if output.is_dir() and record.is_file() and record.read_text() == upstream:
-            continue
-        _run_stage(stage, part)
-        write_text(record, upstream)
-    if "evaluate" in stages:
-        publish(cell)
+        made = {"upstream": upstream, "code": code[stage], "params": own}
+        upstream = found[stage] = hashlib.sha256(yaml.safe_dump(made).encode()).hexdigest()
+    return found
+
+
+def is_current(part: Cell, stage: str, made: str) -> bool:
+    """Return True if the stage's output is there and was made by what `made_by` says."""
+    record = made_file(part, stage)
+    return part.workspace.output(stage).is_dir() and record.is_file() and record.read_text() == made
+
+
+def made_file(part: Cell, stage: str) -> Path:
+    """File that records what made the stage's output."""
+    return part.workspace.root / f"{stage}.made"
 
 
 def settings(
@@ -205,19 +228,6 @@ def settings(
         return with_params(values, profile).model_dump(mode="json", by_alias=True)
     except ConfigError as error:
         raise ConfigError(f"{cell} in {PARAMS}: {error}") from error
-
-
-def code_digests() -> dict[str, str]:
-    """Stage to a hash of the files that it imports, which the project's dvc.yaml lists."""
-    root = Path(hpgr.__file__).parents[1]
-    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    found = {}
-    for stage in STAGES:
-        digest = hashlib.sha256()
-        for file in sorted(dep for dep in stages[stage]["deps"] if dep.startswith("hpgr/")):
-            digest.update(f"{file}\0".encode() + (root / file).read_bytes() + b"\0")
-        found[stage] = digest.hexdigest()[:16]
-    return found
 
 
 def _flat(sections: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:

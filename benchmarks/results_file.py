@@ -46,6 +46,7 @@ def write_results(cell: Cell, evaluate_seconds: float) -> None:
                 "steps": trained["steps"],
                 "best_step": trained["best_step"],
                 "epochs": trained["epochs"],
+                "trained_on": trained["trained_on"],
                 "machine": machine(),
                 "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
                 "commit": commit(),

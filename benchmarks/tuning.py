@@ -32,8 +32,9 @@ from optuna.distributions import (
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.matrix import PARAMS, Cell, code_digests, read_matrix, run_cell, settings
+from benchmarks.matrix import PARAMS, Cell, read_matrix, run_cell, settings
 from benchmarks.results_file import RESULTS, write_measured
+from benchmarks.stage_code import code_digests
 from hpgr.cli import run, run_stage
 from hpgr.config import ConfigError
 from hpgr.params_file import read_params

@@ -1,22 +1,16 @@
 """The training core where little is installed: a GPU machine with torch and a few packages."""
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
-from importlib.metadata import distribution
-from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from bare_python import ROOT, BarePython
 from training_runs import STAGES, last_row, write_project
 
-ROOT = Path(__file__).parents[1]
-BENCHMARK = ROOT / "benchmarks" / "attention_device.py"
-LONG = ROOT / "benchmarks" / "attention_long.py"
-THERE = ("torch", "numpy", "safetensors", "tqdm", "pyyaml")
+ATTENTION, TRAINING, LONG = (
+    ROOT / "benchmarks" / f"{name}.py"
+    for name in ("attention_device", "training_device", "attention_long")
+)
 
 TRAIN = textwrap.dedent(
     """
@@ -30,44 +24,9 @@ TRAIN = textwrap.dedent(
 )
 
 
-def with_requirements(*packages):
-    """Names of the distributions and of all that they require."""
-    needed, open_ = set(), [canonicalize_name(package) for package in packages]
-    while open_:
-        package = open_.pop()
-        if package in needed:
-            continue
-        needed.add(package)
-        for requirement in map(Requirement, distribution(package).requires or ()):
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                open_.append(canonicalize_name(requirement.name))
-    return needed
-
-
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """Run Python over a site-packages of links to what is there: (arguments, folder)."""
-    packages = tmp_path_factory.mktemp("packages")
-    for name in with_requirements(*THERE):
-        found = distribution(name)
-        for top in {file.parts[0] for file in found.files} - {".."}:
-            if not (packages / top).exists():
-                (packages / top).symlink_to(found.locate_file(top))
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", packages))),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-
-    def run(*arguments, folder):
-        done = subprocess.run(
-            [sys.executable, "-S", *arguments],  # -S: not its own site-packages
-            cwd=folder, env=env, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    return run
+    return BarePython(tmp_path_factory.mktemp("packages"))
 
 
 def test_both_stages_train_where_nothing_else_is_installed(bare, tmp_path):
@@ -80,30 +39,49 @@ def test_both_stages_train_where_nothing_else_is_installed(bare, tmp_path):
     assert config["model"]["name"] == "hpgr" and config["model"]["tile"] == 16
 
 
-def test_the_benchmark_of_a_device_runs_there(bare, tmp_path):
+def test_the_benchmark_of_attention_runs_there(bare, tmp_path):
     out = tmp_path / "figures.json"
-    bare(str(BENCHMARK), "--small", "--device", "cpu", "--out", str(out), folder=tmp_path)
-    figures = json.loads(out.read_text())
-    assert {(f["precision"], f["way"]) for f in figures["attention"]} == {
+    bare(str(ATTENTION), "--small", "--device", "cpu", "--out", str(out), folder=tmp_path)
+    figures = json.loads(out.read_text())["attention"]
+    assert {(f["precision"], f["way"]) for f in figures} == {
         (precision, way)
         for precision in ("float32", "bfloat16")
         for way in ("before", "tiles", "segments")
     }
-    assert all(f["relative_difference"] < 0.02 for f in figures["attention"])
-    apart = [
-        f["largest_relative_loss_difference"]
-        for f in figures["training"]
-        if "largest_relative_loss_difference" in f
-    ]
-    assert len(apart) == 4 and max(apart) < 0.01
+    assert all(f["relative_difference"] < 0.02 for f in figures)
+
+
+def test_the_benchmark_of_training_runs_there(bare, tmp_path):
+    out = tmp_path / "figures.json"
+    bare(str(TRAINING), "--small", "--device", "cpu", "--out", str(out), folder=tmp_path)
+    figures = json.loads(out.read_text())["training"]
+    speeds = [f for f in figures if "targets_per_second" in f]
+    assert len(speeds) == 4 and all(f["targets_per_second"] > 0 for f in speeds)
+    for figure in speeds:
+        shares = [kernel["share"] for kernel in figure["kernels"]]
+        assert shares == sorted(shares, reverse=True)
+        assert 0.3 < sum(shares) <= 1.001 and 0 < figure["busy"] <= 1
+    name = "largest_relative_loss_difference"
+    apart = [f[name] for f in figures if name in f]
+    assert len(apart) == 2 and max(apart) < 0.01
 
 
 def test_the_benchmark_of_long_histories_runs_there(bare, tmp_path):
     out = tmp_path / "long.json"
     bare(str(LONG), "--small", "--device", "cpu", "--out", str(out), folder=tmp_path)
-    figures = json.loads(out.read_text())
-    assert figures["choice"]["name"] == "tiles"
-    parts = {(f["part"], f.get("way"), f.get("precision")) for f in figures["figures"]}
+    found = json.loads(out.read_text())
+    assert found["choice"]["name"] == "tiles"
+    figures = found["figures"]
+    parts = {(f["part"], f.get("way"), f.get("precision")) for f in figures}
     ways = {("attend", way, p) for way in ("tiles", "dense") for p in ("float32", "bfloat16")}
     assert parts == {("select", None, None), ("mask", None, None), *ways}
-    assert all(f.get("relative_difference", 0) < 0.02 for f in figures["figures"])
+    assert all(f.get("relative_difference", 0) < 0.02 for f in figures)
+    # By hand: 4 histories of 64, 2,080 pairs each; six products of width 64 and 4 heads.
+    (dense,) = (
+        f for f in figures
+        if (f["length"], f.get("way"), f.get("precision")) == (64, "dense", "float32")
+    )  # fmt: skip
+    compute = 6 * 2 * 4 * 64 * 4 * 2080 / found["limits"]["float32"]
+    memory = 11 * 256 * 4 * 64 * 4 / found["limits"]["memory"]
+    assert dense["limit_ms"] == pytest.approx(1000 * max(compute, memory), abs=1e-4)
+    assert dense["share_of_limit"] == pytest.approx(dense["limit_ms"] / dense["ms"], rel=0.01)

@@ -1,18 +1,24 @@
 """Training and scoring on a device apart from the CPU: nothing is left behind on either side."""
 
+import contextlib
+import json
+import signal
+
 import numpy as np
 import pytest
 import torch
 from pretend_device import ELSEWHERE, Elsewhere, PretendDevice
-from training_runs import both, log_with_categories, parameters, train_both, write_project
+from training_runs import both, last_row, log_with_categories, parameters, train_both, write_project
 
 import hpgr.training.finetune
 import hpgr.training.pretrain
+from hpgr.data.batches import TrainingWindows
 from hpgr.data.histories import histories
 from hpgr.model.attention import select
 from hpgr.model.scoring import Scorer
 from hpgr.training.adamw import AdamW
 from hpgr.training.device import Device
+from hpgr.training.loop import Stopped
 from hpgr.workspace import HERE
 
 NETWORKS = {
@@ -31,14 +37,21 @@ def no_inference_mode(monkeypatch):
         monkeypatch.setattr(Scorer, name, plain)
 
 
-def train_on(device, cfg, monkeypatch):
-    """Both stages on `device`, whatever this machine has."""
+@contextlib.contextmanager
+def training_on(device, monkeypatch):
+    """Stages train on `device`, whatever this machine has."""
     chosen = Device(device, torch.float32, 0, 1)
     with monkeypatch.context() as patch:
         for stage in (hpgr.training.pretrain, hpgr.training.finetune):
             patch.setattr(stage, "choose_device", lambda *_: chosen)
             # The fused kernel asks for a device that it knows.
             patch.setattr(stage, "AdamW", lambda *a, **kw: AdamW(*a, **kw | {"fused": False}))
+        yield patch
+
+
+def train_on(device, cfg, monkeypatch):
+    """Both stages on `device`."""
+    with training_on(device, monkeypatch):
         return train_both(cfg)
 
 
@@ -80,3 +93,30 @@ def test_both_stages_train_and_score_there_as_on_the_cpu(name, tmp_path, monkeyp
         there.explain(asked, offsets, items)
     for got, want in zip(answers, plain, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_run_stopped_there_goes_on_here(tmp_path, monkeypatch):
+    """As one that was never stopped; its output names both devices."""
+    write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    cfg = parameters(model__name="hstu", **both(4, "steps"), model__dropout=0.0)
+    expected = train_on(torch.device("cpu"), cfg, monkeypatch)["finetune"]
+    plain, calls = TrainingWindows.batch, []
+
+    def stopping(self, *args):
+        calls.append(args)
+        if len(calls) == 4:  # step 2; the estimate of memory takes two
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, *args)
+
+    with PretendDevice(), training_on(ELSEWHERE, monkeypatch) as patch:
+        patch.setattr(TrainingWindows, "batch", stopping)
+        with pytest.raises(Stopped):
+            hpgr.training.finetune.finetune(cfg)
+    with training_on(torch.device("cpu"), monkeypatch):
+        hpgr.training.finetune.finetune(cfg)
+    found = last_row("finetune")
+    assert found["step"] == expected["step"] == 4
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    trained = json.loads((HERE.finetuned / "metrics.json").read_text())
+    assert trained["trained_on"] == "meta, float32; cpu, float32"

@@ -231,3 +231,15 @@ def test_a_checkpoint_belongs_to_every_parameter_of_its_stage(stage, tmp_path):
         found.add(scratch_folder(stage, parameters(**{name: value}), [], workspace))
     assert len(found) == 5
     assert scratch_folder(stage, parameters(gate__margin=0.5), [], workspace) in found
+
+
+def test_a_checkpoint_is_found_wherever_its_inputs_lie(tmp_path):
+    """A run's files lie in other folders in a cell of the benchmark, or on a GPU machine."""
+    found = set()
+    for first, second in (("a", "b"), ("b", "a")):
+        files = tmp_path / first / "item.npy", tmp_path / second / "model.safetensors"
+        for path in files:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(path.name)
+        found.add(scratch_folder("finetune", parameters(), files, Workspace(tmp_path)))
+    assert len(found) == 1

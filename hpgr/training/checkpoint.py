@@ -34,14 +34,17 @@ BEST = "best.safetensors"
 def scratch_folder(
     stage: str, cfg: Config, inputs: Iterable[Path], workspace: Workspace = HERE
 ) -> Path:
-    """Folder of a run, by a hash of the stage's parameters and of the bytes of the input files."""
+    """Folder of a run, by a hash of the stage's parameters and of the bytes of the input files.
+
+    Where the files lie does not count: a copy of the run goes on elsewhere.
+    """
     settings: dict[str, Any] = {"stage": stage}
     for name in STAGES[stage].params:
         section, _, key = name.partition(".")
         values = vars(getattr(cfg, section))
         settings[name] = values[key] if key else values
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for path in sorted(inputs):
+    for path in sorted(inputs, key=lambda path: path.name):
         digest.update(path.name.encode())
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):

@@ -78,7 +78,8 @@ def session_ppmi(log: EventLog, *, seed: int) -> Tensor:
     positive = information > 0
     index = torch.from_numpy(np.stack([row[positive], column[positive]]))
     values = torch.from_numpy(information[positive]).float()
-    return torch.sparse_coo_tensor(index, values, (size, size), check_invariants=True).coalesce()
+    with torch.sparse.check_sparse_tensor_invariants():  # the argument still warns in torch 2.11
+        return torch.sparse_coo_tensor(index, values, (size, size)).coalesce()
 
 
 def _training_events(log: EventLog, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,10 @@ class Device:
     rank: int
     world: int
 
+    def __str__(self) -> str:
+        name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
+        return f"{self.device}{name}, {str(self.precision).removeprefix('torch.')}"
+
     def autocast(self) -> AbstractContextManager:
         """Return the context in which the forward pass runs."""
         if self.precision == torch.float32:

@@ -92,9 +92,9 @@ class _Ridge:
         _, row, count = user.unique_consecutive(return_inverse=True, return_counts=True)
         shape = (len(count), num_items)
         entries = count[row].double().rsqrt()
-        self.bag = torch.sparse_coo_tensor(
-            torch.stack([row, item]), entries, shape, check_invariants=True
-        ).coalesce()
+        with torch.sparse.check_sparse_tensor_invariants():
+            bag = torch.sparse_coo_tensor(torch.stack([row, item]), entries, shape)
+            self.bag = bag.coalesce()
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
             torch.manual_seed(seed)
             size = min(HINT_DIRECTIONS, *shape)

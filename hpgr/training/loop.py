@@ -60,7 +60,8 @@ class Stopped(SystemExit):
 class Outcome:
     """Curves (one row a validation), the best weights, the ending and the speed of a training.
 
-    `best` is the row of the best validation, -1 without one.
+    `best` is the row of the best validation, -1 without one; `trained_on` names the devices and
+    precisions of the run, in order.
     """
 
     curves: list[dict[str, float]]
@@ -69,6 +70,7 @@ class Outcome:
     ending: Ending
     train_seconds: float
     events_per_second: float
+    trained_on: list[str]
 
 
 def train(
@@ -111,7 +113,7 @@ def train(
     best_file = scratch / BEST
     state: dict[str, Any] = {
         "epoch": 0, "index": 0, "step": 0, "curves": [], "best": -1, "planned": schedule.steps,
-        "sums": {}, "seconds": 0.0, "events": 0,
+        "sums": {}, "seconds": 0.0, "events": 0, "trained_on": [],
     }  # fmt: skip
     tensors, saved = load_checkpoint(scratch, leads=device.rank == 0)
     if saved:
@@ -120,6 +122,7 @@ def train(
         # Batches are dealt to the processes in turn: other processes go on at the same one.
         state["index"] = state["index"] * state.get("world", device.world) // device.world
     state["world"] = device.world
+    state["trained_on"] = [*dict.fromkeys([*state.get("trained_on", []), str(device)])]
     batches_per_epoch = max(1, windows.batches_per_epoch // device.world)
     every = validation_interval(schedule, batches_per_epoch)
     stop, speed = _StopFlag(), Speed(schedule, every, device)
@@ -230,6 +233,7 @@ def train(
         ),
         train_seconds=state["seconds"],
         events_per_second=state["events"] / max(1e-9, state["seconds"]),
+        trained_on=state["trained_on"],
     )
 
 

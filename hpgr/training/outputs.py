@@ -42,6 +42,7 @@ def write_outputs(
         "events_per_second": round(outcome.events_per_second, 1),
         "device": str(device.device),
         "precision": str(device.precision).removeprefix("torch."),
+        "trained_on": "; ".join(outcome.trained_on),
         **{k: round(v, 6) for k, v in best.items() if k not in ("epoch", "step")},
         **{k: round(v, 6) for k, v in (beside or {}).items()},
     }

@@ -3,6 +3,7 @@
 Needs torch, numpy, safetensors, tqdm, PyYAML and pytest alone: `python -m pytest tests/gpu`.
 """
 
+import json
 import signal
 
 import numpy as np
@@ -91,6 +92,30 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(stage, project, monkeypatch):
     assert len(asked) == 5
     assert found["step"] == expected["step"]
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+
+
+def test_a_run_stopped_there_goes_on_on_the_cpu(project, monkeypatch):
+    """With `auto` for both, as the benchmark's cells have it."""
+    cfg = parameters(**both("auto", "device", "precision"), finetune__steps=6)
+    pretrain(cfg)
+    plain, asked = TrainingWindows.batch, []
+
+    def stopping(self, *args):
+        asked.append(args)
+        if len(asked) == 4:  # step 2; the estimate of memory takes two
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingWindows, "batch", stopping)
+        with pytest.raises(Stopped):
+            finetune(cfg)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    finetune(cfg)
+    assert last_row("finetune")["step"] == 6
+    metrics = json.loads((HERE.finetuned / "metrics.json").read_text())
+    assert metrics["trained_on"].startswith("cuda:0 (")
+    assert metrics["trained_on"].endswith(", bfloat16; cpu, float32")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
