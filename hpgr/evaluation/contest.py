@@ -24,6 +24,7 @@ from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.like_weight import served_ranks
 from hpgr.evaluation.model_protocols import Ranker
+from hpgr.evaluation.slices import gate_slices
 
 SERVED = "served."  # before the name of a metric of retrieval: of the order that is served
 
@@ -121,7 +122,7 @@ def contest(
         }
         for name, outcome in outcomes.items()
     }
-    masks = compare.slices(log, queries.user, queries.row)
+    masks = gate_slices(log, queries.user, queries.row)
     found = _means(queries.user, per_query, settings)
     sliced = {
         name: _means(
@@ -199,7 +200,7 @@ def _ranking(
     found = {"auc": areas(np.ones(len(label), bool)), **_means(user, losses, settings)}
     slices: dict[str, Change] = {}
     if deciding == "auc":
-        for name, mask in compare.slices(log, user, candidates.row).items():
+        for name, mask in gate_slices(log, user, candidates.row).items():
             if 0 < label[mask].sum() < mask.sum():
                 slices[name] = areas(mask)
     return found, slices
