@@ -1,4 +1,4 @@
-"""Slices of what is asked: by user, history, item and place in the session.
+"""Slices of queries and candidates: by user, history, item and place in the session.
 
 A mask [R] a slice, by its name FAMILY: PART; every row is in one slice of each family. Rows are
 queries or candidates. Reads the arrays of `hpgr.data.log`. Writes nothing.
@@ -30,7 +30,7 @@ PLACES = {
 
 
 def gate_slices(log: EventLog, user: np.ndarray, row: np.ndarray) -> Slices:
-    """What the gate compares: activity of the user, class of the item, opens its session or not.
+    """The gate's slices: activity of the user, class of the item, opens its session or not.
 
     Args:
         log: the sessionized log.
@@ -49,7 +49,7 @@ def gate_slices(log: EventLog, user: np.ndarray, row: np.ndarray) -> Slices:
 def reported_slices(
     log: EventLog, user: np.ndarray, visible: np.ndarray, row: np.ndarray | None = None
 ) -> Slices:
-    """What a report shows: user and history and, of single events, item and place.
+    """The slices of a report: user and history and, of single events, item and place.
 
     Args:
         log: the sessionized log.
