@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cell_parts import network, parts
 from hpgr.runtime import UserError, atomic_folder, read_json, write_text
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ FLAT_LIST = re.compile(r"\[\n[^\[\]{}]*\]")
 
 def write_results(cell: Cell, evaluate_seconds: float) -> None:
     """Write the metrics on test, and what made them, to the cell's `results` folder."""
+    from benchmarks.cell_parts import network, parts  # pandas: stages before it need none
+
     workspace = cell.workspace
     model = network(cell)
     trained = read_json(workspace.finetuned / "metrics.json")
@@ -94,6 +95,8 @@ def as_text(record: dict[str, Any]) -> str:
 
 def publish(cell: Cell) -> list[Path]:
     """Put the cell's results into benchmarks/results/ where they differ; returns all of them."""
+    from benchmarks.cell_parts import parts
+
     published = []
     for path in sorted(cell.results.glob("*.json")):
         target, record = RESULTS / path.name, read_json(path)
@@ -113,6 +116,8 @@ def complete(cell: Cell) -> list[Path]:
     Raises:
         UserError: a committed result has other metrics than the cell's evaluation.
     """
+    from benchmarks.cell_parts import network, parts
+
     judged, own, records = read_json(cell.workspace.evaluation / "metrics.json"), network(cell), {}
     for path in sorted(cell.results.glob("*.json")):
         target = RESULTS / path.name
