@@ -143,15 +143,9 @@ def measure(folders: Sequence[Path], *, quick: bool) -> dict[str, Any]:
     """The figures of every cell, by MODEL/SEED and noise, and the numbers of what was asked.
 
     Raises:
-        UserError: a folder's log was split otherwise, or is not that of the others.
+        UserError: see `opened`.
     """
-    logs = [EventLog.open(Workspace(folder.resolve().parents[1]).arrays) for folder in folders]
-    log = logs[0]
-    for folder, other in zip(folders, logs, strict=True):
-        if other.meta.split != "global-time":
-            raise UserError(f"{folder}: found split {other.meta.split}, expected global-time")
-        if not np.array_equal(other.item, log.item):
-            raise UserError(f"{folder}: its log is not that of {folders[0]}: measure them apart")
+    log = opened(folders)
     settings = load_config(ROOT / "params.yaml").evaluate
     every_candidate = protocols.labelled(log, TEST)
     queries = some(protocols.next_item(log, TEST), QUICK_QUERIES if quick else QUERIES, settings)
@@ -187,6 +181,22 @@ def measure(folders: Sequence[Path], *, quick: bool) -> dict[str, Any]:
         "dense": dense,
         "models": rounded(models),
     }
+
+
+def opened(folders: Sequence[Path]) -> EventLog:
+    """The log that the cells share.
+
+    Raises:
+        UserError: a folder's log was split otherwise, or is not that of the others.
+    """
+    logs = [EventLog.open(Workspace(folder.resolve().parents[1]).arrays) for folder in folders]
+    log = logs[0]
+    for folder, other in zip(folders, logs, strict=True):
+        if other.meta.split != "global-time":
+            raise UserError(f"{folder}: found split {other.meta.split}, expected global-time")
+        if not np.array_equal(other.item, log.item):
+            raise UserError(f"{folder}: its log is not that of {folders[0]}: measure them apart")
+    return log
 
 
 def some(queries: Asked, most: int, settings: Evaluate) -> Asked:

@@ -5,8 +5,9 @@
 Users a second: what `hpgr recommend-all` computes (read, retrieve, rank, order) for the users of a
 generated log, by a network of params.yaml with fresh weights, which cost as much as trained ones.
 Catalogue: the best 50 of 4 thousand, 100 thousand and a million items for each of many states,
-against the matrix product alone with the same blocks. Seconds are CPU of one thread. The last line
-is a JSON object of the figures.
+against the matrix product alone with the same blocks, and for a single state with and without the
+index of `serve.index_items`, over items around centres, as trained ones lie. Seconds are CPU of one
+thread. The last line is a JSON object of the figures.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ from hpgr.params_file import read_params  # noqa: E402
 from hpgr.registry.bundle import Serving  # noqa: E402
 from hpgr.serving.batch import Scoring, Sessions  # noqa: E402
 from hpgr.serving.best_items import CELLS, ITEMS_SCORED, Finder  # noqa: E402
+from hpgr.serving.item_index import ItemIndex  # noqa: E402
 from hpgr.serving.recommender import Item, Recommender  # noqa: E402
 
 PLACES, WIDTH = 50, 64
+QUERIES, RECALL = 256, 0.98  # of the index
 CATALOGUES = {"4k": 4_000, "100k": 100_000, "1m": 1_000_000}
 
 
@@ -90,8 +93,7 @@ def catalogue(items: int, rounds: int) -> tuple[float, float]:
     """States a second that find their best items, and what share of the product's speed it is."""
     queries = max(1, CELLS // min(items, ITEMS_SCORED))
     states, table = torch.randn(queries, WIDTH), torch.randn(items, WIDTH)
-    serving = Serving(1800, 200, PLACES, remove_history=False, ranked=False)
-    finder = Finder(None, serving, np.zeros(items, dtype=np.float32))  # type: ignore[arg-type]
+    finder = catalogue_finder(items)
     normed = functional.normalize(table, dim=-1)
     asked, full = States(states, normed), np.zeros(queries, dtype=bool)
     blocks = [normed[start : start + ITEMS_SCORED] for start in range(0, items, ITEMS_SCORED)]
@@ -107,6 +109,40 @@ def catalogue(items: int, rounds: int) -> tuple[float, float]:
     return queries / float(np.median(found)), float(np.median(product) / np.median(found))
 
 
+def indexed(items: int, rounds: int) -> dict[str, float]:
+    """Milliseconds of a state alone, exactly and by an index, and the share that it finds."""
+    centres = functional.normalize(torch.randn(round(items**0.5), WIDTH), dim=-1)
+    drawn = torch.randint(len(centres), (items + QUERIES,))
+    spread = 1.5 * torch.randn(items + QUERIES, WIDTH) / WIDTH**0.5
+    unit = functional.normalize(centres[drawn] + spread, dim=-1)
+    table, states = unit[:items].clone(), unit[items:]
+    finder, full = catalogue_finder(items), np.zeros(1, dtype=bool)
+    index = ItemIndex(table.numpy())
+    recall = index.tune(states[: QUERIES // 2].numpy(), PLACES, RECALL)
+    exact, found, shared = [], [], []
+    for state in states[QUERIES // 2 :][:rounds].split(1):
+        began = time.process_time()
+        best, _ = finder._nearest(States(state, table), full, None, None, PLACES)  # type: ignore[arg-type]
+        exact.append(time.process_time() - began)
+        began = time.process_time()
+        item, _ = index.search(state.numpy(), PLACES)
+        found.append(time.process_time() - began)
+        shared.append(float(np.isin(best, item).mean()))
+    return {
+        "exact_ms": round(1000 * float(np.median(exact)), 2),
+        "index_ms": round(1000 * float(np.median(found)), 2),
+        "index_cells": index.probes / index.cells,
+        "index_recall_tuned": round(recall, 3),
+        "index_recall": round(float(np.mean(shared)), 3),
+    }
+
+
+def catalogue_finder(items: int) -> Finder:
+    """A finder over so many items, without a network."""
+    serving = Serving(1800, 200, PLACES, remove_history=False, ranked=False)
+    return Finder(None, serving, np.zeros(items, dtype=np.float32))  # type: ignore[arg-type]
+
+
 def measure(folder: Path, *, quick: bool) -> dict[str, float]:
     """All figures."""
     users = users_per_second(folder, 128 if quick else 1024)
@@ -117,7 +153,9 @@ def measure(folder: Path, *, quick: bool) -> dict[str, float]:
             f"states_per_s_{name}": round(speed),
             f"share_of_gemm_limit_{name}": round(share, 3),
         }
-    return figures
+    most = 100_000 if quick else 1_000_000
+    single = indexed(most, 20 if quick else QUERIES // 2)
+    return figures | {f"{name}_{most // 1000}k": value for name, value in single.items()}
 
 
 def main() -> None:

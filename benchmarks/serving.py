@@ -4,8 +4,9 @@
 
 Serves the trained model of a workspace (the current folder) in a process of its own, and asks it
 from 1, 8 and 64 connections at once, each with the next request when the last answer is there: the
-newest 200 events of users of the log, 10 items back. Beside it stands the network alone, one
-reading of one such history and of eight together. Server and clients share this machine's cores.
+newest 200 events of users of the log, 10 items back; first with a worker for each core, then with
+one (`one_worker_*`). Beside it stands the network alone, one reading of one such history and of
+eight together. Server and clients share this machine's cores.
 The last line is a JSON object of the figures.
 """
 
@@ -21,47 +22,48 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads OpenMP
 
 import numpy as np
 import torch
+from fastapi import FastAPI
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results_file import write_measured  # noqa: E402
-from hpgr.config import load_config  # noqa: E402
+from hpgr.config import Serve, load_config  # noqa: E402
 from hpgr.data.histories import Histories, histories  # noqa: E402
 from hpgr.data.log import EventLog  # noqa: E402
 from hpgr.registry.bundle import write_bundle  # noqa: E402
 from hpgr.serving.champion import Champion, Served  # noqa: E402
+from hpgr.serving.listen import bind, run  # noqa: E402
 from hpgr.serving.recommender import Recommender, load_bundle  # noqa: E402
+from hpgr.serving.server import create_app  # noqa: E402
 from hpgr.workspace import Workspace  # noqa: E402
 
 EVENTS, ITEMS, USERS = 200, 10, 256
 CLIENTS = (1, 8, 64)
-WARM_UP = 3  # requests of each client that are not counted
+WARM_UP = 5  # requests of each client that are not counted
 
 
-def served(bundle: Path) -> Champion:
-    """A champion that is there from the start and never looked up."""
+def application(bundle: Path, limits: Serve) -> FastAPI:
+    """Around a champion that is there from the start and never looked up."""
+    torch.set_num_threads(1)
     champion = Champion("hpgr", lambda: None)  # type: ignore[arg-type, return-value]
     champion.served = Served(load_bundle(bundle, "the model", "train it"), "hpgr", 1, "", 0.0, 0.0)
-    return champion
+    return create_app(champion, limits)
 
 
-def run_server(bundle: Path, port: int) -> None:
+def run_server(bundle: Path, port: int, workers: int) -> None:
     """Serve until killed."""
-    import uvicorn
-
-    from hpgr.serving.protocol import PunctualHTTP
-    from hpgr.serving.server import create_app
-
-    torch.set_num_threads(1)
-    app = create_app(served(bundle), load_config(ROOT / "params.yaml").serve)
-    uvicorn.run(app, host="127.0.0.1", port=port, http=PunctualHTTP, ws="none", log_config=None)
+    params = load_config(ROOT / "params.yaml")
+    limits = params.serve.model_copy(update={"workers": workers})
+    run(partial(application, bundle, limits), limits, bind("127.0.0.1", port))
 
 
 def longest_histories(log: EventLog) -> Histories:
@@ -138,21 +140,29 @@ def measure(workspace: Workspace, bundle: Path, *, quick: bool) -> dict[str, flo
     figures = {
         f"network_ms_of_{n}": reading(recommender, asked, n, 5 if quick else 30) for n in (1, 8)
     }
+    for workers, prefix in ((os.cpu_count() or 1, ""), (1, "one_worker_")):
+        for clients, found in under_load(bundle, recommender, asked, workers, quick=quick):
+            figures |= {f"{prefix}{name}_{clients}": value for name, value in found.items()}
+    return {name: round(value, 2) for name, value in figures.items()}
+
+
+def under_load(
+    bundle: Path, recommender: Recommender, asked: Histories, workers: int, *, quick: bool
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Numbers of clients, and what `ask` finds with so many."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, __file__, str(bundle), "--serve", str(port)]
+    command = [sys.executable, __file__, str(bundle), "--serve", str(port), str(workers)]
     server = subprocess.Popen(command)
     try:
         wait_for(port, server)
         for clients in CLIENTS:
             requests = (160 if quick else 1600) // clients
-            found = ask(port, bodies(asked, recommender), clients, requests)
-            figures |= {f"{name}_{clients}": value for name, value in found.items()}
+            yield clients, ask(port, bodies(asked, recommender), clients, requests)
     finally:
-        server.kill()
+        server.terminate()
         server.wait()
-    return {name: round(value, 2) for name, value in figures.items()}
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
@@ -174,11 +184,13 @@ def main() -> None:
     parser.add_argument("workspace", nargs="?", type=Path, default=Path())
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--serve", type=int, metavar="PORT", help="serve the bundle WORKSPACE")
+    parser.add_argument(
+        "--serve", type=int, nargs=2, metavar=("PORT", "WORKERS"), help="serve the bundle WORKSPACE"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.serve:
-        run_server(asked.workspace, asked.serve)
+        run_server(asked.workspace, *asked.serve)
         return
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Workspace(asked.workspace), Path(folder) / "bundle", quick=asked.quick)

@@ -14,7 +14,6 @@ modules are imported when it is called, so that the command line itself starts a
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -37,12 +36,10 @@ from hpgr.options import Overrides, Profile
 from hpgr.params_file import PARAMS_FILE
 from hpgr.profiles import for_request, read_overrides, set_params
 from hpgr.registry.resources import recorded
-from hpgr.runtime import TELEMETRY_OFF, UserError, sole_run, sole_writer
+from hpgr.runtime import TELEMETRY_OFF, UserError, end_with_parent, sole_run, sole_writer
 from hpgr.terminal import printable
 from hpgr.torchrun import launched
 from hpgr.workspace import HERE, STAGES, Workspace
-
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 app = typer.Typer(
     cls=Commands,
@@ -98,7 +95,7 @@ def _enter_stage() -> None:
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
         # A killed DVC must not leave a stage that goes on writing the outputs of the next run.
         # Not for a stage started by hand, which may outlive its shell.
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        end_with_parent()
         # Killed before that: the process that adopts this one is in another group. So is torchrun.
         if os.getpgid(os.getppid()) != os.getpgrp() and not launched().by_torchrun:
             _leave()
@@ -367,7 +364,7 @@ def recommend_all(
 @app.command()
 def serve() -> None:
     """Answer histories over HTTP with the registry's champion, and follow its promotions."""
-    from hpgr.serving.server import serve
+    from hpgr.serving.listen import serve
 
     serve(load_config())
 

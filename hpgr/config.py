@@ -166,7 +166,11 @@ class Finetune(Section):
     decay: bool
     random_windows: bool
     monitor: Literal[
-        "validation_ndcg@10", "validation_hr@10", "validation_auc", "validation_ranking"
+        "validation_ndcg@10",
+        "validation_hr@10",
+        "validation_auc",
+        "validation_ranking",
+        "validation_basket_ndcg@10",
     ]
     validation_queries: int = Field(ge=1)
     validation_events: int = Field(ge=1)
@@ -233,7 +237,7 @@ class Register(Section):
 class Gate(Section):
     """Rules by which a challenger takes the champion's place."""
 
-    metric: str = Field(pattern=r"^((hr|ndcg)@[1-9]\d*|auc)$")
+    metric: str = Field(pattern=r"^((basket\.(recall|ndcg)|hr|ndcg)@[1-9]\d*|auc)$")
     margin: float = Field(ge=0)
     significance: float = Field(gt=0, le=1)
     guards: dict[str, Annotated[float, Field(ge=0, le=1)]]
@@ -256,6 +260,7 @@ class Serve(Section):
 
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
+    workers: int = Field(ge=1)
     allowed_hosts: list[Annotated[str, Field(pattern=r"^[^\s/:]+$")]]
     receive_timeout_s: float = Field(gt=0)
     max_connections: int = Field(ge=1)
@@ -265,6 +270,8 @@ class Serve(Section):
     max_requests: int = Field(ge=1)
     max_body_mb: float = Field(gt=0)
     reload_s: float = Field(gt=0)
+    index_items: int | None = Field(ge=1)
+    index_recall: float = Field(gt=0, le=1)
 
 
 class Recommend(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hpgr.metrics import RANKING_MONITORS
+from hpgr.metrics import BASKET, BASKET_MONITOR, RANKING_MONITORS
 from hpgr.model.zoo import section_of
 from hpgr.params_file import meant
 
@@ -31,8 +31,13 @@ def gate_metrics(evaluate: Evaluate, split: str) -> list[str]:
     """Return the metrics of `hpgr.evaluation.contest` for two models that both rank."""
     cutoffs = dict.fromkeys(evaluate.cutoffs)
     found = [*(f"{name}@{k}" for name in ("hr", "ndcg") for k in cutoffs), "mrr"]
-    ranking = ["auc", "log_loss"] if split == "global-time" else []
-    return [*found, *(f"served.{n}" for n in found), f"coverage@{evaluate.cutoffs[0]}", *ranking]
+    found += [*(f"served.{name}" for name in found), f"coverage@{evaluate.cutoffs[0]}"]
+    if split == "global-time":
+        found += ["auc", "log_loss"]
+        if evaluate.baskets:
+            cutoffs = dict.fromkeys(evaluate.basket_cutoffs)
+            found += [f"{BASKET}{name}@{k}" for name in ("recall", "ndcg") for k in cutoffs]
+    return found
 
 
 def _training(cfg: Config) -> Iterator[str]:
@@ -46,6 +51,12 @@ def _training(cfg: Config) -> Iterator[str]:
         yield (
             f"  finetune.monitor: {monitor} needs a ranking head, and finetune.ranking_weight "
             "is 0; raise it, or monitor validation_ndcg@10"
+        )
+    baskets = cfg.evaluate.baskets and cfg.sessionize.split == "global-time"
+    if monitor == BASKET_MONITOR and not baskets:
+        yield (
+            f"  finetune.monitor: {monitor} needs evaluate.baskets: true and sessionize.split: "
+            "global-time; set both, or monitor validation_ndcg@10"
         )
 
 
@@ -69,11 +80,14 @@ def _gate(cfg: Config) -> Iterator[str]:
     named = {"gate.metric": cfg.gate.metric} | {f"gate.guards.{n}": n for n in cfg.gate.guards}
     for key, name in named.items():
         if name not in known:
-            fix = (
-                "it needs sessionize.split: global-time"
-                if name in ("auc", "log_loss")
-                else "name one of these, or add its cutoff to evaluate.cutoffs"
-            )
+            fix = "name one of these, or add its cutoff to evaluate.cutoffs"
+            if name in ("auc", "log_loss"):
+                fix = "it needs sessionize.split: global-time"
+            elif name.startswith(BASKET):
+                fix = (
+                    "it needs evaluate.baskets: true, sessionize.split: global-time and its cutoff "
+                    "in evaluate.basket_cutoffs"
+                )
             yield f"  {key}: {name!r} is not among {', '.join(known)}{meant(name, known)}; {fix}"
     samples, lowest = cfg.evaluate.bootstrap_samples, 2 / (cfg.evaluate.bootstrap_samples + 1)
     if cfg.gate.significance < 1 and cfg.gate.significance <= lowest:

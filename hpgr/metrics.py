@@ -15,6 +15,8 @@ from hpgr.data.log import FIRST_ITEM
 
 MISS = 2**31 - 1  # rank of a hidden item that cannot be answered: beyond every cutoff, an int32
 PROBABILITY_FLOOR = 1e-7  # log loss of a certain and wrong answer stays finite
+BASKET_MONITOR = "validation_basket_ndcg@10"  # needs baskets
+BASKET = "basket."  # before the name of a metric of whole baskets (B1)
 LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error"})
 RANKING_MONITORS = (
     "validation_auc",
@@ -37,6 +39,13 @@ def metric_label(metric: str) -> str:
     """Return a metric's name for a page: `hr@10` is HR@10."""
     name, at, k = metric.partition("@")
     return LABELS.get(name, name) + at + k
+
+
+def protocols_of(metric: str) -> tuple[str, ...]:
+    """Return the protocols that may give the gate's `metric`; of two, the split says which."""
+    if metric == "auc":
+        return ("K1",)
+    return ("B1",) if metric.startswith(BASKET) else ("R1", "R2")
 
 
 def best_value(metric: str, values: Iterable[float]) -> float:

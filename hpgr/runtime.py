@@ -5,11 +5,14 @@ Reads and writes only the paths it is given.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from typing import Any
 from hpgr.masking import masked
 
 WRITER_WAIT_S = 60.0
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 TELEMETRY_OFF = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -224,3 +228,9 @@ def sha256_file(source: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def end_with_parent() -> None:
+    """Have this process get a SIGTERM when the one that started it ends in any way (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpgr.data.log import DTYPES, FIRST_ITEM, TEST, VALIDATION, EventLog, Meta
+from hpgr.data.log import DTYPES, FIRST_ITEM, TEST, TRAIN, VALIDATION, EventLog, Meta
 
 GAP_S = 1800
 
@@ -67,6 +67,20 @@ def random_log(seed, *, num_users=40, num_items=30, split="leave-one-out") -> Ev
     parts[order[int(0.6 * len(order)) :]] = VALIDATION
     parts[order[int(0.8 * len(order)) :]] = TEST
     return EventLog(**{**log.__dict__, "split": parts})
+
+
+def log_of_baskets() -> EventLog:
+    """Thirty users with one to six days of baskets in training, one in validation, two in test."""
+    random, users, held_out = np.random.default_rng(0), [], []
+    for user in range(30):
+        days = 4 + user % 6
+        day = np.repeat(np.arange(days), random.integers(1, 5, days))
+        item = (user + random.integers(8, size=len(day))) % 30 + FIRST_ITEM
+        label = random.integers(2, size=len(day))
+        users.append(list(zip(item.tolist(), (86_400 * day).tolist(), label.tolist(), strict=True)))
+        part = np.array([TRAIN] * (days - 3) + [VALIDATION, TEST, TEST])
+        held_out.append(part[day].tolist())
+    return make_log(users, split="global-time", num_items=32, held_out=held_out)
 
 
 def write_arrays(log: EventLog, folder: Path) -> None:

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from test_contest import REACH, SETTINGS, Follower, same_ids
 
 import hpgr.data.histories
+from hpgr.data import baskets
 from hpgr.data.histories import bounded
 from hpgr.data.log import FIRST_ITEM, TEST, VALIDATION
 from hpgr.evaluation import protocols, ranking, retrieval
@@ -65,7 +66,7 @@ def largest(monkeypatch):
         seen[0] = max(seen[0], int(found.offsets[-1]))
         return found
 
-    for module in (protocols, validation):
+    for module in (baskets, validation):
         monkeypatch.setattr(module, "histories", counted)
     monkeypatch.setattr(hpgr.data.histories, "EVENTS_AT_A_TIME", LIMIT)
     return seen

@@ -4,20 +4,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from evaluation_log import random_log
+from evaluation_log import log_of_baskets, random_log
 from one_by_one import OneByOne
 from sklearn.metrics import roc_auc_score
+from test_next_basket import by_places, shown
 
 from hpgr.config import load_config
 from hpgr.config_rules import gate_metrics
+from hpgr.data.baskets import next_basket
 from hpgr.data.histories import Histories
 from hpgr.data.id_map import IdMap
-from hpgr.data.log import FIRST_ITEM, TEST, UNKNOWN
+from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, UNKNOWN
 from hpgr.evaluation import protocols
 from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.contest import Contestant, contest
+from hpgr.registry.gate import Past, decide
+from hpgr.runtime import UserError
 
-SETTINGS = load_config().evaluate.model_copy(update={"cutoffs": (3, 5), "bootstrap_samples": 200})
+CONFIG = load_config()
+SETTINGS = CONFIG.evaluate.model_copy(update={"cutoffs": (3, 5), "bootstrap_samples": 200})
+BASKETS = SETTINGS.model_copy(update={"baskets": True, "basket_cutoffs": (2, 4)})
 REACH = 10
 BY_PCTR = Blend(None, None)  # as versions were served before they had a weight
 
@@ -161,12 +167,14 @@ def test_each_is_served_with_its_own_weight():
     assert len(set(found.values())) > 2
 
 
+@pytest.mark.parametrize("settings", [SETTINGS, BASKETS], ids=["next item", "baskets"])
 @pytest.mark.parametrize("split", ["leave-one-out", "global-time"])
-def test_the_configuration_knows_what_is_measured(split):
+def test_the_configuration_knows_what_is_measured(split, settings):
     log = random_log(5, split=split)
     pair = [same_ids(log, Follower(log.meta.num_items, noise)) for noise in (0.5, 1.0)]
-    found = contest(log, *pair, SETTINGS, deciding="ndcg@3")
-    assert set(found.metrics) == set(gate_metrics(SETTINGS, split))
+    found = contest(log, *pair, settings, deciding="ndcg@3")
+    assert set(found.metrics) == set(gate_metrics(settings, split))
+    assert ("B1" in found.protocols) == any(name.startswith("basket.") for name in found.metrics)
 
 
 def test_without_a_ranking_head_retrieval_is_what_is_served():
@@ -250,3 +258,59 @@ def test_an_item_that_a_model_does_not_know_cannot_be_retrieved():
     assert np.isfinite(scores[:, FIRST_ITEM:-5]).all()
     seen = small.ids.histories(asked)
     assert set(seen.item) <= set(range(log.meta.num_items - 5))
+
+
+def basket_gains(log, own, k):
+    """Recall and NDCG@k of every test basket, in loops; what `own` does not know is never found."""
+    queries = next_basket(log, TEST)
+    past = queries.histories(log, own.max_history)
+    known = set(own.ids.known.tolist())
+    gains = []
+    for q, (_, hidden) in enumerate(shown(log, queries)):
+        row = own.retrieve(past.take(slice(q, q + 1)))[0]
+        gains.append(by_places(row, known, set(hidden), k))
+    return queries.user, np.array(gains)
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_both_answer_the_same_baskets_of_test(remove):
+    """The champion knows fewer items; what users had before competes under either rule."""
+    log = by_rule(log_of_baskets(), remove=remove)
+    ids = np.arange(log.meta.num_items)
+    ids[-6:] = UNKNOWN
+    small = IdMap(ids, np.arange(3))
+    champion = Contestant(Follower(log.meta.num_items - 6, 1.0), small, REACH, 10, True, BY_PCTR)
+    challenger = same_ids(log, Follower(log.meta.num_items, 4.0))
+    found = contest(log, champion, challenger, BASKETS, deciding="basket.ndcg@4")
+    for k in (2, 4):
+        user, before = basket_gains(log, champion, k)
+        _, after = basket_gains(log, challenger, k)
+        for place, name in enumerate(("recall", "ndcg")):
+            change = found.metrics[f"basket.{name}@{k}"]
+            assert change.champion == pytest.approx(before[:, place].mean())
+            assert change.challenger == pytest.approx(after[:, place].mean())
+            assert change.low <= change.challenger - change.champion <= change.high
+            assert change.queries == len(user)
+    assert found.protocols == ("R2", "K1", "B1")
+    train = np.bincount(log.user_of_event()[log.split == TRAIN], minlength=log.meta.num_users)
+    low, high = np.quantile(train[np.unique(user)], [1 / 3, 2 / 3]).astype(int)
+    terciles = [train <= low, (train > low) & (train <= high), train > high]
+    assert len(found.slices) == 3
+    for change, inside in zip(found.slices.values(), terciles, strict=True):
+        assert change.challenger == pytest.approx(after[inside[user], 1].mean())
+
+
+def test_a_basket_decides_or_guards_and_a_log_without_one_is_the_users_to_mend():
+    log = random_log(5, split="global-time")
+    pair = [same_ids(log, Follower(log.meta.num_items, noise)) for noise in (0.5, 0.0)]
+    change = {"metric": "ndcg@3", "guards": {"basket.ndcg@4": 0.01}, "min_slice_queries": 10**6}
+    guarded = CONFIG.gate.model_copy(update=change)
+    found = contest(log, *pair, BASKETS, deciding="ndcg@3")
+    by_rule = {check.rule: check for check in decide(found, guarded, Past()).checks}
+    fall = -found.metrics["basket.ndcg@4"].relative
+    assert by_rule["basket.ndcg@4 holds"].passed == (fall <= 0.01)
+    single = replace(log, session=np.zeros_like(log.session))  # nobody has an earlier session
+    found = contest(single, *pair, BASKETS, deciding="ndcg@3")
+    for rules in (guarded, guarded.model_copy(update={"metric": "basket.ndcg@4"})):
+        with pytest.raises(UserError, match=r"'basket.ndcg@4'.*a test session with an earlier"):
+            decide(found, rules, Past())

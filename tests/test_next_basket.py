@@ -1,5 +1,6 @@
 """Next basket (B1) against loops that say the same thing slowly, and the leaks it must not have."""
 
+import json
 from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise, permutations
@@ -19,12 +20,12 @@ from test_evaluate import CONFIG, metrics, prepare
 
 from benchmarks import paired
 from benchmarks.matrix import Cell
+from hpgr.basket_metrics import basket_metrics
+from hpgr.data.baskets import next_basket as asked_baskets
 from hpgr.data.log import FIRST_ITEM, TEST, VALIDATION
 from hpgr.evaluation import next_basket, retrieval
 from hpgr.evaluation.baselines import PersonalFrequency, train_counts
-from hpgr.evaluation.basket_metrics import basket_metrics
 from hpgr.evaluation.evaluate import evaluate
-from hpgr.evaluation.protocols import next_basket as asked_baskets
 from hpgr.runtime import write_json
 from hpgr.workspace import HERE
 
@@ -281,6 +282,9 @@ def test_the_stage_judges_baskets_where_asked_and_says_what_it_left_out(
     prepare(log, monkeypatch, tmp_path)
     evaluate(config())
     assert list(metrics()) == ["R2", "K1", "B1", "B1_new_items"]
+    verdict = json.loads((HERE.evaluation / "verdict.json").read_text())
+    assert (verdict["metric"], len(verdict["values"])) == ("basket.ndcg@10", 6)
+    assert verdict["queries"] == len(asked_baskets(log, VALIDATION))
     queries = asked_baskets(log, TEST)
     new = [bool(set(hidden) - set(past)) for past, hidden in shown(log, queries)]
     every, alone = metrics()["B1"], metrics()["B1_new_items"]
@@ -299,8 +303,17 @@ def test_the_stage_judges_baskets_where_asked_and_says_what_it_left_out(
     report = (HERE.evaluation / "report.html").read_text()
     for text in (report, " ".join(capsys.readouterr().out.split())):
         assert "Next basket, temporal (B1)" in text
+        assert verdict["sentence"] in text
         assert "personal frequency" in text
     assert "New items alone" in report
+
+
+def test_a_gate_by_baskets_leaves_the_served_order_to_the_next_item(monkeypatch, tmp_path):
+    prepare(random_log(2, split="global-time", num_items=12), monkeypatch, tmp_path)
+    gate = CONFIG.gate.model_copy(update={"metric": "basket.ndcg@10"})
+    evaluate(config().model_copy(update={"gate": gate}))
+    chosen = json.loads((HERE.evaluation / "like_weight.json").read_text())
+    assert (chosen["metric"], len(chosen["values"])) == ("ndcg@3", 7)
 
 
 def test_two_networks_are_compared_basket_by_basket(monkeypatch, tmp_path):

@@ -14,9 +14,11 @@ from registry_project import make_project, write_network
 
 from hpgr.config import load_config
 from hpgr.data.log import TEST, EventLog
+from hpgr.evaluation.contest import Change, Contest
 from hpgr.monitoring.champions import history
 from hpgr.registry import judge as judge_module
 from hpgr.registry import moves, tracking
+from hpgr.registry.gate import Past, decide
 from hpgr.registry.judge import as_markdown, contestant, judge
 from hpgr.registry.register import register
 from hpgr.registry.trace import restore, trace
@@ -118,6 +120,18 @@ def test_what_the_gate_found_of_the_champion_is_in_its_history(start):
     (score,) = [score for score in history(cfg).scores if score.version == 1]
     assert score.metric == verdict["metrics"]["hr@10"]["champion"]
     assert (score.protocol, score.at.isoformat()) == ("R1", verdict["judged_at"])
+
+
+def test_a_verdict_by_baskets_is_one_of_their_protocol(start, monkeypatch):
+    cfg = config(**{**GENEROUS, "metric": "basket.ndcg@10"})
+    figure = Change(0.2, 0.3, 0.05, 0.15, 0.01, 40)
+    found = Contest(("R2", "B1"), {"basket.ndcg@10": figure}, {"user: more than 3": figure})
+    decided = decide(found, cfg.gate, Past())
+    monkeypatch.setattr(judge_module, "_decide", lambda *_: (found, decided))
+    verdict = judge(cfg)
+    assert (verdict["protocol"], verdict["verdict"]) == ("B1", "accepted")
+    (score,) = history(cfg).scores
+    assert (score.protocol, score.metric) == ("B1", 0.2)
 
 
 def test_both_are_scored_on_the_same_queries(start):

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 
 import httpx
 import pytest
@@ -17,8 +18,7 @@ POST = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
 
 
-class Impatient(PunctualHTTP):
-    timeout_s, max_connections = 0.5, 20
+TIMEOUT_S, MOST = 0.5, 20
 
 
 async def echo(scope, receive, send):
@@ -47,7 +47,8 @@ def port():
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen(200)
-    config = uvicorn.Config(echo, http=Impatient, ws="none", lifespan="off", log_config=None)
+    impatient = partial(PunctualHTTP, timeout_s=TIMEOUT_S, max_connections=MOST)
+    config = uvicorn.Config(echo, http=impatient, ws="none", lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -133,7 +134,7 @@ def _is_open(port, peer):
 
 def test_the_time_begins_anew_with_each_request(port):
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-        end = time.monotonic() + 3 * Impatient.timeout_s
+        end = time.monotonic() + 3 * TIMEOUT_S
         while time.monotonic() < end:
             assert client.post("/", content=b"abcd").text == "4"
             time.sleep(0.1)
@@ -142,8 +143,8 @@ def test_the_time_begins_anew_with_each_request(port):
 def test_others_are_served_however_many_keep_the_server_waiting(port):
     """More than may be connected: the one that is waited for longest goes."""
     with ExitStack() as stack:
-        slow = [stack.enter_context(connect(port)) for _ in range(3 * Impatient.max_connections)]
-        for connection in slow[-Impatient.max_connections :]:
+        slow = [stack.enter_context(connect(port)) for _ in range(3 * MOST)]
+        for connection in slow[-MOST:]:
             connection.sendall(POST)
         assert is_served(port)
         assert all(b" 408 " in (said := everything(c)) or said == b"" for c in slow)

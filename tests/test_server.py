@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-import socket
 import subprocess
+from functools import partial
 from math import log
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from hpgr.model.scoring import Scorer
 from hpgr.registry.tracking import connect
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion
-from hpgr.serving.server import bind, create_app
+from hpgr.serving.listen import indexed
+from hpgr.serving.server import create_app
 
 
 @pytest.fixture
@@ -168,6 +169,28 @@ def test_unknown_items_alone_are_a_history(ask):
 def test_lists_filter_the_answer(ask):
     allowed = ask({**ONE, "allow": ["id7", "id8", "id9"], "deny": ["id8"]})[1]["answers"][0]
     assert {item["item_id"] for item in allowed["items"]} == {"id7", "id9"}
+
+
+def test_an_index_over_the_catalogue_changes_no_answer_where_it_finds_everything(inside):
+    params = load_config()
+    limits = params.serve.model_copy(update={"index_items": 2, "index_recall": 1.0})
+    status, exact = answered_by(Champion("hpgr", connect), params.serve)
+    indexed_champion = Champion("hpgr", connect, partial(indexed, limits))
+    _, found = answered_by(indexed_champion, params.serve)
+    assert status == 200
+    index = indexed_champion.served.recommender.finder.index
+    assert index.probes == index.cells > 1
+    assert [item["item_id"] for item in found] == [item["item_id"] for item in exact]
+    for name in ("similarity", "score"):
+        values = [[item[name] for item in items] for items in (found, exact)]
+        np.testing.assert_allclose(*values, atol=1e-6)
+
+
+def answered_by(champion, limits):
+    champion.look()
+    assert champion.problem is None
+    status, body = call(create_app(champion, limits), "POST", "/recommend", json=ONE)
+    return status, body["answers"][0]["items"]
 
 
 def test_five_thousand_events_are_answered_like_the_newest(ask):
@@ -322,30 +345,6 @@ def test_served_scores_equal_offline_scores(ask, inside):
 
 def columns(request):
     return request["item_ids"], request["timestamps"], request["actions"]
-
-
-def test_a_port_in_use_is_one_clear_message():
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"cannot serve on 127.0.0.1:{port}: another process"):
-            bind("127.0.0.1", port)
-
-
-def test_an_address_that_is_reported_is_listened_on_and_given_once():
-    """The kernel takes callers in before the application runs."""
-    with bind("127.0.0.1", 0) as listening:
-        port = listening.getsockname()[1]
-        socket.create_connection(("127.0.0.1", port)).close()
-        with pytest.raises(UserError, match="another process listens there"):
-            bind("127.0.0.1", port)
-
-
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7", "a..b"])
-def test_an_address_that_is_not_ours_is_one_clear_message(host):
-    with pytest.raises(UserError, match=f"cannot serve on {host}:1"):
-        bind(host, 18_000)
 
 
 NO_PICKLE = """

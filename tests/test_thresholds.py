@@ -62,7 +62,8 @@ def project(tmp_path_factory):
         write_json(folder / "artifacts/evaluation/metrics.json", {"R1": {"hpgr": {"ndcg@10": 0.4}}})
         register(cfg)
         write_network(folder / "artifacts/finetune", random_log(0), cfg, seed=1)
-        write_json(folder / "artifacts/evaluation/metrics.json", {"R1": {"hpgr": {"ndcg@10": 0.3}}})
+        rows = {"R1": {"hpgr": {"ndcg@10": 0.3}}, "B1": {"hpgr": {"ndcg@10": 0.2}}}
+        write_json(folder / "artifacts/evaluation/metrics.json", rows)
         register(cfg)
         move(cfg, 2, why="a drill", force=True)
     yield folder
@@ -166,6 +167,13 @@ def test_the_history_is_the_registrys(cfg):
     assert found.reigns[1].why == "a drill"
     figures = {number: (v.protocol, v.metric) for number, v in found.versions.items()}
     assert figures == {1: ("R1", 0.4), 2: ("R1", 0.3)}
+
+
+def test_a_metric_of_baskets_is_read_from_their_protocol(cfg):
+    gate = cfg.gate.model_copy(update={"metric": "basket.ndcg@10"})
+    found = history(cfg.model_copy(update={"gate": gate})).versions
+    figures = {number: (v.protocol, v.metric) for number, v in found.items()}
+    assert figures == {1: (None, None), 2: ("B1", 0.2)}
 
 
 def test_without_recorded_moves_the_champion_reigns_since_it_was_made(cfg, monkeypatch):

@@ -4,7 +4,8 @@ Both networks answer in the ids of today's log. An item that a network has never
 item in a history and cannot be retrieved. Next item, leave-one-out (R1) or temporal (R2) as the
 split says, in retrieval's order and in the order that is served (`served.*`: the best items in the
 network's own blend of retrieval and pCTR, where it ranks); also CTR, temporal (K1) where both rank
-and the split is global-time. Reads the arrays of `hpgr.data.log`. Writes nothing.
+and the split is global-time, and next basket, temporal (B1, `basket.*`) where sessions are baskets.
+Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from hpgr import metrics
 from hpgr.config import Evaluate
+from hpgr.data.baskets import Baskets, next_basket
 from hpgr.data.batches import CandidateRows
 from hpgr.data.histories import Histories
 from hpgr.data.id_map import IdMap
@@ -24,7 +26,9 @@ from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.like_weight import served_ranks
 from hpgr.evaluation.model_protocols import Ranker
-from hpgr.evaluation.slices import gate_slices
+from hpgr.evaluation.next_basket import answers
+from hpgr.evaluation.slices import activity, gate_slices
+from hpgr.metrics import BASKET
 
 SERVED = "served."  # before the name of a metric of retrieval: of the order that is served
 
@@ -105,7 +109,7 @@ def contest(
         log: the sessionized log, in whose ids both are asked.
         champion: what serves today.
         challenger: what would take its place.
-        settings: cutoffs, bootstrap.
+        settings: cutoffs, bootstrap, whether sessions are baskets.
         deciding: metric whose slices are compared.
     """
     pair = {"champion": champion, "challenger": challenger}
@@ -124,27 +128,25 @@ def contest(
     }
     masks = gate_slices(log, queries.user, queries.row)
     found = _means(queries.user, per_query, settings)
-    sliced = {
-        name: _means(
-            queries.user[mask],
-            {n: {deciding: q[deciding][mask]} for n, q in per_query.items()},
-            settings,
-        )[deciding]
-        for name, mask in masks.items()
-        if deciding in per_query["champion"] and mask.any()
-    }
+    sliced = _sliced(queries.user, per_query, masks, settings, deciding)
     k = settings.cutoffs[0]
     before, after = (metrics.coverage(o.top[:, :k], log.meta.num_items) for o in outcomes.values())
     gain = after - before  # of the whole answer, which has no queries to resample
     found[f"coverage@{k}"] = Change(before, after, gain, gain, float("nan"), len(queries))
-    named: tuple[str, ...] = ("R1" if log.meta.split == "leave-one-out" else "R2",)
-    if named == ("R2",) and champion.ranks and challenger.ranks:
-        candidates = protocols.labelled(log, TEST)
-        if 0 < candidates.label.sum() < len(candidates.label):
-            named = ("R2", "K1")
-            ranked, by_slice = _ranking(log, candidates, pair, settings, deciding)
-            found |= ranked
-            sliced |= by_slice
+    if log.meta.split == "leave-one-out":
+        return Contest(("R1",), found, sliced)
+    named: tuple[str, ...] = ("R2",)
+    candidates = protocols.labelled(log, TEST)
+    if champion.ranks and challenger.ranks and 0 < candidates.label.sum() < len(candidates.label):
+        named += ("K1",)
+        ranked, by_slice = _ranking(log, candidates, pair, settings, deciding)
+        found |= ranked
+        sliced |= by_slice
+    if settings.baskets and len(baskets := next_basket(log, TEST)):
+        named += ("B1",)
+        whole, by_slice = _baskets(log, baskets, pair, settings, deciding)
+        found |= whole
+        sliced |= by_slice
     return Contest(named, found, sliced)
 
 
@@ -204,6 +206,49 @@ def _ranking(
             if 0 < label[mask].sum() < mask.sum():
                 slices[name] = areas(mask)
     return found, slices
+
+
+def _baskets(
+    log: EventLog,
+    queries: Baskets,
+    pair: Mapping[str, Contestant],
+    settings: Evaluate,
+    deciding: str,
+) -> tuple[dict[str, Change], dict[str, Change]]:
+    """B1: recall and NDCG of whole baskets, and the deciding one by activity of the user."""
+    per_query = {}
+    for name, own in pair.items():
+        found = answers(
+            log,
+            queries,
+            {name: own},
+            settings,
+            max_history=own.max_history,
+            title=f"{name}, B1",
+        )
+        per_query[name] = {f"{BASKET}{n}": value for n, value in found.every[name].items()}
+    masks = activity(log, queries.user)
+    sliced = _sliced(queries.user, per_query, masks, settings, deciding)
+    return _means(queries.user, per_query, settings), sliced
+
+
+def _sliced(
+    user: np.ndarray,
+    per_query: Mapping[str, Mapping[str, np.ndarray]],
+    masks: Mapping[str, np.ndarray],
+    settings: Evaluate,
+    deciding: str,
+) -> dict[str, Change]:
+    """Change of the deciding metric in every slice; empty where it is none of `per_query`'s."""
+    return {
+        name: _means(
+            user[mask],
+            {who: {deciding: row[deciding][mask]} for who, row in per_query.items()},
+            settings,
+        )[deciding]
+        for name, mask in masks.items()
+        if deciding in per_query["champion"] and mask.any()
+    }
 
 
 def _means(

@@ -33,10 +33,10 @@ from hpgr.evaluation.examples import Names, examples, pick
 from hpgr.evaluation.headline import protocol_label, terminal_table
 from hpgr.evaluation.metric_tables import WAYS, Tables, merged, ranking_tables, retrieval_tables
 from hpgr.evaluation.model_protocols import RankingModel, Retriever
-from hpgr.evaluation.next_basket import judge_baskets
+from hpgr.evaluation.next_basket import judge_baskets, tuned_on_baskets
 from hpgr.evaluation.shown_lists import judge_lists
 from hpgr.evaluation.simple_rankers import SimpleRankers
-from hpgr.metrics import RANKING_MONITORS
+from hpgr.metrics import RANKING_MONITORS, protocols_of
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
 from hpgr.terminal import cell
 from hpgr.training.ending import Ending
@@ -88,7 +88,8 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     baselines, notes = retrieval.tuned_baselines(log, cfg.evaluate, **reach)
     models: dict[str, Retriever] = {judged.name: judged.network, **baselines}
     simple = SimpleRankers(log, cfg.evaluate)
-    standing = stand(cfg, log, judged, models, simple)
+    for_baskets, basket_notes = tuned_on_baskets(log, models, cfg.evaluate)
+    standing = stand(cfg, log, judged, models, simple, for_baskets)
     choices = choose_like_weight(cfg, log, judged)
     choice = choices[log.meta.remove_history]
     tables, outcomes = judge_retrieval(cfg, log, queries, judged, models, choices, notes)
@@ -102,7 +103,7 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
             tables.append(
                 ranking_tables("K1", log, candidates, probabilities, cfg.evaluate, main=judged.name)
             )
-    baskets = judge_baskets(log, models, cfg.evaluate, main=judged.name, **reach)
+    baskets = judge_baskets(log, {**models, **for_baskets}, cfg.evaluate, main=judged.name, **reach)
     shown = read_impressions(workspace.sessions)
     lists = judge_lists(
         log, shown, models, judged.network, cfg.evaluate, ranks=judged.ranks, **reach
@@ -111,7 +112,7 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     anchors = mechanism.measure(
         log, judged.network, cfg.evaluate, split=TEST, ranks=judged.ranks, **reach
     )
-    notes += baskets.notes + lists.notes + simple.notes
+    notes += basket_notes + baskets.notes + lists.notes + simple.notes
     cards = examples(
         log,
         pick(log, queries, cfg.evaluate),
@@ -274,9 +275,17 @@ def stand(
     judged: Judged,
     models: Mapping[str, Retriever],
     simple: SimpleRankers,
+    for_baskets: Mapping[str, Retriever],
 ) -> rivals.Standing | None:
-    """The network among its rivals on validation, by the metric that chose its weights."""
+    """The network among its rivals on validation.
+
+    By baskets where there are models `for_baskets`, else by the metric that chose its weights.
+    """
     reach = {"max_history": cfg.model.max_history}
+    if for_baskets:
+        found = rivals.basket_standing(log, {**models, **for_baskets}, cfg.evaluate, **reach)
+        if found is not None:
+            return found
     if judged.monitor in RANKING_MONITORS and judged.ranks:
         found = rivals.ranking_standing(
             log, judged.name, judged.network, simple, cfg.evaluate, **reach
@@ -293,13 +302,15 @@ def choose_like_weight(
     """The weight of the served order, by the metric that the gate decides by.
 
     By the log's own rule for items seen before, and then, where the log repeats, by the other one.
-    Where that is AUC, which says nothing about the served order, by NDCG at the first cutoff.
-    Retrieval's own order where the network does not rank.
+    Where that is AUC or of baskets, which say nothing about the served order, by NDCG at the first
+    cutoff. Retrieval's own order where the network does not rank.
     """
     rule = log.meta.remove_history
     repeats = log.meta.repeat_share > cfg.evaluate.max_repeat_share
     rules = [rule, not rule] if repeats else [rule]
-    metric = f"ndcg@{cfg.evaluate.cutoffs[0]}" if cfg.gate.metric == "auc" else cfg.gate.metric
+    metric = cfg.gate.metric
+    if "R1" not in protocols_of(metric):
+        metric = f"ndcg@{cfg.evaluate.cutoffs[0]}"
     if judged.temperature is None:
         return dict.fromkeys(rules, like_weight.no_choice(metric))
     return like_weight.choose(

@@ -55,6 +55,12 @@ class Answering(Protocol):
         Some query has a history.
         """
 
+    def cosines(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """States and items of length one, float32 [Q, D] and [num_items, D].
+
+        Their dot products are the scores. None where the scores hold more than that.
+        """
+
     def explain(self) -> tuple[np.ndarray, np.ndarray]:
         """As `RankingModel.explain`, of the queries that have a history."""
 

@@ -18,14 +18,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from hpgr.basket_metrics import basket_metrics
 from hpgr.config import Evaluate
+from hpgr.data.baskets import Baskets, next_basket
 from hpgr.data.log import TEST, VALIDATION, EventLog
 from hpgr.evaluation.baselines import Ease, PersonalFrequency, Transitions, train_counts
-from hpgr.evaluation.basket_metrics import basket_metrics
 from hpgr.evaluation.headline import label, protocol_label
 from hpgr.evaluation.metric_tables import Replicates, Tables, basket_tables
 from hpgr.evaluation.model_protocols import Retriever, WindowReader
-from hpgr.evaluation.protocols import Baskets, next_basket, sampled
+from hpgr.evaluation.protocols import sampled
 from hpgr.evaluation.retrieval import blocks, shared_scores
 from hpgr.evaluation.slices import reported_slices
 from hpgr.metrics import metric_label, removed_pairs
@@ -71,13 +72,11 @@ def judge_baskets(
     main: str,
     max_history: int,
 ) -> BasketResults:
-    """Judge `models` and personal frequency on the baskets of test, where settings ask for it.
-
-    Of `models`, transitions and EASE get another decay.
+    """Judge `models` on the baskets of test, where settings ask for it.
 
     Args:
         log: the sessionized log.
-        models: by name.
+        models: by name; those of `tuned_on_baskets` among them.
         settings: `baskets`, cutoffs and decays.
         main: the model that the others are compared with.
         max_history: newest events that a network reads.
@@ -90,8 +89,6 @@ def judge_baskets(
     queries = next_basket(log, TEST)
     if not len(queries):
         return BasketResults(notes=[f"{left_out}no test session has an earlier one of its user."])
-    tuned, notes = tuned_on_baskets(log, models, settings)
-    models = {**models, **tuned}
     found = answers(
         log, queries, models, settings, max_history=max_history, title=f"{PROTOCOL} on test"
     )
@@ -125,12 +122,12 @@ def judge_baskets(
         tables.append(
             basket_tables(protocol, user, new, counts, settings, main=main, slices=slices)
         )
-    notes.append(
+    note = (
         f"{protocol_label(PROTOCOL)}: what a user had before competes; ties count by expectation. "
         f"Baselines read all earlier events, a network the newest {max_history:,}. New items "
         f"alone: {without_new:,} of {len(queries):,} baskets hold none and are left out there."
     )
-    return BasketResults(tables, notes, basket_rows(queries, found))
+    return BasketResults(tables, [note], basket_rows(queries, found))
 
 
 def answers(
@@ -195,8 +192,11 @@ def tuned_on_baskets(
         settings: decays and cutoffs.
 
     Returns:
-        The models by name, and a sentence for each choice, if validation has baskets.
+        The models by name, and a sentence for each choice, if validation has baskets. Nothing
+        where baskets are not judged.
     """
+    if not settings.baskets or log.meta.split != "global-time":
+        return {}, []
     decays = settings.basket_decays
     variants: dict[str, list[Retriever]] = {
         "transitions": [

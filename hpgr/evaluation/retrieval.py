@@ -14,12 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from hpgr.config import Evaluate
+from hpgr.data.baskets import Asking
 from hpgr.data.histories import bounded
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation.baselines import all_baselines
 from hpgr.evaluation.blend import Blend, likes, reorder
 from hpgr.evaluation.model_protocols import Ranker, Retriever, WindowReader
-from hpgr.evaluation.protocols import Asking, Queries, next_item, sampled
+from hpgr.evaluation.protocols import Queries, next_item, sampled
 from hpgr.metrics import ndcg, ranks_of, removed_pairs, top_items
 
 CELLS = 1 << 22  # scores of one block, 16 MiB in float32

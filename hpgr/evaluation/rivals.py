@@ -1,8 +1,9 @@
 """The trained model beside every other model on validation: the one to serve.
 
-The metric is the one that early stopping watched: NDCG or HR of retrieval, or AUC of labelled
-candidates. All models answer the same validation queries, and differences are paired. The test
-split plays no part. Reads the arrays of `hpgr.data.log`. Writes nothing.
+Where sessions are baskets, NDCG of the next basket decides. Elsewhere the metric is the one that
+early stopping watched: NDCG or HR of retrieval, or AUC of labelled candidates. All models answer
+the same validation queries, and differences are paired. The test split plays no part. Reads the
+arrays of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import numpy as np
 
 from hpgr import metrics
 from hpgr.config import Evaluate
+from hpgr.data.baskets import next_basket
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.evaluation import compare, protocols, ranking, retrieval
 from hpgr.evaluation.compare import Estimate
 from hpgr.evaluation.headline import label, signed
 from hpgr.evaluation.model_protocols import Ranker, Retriever
+from hpgr.evaluation.next_basket import answers
 from hpgr.evaluation.simple_rankers import SimpleRankers
-from hpgr.metrics import metric_label
+from hpgr.metrics import BASKET, metric_label
 
 Values = dict[str, dict[str, float]]
 
@@ -29,8 +32,9 @@ Values = dict[str, dict[str, float]]
 class Standing:
     """The judged model `main` among its rivals on `queries` queries of validation.
 
-    `values` are means by model and metric, `metric` decides, and `differences` are main minus each
-    rival in it. `serve_instead` is the best rival where one is ahead of main, else None.
+    `asked` is what a person calls these. `values` are means by model and metric, `metric`
+    decides, and `differences` are main minus each rival in it. `serve_instead` is the best rival
+    where one is ahead of main, else None.
     """
 
     main: str
@@ -38,6 +42,7 @@ class Standing:
     queries: int
     values: Values
     differences: dict[str, Estimate]
+    asked: str = "queries"
 
     @property
     def best_rival(self) -> str:
@@ -59,7 +64,7 @@ class Standing:
             f"{label(self.main)} minus {label(rival)} {signed(found.value)}, "
             f"95 % interval {signed(found.low)} to {signed(found.high)}"
         )
-        asked = f"{self.queries:,} validation queries"
+        asked = f"{self.queries:,} validation {self.asked}"
         if self.serve_instead:
             return (
                 f"Serve {label(rival)} instead of {label(self.main)}: on {asked} it reaches "
@@ -93,7 +98,9 @@ class Standing:
     def _figures(self, model: str) -> str:
         row = self.values[model]
         first = [self.metric, *(name for name in row if name != self.metric)]
-        return " and ".join(f"{metric_label(name)} {row[name]:.4f}" for name in first)
+        return " and ".join(
+            f"{metric_label(name.removeprefix(BASKET))} {row[name]:.4f}" for name in first
+        )
 
 
 def retrieval_standing(
@@ -123,6 +130,26 @@ def retrieval_standing(
     return _standing(names[0], len(queries), values, dict(zip(found, means.T, strict=True)))
 
 
+def basket_standing(
+    log: EventLog, models: Mapping[str, Retriever], settings: Evaluate, *, max_history: int
+) -> Standing | None:
+    """By NDCG of the next basket at the first cutoff; the first of `models` is judged.
+
+    Every model answers as it does on test (B1). None where validation asks for no basket.
+    """
+    queries = protocols.sampled(next_basket(log, VALIDATION), settings)
+    if not len(queries):
+        return None
+    title = "all models on validation baskets"
+    found = answers(log, queries, models, settings, max_history=max_history, title=title).every
+    names = [f"{name}@{settings.basket_cutoffs[0]}" for name in ("ndcg", "recall")]
+    values = {m: {f"{BASKET}{n}": float(row[n].mean()) for n in names} for m, row in found.items()}
+    deciding = np.stack([row[names[0]] for row in found.values()], axis=1)
+    means = compare.bootstrap_means(queries.user, deciding, settings)
+    samples = dict(zip(found, means.T, strict=True))
+    return _standing(f"{BASKET}{names[0]}", len(queries), values, samples, asked="baskets")
+
+
 def ranking_standing(
     log: EventLog,
     name: str,
@@ -149,7 +176,11 @@ def ranking_standing(
 
 
 def _standing(
-    metric: str, queries: int, values: Values, samples: Mapping[str, np.ndarray]
+    metric: str,
+    queries: int,
+    values: Values,
+    samples: Mapping[str, np.ndarray],
+    asked: str = "queries",
 ) -> Standing:
     """The first model of `values` is judged; `samples` are bootstrap means of `metric`."""
     main, *rivals = values
@@ -159,4 +190,4 @@ def _standing(
         )
         for rival in rivals
     }
-    return Standing(main, metric, queries, values, differences)
+    return Standing(main, metric, queries, values, differences, asked)

@@ -39,7 +39,7 @@ def gate_slices(log: EventLog, user: np.ndarray, row: np.ndarray) -> Slices:
     """
     opens = opening(log.user_of_event(), log.session)[0][row]
     return {
-        **_activity(log, user),
+        **activity(log, user),
         **_popularity(log, row),
         "place: first of its session": opens,
         "place: later in the session": ~opens,
@@ -57,7 +57,7 @@ def reported_slices(
         visible: number of events of the user that it may see, [R].
         row: as in `gate_slices`; None where more than one event is hidden.
     """
-    found = {**_activity(log, user), **_returning(log, user)}
+    found = {**activity(log, user), **_returning(log, user)}
     found |= _spans(visible, HISTORY)
     if row is not None:
         found |= {**_popularity(log, row), **_spans(_place_in_session(log)[row], PLACES)}
@@ -79,8 +79,8 @@ def popularity_classes(log: EventLog) -> np.ndarray:
     return classes
 
 
-def _activity(log: EventLog, user: np.ndarray) -> Slices:
-    """Terciles of training events among the users asked."""
+def activity(log: EventLog, user: np.ndarray) -> Slices:
+    """Masks [R] over rows of `user` [R], by terciles of training events among these users."""
     count = _training_events(log)
     events = count[user]
     low, high = np.quantile(count[np.unique(user)], [1 / 3, 2 / 3]).astype(np.int64)

@@ -101,9 +101,13 @@ class Scorer:
         """Cosines of the readings' states with a part of the catalogue; see `similarities`."""
         if not readings:
             raise ValueError("no query has a history: nothing to score")
+        unit_VD = self._unit_items(readings[0].items)
+        return similarities(torch.cat([one.states for one in readings]), unit_VD, items)
+
+    def _unit_items(self, item_VD: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
         if self._unit is None:  # the same for all readings, as the tables are
-            self._unit = functional.normalize(readings[0].items.float(), dim=-1)
-        return similarities(torch.cat([one.states for one in readings]), self._unit, items)
+            self._unit = functional.normalize(item_VD.float(), dim=-1)
+        return self._unit
 
     @torch.inference_mode()
     def retrieve(self, histories: Histories) -> np.ndarray:
@@ -258,6 +262,18 @@ class ReadHistories:
         known = [reading for *_, reading in self.parts if len(reading.states)]
         scores = _spread(self.scorer.similarities(known, items), full, items)
         return self.scorer.repeats.add(scores, self.histories, items)
+
+    @torch.inference_mode()
+    def cosines(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """States and items, float32 [Q, D] and [V, D], whose dot products `retrieve` gives.
+
+        None where a query has no history, or what was taken before scores higher.
+        """
+        known = [reading for *_, reading in self.parts if len(reading.states)]
+        if not self.scorer.repeats.idle or not known or not (self.histories.length > 0).all():
+            return None
+        state_QD = functional.normalize(torch.cat([one.states for one in known]).float(), dim=-1)
+        return state_QD.cpu().numpy(), self.scorer._unit_items(known[0].items).cpu().numpy()
 
     def explain(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the anchors of the queries that have a history, as `Scorer.explain` does."""

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from hpgr.config import Config
+from hpgr.metrics import BASKET, protocols_of
 from hpgr.registry.judge import ROLLED_BACK_TAG
 from hpgr.registry.mlflow_faults import answered
 from hpgr.registry.pipeline_runs import metric_name
@@ -96,13 +97,12 @@ def _versions(
     client: MlflowClient, cfg: Config, registered: Iterable[ModelVersion]
 ) -> Iterator[Version]:
     wanted = cfg.gate.metric
-    # ctr temporal (K1), or next item leave-one-out (R1) or temporal (R2).
-    protocols = ("K1",) if wanted == "auc" else ("R1", "R2")
+    figure = metric_name(wanted.removeprefix(BASKET))
     for found in registered:
         run = client.get_run(str(found.run_id))
         metrics = {
-            protocol: run.data.metrics.get(f"{protocol}.{metric_name(wanted)}")
-            for protocol in protocols
+            protocol: run.data.metrics.get(f"{protocol}.{figure}")
+            for protocol in protocols_of(wanted)
         }
         protocol = next((key for key, value in metrics.items() if value is not None), None)
         yield Version(

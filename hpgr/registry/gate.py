@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hpgr.config import Gate
 from hpgr.data.trained_events import Overlap
-from hpgr.metrics import LOWER_IS_BETTER
+from hpgr.metrics import BASKET, LOWER_IS_BETTER
 from hpgr.runtime import UserError
 
 if TYPE_CHECKING:
@@ -122,11 +122,16 @@ def _checks(contest: Contest, rules: Gate, past: Past) -> Iterator[Check]:
 
 def _metric(contest: Contest, name: str, key: str) -> Change:
     if name not in contest.metrics:
-        fix = (
-            "auc needs sessionize.split: global-time and two models trained with a ranking loss"
-            if name == "auc"
-            else "name one of these, or add its cutoff to evaluate.cutoffs"
-        )
+        fix = "name one of these, or add its cutoff to evaluate.cutoffs"
+        if name == "auc":
+            fix = (
+                "auc needs sessionize.split: global-time and two models trained with a ranking loss"
+            )
+        elif name.startswith(BASKET):
+            fix = (
+                "it needs evaluate.baskets: true, a log that was cut with sessionize.split: "
+                "global-time, and a test session with an earlier event of its user"
+            )
         raise UserError(
             f"{key} names {name!r}, but under {' and '.join(contest.protocols)} there are "
             f"{', '.join(contest.metrics)}: {fix}"

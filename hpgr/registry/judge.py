@@ -23,6 +23,7 @@ from hpgr.config import Config
 from hpgr.data.id_map import IdMap, Ids
 from hpgr.data.log import TEST
 from hpgr.data.trained_events import overlap, read_sketch
+from hpgr.metrics import protocols_of
 from hpgr.registry.bundle import check_bundle
 from hpgr.registry.gate import Past, Verdict, decide
 from hpgr.registry.mlflow_faults import answered
@@ -93,7 +94,7 @@ def judge(cfg: Config, version: int | None = None, workspace: Workspace = HERE) 
         "checks": [asdict(check) for check in decided.checks],
         "metrics": {n: _plain(c) for n, c in figures.metrics.items()},
         "slices": {n: _plain(c) for n, c in figures.slices.items()},
-        "protocol": "K1" if cfg.gate.metric == "auc" else figures.protocols[0],
+        "protocol": next(p for p in figures.protocols if p in protocols_of(cfg.gate.metric)),
         "metric": cfg.gate.metric,
         "judged_at": _now(),
         "key": key,

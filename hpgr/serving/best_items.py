@@ -16,10 +16,12 @@ from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.model_protocols import Answering, RankingModel
 from hpgr.metrics import removed_pairs, take_top
 from hpgr.registry.bundle import Serving
+from hpgr.serving.item_index import ItemIndex
 
 CELLS = 1 << 22  # scores held at a time, 16 MiB in float32
 ITEMS_SCORED = 1 << 16  # items whose scores are held at a time
 EVENTS_READ = 1 << 15  # events whose readings are held at a time, a few KiB each
+SEEN_AT_MOST = 1000  # items to leave out of an answer from an index, which finds as many more
 
 
 class Best(NamedTuple):
@@ -72,6 +74,7 @@ class Finder:
 
     def __init__(self, scorer: RankingModel, serving: Serving, popularity: np.ndarray) -> None:
         self.scorer, self.serving, self.popularity = scorer, serving, popularity
+        self.index: ItemIndex | None = None  # searches instead of scoring every item
 
     def parts(self, histories: Histories) -> Iterator[slice]:
         """Slices of queries whose scores and readings fit the memory set aside."""
@@ -91,7 +94,10 @@ class Finder:
             own = _placed(~empty, *asked.explain())
         removed = removed_pairs(histories.offsets, histories.item) if drop_seen else None
         places = max(k, self.serving.retrieve)
-        item, nearness = self._nearest(asked, empty, removed, eligible, places)
+        found = None
+        if self.index is not None and eligible is None:
+            found = self._from_index(self.index, asked, removed, places)
+        item, nearness = found or self._nearest(asked, empty, removed, eligible, places)
         if blend.retrieval_only:
             item, nearness = item[:, :k], nearness[:, :k]
         filled = item >= FIRST_ITEM
@@ -113,6 +119,29 @@ class Finder:
             best = Best(*(np.take_along_axis(column, order, axis=1) for column in best))
             each = tuple(np.take_along_axis(one, order[:, :, None], axis=1) for one in each)
         return Found(best, own, (each[0], each[1]))
+
+    def _from_index(
+        self,
+        index: ItemIndex,
+        asked: Answering,
+        removed: tuple[np.ndarray, np.ndarray] | None,
+        places: int,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """As `_nearest`, most of them; None where an index cannot tell."""
+        vectors = asked.cosines()
+        if vectors is None:
+            return None
+        state, unit = vectors
+        query, gone = removed or (np.zeros(0, np.int64),) * 2
+        seen = int(np.bincount(query, minlength=1).max())
+        if seen > SEEN_AT_MOST:
+            return None
+        item, near = index.search(state, places + seen)
+        met = np.isin(np.arange(len(item))[:, None] * len(unit) + item, query * len(unit) + gone)
+        near[met | (item < 0)] = -np.inf
+        order = np.argsort(-near, axis=1, kind="stable")[:, :places]
+        item, near = (np.take_along_axis(one, order, axis=1) for one in (item, near))
+        return np.where(np.isneginf(near), -1, item), near
 
     def _nearest(
         self,

@@ -81,9 +81,14 @@ class Champion:
     replaced, never changed in place, so that readers in other threads need no lock.
     """
 
-    def __init__(self, name: str, client: Callable[[], MlflowClient]) -> None:
-        """`client` connects to the registry; it is called at the first look."""
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        client: Callable[[], MlflowClient],
+        prepare: Callable[[Recommender], None] = lambda _: None,
+    ) -> None:
+        """`client` connects to the registry, at the first look; `prepare` is done to a version."""
+        self.name, self._prepare = name, prepare
         self.served: Served | None = None
         self.problem: str | None = f"no look into the registry for {name}@{CHAMPION} yet"
         self._connect = client
@@ -97,6 +102,7 @@ class Champion:
             found = (int(version.version), str(version.run_id))
             if self.served is None or found != (self.served.version, self.served.run_id):
                 served = load(version)
+                self._prepare(served.recommender)
                 logger.info("serving %s version %s", served.name, served.version)
                 self.served = served
             problem = None

@@ -49,11 +49,11 @@ class PunctualHTTP(H11Protocol):
     silent connections keep no caller out.
     """
 
-    timeout_s = 20.0
-    max_connections = 500
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, timeout_s: float, max_connections: int, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
+        self.timeout_s, self.max_connections = timeout_s, max_connections
         size = self.config.h11_max_incomplete_event_size
         self.conn = OneFraming(h11.SERVER, *([] if size is None else [size]))
         self.waited_since = 0.0

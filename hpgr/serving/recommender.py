@@ -12,6 +12,7 @@ The network reads the newest `max_history` events; everything ever seen is left 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,15 +30,19 @@ from hpgr.evaluation.model_protocols import RankingModel
 from hpgr.registry.bundle import NO_TEMPERATURE, Serving, check_bundle
 from hpgr.runtime import UserError
 from hpgr.serving.best_items import Best, Found, Wanted
+from hpgr.serving.item_index import ItemIndex
 from hpgr.serving.joint_finder import JointFinder
 from hpgr.serving.request import Request, encode
 from hpgr.terminal import short, shown
+
+logger = logging.getLogger(__name__)
 
 Source = Literal["history", "popular"]  # where an answer's candidates came from
 NEAREST: Source = "history"
 POPULAR: Source = "popular"
 SHOWN_REASON = 200  # characters
 PROBED = 10  # items of an answer that is tried out
+PROBES, PROBE_EVENTS = 128, 20  # made-up histories that choose an index' cells
 UNHEARD_OF = "\0 no such name"  # as an item's or action's external id
 
 
@@ -147,6 +152,33 @@ class Recommender:
             # Of two items one may be left out as seen; of one alone, none is left.
             if not answer.items and len(self.item) > 1:
                 raise UserError("it answers a request with nothing")
+
+    def use_index(self, recall: float) -> None:
+        """Search the catalogue by an index from now on; see `hpgr.serving.item_index`.
+
+        A model that counts what was taken before goes on searching exactly.
+
+        Raises:
+            UserError: faiss is not installed.
+        """
+        random, known = np.random.default_rng(0), list(self.item)
+        weight = self.popularity[list(self.item.values())].astype(np.float64) + 1
+        drawn = random.choice(len(known), (PROBES, PROBE_EVENTS), p=weight / weight.sum())
+        times = [60 * n for n in range(PROBE_EVENTS)]
+        asked = [Request(times[-1], [known[i] for i in row], times) for row in drawn.tolist()]
+        histories = encode(asked, self.item, self.actions, gap_s=self.serving.gap_s)
+        vectors = self.scorer.read(histories.last(self.serving.max_history)).cosines()
+        if vectors is None:
+            logger.info("the model counts what was taken before: its catalogue is searched exactly")
+            return
+        states, items = vectors
+        index = ItemIndex(items)
+        found = index.tune(states, self.serving.retrieve, recall)
+        logger.info(
+            "index of %d items: %d of %d cells hold %.3f of the nearest %d",
+            *(len(items) - FIRST_ITEM, index.probes, index.cells, found, self.serving.retrieve),
+        )
+        self.finder.index = index
 
     def recommend(
         self,

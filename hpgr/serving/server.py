@@ -1,4 +1,4 @@
-"""`hpgr serve`: the champion behind HTTP, and a page on which a person asks it.
+"""The champion behind HTTP, and a page on which a person asks it; `listen.py` runs it.
 
     POST /recommend   histories and a time in, items and their anchors out (schema.py)
     GET /             the page; GET /items?q=... is its title search
@@ -16,14 +16,9 @@ Reads the registry. Writes nothing.
 # function inside another one.
 
 import base64
-import errno
 import hashlib
 import json
-import logging
-import os
 import re
-import socket
-import threading
 import time
 from datetime import UTC, datetime
 from functools import partial
@@ -35,28 +30,19 @@ from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BeforeValidator
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
-from hpgr.config import Config, Serve
-from hpgr.registry.tracking import connect
+from hpgr.config import Serve
 from hpgr.runtime import UserError
 from hpgr.serving.champion import Champion, Served
 from hpgr.serving.guard import Guard
 from hpgr.serving.schema import Answers, ModelName, Question, Ready, Refusal, Title, explain
 from hpgr.templates import rendered
 from hpgr.terminal import short, shown
-from hpgr.workspace import HERE, Workspace
 
 PAGE = Path(__file__).parent / "page.html.j2"
 SHOWN_TITLES = 20
 SHOWN_CHARACTERS = 2000  # of a refusal
-HEADERS = [
-    ("X-Content-Type-Options", "nosniff"),
-    ("X-Frame-Options", "DENY"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-]
-STOP_GRACE_S = 10  # for requests in flight when the server is asked to end
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     413: {"model": Refusal, "description": "more than serve.max_* allows"},
@@ -65,71 +51,9 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def serve(cfg: Config, workspace: Workspace = HERE) -> None:
-    """Serve the champion until the process is asked to end.
-
-    Raises:
-        UserError: the address cannot be bound.
-    """
-    import uvicorn
-
-    from hpgr.serving.protocol import PunctualHTTP
-
-    class HTTP(PunctualHTTP):
-        timeout_s, max_connections = cfg.serve.receive_timeout_s, cfg.serve.max_connections
-
-    # A registry that is gone must be noticed between two looks, not after MLflow's many minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(cfg.serve.reload_s))))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    listening = bind(cfg.serve.host, cfg.serve.port)
-    stop = threading.Event()
-    champion = Champion(cfg.register_.model_name, lambda: connect(workspace))
-    watch = threading.Thread(
-        target=champion.watch, args=(cfg.serve.reload_s, stop), name="champion", daemon=True
-    )
-    settings = uvicorn.Config(
-        create_app(champion, cfg.serve),
-        http=HTTP,
-        ws="none",
-        headers=HEADERS,
-        server_header=False,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=STOP_GRACE_S,
-    )
-    watch.start()
-    print(f"http://{cfg.serve.host}:{cfg.serve.port}", flush=True)
-    try:
-        uvicorn.Server(settings).run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn has shut down and raises the signal again
-        pass
-    finally:
-        stop.set()
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens on the address; in use or not allowed is one clear message.
-
-    Raises:
-        UserError: it cannot; the message says how to fix it.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # The system's usual setting for IPv6, which `create_server` drops by default.
-        dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-        # It also listens: two servers may bind one address, but only one may listen.
-        return socket.create_server(address, family=family, dualstack_ipv6=dual)
-    except (OSError, UnicodeError) as error:  # a host such as a..b cannot even be asked for
-        taken = getattr(error, "errno", None) == errno.EADDRINUSE
-        reason = "another process listens there" if taken else str(error)
-        raise UserError(
-            f"cannot serve on {host}:{port}: {reason}. Stop that process, or change serve.port or "
-            "serve.host in params.yaml."
-        ) from error
-
-
-def create_app(champion: Champion, limits: Serve) -> FastAPI:
+def create_app(
+    champion: Champion, limits: Serve, lifespan: Lifespan[FastAPI] | None = None
+) -> FastAPI:
     """The application around a champion that another thread keeps up to date."""
     app = FastAPI(
         title="HPGR",
@@ -138,6 +62,7 @@ def create_app(champion: Champion, limits: Serve) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the caller's Host
+        lifespan=lifespan,
     )
     app.add_middleware(BodyLimit, max_bytes=int(limits.max_body_mb * 2**20))
     app.add_middleware(Guard, hosts=[limits.host, *limits.allowed_hosts])  # the outermost

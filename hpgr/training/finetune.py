@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from hpgr.data.batches import Batch, TrainingWindows
 from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
-from hpgr.metrics import RANKING_MONITORS
+from hpgr.metrics import BASKET_MONITOR, RANKING_MONITORS
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import Network, build
 from hpgr.model.packed import pack, place_candidates
@@ -57,7 +57,8 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
 
     Raises:
         UserError: the model below base/ does not fit the log or the parameters, or stage 1 did not
-            start from it; early stopping monitors a ranking that is not trained.
+            start from it; early stopping monitors a ranking that is not trained, or baskets, and
+            the log has none.
     """
     settings, base = cfg.finetune, Base.open(workspace)
     log = EventLog.open(workspace.arrays)
@@ -99,9 +100,15 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         max_history=cfg.model.max_history,
         num_queries=settings.validation_queries,
         num_labelled=settings.validation_events if ranking else 0,
+        num_baskets=settings.validation_queries if settings.monitor == BASKET_MONITOR else 0,
         seed=settings.seed,
         among=device,
     )
+    if validation.baskets and not len(validation.baskets.queries):
+        raise UserError(
+            f"finetune.monitor is {settings.monitor}, but no session that begins in validation has "
+            "an earlier one of its user. Set finetune.monitor: validation_ndcg@10"
+        )
     loss = partial(_loss, cfg, catalogue.num_items, device.device)
     memory = MemoryNeed.of(model, windows, loss, device).require(device, "finetune")
     if device.rank == 0:

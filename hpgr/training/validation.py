@@ -2,8 +2,9 @@
 
 Retrieval: HR@10 and NDCG@10 of the user's validation event; where items seen before are removed
 (`remove_history` of `hpgr.data.log.Meta`), an event that repeats one is a miss.
-Ranking: see `hpgr.training.labelled_validation`. Several processes share the work and get the
-scores of one, bit for bit: it is cut into the same parts.
+Ranking: see `hpgr.training.labelled_validation`; baskets: `hpgr.training.basket_validation`.
+Several processes share the work and get the scores of one, bit for bit: it is cut into the same
+parts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hpgr.metrics import MISS, hit_rate, ndcg, ranks_of
 from hpgr.model.interface import Network
 from hpgr.model.repeat_counts import Repeats
 from hpgr.model.scoring import Calibration, Scorer
+from hpgr.training.basket_validation import BasketValidation
 from hpgr.training.calibration import fitted
 from hpgr.training.device import ALONE, Device
 from hpgr.training.labelled_validation import LabelledValidation
@@ -40,12 +42,14 @@ class Validation:
         max_history: int,
         num_queries: int,
         num_labelled: int,
+        num_baskets: int = 0,
         seed: int,
         among: Device = ALONE,
     ) -> None:
         """`num_queries` events are asked for the next item, `num_labelled` for their label.
 
-        All processes of `among` call every method together.
+        `num_baskets` sessions are asked for all of their items. All processes of `among` call
+        every method together.
         """
         self.log, self.max_history, self.among = log, max_history, among
         self.num_queries, self.seed = num_queries, seed
@@ -53,6 +57,11 @@ class Validation:
         if num_labelled:
             self.labelled = LabelledValidation(
                 log, max_history=max_history, num_events=num_labelled, seed=seed, among=among
+            )
+        self.baskets: BasketValidation | None = None
+        if num_baskets:
+            self.baskets = BasketValidation(
+                log, max_history=max_history, num_baskets=num_baskets, seed=seed, among=among
             )
         self._ask(np.flatnonzero(np.asarray(log.split) == VALIDATION))
 
@@ -72,7 +81,9 @@ class Validation:
             return {}
         scorer = Scorer(model, device, self.max_history)
         scores = self._retrieval(scorer)
-        return scores | (self.labelled(scorer) if self.labelled else {})
+        for others in (self.labelled, self.baskets):
+            scores |= others(scorer) if others else {}
+        return scores
 
     def calibration(self, model: Network, device: torch.device) -> Calibration:
         """Fit the calibration of `model`; without labelled events it is none."""

@@ -167,14 +167,16 @@ def test_a_stage_ends_with_the_message_and_code_2(stage, tmp_path):
     [
         ("gate", "metric: ndcg@10", "metric: ndcg@20", "gate.metric: 'ndcg@20' is not among hr@10"),
         ("gate", "metric: ndcg@10", "metric: auc", "it needs sessionize.split: global-time"),
+        ("gate", "metric: ndcg@10", "metric: basket.ndcg@10", "it needs evaluate.baskets: true, s"),
+        ("gate", "hr@50:", "basket.recall@20:", "gate.guards.basket.recall@20: 'basket.recall@20'"),
         ("gate", "coverage@10:", "coverage@50:", "gate.guards.coverage@50: 'coverage@50' is not"),
         ("gate", "served.ndcg@10:", "served.ndgc@10:", "did you mean 'served.ndcg@10'?"),
+        ("finetune", "monitor: validation_ndcg@10", "monitor: validation_basket_ndcg@10",
+         "finetune.monitor: validation_basket_ndcg@10 needs evaluate.baskets: true"),
         ("evaluate", "bootstrap_samples: 2000", "bootstrap_samples: 39", "gate.significance: no"),
     ],
 )  # fmt: skip
-def test_a_rule_of_the_gate_that_nothing_could_meet_is_named(
-    section, find, put, expected, tmp_path
-):
+def test_a_rule_that_nothing_could_meet_is_named(section, find, put, expected, tmp_path):
     message = refusal(tmp_path, in_section(section, re.escape(find), put))
     assert expected in message
     assert message.count("\n") == 1
