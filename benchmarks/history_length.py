@@ -86,7 +86,7 @@ def judged(
     longest = str(max(lengths))
     return [
         retrieval_tables("R2", log, queries, found, settings, main=longest),
-        ranking_tables("K1", candidates, chances, settings, main=longest),
+        ranking_tables("K1", log, candidates, chances, settings, main=longest),
     ]
 
 

@@ -5,11 +5,12 @@
     python -m benchmarks.matrix sessionize ml-1m leave-one-out
     python -m benchmarks.matrix finetune ml-1m leave-one-out hpgr 0  a stage of one cell
     python -m benchmarks.matrix cell trivago leave-one-out hstu 0    all stages of any cell
+    python -m benchmarks.matrix publish              what committed results lack beside the means
 
-benchmarks/dvc.yaml runs all but the last, which is for a cell that the lists leave out, in the
-project's folder. Reads benchmarks/params.yaml, params.yaml and profiles/. Writes below
-benchmarks/cells/, and the results of a judged cell to
-benchmarks/results/PROTOCOL-DATASET-MODEL-SEED.json.
+benchmarks/dvc.yaml runs all but the last two, in the project's folder: `cell` is for one that the
+lists leave out, `publish` gives the results of the judged cells at hand their curve and slices.
+Reads benchmarks/params.yaml, params.yaml and profiles/. Writes below benchmarks/cells/, and the
+results of a judged cell to benchmarks/results/PROTOCOL-DATASET-MODEL-SEED.json.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from benchmarks.results_file import publish, write_results
+from benchmarks.results_file import complete, publish, write_results
 from benchmarks.stage_code import code_digests
 from hpgr.cli import run, run_stage
 from hpgr.config import ConfigError
@@ -203,6 +204,34 @@ def made_file(part: Cell, stage: str) -> Path:
     return part.workspace.root / f"{stage}.made"
 
 
+def judged_cells() -> list[Cell]:
+    """Every cell at hand with results, listed or not."""
+    return sorted(
+        {
+            Cell(*path.relative_to(CELLS).parts[: len(PARTS)])
+            for path in CELLS.glob("*/*/*/*/artifacts/results/*.json")
+        }
+    )
+
+
+def publish_all() -> None:
+    """Complete the committed results of every judged cell.
+
+    Raises:
+        UserError: there is none, or some have other metrics than what is committed; these stay.
+    """
+    refused, cells = [], judged_cells()
+    for cell in cells:
+        try:
+            complete(cell)
+        except UserError as error:
+            refused.append(str(error))
+    if not cells:
+        refused.append(f"no judged cell below {CELLS}: run `hpgr benchmark` first")
+    if refused:
+        raise UserError("\n".join(refused))
+
+
 def settings(
     cell: Cell, matrix: Matrix, changes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -215,8 +244,8 @@ def settings(
         ConfigError: the values are not possible.
     """
     profile = matrix.models[cell.model][cell.split] if cell.model else "quick"
-    values = dict(_flat(matrix.models[cell.model].get("set", {}))) if cell.model else {}
-    values |= dict(_flat(matrix.datasets[cell.dataset])) | {"data.path": f"data/{cell.dataset}"}
+    values = dict(flat(matrix.models[cell.model].get("set", {}))) if cell.model else {}
+    values |= dict(flat(matrix.datasets[cell.dataset])) | {"data.path": f"data/{cell.dataset}"}
     if cell.split:
         values["sessionize.split"] = cell.split
     for stage in ("pretrain", "finetune"):
@@ -230,11 +259,11 @@ def settings(
         raise ConfigError(f"{cell} in {PARAMS}: {error}") from error
 
 
-def _flat(sections: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+def flat(sections: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
     """`section.key` and value of every entry; a section may have sections."""
     for key, value in sections.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{place}{key}.")
+            yield from flat(value, f"{place}{key}.")
         else:
             yield f"{place}{key}", value
 
@@ -268,6 +297,9 @@ def main(arguments: list[str]) -> None:
     command, *place = arguments or [""]
     if command == "settings" and not place:
         write_settings()
+        return
+    if command == "publish" and not place:
+        publish_all()
         return
     depth = DEPTHS.get(command, len(PARTS))
     if command not in (*STAGES, "cell") or len(place) != depth:

@@ -103,7 +103,7 @@ def judged(
         )
     return [
         retrieval_tables("R2", log, queries, found, settings, main=CLEAN),
-        ranking_tables("K1", candidates, chances, settings, main=CLEAN),
+        ranking_tables("K1", log, candidates, chances, settings, main=CLEAN),
     ]
 
 

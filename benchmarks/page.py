@@ -1,8 +1,11 @@
-"""One page of every committed result: python -m benchmarks.page --out FILE
+"""One page of every committed result, and a shorter document of the models' ones.
 
-Goals, headline tables with their cost, what each part is worth, noise, paired differences, speed,
-and every file of benchmarks/results/ as it is. Nothing is loaded from elsewhere and no script runs.
-Means are those of `table.py`, differences those of `ablations.py`.
+    python -m benchmarks.page --out FILE     the page, as HTML
+    python -m benchmarks.page --write        docs/benchmark.md and docs/images/benchmark-*.svg
+
+Goals, headline tables with their cost, paired differences, the pictures of `model_figures`, noise,
+speed, and every file of benchmarks/results/ as it is. Nothing is loaded from elsewhere and no
+script runs. Means are those of `table.py`, differences those of `ablations.py`.
 """
 
 from __future__ import annotations
@@ -12,28 +15,49 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from benchmarks import ablations, figures, goals, table
-from benchmarks.table import NAMES, RESULTS, TITLES
-from hpgr.evaluation.figures import INK, MAIN, QUIET, canvas
-from hpgr.evaluation.headline import number, signed
+from benchmarks import figures, goals, model_figures, table
+from benchmarks.model_figures import Drawing, plain
+from benchmarks.table import RESULTS, TITLES
+from hpgr.evaluation.headline import number, protocol_label, signed
 from hpgr.metrics import metric_label
-from hpgr.runtime import read_json, write_text
+from hpgr.runtime import atomic_path, read_json, write_text
 from hpgr.templates import rendered
 
 PAGE = Path(__file__).with_suffix(".html.j2")
+MARKDOWN = Path(__file__).with_suffix(".md.j2")
+DOCUMENT = table.ROOT / "docs/benchmark.md"
+SECTIONS = {  # by anchor: title, what it shows, pictures
+    "parts": (
+        "What each part is worth",
+        "Each model was trained anew: HPGR without one part, or a baseline. Shown is its distance "
+        "from the whole, seed by seed. Bars are means, rings single seeds. Left of zero it is "
+        "worse than the whole.",
+        model_figures.parts,
+    ),
+    "slices": (
+        "By history, place in the session and user",
+        "HPGR and its best rivals. A history is what a user did before the request; users whom "
+        "training does not know are new.",
+        model_figures.slices,
+    ),
+    "curves": (
+        "Learning curves",
+        "Validation by step of training, for the results that hold it.",
+        model_figures.curves,
+    ),
+    "sensitivity": (
+        "Sensitivity",
+        "HPGR trained anew with one number changed, on test.",
+        model_figures.settings,
+    ),
+}
 NAMED = re.compile(r'(\bid="|href="#|url\(#)')  # a name inside an SVG, or what refers to one
-
-
-def plain(model: str) -> str:
-    """A model's name without the marks of Markdown."""
-    return NAMES.get(model, model).replace("**", "")
 
 
 def headline(protocol: str, dataset: str, results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -75,36 +99,6 @@ def cost(trained: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def part_bars(protocol: str, whole: ablations.Runs, runs: dict[str, ablations.Runs]) -> Figure:
-    """Distance of each model from the whole: the mean as a bar, every seed as a ring."""
-    columns = ablations.COLUMNS[protocol]
-    figure, axes = canvas(9.0, 1.0 + 0.34 * len(runs), panels=len(columns))
-    for ax, (metric, title) in zip(axes, columns.items(), strict=True):
-        ends = [0.0]
-        for place, own in enumerate(runs.values()):
-            values = ablations.distances(metric, whole, own)
-            middle = table.mean(values) or 0.0
-            ax.barh(place, middle, height=0.6, color=MAIN if middle < 0 else QUIET[2])
-            ax.plot(values, [place] * len(values), "o", mfc="white", mec=INK, markersize=4)
-            text = ablations.spread(values, signed=True)
-            ax.annotate(
-                text, (max(0.0, *values), place), (6, 0), textcoords="offset points",
-                va="center", fontsize=8, color=INK,
-            )  # fmt: skip
-            ends += values
-        ax.axvline(0, color=INK, linewidth=1)
-        ax.set_yticks(range(len(runs)), [plain(name).replace("$", r"\$") for name in runs])
-        ax.set_ylim(len(runs) - 0.4, -0.6)
-        width = (max(ends) - min(ends)) or 1.0
-        ax.set_xlim(min(ends) - 0.05 * width, max(ends) + 0.35 * width)  # room for the numbers
-        ax.locator_params(axis="x", nbins=4)
-        ax.grid(visible=False, axis="y")
-        ax.set_title(f"{title}, distance from the whole", fontsize=10, color=INK, loc="left")
-        if ax is not axes[0]:
-            ax.set_yticklabels([])
-    return figure
-
-
 def inline(name: str, draw: Callable[[], Figure]) -> Markup:
     """A picture as an element of the page; names inside it begin with its own."""
     buffer = io.BytesIO()
@@ -113,15 +107,28 @@ def inline(name: str, draw: Callable[[], Figure]) -> Markup:
     return Markup(NAMED.sub(rf"\g<1>{name}-", svg[svg.index("<svg") :]))
 
 
-def parts() -> Iterator[dict[str, Any]]:
-    """A picture of each comparison of models without a part."""
-    for count, (protocol, dataset, whole, runs) in enumerate(ablations.comparisons()):
-        yield {
-            "title": f"{TITLES[protocol]}, {dataset}",
-            "whole": plain(ablations.WHOLE[protocol]),
-            "seeds": len(whole),
-            "picture": inline(f"parts{count}", partial(part_bars, protocol, whole, runs)),
-        }
+def drawn(drawings: Iterator[Drawing]) -> list[dict[str, Any]]:
+    """Pictures with their titles, to stand in the page."""
+    return [
+        {"title": one.title, "note": one.note, "picture": inline(one.name, one.draw)}
+        for one in drawings
+    ]
+
+
+def against_best() -> Iterator[list[str]]:
+    """Each model's difference from the best other one of its table."""
+    for protocol, dataset, results in table.headlines():
+        for one in table.against_best(protocol, dataset, results):
+            yield [
+                f"{protocol_label(protocol)}, {dataset}",
+                plain(one["model"]),
+                plain(one["against"]),
+                metric_label(one["metric"]),
+                signed(one["difference"]),
+                f"{signed(one['low'])} to {signed(one['high'])}",
+                f"{one['p']:.3f}",
+                table.seeds_of(one).removeprefix("seeds "),
+            ]
 
 
 def noise() -> dict[str, Any] | None:
@@ -175,13 +182,18 @@ def files() -> Iterator[dict[str, Any]]:
 
 
 def leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Place and text of every value; a number as the file has it."""
-    if isinstance(value, dict | list):
+    """Place and text of every value; a number as the file has it, a list of plain values as one."""
+    if isinstance(value, dict) or (isinstance(value, list) and not is_flat(value)):
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for key, one in entries:
             yield from leaves(one, f"{place} / {key}" if place else str(key))
     else:
-        yield place, value if isinstance(value, str) else json.dumps(value)
+        yield place, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def is_flat(values: list[Any]) -> bool:
+    """True if no value holds others."""
+    return not any(isinstance(value, dict | list) for value in values)
 
 
 def page() -> str:
@@ -191,7 +203,12 @@ def page() -> str:
         {"figure": lambda value: f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"},
         goals=[*goals.standings()],
         headlines=[headline(*one) for one in table.headlines()],
-        parts=[*parts()],
+        against_best=[*against_best()],
+        sections=[
+            {"name": name, "title": title, "note": note, "drawings": drawings}
+            for name, (title, note, draw) in SECTIONS.items()
+            if (drawings := drawn(draw()))
+        ],
         noise=noise(),
         paired=[*paired()],
         speed={name: inline(f"speed-{name}", draw) for name, draw in figures.PICTURES.items()},
@@ -199,13 +216,39 @@ def page() -> str:
     )
 
 
+def write_markdown() -> None:
+    """Write docs/benchmark.md, and its pictures to docs/images/benchmark-*.svg."""
+    sections = []
+    for name, (title, note, draw) in SECTIONS.items():
+        drawings = [*draw()]
+        for one in drawings:
+            with atomic_path(figures.IMAGES / f"benchmark-{one.name}.svg") as path:
+                figures.save(one.draw, path)
+        sections.append({"name": name, "title": title, "note": note, "drawings": drawings})
+    text = rendered(
+        MARKDOWN,
+        {},
+        headlines=[headline(*one) for one in table.headlines()],
+        against_best=[*against_best()],
+        sections=[section for section in sections if section["drawings"]],
+    )
+    write_text(DOCUMENT, text)
+
+
 def main() -> None:
-    """Write the page."""
+    """Write the page, the document, or both."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True)
-    write_text(parser.parse_args().out, page())
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page")
+    parser.add_argument("--write", action="store_true", help="docs/benchmark.md and its pictures")
+    options = parser.parse_args()
+    if not (options.out or options.write):
+        parser.error("found neither --out FILE nor --write, expected one of them or both")
+    if options.out:
+        write_text(options.out, page())
+    if options.write:
+        write_markdown()
 
 
 if __name__ == "__main__":

@@ -10,26 +10,31 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpgr.runtime import atomic_folder, read_json, write_json, write_text
+from hpgr.runtime import UserError, atomic_folder, read_json, write_text
 
 if TYPE_CHECKING:
     from benchmarks.matrix import Cell
 
 RESULTS = Path("benchmarks/results")
+FLAT_LIST = re.compile(r"\[\n[^\[\]{}]*\]")
 
 
 def write_results(cell: Cell, evaluate_seconds: float) -> None:
     """Write the metrics on test, and what made them, to the cell's `results` folder."""
+    from benchmarks.cell_parts import network, parts  # pandas: stages before it need none
+
     workspace = cell.workspace
     model = network(cell)
     trained = read_json(workspace.finetuned / "metrics.json")
     first = read_json(workspace.pretrained / "metrics.json").get("train_seconds", 0.0)
+    further = parts(cell)
     with atomic_folder(cell.results) as folder:
         for protocol, rows in read_json(workspace.evaluation / "metrics.json").items():
             record = {
@@ -52,8 +57,10 @@ def write_results(cell: Cell, evaluate_seconds: float) -> None:
                 "commit": commit(),
                 "command": f"python -m flows.benchmark --only {cell}",
                 "same_queries": {n: row for n, row in rows.items() if n not in (model, "counts")},
+                **further[protocol],
             }
-            write_json(folder / f"{protocol}-{cell.dataset}-{cell.model}-{cell.seed}.json", record)
+            name = f"{protocol}-{cell.dataset}-{cell.model}-{cell.seed}.json"
+            write_text(folder / name, as_text(record))
 
 
 def write_measured(path: Path, script: str, figures: dict[str, Any], **made_by: Any) -> None:
@@ -81,20 +88,51 @@ def _portable(argument: str) -> str:
     return Path(argument).name if Path(argument).is_absolute() else argument
 
 
-def network(cell: Cell) -> str:
-    """The name that the cell's network has in its evaluation."""
-    return str(read_json(cell.workspace.finetuned / "config.json")["model"]["name"])
+def as_text(record: dict[str, Any]) -> str:
+    """The record as indented JSON, a list of plain values on one line."""
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    return FLAT_LIST.sub(lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text) + "\n"
 
 
 def publish(cell: Cell) -> list[Path]:
-    """Copy the cell's results to benchmarks/results/ where they differ; returns all of them."""
+    """Put the cell's results into benchmarks/results/ where they differ; returns all of them."""
+    from benchmarks.cell_parts import parts
+
     published = []
     for path in sorted(cell.results.glob("*.json")):
-        target, text = RESULTS / path.name, path.read_text(encoding="utf-8")
-        if not target.is_file() or target.read_text(encoding="utf-8") != text:
-            write_text(target, text)
+        target, record = RESULTS / path.name, read_json(path)
+        if "curve" not in record:
+            record |= parts(cell)[record["protocol"]]
+        if not target.is_file() or read_json(target) != record:
+            write_text(target, as_text(record))
         published.append(target)
     return published
+
+
+def complete(cell: Cell) -> list[Path]:
+    """Give the committed results of a judged cell their curve and slices, and change nothing else.
+
+    Results that are not there yet are published as they are.
+
+    Raises:
+        UserError: a committed result has other metrics than the cell's evaluation.
+    """
+    from benchmarks.cell_parts import network, parts
+
+    judged, own, records = read_json(cell.workspace.evaluation / "metrics.json"), network(cell), {}
+    for path in sorted(cell.results.glob("*.json")):
+        target = RESULTS / path.name
+        record = read_json(target if target.is_file() else path)
+        if record["metrics"] != judged[record["protocol"]][own]:
+            raise UserError(
+                f"{target} has other metrics than the evaluation of {cell}, so that it stays as it "
+                "is: evaluate the cell anew to replace it"
+            )
+        records[target] = record
+    found = parts(cell)
+    for target, record in records.items():
+        write_text(target, as_text(record | found[record["protocol"]]))
+    return [*records]
 
 
 def seconds(dataset: str, split: str, model: str) -> float | None:
@@ -104,14 +142,18 @@ def seconds(dataset: str, split: str, model: str) -> float | None:
         found: dict[str, Any] = read_json(path)
         if "dataset" not in found or "train_seconds" not in found:
             continue
-        split_of = "leave-one-out" if found["protocol"].startswith("R1") else "global-time"
         likeness = 4 * (found["dataset"] == dataset)
-        likeness += 2 * (found["model"] == model) + (split_of == split)
+        likeness += 2 * (found["model"] == model) + (split_of(found["protocol"]) == split)
         alike.setdefault(likeness, []).append(found.get("seconds", found["train_seconds"]))
     if not alike or max(alike) < 4:  # a log of another size says nothing
         return None
     best = alike[max(alike)]
     return sum(best) / len(best)
+
+
+def split_of(protocol: str) -> str:
+    """The split under which a protocol is judged."""
+    return "leave-one-out" if protocol.startswith("R1") else "global-time"
 
 
 def commit() -> str:

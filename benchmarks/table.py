@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpgr.evaluation.headline import model_of
-from hpgr.metrics import best_value
+from hpgr.metrics import best_value, metric_label
 from hpgr.runtime import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +42,14 @@ TITLES = {
     "B1_new_items": "Next basket, global time split (B1), test, new items alone",
     "K1": "Ranking, global time split (K1), test, label rating >= 4",
     "I1": "Ranking inside an impression, global time split (I1), test",
+}
+# Metrics in which a model is compared with the best other one, query by query.
+COMPARED = {
+    "R1": ("hr@10", "ndcg@10"),
+    "R2": ("hr@10", "ndcg@10"),
+    "B1": ("recall@10", "ndcg@10"),
+    "B1_new_items": ("recall@10", "ndcg@10"),
+    "K1": ("auc", "gauc"),
 }
 # Others stand in docs/ablations.md.
 HEADLINES = (
@@ -121,7 +129,12 @@ class Row(NamedTuple):
 def tables() -> str:
     """All tables, one after the other."""
     return "\n".join(
-        table(f"{TITLES[protocol]}, {dataset}", COLUMNS[protocol], judged)
+        table(
+            f"{TITLES[protocol]}, {dataset}",
+            COLUMNS[protocol],
+            judged,
+            lead_of_best(protocol, dataset, judged),
+        )
         for protocol, dataset, judged in headlines()
     )
 
@@ -158,6 +171,46 @@ def rows(columns: Mapping[str, str], results: list[dict[str, Any]]) -> list[Row]
     return sorted(found, key=lambda row: mean(row.values(key)) or 0.0)
 
 
+def best_other(row: Row, metric: str, found: Iterable[Row]) -> Row | None:
+    """The model with the best mean but for the row's own; other orders of a model are none."""
+    others = [r for r in found if r.values(metric) and r.name == model_of(r.name) != row.name]
+    return max(others, key=lambda other: mean(other.values(metric)) or 0.0, default=None)
+
+
+def against_best(
+    protocol: str, dataset: str, results: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The paired comparisons of a table, as `against_best.py` wrote them.
+
+    Left out are those of results that were replaced since: the best other model is another one
+    now, or the seeds' results give another difference.
+    """
+    found = rows(COLUMNS[protocol], results)
+    by_name = {row.name: row for row in found}
+    current = []
+    for path in sorted(RESULTS.glob("paired-*.json")):
+        record = read_json(path)
+        for one in record["comparisons"]:
+            own = by_name.get(one["model"])
+            if (record["dataset"], one["protocol"]) != (dataset, protocol) or own is None:
+                continue
+            best = best_other(own, one["metric"], found)
+            if best is None or best.name != one["against"]:
+                continue
+            sides = ((own, one["seeds"]), (best, one["against_seeds"]))
+            means = [mean(of_seeds(row, one["metric"], seeds)) for row, seeds in sides]
+            if None not in means and abs(means[0] - means[1] - one["difference"]) < 2e-5:
+                current.append(one)
+    return current
+
+
+def of_seeds(row: Row, metric: str, seeds: list[int]) -> list[float]:
+    """A metric of some seeds' results; a baseline has no seed."""
+    if not row.trained:
+        return row.values(metric)
+    return [r["metrics"][metric] for r in row.trained if r["seed"] in seeds]
+
+
 def mean(values: list[float]) -> float | None:
     """None without values."""
     return statistics.fmean(values) if values else None
@@ -169,8 +222,13 @@ def best_means(columns: Iterable[str], found: list[Row]) -> dict[str, float]:
     return {c: best_value(c, (m for m in own if m is not None)) for c, own in means.items()}
 
 
-def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) -> str:
-    """One protocol and data set: trained models with their cost, then the baselines beside them."""
+def table(
+    title: str, columns: dict[str, str], results: list[dict[str, Any]], lead: str = ""
+) -> str:
+    """One protocol and data set: trained models with their cost, then the baselines beside them.
+
+    `lead` is a sentence to stand below.
+    """
     found = rows(columns, results)
     best = best_means(columns, found)
     lines = [
@@ -191,12 +249,39 @@ def table(title: str, columns: dict[str, str], results: list[dict[str, Any]]) ->
     if seeds != {1}:
         counts = " or ".join(map(str, sorted(seeds)))
         note = f"seeds of a model: {counts}, mean ± standard deviation"
+    if lead:
+        note = f"{lead}\n\n{note}"
     lines.append(
         f"\n{note}; {spans(results, 'machine')}; {spans(results, 'date')}; "
         "the commit and the command of each row stand in its file in "
         "[benchmarks/results](benchmarks/results).\n"
     )
     return "\n".join(lines)
+
+
+def lead_of_best(protocol: str, dataset: str, results: list[dict[str, Any]]) -> str:
+    """The best model's lead over the next best in words, with its interval, where it was judged."""
+    found = rows(COLUMNS[protocol], results)
+    best, leads = best_means(COMPARED.get(protocol, ()), found), []
+    compared = against_best(protocol, dataset, results)
+    for one in sorted(compared, key=lambda one: [*best].index(one["metric"])):
+        own = next(row for row in found if row.name == one["model"])
+        if mean(own.values(one["metric"])) == best.get(one["metric"]):
+            names = " over ".join(NAMES.get(one[side], one[side]) for side in ("model", "against"))
+            low, high, difference = (
+                f"{one[key]:+.4f}".replace("0.", ".") for key in ("low", "high", "difference")
+            )
+            leads.append(
+                f"{difference} {metric_label(one['metric'])} ({low} to {high}) of "
+                f"{names.replace('**', '')}, {seeds_of(one)}"
+            )
+    return f"Paired over users, with 95 % intervals: {'; '.join(leads)}." if leads else ""
+
+
+def seeds_of(comparison: dict[str, Any]) -> str:
+    """The seeds of both models, a baseline having none: seeds 0 1 / 0."""
+    sides = (comparison["seeds"], comparison["against_seeds"])
+    return f"seeds {' / '.join(' '.join(map(str, side)) for side in sides if side)}"
 
 
 def length(result: dict[str, Any]) -> str:

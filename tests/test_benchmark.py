@@ -285,6 +285,10 @@ def test_cells_killed_run_at_once_and_left_alone(project, monkeypatch, caplog):
     assert found["metrics"] == judged["hpgr"]
     assert {*judged} - {"hpgr", "counts"} == {*found["same_queries"]}
     assert found.keys() >= TIMES
+    assert found["curve"]["step"] == [20, 40, 60]
+    sliced = dict(zip(found["slices"]["slice"], found["slices"]["queries"], strict=True))
+    history = [count for name, count in sliced.items() if name.startswith("history")]
+    assert sum(history) == judged["counts"]["queries"]
 
     # Judged on the same queries, so that differences are paired.
     difference = paired.differences(HPGR, HSTU)["hr@10"]

@@ -3,13 +3,14 @@
 import json
 import shutil
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import ablations, figures, goals, page, table
+from benchmarks import ablations, figures, goals, model_figures, page, sensitivity, table
+from benchmarks.matrix import Cell, Matrix
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 HOSTILE = '<img src="x" onerror="alert(1)">&'
@@ -53,6 +54,10 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for module in (table, ablations, figures, goals, page):
             patch.setattr(module, "RESULTS", folder)
+        for name, (title, note, draw) in page.SECTIONS.items():
+            if name != "parts":  # of the others one picture each: drawing takes most of the time
+                first = (title, note, lambda draw=draw: islice(draw(), 1))
+                patch.setitem(page.SECTIONS, name, first)
         text = page.page()
     reader = Reader()
     reader.feed(text)
@@ -75,13 +80,13 @@ def test_every_number_of_every_file_stands_on_the_page(made):
         part = part.partition(f'<details id="{following[0]}">')[0] if following[1] else part
         reader = Reader()
         reader.feed(part)
-        shown = [json.loads(cells[1]) for cells in reader.rows if is_number(cells[1])]
-        assert shown == [*numbers_of(content)], name
+        values = [json.loads(cells[1]) for cells in reader.rows if holds_numbers(cells[1])]
+        assert [*numbers_of(values)] == [*numbers_of(content)], name
 
 
-def is_number(text):
+def holds_numbers(text):
     try:
-        return isinstance(json.loads(text), int | float)
+        return isinstance(json.loads(text), int | float | list)
     except ValueError:
         return False
 
@@ -103,6 +108,28 @@ def test_bars_show_the_distance_from_the_whole(made):
         own, whole = (files[f"{protocol}-ml-1m-{m}-0.json"] for m in ("hpgr-no-readout", "hpgr"))
         distance = own["metrics"][metric] - whole["metrics"][metric]
         assert f"{distance:+.4f}".replace("0.", ".") in reader.labels
+
+
+def test_a_comparison_stands_with_its_interval(made):
+    _, reader, files = made
+    own = next(
+        one
+        for one in files["paired-ml-1m-global-time.json"]["comparisons"]
+        if (one["protocol"], one["model"], one["metric"]) == ("K1", "mtgr", "auc")
+    )
+    numbers = [f"{own[key]:+.4f}".replace("-", "\N{MINUS SIGN}") for key in ("low", "high")]
+    (row,) = [c for c in reader.rows if c[1:4] == ["MTGR", "HPGR", "AUC"]]
+    assert row[5] == " to ".join(numbers)
+
+
+def test_a_section_without_a_picture_is_left_out(monkeypatch):
+    for name in ("headlines", "comparisons"):
+        for module in (table, ablations):
+            monkeypatch.setattr(module, name, list, raising=False)
+    monkeypatch.setattr(figures, "PICTURES", {})
+    text = page.page()
+    assert 'id="models"' in text
+    assert not any(f'"#{name}"' in text or f'id="{name}"' in text for name in page.SECTIONS)
 
 
 def test_a_goal_is_reached_or_missed_as_its_file_says(made):
@@ -141,5 +168,74 @@ def test_names_inside_pictures_are_unique(made):
 
 def test_a_model_in_a_picture_is_text():
     runs = {0: {"metrics": {"ndcg@10": 0.1, "hr@10": 0.2}}}
-    drawn = page.inline("x", lambda: page.part_bars("R1", runs, {"<b>$x": runs}))
+    drawn = page.inline("x", lambda: model_figures.part_bars("R1", runs, {"<b>$x": runs}))
     assert "<b>" not in drawn and "&lt;b&gt;$x" in drawn
+
+
+def sliced(model, seed, values, counts=(200, 300, 9)):
+    names = ["history: 1 to 20 events", "history: 21 to 50", "history: 51 to 200"]
+    return {
+        "protocol": "R2", "model": model, "seed": seed, "metrics": {"ndcg@10": values[0]},
+        "same_queries": {"ease": {"ndcg@10": 0.05}}, "best_step": 100,
+        "slices": {
+            "slice": names, "queries": [*counts],
+            "ndcg@10": {model: values, "ease": [0.05, None, 0.1]},
+        },
+        "curve": {"step": [50, 100], "ndcg@10": values[:2]},
+    }  # fmt: skip
+
+
+def test_slices_are_means_over_seeds_and_small_ones_are_left_out():
+    runs = [sliced("hpgr", 0, [0.1, 0.2, 0.3]), sliced("hpgr", 1, [0.3, 0.6, 0.3])]
+    runs += [sliced("mtgr", 0, [0.4, 0.5, 0.6]), {"protocol": "R2", "model": "sasrec"} | NO_SLICES]
+    figure = model_figures.slice_lines("ndcg@10", runs)
+    (ax,) = figure.axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in ax.lines}
+    assert drawn["HPGR"] == pytest.approx([0.2, 0.4])
+    assert drawn["MTGR"] == [0.4, 0.5]
+    assert drawn["EASE, recency-weighted"] == pytest.approx([0.05, np.nan], nan_ok=True)
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert labels == ["1 to 20\n200", "21 to 50\n300"]
+
+
+NO_SLICES = {"seed": 0, "metrics": {"ndcg@10": 0.9}, "same_queries": {}}
+
+
+def test_a_curve_is_drawn_for_each_seed_with_the_step_that_was_kept():
+    runs = [sliced("hpgr", seed, [0.1, 0.2 + seed, 0.3]) for seed in (0, 1)]
+    (ax,) = model_figures.curve_lines({"ndcg@10": "NDCG@10"}, runs).axes
+    drawn = [(line.get_xdata(), line.get_ydata()) for line in ax.lines]
+    assert [[*map(list, one)] for one in drawn] == [
+        [[50, 100], [0.1, 0.2]], [[100], [0.2]], [[50, 100], [0.1, 1.2]], [[100], [1.2]],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"pretrain": {"steps": 7}}, ("pretrain.steps", 7.0)),
+        ({"pretrain": {"steps": 7, "seed": 5}}, None),  # two numbers
+        ({"model": {"preference": False}}, None),
+        ({"finetune": {"monitor": "validation_auc"}}, None),
+        ({}, None),
+    ],
+)
+def test_sensitive_to_one_number_alone(changed, expected, monkeypatch):
+    monkeypatch.chdir(RESULTS.parents[1])
+    profile = {"global-time": "ranking"}
+    models = {"hpgr": profile, "other": {**profile, "set": changed}}
+    cells = [Cell("tiny", "global-time", model) for model in models]
+    found = sensitivity.single(*cells, Matrix([], {"tiny": {}}, models))
+    assert found and (found[0], found[2]) == expected if expected else found is None
+
+
+def test_the_document_and_its_pictures_are_those_of_the_committed_results(tmp_path, monkeypatch):
+    committed = page.DOCUMENT.read_text()
+    monkeypatch.setattr(page, "DOCUMENT", tmp_path / "benchmark.md")
+    monkeypatch.setattr(figures, "IMAGES", tmp_path)
+    monkeypatch.setattr(figures, "save", lambda draw, path: path.write_text(""))
+    page.write_markdown()
+    assert (tmp_path / "benchmark.md").read_text() == committed
+    for image in tmp_path.glob("*.svg"):
+        assert (RESULTS.parents[1] / "docs/images" / image.name).is_file()
+        assert f"(images/{image.name})" in committed

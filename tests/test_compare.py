@@ -1,16 +1,14 @@
-"""Bootstrap: properties that hold for any data, scikit-learn as oracle; slices by hand."""
+"""Bootstrap: properties that hold for any data, scikit-learn as oracle."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from evaluation_log import make_log, random_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from hpgr.data.log import TEST
-from hpgr.evaluation import compare, protocols
+from hpgr.evaluation import compare
 
 
 def draw(samples=500, seed=0):
@@ -96,31 +94,3 @@ def test_auc_replicates_without_both_classes_are_left_out_of_the_interval():
 def test_p_is_small_for_a_clear_difference_and_never_zero():
     found = compare.estimate(1.0, np.linspace(0.5, 1.5, 999))
     assert found.p == pytest.approx(2 / 1000)
-
-
-def test_popularity_classes_split_the_training_events_in_thirds():
-    # Six training events: item 2 three times, 3 twice, 4 once; 5 is hidden only, 6 never seen.
-    log = make_log(
-        [[(2, 1, 1), (2, 2, 1), (2, 3, 1)], [(3, 1, 1), (3, 2, 1), (4, 3, 1), (5, 4, 1)]],
-        held_out=[[0, 0, 0], [0, 0, 0, 2]],
-        num_items=7,
-    )
-    assert compare.popularity_classes(log)[2:].tolist() == [0, 1, 2, 3, 3]
-
-
-def test_place_in_session_by_hand():
-    log = make_log([[(2, 0, 1), (3, 1, 1), (4, 9000, 1)], [(2, 0, 1), (3, 1, 1), (4, 2, 1)]])
-    queries = protocols.next_item(log, TEST)
-    masks = compare.slices(log, queries.user, queries.row)
-    assert masks["place: first of its session"].tolist() == [True, False]
-    assert masks["place: later in the session"].tolist() == [False, True]
-
-
-@pytest.mark.parametrize("split", ["leave-one-out", "global-time"])
-def test_every_query_is_in_one_slice_of_each_family(split):
-    log = random_log(1, split=split)
-    queries = protocols.next_item(log, TEST)
-    masks = compare.slices(log, queries.user, queries.row)
-    for family in ("user", "item", "place"):
-        members = sum(m.astype(int) for name, m in masks.items() if name.startswith(family))
-        assert (members == 1).all(), family

@@ -148,7 +148,7 @@ def test_best_is_the_lowest_where_lower_is_better(tmp_path):
     rng = np.random.default_rng(0)
     good = np.where(asked.label == 1, 0.8, 0.2)
     table = tables.ranking_tables(
-        "K1", asked, {"hpgr": good, "item_mean": rng.random(len(good))}, SETTINGS, main="hpgr"
+        "K1", log, asked, {"hpgr": good, "item_mean": rng.random(len(good))}, SETTINGS, main="hpgr"
     )
     report.write(
         tmp_path,

@@ -28,6 +28,10 @@ class Asking:
     def __len__(self) -> int:
         return len(self.user)
 
+    def visible(self, log: EventLog) -> np.ndarray:
+        """Number of events that each query may see, int64 [Q]."""
+        return self.end - log.user_offsets[self.user]
+
     def histories(self, log: EventLog, max_history: int) -> Histories:
         """The newest `max_history` events that each query may see."""
         return histories(log, self.user, self.end, self.request_time, max_history)

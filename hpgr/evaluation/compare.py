@@ -1,4 +1,4 @@
-"""Certainty and origin of a difference: bootstrap over users, slices of queries.
+"""Certainty of a difference: bootstrap over users.
 
 Users are resampled, not queries, because the queries of one user resemble each other. All models
 are judged on the same resamples, so differences are paired. Reads and writes nothing.
@@ -13,8 +13,6 @@ import numpy as np
 from scipy import sparse
 
 from hpgr.config import Evaluate
-from hpgr.data.log import TRAIN, EventLog, opening
-from hpgr.evaluation.baselines import train_counts
 from hpgr.metrics import auc_of_counts
 
 CELLS = 1 << 23  # user counts held at a time, 64 MiB
@@ -122,55 +120,3 @@ def estimate(value: float, replicates: np.ndarray) -> Estimate:
     side = min((replicates <= 0).sum(), (replicates >= 0).sum())
     p = min(1.0, 2.0 * (side + 1) / (len(replicates) + 1))
     return Estimate(float(value), float(low), float(high), float(p))
-
-
-def popularity_classes(log: EventLog) -> np.ndarray:
-    """Class of every item, int8 [num_items]: 0 head, 1 mid, 2 tail, 3 cold (no training event).
-
-    Head are the most popular items that together hold a third of the training events, mid those
-    that hold the next third.
-    """
-    count = train_counts(log)
-    order = np.argsort(-count, kind="stable")
-    before = np.cumsum(count[order]) - count[order]
-    classes = np.empty(len(count), dtype=np.int8)
-    classes[order] = np.minimum(2, before * 3 // max(1, count.sum()))
-    classes[count == 0] = 3
-    return classes
-
-
-def slices(log: EventLog, user: np.ndarray, row: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks [Q] over queries, by name; a query is in one slice of every family.
-
-    Families: those of `activity`, popularity of the hidden item, and its place in the session.
-
-    Args:
-        log: the sessionized log.
-        user: user of every query, [Q].
-        row: log row of the hidden event, [Q].
-    """
-    classes = popularity_classes(log)[log.item[row]]
-    opens = opening(log.user_of_event(), log.session)[0][row]
-    return {
-        **activity(log, user),
-        "item: head": classes == 0,
-        "item: mid": classes == 1,
-        "item: tail": classes == 2,
-        "item: cold (never in training)": classes == 3,
-        "place: first of its session": opens,
-        "place: later in the session": ~opens,
-    }
-
-
-def activity(log: EventLog, user: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks [Q] over queries of `user` [Q], by terciles of training events among these users."""
-    train = np.concatenate([[0], np.cumsum(log.split == TRAIN)])
-    events = (train[log.user_offsets[1:]] - train[log.user_offsets[:-1]])[user]
-    asked = np.unique(user)
-    per_user = train[log.user_offsets[asked + 1]] - train[log.user_offsets[asked]]
-    low, high = np.quantile(per_user, [1 / 3, 2 / 3]).astype(np.int64)
-    return {
-        f"user: up to {low} training events": events <= low,
-        f"user: {low + 1} to {high}": (events > low) & (events <= high),
-        f"user: more than {high}": events > high,
-    }

@@ -27,6 +27,7 @@ from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.like_weight import served_ranks
 from hpgr.evaluation.model_protocols import Ranker
 from hpgr.evaluation.next_basket import answers
+from hpgr.evaluation.slices import activity, gate_slices
 from hpgr.metrics import BASKET
 
 SERVED = "served."  # before the name of a metric of retrieval: of the order that is served
@@ -125,7 +126,7 @@ def contest(
         }
         for name, outcome in outcomes.items()
     }
-    masks = compare.slices(log, queries.user, queries.row)
+    masks = gate_slices(log, queries.user, queries.row)
     found = _means(queries.user, per_query, settings)
     sliced = _sliced(queries.user, per_query, masks, settings, deciding)
     k = settings.cutoffs[0]
@@ -201,7 +202,7 @@ def _ranking(
     found = {"auc": areas(np.ones(len(label), bool)), **_means(user, losses, settings)}
     slices: dict[str, Change] = {}
     if deciding == "auc":
-        for name, mask in compare.slices(log, user, candidates.row).items():
+        for name, mask in gate_slices(log, user, candidates.row).items():
             if 0 < label[mask].sum() < mask.sum():
                 slices[name] = areas(mask)
     return found, slices
@@ -226,7 +227,7 @@ def _baskets(
             title=f"{name}, B1",
         )
         per_query[name] = {f"{BASKET}{n}": value for n, value in found.every[name].items()}
-    masks = compare.activity(log, queries.user)
+    masks = activity(log, queries.user)
     sliced = _sliced(queries.user, per_query, masks, settings, deciding)
     return _means(queries.user, per_query, settings), sliced
 

@@ -101,7 +101,7 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
         else:
             probabilities = score_candidates(cfg, log, candidates, judged, simple)
             tables.append(
-                ranking_tables("K1", candidates, probabilities, cfg.evaluate, main=judged.name)
+                ranking_tables("K1", log, candidates, probabilities, cfg.evaluate, main=judged.name)
             )
     baskets = judge_baskets(log, {**models, **for_baskets}, cfg.evaluate, main=judged.name, **reach)
     shown = read_impressions(workspace.sessions)

@@ -227,7 +227,7 @@ def interventions(
                 )
     tables = [retrieval_tables("retrieval", log, queries, outcomes, settings, main="chosen")]
     if candidates is not None:
-        tables.append(ranking_tables("ranking", candidates, scores, settings, main="chosen"))
+        tables.append(ranking_tables("ranking", log, candidates, scores, settings, main="chosen"))
     return tables
 
 

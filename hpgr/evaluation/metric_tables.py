@@ -19,6 +19,7 @@ from hpgr.evaluation.list_metrics import list_metrics
 from hpgr.evaluation.protocols import CandidateQueries, LabelledQueries, Queries
 from hpgr.evaluation.ranking import ranking_metrics
 from hpgr.evaluation.retrieval import Retrieved
+from hpgr.evaluation.slices import Slices, popularity_classes, reported_slices
 
 CLASSES = ("head", "mid", "tail", "cold")
 CURVE_POINTS = 40
@@ -63,7 +64,7 @@ def retrieval_tables(
     }
     values = {n: {m: float(v.mean()) for m, v in q.items()} for n, q in per_query.items()}
     replicates = compare.bootstrap_metrics(queries.user, per_query, settings)
-    classes = compare.popularity_classes(log)
+    classes = popularity_classes(log)
     for model, outcome in outcomes.items():
         values[model][f"coverage@{k}"] = metrics.coverage(outcome.top, log.meta.num_items)
         values[model][f"head_share@{k}"] = metrics.head_share(outcome.top, classes == 0)
@@ -81,7 +82,7 @@ def retrieval_tables(
         plots={
             "intervals": _intervals(values, replicates),
             "differences": _differences(main, values, replicates),
-            "slices": _slices(compare.slices(log, queries.user, queries.row), per_query, k),
+            "slices": query_slices(log, queries, per_query, k),
             "hr_at_k": _curves(outcomes, max(settings.cutoffs)),
             "popularity": _popularity(outcomes, classes, queries.target),
         },
@@ -96,19 +97,23 @@ def basket_tables(
     settings: Evaluate,
     *,
     main: str,
+    slices: Slices,
 ) -> Tables:
     """The results of B1, for the report, from every model's metrics of each query [Q]."""
+    k = settings.basket_cutoffs[0]
     values = {n: {m: float(v.mean()) for m, v in row.items()} for n, row in per_query.items()}
     replicates = compare.bootstrap_metrics(user, per_query, settings)
     plots = {
         "intervals": _intervals(values, replicates),
         "differences": _differences(main, values, replicates),
+        "slices": slice_table(slices, per_query, [f"recall@{k}", f"ndcg@{k}"]),
     }
     return Tables(protocol, main, values, counts, plots)
 
 
 def ranking_tables(
     protocol: str,
+    log: EventLog,
     candidates: LabelledQueries,
     probabilities: Mapping[str, np.ndarray],
     settings: Evaluate,
@@ -143,6 +148,7 @@ def ranking_tables(
         plots={
             "intervals": _intervals(values, replicates),
             "differences": _differences(main, values, replicates),
+            "slices": candidate_slices(log, candidates, probabilities),
             "calibration": _calibration(label, probabilities, settings.calibration_bins),
         },
     )
@@ -157,6 +163,7 @@ def impression_tables(
     main: str,
     counts: Mapping[str, int],
     remark: str | None,
+    slices: Slices,
 ) -> Tables:
     """The results of I1, for the report; every list has both labels. `counts` are further ones.
 
@@ -199,6 +206,12 @@ def impression_tables(
         plots={
             "intervals": _intervals(values, replicates),
             "differences": _differences(main, values, replicates),
+            "slices": slice_table(
+                slices,
+                {n: {"gauc": inside[n], **row} for n, row in found.items()},
+                ["gauc", f"ndcg@{settings.list_cutoffs[0]}"],
+                {"gauc": size},
+            ),
         },
         remark=remark,
     )
@@ -235,14 +248,52 @@ def _differences(main: str, values: Values, replicates: Replicates) -> pd.DataFr
     return pd.DataFrame(rows, columns=columns)
 
 
-def _slices(masks: Mapping[str, np.ndarray], per_query: Replicates, k: int) -> pd.DataFrame:
-    names = [f"hr@{k}", f"ndcg@{k}"]
+def query_slices(log: EventLog, queries: Queries, per_query: Replicates, k: int) -> pd.DataFrame:
+    """HR and NDCG at `k` of R1 or R2 by slice, from every model's metrics of each query [Q]."""
+    slices = reported_slices(log, queries.user, queries.visible(log), queries.row)
+    return slice_table(slices, per_query, [f"hr@{k}", f"ndcg@{k}"])
+
+
+def candidate_slices(
+    log: EventLog, candidates: LabelledQueries, probabilities: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """AUC and GAUC of K1 by slice, whose `queries` are candidates; NaN where not defined."""
+    user, label = candidates.candidate_user(), candidates.label
+    visible = np.repeat(candidates.visible(log), np.diff(candidates.offsets))
     rows = [
-        (name, int(mask.sum()), model, *(float(by_metric[m][mask].mean()) for m in names))
-        for name, mask in masks.items()
+        (
+            name, int(mask.sum()), model,
+            metrics.auc(label[mask], score[mask]),
+            metrics.gauc(user[mask], label[mask], score[mask]),
+        )
+        for name, mask in reported_slices(log, user, visible, candidates.row).items()
+        if mask.any()
+        for model, score in probabilities.items()
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["slice", "queries", "model", "auc", "gauc"])
+    return table.astype({"auc": float, "gauc": float})
+
+
+def slice_table(
+    slices: Slices,
+    per_query: Replicates,
+    names: Sequence[str],
+    weights: Mapping[str, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Means of the metrics `names` by slice and model; a slice without a query is left out.
+
+    `weights` holds those of the queries [Q], by metric, where they do not all count the same.
+    """
+    of = {m: np.ones(len(next(iter(slices.values())))) for m in names} | dict(weights or {})
+    rows = [
+        (
+            name, int(mask.sum()), model,
+            *(float(np.average(by_metric[m][mask], weights=of[m][mask])) for m in names),
+        )
+        for name, mask in slices.items()
         if mask.any()
         for model, by_metric in per_query.items()
-    ]
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=["slice", "queries", "model", *names])
 
 

@@ -28,6 +28,7 @@ from hpgr.evaluation.metric_tables import Replicates, Tables, basket_tables
 from hpgr.evaluation.model_protocols import Retriever, WindowReader
 from hpgr.evaluation.protocols import sampled
 from hpgr.evaluation.retrieval import blocks, shared_scores
+from hpgr.evaluation.slices import reported_slices
 from hpgr.metrics import metric_label, removed_pairs
 
 PROTOCOL = "B1"
@@ -101,7 +102,12 @@ def judge_baskets(
         "new_targets": new_targets,
         "queries_without_new": without_new,
     }
-    tables = [basket_tables(PROTOCOL, queries.user, found.every, counts, settings, main=main)]
+    slices = reported_slices(log, queries.user, queries.visible(log))
+    tables = [
+        basket_tables(
+            PROTOCOL, queries.user, found.every, counts, settings, main=main, slices=slices
+        )
+    ]
     if holds_new.any():
         user = queries.user[holds_new]
         counts = {
@@ -111,7 +117,11 @@ def judge_baskets(
             "queries_left_out": without_new,
         }
         new = {n: {m: v[holds_new] for m, v in row.items()} for n, row in found.new.items()}
-        tables.append(basket_tables(f"{PROTOCOL}_{NEW}", user, new, counts, settings, main=main))
+        slices = {name: mask[holds_new] for name, mask in slices.items()}
+        protocol = f"{PROTOCOL}_{NEW}"
+        tables.append(
+            basket_tables(protocol, user, new, counts, settings, main=main, slices=slices)
+        )
     note = (
         f"{protocol_label(PROTOCOL)}: what a user had before competes; ties count by expectation. "
         f"Baselines read all earlier events, a network the newest {max_history:,}. New items "

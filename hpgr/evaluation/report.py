@@ -197,7 +197,8 @@ def _section(folder: Path, table: Tables) -> dict[str, Any]:
         "headline": headline,
         "verdict": verdict(table, headline[0]),
         "differences": _difference_rows(differences, headline),
-        "slices": _slice_rows(table),
+        "slices": _slice_rows(table, headline[0]),
+        "sliced": "candidates" if table.protocol == "K1" else "queries",
         "images": images,
     }
 
@@ -305,23 +306,23 @@ def _anchors(found: Mechanism) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _slice_rows(table: Tables) -> list[dict[str, Any]]:
-    """Rows of the slice table: name, queries, and per model its hit rate with a shade 0..1."""
-    if "slices" not in table.plots:
-        return []
-    frame = table.plots["slices"]
-    metric = next(c for c in frame.columns if c.startswith("hr@"))
+def _slice_rows(table: Tables, metric: str) -> list[dict[str, Any]]:
+    """Rows of the slice table: name, queries, and per model its value with a shade 0..1.
+
+    A value that is not defined, as AUC of one label, is None.
+    """
     rows = []
-    for name, part in frame.groupby("slice", sort=False):
-        values = dict(zip(part["model"], part[metric], strict=True))
-        top = max(values.values()) or 1.0
+    for name, part in table.plots["slices"].groupby("slice", sort=False):
+        found = part[metric].astype(object).where(part[metric].notna(), None)
+        values = dict(zip(part["model"], found, strict=True))
+        top = max((v for v in values.values() if v is not None), default=0.0)
         rows.append(
             {
                 "slice": name,
                 "queries": int(part["queries"].iloc[0]),
                 "values": values,
-                "shade": {m: v / top for m, v in values.items()},
-                "best": max(values.values()),
+                "shade": {m: (v or 0.0) / (top or 1.0) for m, v in values.items()},
+                "best": top,
             }
         )
     return rows

@@ -29,6 +29,7 @@ from hpgr.evaluation.metric_tables import Tables, impression_tables
 from hpgr.evaluation.model_protocols import Ranker, Retriever
 from hpgr.evaluation.protocols import CandidateQueries
 from hpgr.evaluation.retrieval import blocks
+from hpgr.evaluation.slices import reported_slices
 
 PROTOCOL = "I1"
 
@@ -145,7 +146,14 @@ def judge_lists(
         "unknown_positives": int(lists.label[lists.item < FIRST_ITEM].sum()),
     }
     tables = impression_tables(
-        PROTOCOL, lists, scores, settings, main=main, counts=counts, remark=remark
+        PROTOCOL,
+        lists,
+        scores,
+        settings,
+        main=main,
+        counts=counts,
+        remark=remark,
+        slices=reported_slices(log, lists.user, lists.visible(log)),
     )
     return JudgedLists(lists, scores, [tables])
 
