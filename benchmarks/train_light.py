@@ -2,8 +2,9 @@
 
     python benchmarks/train_light.py FOLDER ...
 
-Needs torch, numpy, safetensors, tqdm and PyYAML. Each FOLDER has params.yaml and
-artifacts/sessions/arrays; all of them train at once, each in a process of its own. Writes
+Needs torch, numpy, safetensors, tqdm and PyYAML. Each FOLDER has params.yaml,
+artifacts/sessions/arrays and, to train on impressions, lists beside them; all of them train at
+once, each in a process of its own. Writes
 artifacts/pretrain, artifacts/finetune and trained_on.txt there.
 """
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from rich.console import Console
 
 from hpgr.config import Config
@@ -34,7 +35,7 @@ from hpgr.evaluation.headline import protocol_label, terminal_table
 from hpgr.evaluation.metric_tables import WAYS, Tables, merged, ranking_tables, retrieval_tables
 from hpgr.evaluation.model_protocols import RankingModel, Retriever
 from hpgr.evaluation.next_basket import judge_baskets
-from hpgr.evaluation.shown_lists import judge_lists
+from hpgr.evaluation.shown_lists import judge_lists, list_standing
 from hpgr.evaluation.simple_rankers import SimpleRankers
 from hpgr.metrics import RANKING_MONITORS
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
@@ -53,15 +54,22 @@ NO_LABELS = (
 class Judged:
     """The trained network: its name, whether its ranking head was trained, what chose its weights.
 
-    `monitor` is the score on validation that early stopping watched; `temperature` that of the
-    softmax in its loss, None where it does not rank.
+    `candidates` says what pCTR was trained on (`finetune.candidates`, never auto); `monitor` is the
+    score on validation that early stopping watched; `temperature` that of the softmax in its loss,
+    None where it does not rank.
     """
 
     name: str
     network: RankingModel
     ranks: bool
+    candidates: str
     monitor: str
     temperature: float | None
+
+    @property
+    def ranks_events(self) -> bool:
+        """PCTR answers for the log's own labels."""
+        return self.ranks and self.candidates == "events"
 
 
 def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
@@ -88,7 +96,8 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     baselines, notes = retrieval.tuned_baselines(log, cfg.evaluate, **reach)
     models: dict[str, Retriever] = {judged.name: judged.network, **baselines}
     simple = SimpleRankers(log, cfg.evaluate)
-    standing = stand(cfg, log, judged, models, simple)
+    shown = read_impressions(workspace.sessions)
+    standing = stand(cfg, log, shown, judged, models, simple)
     choices = choose_like_weight(cfg, log, judged)
     choice = choices[log.meta.remove_history]
     tables, outcomes = judge_retrieval(cfg, log, queries, judged, models, choices, notes)
@@ -98,18 +107,31 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
         if why := no_ranking(log, candidates, judged):
             notes.append(f"{protocol_label('K1')} is left out: {why}.")
         else:
-            probabilities = score_candidates(cfg, log, candidates, judged, simple)
+            title = f"candidates, {judged.name}"
+            own = ranking.score(judged.network, log, candidates, title=title, **reach)
+            probabilities = {judged.name: own, **simple.probabilities(candidates)}
             tables.append(
                 ranking_tables("K1", candidates, probabilities, cfg.evaluate, main=judged.name)
             )
     baskets = judge_baskets(log, models, cfg.evaluate, main=judged.name, **reach)
-    shown = read_impressions(workspace.sessions)
     lists = judge_lists(
-        log, shown, models, judged.network, cfg.evaluate, ranks=judged.ranks, **reach
+        log,
+        shown,
+        models,
+        judged.network,
+        cfg.evaluate,
+        candidates=judged.candidates if judged.ranks else None,
+        **reach,
     )
     tables += baskets.tables + lists.tables
     anchors = mechanism.measure(
-        log, judged.network, cfg.evaluate, split=TEST, ranks=judged.ranks, **reach
+        log,
+        judged.network,
+        cfg.evaluate,
+        split=TEST,
+        ranks=judged.ranks,
+        labels=judged.ranks_events,
+        **reach,
     )
     notes += baskets.notes + lists.notes + simple.notes
     cards = examples(
@@ -196,6 +218,7 @@ def load_judged(cfg: Config, workspace: Workspace) -> Judged:
         name=config["model"]["name"],
         network=load_network(workspace.finetuned, cfg.finetune.device),
         ranks=config["ranking"],
+        candidates=config.get("candidates", "events"),
         monitor=config.get("training", {}).get("monitor", "validation_ndcg@10"),
         temperature=config["finetune"]["temperature"] if config["ranking"] else None,
     )
@@ -271,6 +294,7 @@ def judge_retrieval(
 def stand(
     cfg: Config,
     log: EventLog,
+    shown: pa.Table,
     judged: Judged,
     models: Mapping[str, Retriever],
     simple: SimpleRankers,
@@ -278,9 +302,12 @@ def stand(
     """The network among its rivals on validation, by the metric that chose its weights."""
     reach = {"max_history": cfg.model.max_history}
     if judged.monitor in RANKING_MONITORS and judged.ranks:
-        found = rivals.ranking_standing(
-            log, judged.name, judged.network, simple, cfg.evaluate, **reach
-        )
+        if judged.ranks_events:
+            found = rivals.ranking_standing(
+                log, judged.name, judged.network, simple, cfg.evaluate, **reach
+            )
+        else:
+            found = list_standing(log, shown, models, judged.network, cfg.evaluate, **reach)
         if found is not None:
             return found
     metric = "hr" if judged.monitor.startswith("validation_hr") else "ndcg"
@@ -319,27 +346,17 @@ def no_ranking(log: EventLog, candidates: protocols.LabelledQueries, judged: Jud
         return NO_LABELS
     if not judged.ranks:
         return f"{judged.name} was trained without a ranking loss (finetune.ranking_weight)"
+    if not judged.ranks_events:
+        return (
+            f"pCTR of {judged.name} was trained on shown lists (finetune.candidates), and the "
+            "log's own labels are another question"
+        )
     if len(np.unique(candidates.label)) < 2:
         return (
             "all test events carry the same label (sessionize.positive_from, "
             "sessionize.positive_actions)"
         )
     return None
-
-
-def score_candidates(
-    cfg: Config,
-    log: EventLog,
-    candidates: protocols.LabelledQueries,
-    judged: Judged,
-    simple: SimpleRankers,
-) -> dict[str, np.ndarray]:
-    """K1: probability of every candidate, by model, the network first."""
-    title = f"candidates, {judged.name}"
-    own = ranking.score(
-        judged.network, log, candidates, max_history=cfg.model.max_history, title=title
-    )
-    return {judged.name: own, **simple.probabilities(candidates)}
 
 
 def training_endings(workspace: Workspace) -> dict[str, list[str]]:

@@ -33,6 +33,10 @@ class Asking:
     def __len__(self) -> int:
         return len(self.user)
 
+    def take(self, index: np.ndarray | slice) -> Self:
+        """The queries at `index`."""
+        raise NotImplementedError
+
     def histories(self, log: EventLog, max_history: int) -> Histories:
         """The newest `max_history` events that each query may see."""
         return histories(log, self.user, self.end, self.request_time, max_history)
@@ -51,9 +55,9 @@ class Queries(Asking):
     row: np.ndarray
     target: np.ndarray
 
-    def take(self, index: np.ndarray | slice) -> Queries:
+    def take(self, index: np.ndarray | slice) -> Self:
         """The queries at `index`."""
-        return Queries(*(column[index] for column in vars(self).values()))
+        return type(self)(*(column[index] for column in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -109,11 +113,11 @@ class Baskets(Asking):
         """Query of every hidden item, int64 [T]."""
         return np.repeat(np.arange(len(self)), self.size)
 
-    def take(self, index: np.ndarray | slice) -> Baskets:
+    def take(self, index: np.ndarray | slice) -> Self:
         """The queries at `index` with their items."""
         offsets, rows = runs(self.offsets[:-1][index], self.size[index])
         user, end, time = self.user[index], self.end[index], self.request_time[index]
-        return Baskets(user, end, time, offsets, self.item[rows])
+        return type(self)(user, end, time, offsets, self.item[rows])
 
     def only(self, chosen: np.ndarray) -> Baskets:
         """The same queries with the items that the mask `chosen` [T] names; some may have none."""
@@ -121,7 +125,7 @@ class Baskets(Asking):
         return replace(self, offsets=offsets_of(size), item=self.item[chosen])
 
 
-Asked = TypeVar("Asked", Queries, LabelledQueries, Baskets)
+Asked = TypeVar("Asked", bound=Asking)
 
 
 def sampled(queries: Asked, settings: Evaluate) -> Asked:
