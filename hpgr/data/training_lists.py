@@ -42,7 +42,8 @@ class TrainingLists:
         log, lists = self.log, self.lists
         drawn = self.numbers[random.integers(0, len(self.numbers), self.num_drawn)]
         before = lists.end[drawn] - log.user_offsets[lists.user[drawn]]
-        cost = np.minimum(before, self.max_history) + lists.size[drawn]
+        size = lists.offsets[drawn + 1] - lists.offsets[drawn]
+        cost = np.minimum(before, self.max_history) + size
         fits = np.cumsum(cost) <= self.batch_tokens
         fits[0] = True
         drawn = drawn[fits]
