@@ -1,5 +1,6 @@
 """Shown lists as training candidates: what they see, what they may not, and what they teach."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -160,8 +161,11 @@ def test_lists_teach_what_events_cannot(tmp_path, monkeypatch):
             finetune__validate_steps=STEPS, finetune__batch_tokens=128,
             finetune__max_minutes=None, finetune__ranking_weight=3.0,
             finetune__learning_rate=0.02, finetune__warmup_steps=1, model__dim=8,
+            finetune__monitor="validation_ranking",
         )  # fmt: skip
         finetune(cfg, space)
+        config = json.loads((space.finetuned / "config.json").read_text())
+        assert config["candidates"] == candidates and config["ranking"]
         judge = ListValidation(log, lists, max_history=20, num_items=10**6, seed=0)
         found[candidates] = judge(Scorer.load(space.finetuned))["validation_gauc"]
     assert found["impressions"] > 0.95 and found["events"] < 0.65
