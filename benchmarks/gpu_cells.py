@@ -113,7 +113,9 @@ def prepare(target: Path, cells: list[Cell]) -> None:
 def pack_cell(cell: Cell, made_pretrain: str, there: Workspace) -> None:
     """Copy what training reads: parameters, arrays, and what is trained so far."""
     here = cell.workspace
-    shutil.copytree(here.arrays, there.arrays)
+    for folder, copy in ((here.arrays, there.arrays), (here.lists, there.lists)):
+        if folder.is_dir():
+            shutil.copytree(folder, copy)
     shutil.copyfile(here.params, there.params)
     if is_current(cell, "pretrain", made_pretrain):
         shutil.copytree(here.pretrained, there.pretrained)

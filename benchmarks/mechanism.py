@@ -49,6 +49,7 @@ def measure(workspace: Workspace, *, quick: bool) -> dict[str, float]:
         split=VALIDATION,
         max_history=scorer.max_history,
         ranks=trained["ranking"],
+        labels=trained.get("candidates", "events") == "events",
     )
     if found is None:
         raise SystemExit(f"{workspace.finetuned}: expected a network with model.preference: true")

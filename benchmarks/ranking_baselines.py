@@ -19,8 +19,8 @@ from benchmarks.results_file import write_measured
 from hpgr.config import load_config
 from hpgr.data.log import VALIDATION
 from hpgr.evaluation import protocols
-from hpgr.evaluation.evaluate import open_log
 from hpgr.evaluation.headline import markdown_table
+from hpgr.evaluation.judged import open_log
 from hpgr.evaluation.ranking import ranking_metrics
 from hpgr.evaluation.simple_rankers import SimpleRankers
 from hpgr.workspace import Workspace

@@ -73,6 +73,7 @@ STAGES = {
         inputs=(
             "base",
             "artifacts/sessions/arrays",
+            "artifacts/sessions/lists",
             "artifacts/pretrain/config.json",
             "artifacts/pretrain/model.safetensors",
         ),
@@ -154,6 +155,11 @@ class Workspace:
     def arrays(self) -> Path:
         """Flat arrays that training reads; see `hpgr.data.log`."""
         return self.sessions / "arrays"
+
+    @property
+    def lists(self) -> Path:
+        """Flat arrays of the shown lists that training reads; see `hpgr.data.list_log`."""
+        return self.sessions / "lists"
 
     @property
     def pretrained(self) -> Path:

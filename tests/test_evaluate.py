@@ -80,7 +80,7 @@ def prepare(log, monkeypatch, tmp_path, *, ranking_head=True):
     pd.DataFrame({"step": [1, 2], "epoch": [0, 1], "loss": [2.0, 1.0]}).to_csv(
         HERE.finetuned / "curves.csv", index=False
     )
-    monkeypatch.setattr(evaluate, "load_network", lambda folder, device: Knowing(log))
+    monkeypatch.setattr("hpgr.evaluation.judged.load_network", lambda folder, device: Knowing(log))
 
 
 def metrics():

@@ -12,6 +12,7 @@ import pytest
 from sample_log import config, contents, table_of_events, write_validated
 
 from hpgr.data.impressions import TABLE, split_of
+from hpgr.data.list_log import ListLog
 from hpgr.data.log import EventLog
 from hpgr.data.sessionize import sessionize
 from hpgr.data.sessions import TimeCuts
@@ -156,6 +157,51 @@ def _history(log, row):
     return list(zip(log.item[rows].tolist(), log.timestamp[rows].tolist(), strict=True))
 
 
+def test_training_reads_the_training_and_validation_lists_of_the_table(events):
+    """And no test list, no list of an unknown user."""
+    sessionize(config(**TEMPORAL))
+    lists, rows = ListLog.open(HERE.lists), found()
+    rows = rows[(rows["user"] >= 0) & rows["split"].isin([0, 1])]
+    by_list = rows.groupby("impression", sort=True)
+    assert len(lists) == len(by_list) > 20
+    for n, (_, own) in enumerate(by_list):
+        shown = slice(*lists.offsets[n : n + 2])
+        assert lists.item[shown].tolist() == own["item"].tolist()
+        assert lists.label[shown].tolist() == own["label"].tolist()
+        for name in ("user", "end", "timestamp", "split"):
+            assert set(own[name]) == {getattr(lists, name)[n]}, name
+
+
+def test_lists_that_cross_record_batches_stay_whole(events, monkeypatch):
+    sessionize(config(**TEMPORAL))
+    whole = contents(HERE.lists)
+    monkeypatch.setattr("hpgr.data.impressions.BATCH_ROWS", 7)
+    sessionize(config(**TEMPORAL))
+    assert contents(HERE.lists) == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (TEMPORAL, True),
+        ({**TEMPORAL, "min_label_events": 10**6}, False),
+        ({}, False),  # leave-one-out: no list has a part
+    ],
+)
+def test_a_ranking_needs_enough_of_both_labels_in_the_lists(events, changes, expected):
+    sessionize(config(**changes))
+    assert ListLog.open(HERE.lists).can_rank == expected
+
+
+def test_lists_can_rank_where_all_events_are_positive(events, capsys):
+    sessionize(config(**TEMPORAL, positive_from=None))
+    assert not EventLog.open(HERE.arrays).meta.can_rank
+    assert "learns no ranking" not in capsys.readouterr().out
+    write_shown(shown_rows(events).iloc[:0])
+    sessionize(config(**TEMPORAL, positive_from=None))
+    assert "learns no ranking" in capsys.readouterr().out
+
+
 def test_the_split_of_a_time_is_that_of_an_event_of_the_same_second():
     cuts = TimeCuts(train_until=10, validation_until=20)
     times = np.array([9, 10, 11, 20, 21])
@@ -195,7 +241,9 @@ def test_without_impressions_the_table_is_empty_and_nothing_else_differs(events)
     without = contents(HERE.sessions)
     assert found().empty
     changed = {name for name in with_lists if with_lists[name] != without[name]}
-    assert with_lists.keys() == without.keys() and changed == {TABLE, "stats.json"}
+    assert with_lists.keys() == without.keys()
+    assert changed == {TABLE, "stats.json", *(n for n in without if n.startswith("lists/"))}
+    assert len(ListLog.open(HERE.lists)) == 0
     (HERE.validated / TABLE).unlink()  # a log that was validated before there were impressions
     sessionize(config(**TEMPORAL))
     assert contents(HERE.sessions) == without

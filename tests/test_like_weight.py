@@ -130,7 +130,7 @@ def judged(log, monkeypatch, folder, **gate):
     folder.mkdir()
     prepare(log, monkeypatch, folder)
     network = Liked(log.meta.num_items)
-    monkeypatch.setattr(evaluate, "load_network", lambda *_: network)
+    monkeypatch.setattr("hpgr.evaluation.judged.load_network", lambda *_: network)
     settings = CONFIG.evaluate.model_copy(update={"like_weights": GRID, "retrieve": 8})
     cfg = CONFIG.model_copy(
         update={"evaluate": settings, "gate": CONFIG.gate.model_copy(update=gate)}

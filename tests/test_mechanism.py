@@ -222,7 +222,7 @@ def test_evaluate_records_and_reports_what_the_anchors_do(monkeypatch, tmp_path,
     monkeypatch.setattr(mechanism, "LEAST_EVENTS", 5)
     monkeypatch.setattr(mechanism, "CANDIDATES", 4)
     network = Counting(log, cares=True)
-    monkeypatch.setattr(evaluate, "load_network", lambda folder, device: network)
+    monkeypatch.setattr("hpgr.evaluation.judged.load_network", lambda folder, device: network)
     evaluate.evaluate(CONFIG)
     record = json.loads((HERE.evaluation / "mechanism.json").read_text())
     page = html.unescape((HERE.evaluation / "report.html").read_text())

@@ -14,7 +14,7 @@ from test_evaluate import CONFIG, prepare
 from test_leaks import catalogue, settings, trained_looking
 
 from hpgr.data.impressions import SCHEMA, TABLE
-from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, UNKNOWN
+from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, UNKNOWN, VALIDATION
 from hpgr.evaluation import evaluate, shown_lists
 from hpgr.model.interface import build
 from hpgr.model.scoring import Scorer
@@ -77,9 +77,9 @@ class Follower(OneByOne):
         return scores
 
 
-def judged(log, table, network, *, ranks=True):
+def judged(log, table, network, *, candidates="impressions"):
     return shown_lists.judge_lists(
-        log, table, {"hpgr": network}, network, SETTINGS, ranks=ranks, max_history=50
+        log, table, {"hpgr": network}, network, SETTINGS, candidates=candidates, max_history=50
     )
 
 
@@ -194,6 +194,18 @@ def test_simple_scores_are_the_smoothed_shares_of_training_lists():
     assert found["item_plus_position"] == pytest.approx(odds)
 
 
+def test_the_row_with_position_adds_the_odds_of_the_place_to_those_of_the_network():
+    log, table = planted(num_users=3)
+    train = [(0, t, 0, TRAIN, [(2, int(t < 3)), (3, int(t == 3)), (4, 0)]) for t in range(4)]
+    table = table_of([*train, (2, 1020, 10, TEST, [(4, 0), (2, 1), (9, 0)])])
+    found = judged(log, table, Follower()).scores
+    prior, common = SETTINGS.prior_events, 4 / 12
+    place = (np.array([3, 1, 0]) + prior * common) / (4 + prior)
+    chance = found["hpgr"].astype(float)
+    expected = np.log(chance / (1 - chance)) + np.log(place / (1 - place))
+    assert found["hpgr_with_position"] == pytest.approx(expected)
+
+
 def test_the_stage_writes_the_protocol_everywhere(monkeypatch, tmp_path, capsys):
     log = random_log(2, split="global-time")
     rng = np.random.default_rng(0)
@@ -224,6 +236,61 @@ def test_the_stage_writes_the_protocol_everywhere(monkeypatch, tmp_path, capsys)
     page = (HERE.evaluation / "report.html").read_text()
     assert "Ranking inside an impression (I1)" in page and "position as shown" in page
     assert "Ranking inside an impression (I1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("candidates", ["events", "impressions", None])
+def test_the_table_says_where_its_labels_were_not_trained_on(candidates):
+    table = judged(*planted(), Follower(), candidates=candidates).tables[0]
+    assert ("hpgr_next_item" in table.metrics) == (candidates is not None)
+    remark = table.remark or ""
+    assert ("log's own labels" in remark) == (candidates == "events")
+    assert ("no ranking head" in remark) == (candidates is None)
+
+
+def test_validation_names_a_model_that_orders_lists_better():
+    """By GAUC; what was shown on top is no rival, as it says nothing of what to show."""
+    log, table = planted()
+    table = table.set_column(
+        table.column_names.index("split"), "split", pa.array(np.arange(len(table)) // 6 % 2, "i1")
+    )
+
+    class Tables(Follower):
+        def retrieve(self, histories):
+            newest = histories.item[histories.offsets[1:] - 1] - FIRST_ITEM
+            scores = np.zeros((len(histories), NUM_ITEMS + FIRST_ITEM), dtype=np.float32)
+            scores[np.arange(len(scores)), (newest + 1) % NUM_ITEMS + FIRST_ITEM] = 1.0
+            return scores
+
+    class Constant(Follower):
+        def rank(self, histories, offsets, candidates):
+            return np.full(len(candidates), 0.5, dtype=np.float32)
+
+    for network, ahead in ((Follower(), None), (Constant(), "transitions")):
+        models = {"hpgr": network, "transitions": Tables()}
+        found = shown_lists.list_standing(log, table, models, network, SETTINGS, max_history=50)
+        assert found.serve_instead == ahead and found.metric == "gauc"
+        assert set(found.values) == {"hpgr", "transitions", "item_mean"}
+        assert found.queries == 30 and found.values["transitions"]["gauc"] == 1.0
+
+
+def test_a_network_trained_on_lists_is_not_judged_by_the_log_s_own_labels(monkeypatch, tmp_path):
+    log = random_log(2, split="global-time")
+    prepare(log, monkeypatch, tmp_path)
+    path = HERE.finetuned / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"candidates": "impressions", "training": {"monitor": "validation_ranking"}}
+    lists = [
+        (0, int(log.timestamp.max()) + n, int(log.user_offsets[1]), part, [(2, 1), (3, 0)])
+        for n, part in enumerate((TRAIN, VALIDATION, TEST))
+    ]
+    monkeypatch.setattr(evaluate, "training_endings", lambda _: {})
+    path.write_text(json.dumps(config))
+    pq.write_table(table_of(lists), HERE.sessions / TABLE)
+    evaluate.evaluate(CONFIG)
+    assert list(json.loads((HERE.evaluation / "metrics.json").read_text())) == ["R2", "I1"]
+    page = (HERE.evaluation / "report.html").read_text()
+    assert "CTR, temporal (K1) is left out: pCTR of hpgr was trained on shown lists" in page
+    assert json.loads((HERE.evaluation / "verdict.json").read_text())["metric"] == "gauc"
 
 
 def test_leave_one_out_leaves_it_out_with_a_note(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ Reads the arrays of `hpgr.data.log`. Imports numpy only; writes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -27,6 +28,10 @@ class Asking:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def take(self, index: np.ndarray | slice) -> Self:
+        """The queries at `index`."""
+        raise NotImplementedError
 
     def visible(self, log: EventLog) -> np.ndarray:
         """Number of events that each query may see, int64 [Q]."""
@@ -62,11 +67,11 @@ class Baskets(Asking):
         """Query of every hidden item, int64 [T]."""
         return np.repeat(np.arange(len(self)), self.size)
 
-    def take(self, index: np.ndarray | slice) -> Baskets:
+    def take(self, index: np.ndarray | slice) -> Self:
         """The queries at `index` with their items."""
         offsets, rows = runs(self.offsets[:-1][index], self.size[index])
         user, end, time = self.user[index], self.end[index], self.request_time[index]
-        return Baskets(user, end, time, offsets, self.item[rows])
+        return type(self)(user, end, time, offsets, self.item[rows])
 
     def only(self, chosen: np.ndarray) -> Baskets:
         """The same queries with the items that the mask `chosen` [T] names; some may have none."""

@@ -2,7 +2,8 @@
 
 The batches of an epoch depend on (seed, epoch) alone, so a run resumes in mid-epoch from one
 integer. There is no padding: a batch has as many users as fit a token budget. Reads the arrays of
-`hpgr.data.log` and copies only the rows of the current batch. Imports numpy only.
+`hpgr.data.log` and, where they are given, of `hpgr.data.list_log`, and copies only the rows of the
+current batch. Imports numpy only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpgr.data.histories import Histories, runs
+from hpgr.data.list_log import ListLog
 from hpgr.data.log import TRAIN, EventLog
+from hpgr.data.training_lists import TrainingLists
 from hpgr.runtime import UserError
 
 
@@ -32,7 +35,11 @@ class CandidateRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Histories of B users, the item that follows each of their T events, and candidates."""
+    """Histories of B users, the item that follows each of their T events, and candidates.
+
+    Candidates are events of these users or, behind their B histories, of Q shown lists with a
+    history each: `target` [T] is then of the first T rows.
+    """
 
     histories: Histories
     target: np.ndarray
@@ -43,7 +50,8 @@ class TrainingWindows:
     """Windows over each user's training events, batched by token budget.
 
     A user with more than `max_history` + 1 training events contributes its newest window or, with
-    `random_windows` in every other epoch, one with a random end.
+    `random_windows` in every other epoch, one with a random end. With `lists`, candidates are the
+    items of training lists.
     """
 
     def __init__(
@@ -55,8 +63,11 @@ class TrainingWindows:
         num_candidates: int | None,
         random_windows: bool,
         seed: int,
+        lists: ListLog | None = None,
     ) -> None:
         """`num_candidates` is per window, None for each of its events, 0 for none.
+
+        With `lists` it is not read: a batch holds lists of as many tokens again.
 
         Raises:
             UserError: no user has two training events.
@@ -78,6 +89,15 @@ class TrainingWindows:
         self.length = np.minimum(self.end - self.start - 1, max_history)
         self.tokens_per_epoch = int(self.length.sum())
         self.batches_per_epoch = -(-self.tokens_per_epoch // batch_tokens)
+        self.lists: TrainingLists | None = None
+        if lists is not None:
+            self.lists = TrainingLists(
+                log,
+                lists,
+                max_history=max_history,
+                batch_tokens=batch_tokens,
+                num_batches=self.batches_per_epoch,
+            )
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Window numbers of each batch of `epoch`."""
@@ -99,10 +119,32 @@ class TrainingWindows:
         offsets, rows = runs(first, length)
         log = self.log
         histories = Histories.gather(log, offsets, rows, log.timestamp[last])
+        target = log.item[rows + 1]
+        if self.lists is not None:
+            return self._with_lists(histories, target, self.lists, random)
         candidates = None
         if self.num_candidates != 0:
             candidates = self._candidates(histories, first, length, random)
-        return Batch(histories, log.item[rows + 1], candidates)
+        return Batch(histories, target, candidates)
+
+    def _with_lists(
+        self,
+        histories: Histories,
+        target: np.ndarray,
+        lists: TrainingLists,
+        random: np.random.Generator,
+    ) -> Batch:
+        """Add drawn lists, whose items see all of their list's own history."""
+        past, offsets, rows = lists.draw(random)
+        size = np.diff(offsets)
+        candidates = CandidateRows(
+            offsets=np.concatenate([np.zeros(len(histories), dtype=np.int64), offsets]),
+            item=lists.lists.item[rows],
+            visible=np.repeat(past.length, size),
+            time=np.repeat(past.request_time, size),
+            label=lists.lists.label[rows],
+        )
+        return Batch(Histories.joined([histories, past]), target, candidates)
 
     def _candidates(
         self,

@@ -18,14 +18,15 @@ no impressions (`data.impressions`).
 Two rules keep the answer out of the question. A list sees the events of its user strictly before
 its own second: the log may hold the click in the same second. And an item is known to a list only
 by events, of any user, before that second: the vocabulary holds every item of the log, so that
-merely to be in it may tell that the item is clicked later. Imports no engine.
+merely to be in it may tell that the item is clicked later. What training reads of the lists is
+written beside the table, see `hpgr.data.list_log`. Imports no engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,13 +35,17 @@ import pyarrow.parquet as pq
 
 from hpgr.data.batches import events_before
 from hpgr.data.histories import Histories
+from hpgr.data.labels import can_rank
+from hpgr.data.list_log import LIST_DTYPES, ListLog
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, UNKNOWN, VALIDATION, EventLog
 from hpgr.data.parquet import write_parquet
+from hpgr.runtime import write_json
 
 if TYPE_CHECKING:
+    from hpgr.config import Sessionize
     from hpgr.data.sessions import TimeCuts
 
-TABLE = "impressions.parquet"
+TABLE, LISTS = "impressions.parquet", "lists"
 NO_USER, NO_SPLIT = -1, -1
 NEVER = np.iinfo(np.int64).max
 SCHEMA = pa.schema(
@@ -54,15 +59,15 @@ BATCH_ROWS = 1 << 18
 
 
 def write_impressions(
-    shown: ds.Dataset, folder: Path, log: EventLog, *, least: int, cuts: TimeCuts | None
+    shown: ds.Dataset, folder: Path, log: EventLog, settings: Sessionize, cuts: TimeCuts | None
 ) -> dict[str, int]:
-    """Write the table.
+    """Write the table, and below `lists/` the arrays of `hpgr.data.list_log`.
 
     Args:
         shown: as `hpgr.data.sessions.shown` gives it.
-        folder: where the table goes.
+        folder: where both go.
         log: the sessionized log.
-        least: events that make an item known (sessionize.min_item_events).
+        settings: the events that make an item known, and the labels that make a ranking.
         cuts: borders of the global-time split; None under leave-one-out.
 
     Returns:
@@ -71,8 +76,9 @@ def write_impressions(
     """
     # The whole log as the histories of its users; the arrays stay mapped.
     past = Histories.gather(log, log.user_offsets, slice(None), np.zeros(log.meta.num_users))
-    known_from = times_of_nth(log, least)
+    known_from = times_of_nth(log, settings.min_item_events)
     names = ("train", "validation", "test")
+    kept = _Kept()
     counts = dict.fromkeys(("lists", *names, "without_user", "items", "unknown_items"), 0)
 
     def tables() -> Iterator[pa.Table]:
@@ -101,10 +107,55 @@ def write_impressions(
             columns = {name: batch[name] for name in batch.schema.names} | {
                 "impression": number, "item": item, "split": split, "end": end,
             }  # fmt: skip
+            kept.add(opens, there & ((split == TRAIN) | (split == VALIDATION)), columns)
             yield pa.table({name: pa.array(columns[name], kind) for name, kind in _TYPES.items()})
 
     write_parquet(tables(), folder / TABLE, SCHEMA, compression="zstd")
+    kept.write(folder / LISTS, settings)
     return counts
+
+
+class _Kept:
+    """Lists of which training reads, in memory until all are known: six bytes a shown item."""
+
+    def __init__(self) -> None:
+        self.num_items = 0
+        self.parts: dict[str, list[np.ndarray]] = {name: [] for name in LIST_DTYPES}
+
+    def add(self, opens: np.ndarray, kept: np.ndarray, columns: Mapping[str, Any]) -> None:
+        """Add the rows of a batch that are `kept`, bool [R]; `opens` [R] says which begin a list.
+
+        Rows of one list are kept all or none.
+        """
+        first = opens & kept
+        self.parts["offsets"].append(self.num_items + (np.cumsum(kept) - kept)[first])
+        self.num_items += int(kept.sum())
+        for name, dtype in LIST_DTYPES.items():
+            if name != "offsets":
+                rows = kept if name in ("item", "label") else first
+                self.parts[name].append(np.asarray(columns[name])[rows].astype(dtype))
+
+    def write(self, folder: Path, settings: Sessionize) -> None:
+        """Write the arrays and the decision whether a ranking can be learned from them."""
+        self.parts["offsets"].append(np.array([self.num_items]))
+        folder.mkdir()
+        arrays = {}
+        for name, dtype in LIST_DTYPES.items():
+            arrays[name] = np.concatenate([np.zeros(0, dtype), *self.parts[name]]).astype(dtype)
+            np.save(folder / f"{name}.npy", arrays[name], allow_pickle=False)
+        enough = _can_rank(ListLog(can_rank=False, **arrays), settings)
+        write_json(folder / "meta.json", {"can_rank": enough})
+
+
+def _can_rank(lists: ListLog, settings: Sessionize) -> bool:
+    """Return True if training lists have enough of both labels, and a validation list has both."""
+    rows = lists.items_of(lists.of(TRAIN))[1]
+    if not can_rank(int(lists.label[rows].sum()), len(rows), settings):
+        return False
+    offsets, rows = lists.items_of(lists.of(VALIDATION))
+    taken = np.append(0, np.cumsum(lists.label[rows]))
+    positives, size = np.diff(taken[offsets]), np.diff(offsets)
+    return bool(((positives > 0) & (positives < size)).any())
 
 
 _TYPES = {field.name: field.type for field in SCHEMA}
@@ -123,9 +174,10 @@ def times_of_nth(log: EventLog, nth: int) -> np.ndarray:
     return found
 
 
-def no_impressions(folder: Path) -> None:
-    """Write the table without rows: a stage can only depend on what is there."""
+def no_impressions(folder: Path, settings: Sessionize) -> None:
+    """Write table and arrays without rows: a stage can only depend on what is there."""
     pq.write_table(SCHEMA.empty_table(), folder / TABLE)
+    _Kept().write(folder / LISTS, settings)
 
 
 def in_words(counts: Mapping[str, int]) -> str:

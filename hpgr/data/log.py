@@ -23,6 +23,7 @@ Sessions of one user may interleave (two tabs, phone and television); rows stay 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,26 @@ DTYPES = {
     "category": np.int32,
     "action_value": np.float32,
 }
+
+
+def mapped(folder: Path, dtypes: Mapping[str, type]) -> dict[str, np.ndarray]:
+    """Map the arrays of `dtypes` below `folder`, one `.npy` file each, read-only.
+
+    Raises:
+        FileNotFoundError: one is missing; run the sessionize stage.
+        DamagedFile: a file is cut off, or has another type.
+    """
+    arrays = {}
+    for name, dtype in dtypes.items():
+        path = folder / f"{name}.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise DamagedFile(path, error) from error
+        if array.dtype != dtype:
+            raise DamagedFile(path, f"expected {np.dtype(dtype)}, found {array.dtype}")
+        arrays[name] = array
+    return arrays
 
 
 @dataclass(frozen=True)
@@ -99,16 +120,7 @@ class EventLog:
             meta = Meta(**read_json(path))
         except TypeError as error:
             raise DamagedFile(path, error) from error
-        arrays = {}
-        for name, dtype in DTYPES.items():
-            path = folder / f"{name}.npy"
-            try:
-                array = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise DamagedFile(path, error) from error
-            if array.dtype != dtype:
-                raise DamagedFile(path, f"expected {np.dtype(dtype)}, found {array.dtype}")
-            arrays[name] = array
+        arrays = mapped(folder, DTYPES)
         for name in ("item", "timestamp", "action", "label", "session", "split"):
             found = len(arrays[name])
             if found != meta.num_events:

@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 from hpgr.data.base_folder import is_filled
 from hpgr.data.engine import Engine, open_engine, stored
 from hpgr.data.flat_arrays import write_events
-from hpgr.data.impressions import TABLE, in_words, no_impressions, write_impressions
+from hpgr.data.impressions import LISTS, TABLE, in_words, no_impressions, write_impressions
 from hpgr.data.labels import action_values, can_rank, finding, labels, unread
+from hpgr.data.list_log import ListLog
 from hpgr.data.log import DTYPES, FIRST_ITEM, TRAIN, EventLog, Meta
 from hpgr.data.repeats import removes_history, repeat_share, rule
 from hpgr.data.session_statistics import Totals, gap_table, statistics, totals
@@ -352,7 +353,7 @@ def _decided(log: EventLog, sums: Totals, cfg: Config) -> EventLog:
 def _impressions(
     out: Path, workspace: Workspace, log: EventLog, cuts: TimeCuts | None, settings: Sessionize
 ) -> dict[str, int]:
-    """Write impressions.parquet; returns its counts, or none where there are no impressions.
+    """Write the shown lists; returns their counts, or none where there are no impressions.
 
     DuckDB maps the ids, whatever engine reads the events: the vocabularies lie on this machine.
     """
@@ -360,13 +361,13 @@ def _impressions(
 
     path = workspace.validated / TABLE
     if not path.is_file() or not pq.read_metadata(path).num_rows:
-        no_impressions(out)
+        no_impressions(out, settings)
         return {}
     with open_engine("duckdb", out.parent) as engine:
         users, items = (engine.read(out / f"{name}.parquet") for name in ("users", "items"))
         rows = shown(engine.read(path), users, items.select("item", "item_id"))
         mapped = stored(engine.store(rows, "impressions"))
-        return write_impressions(mapped, out, log, least=settings.min_item_events, cuts=cuts)
+        return write_impressions(mapped, out, log, settings, cuts)
 
 
 def _report(log: EventLog, sums: Totals, out: Path, cfg: Config) -> None:
@@ -383,7 +384,7 @@ def _report(log: EventLog, sums: Totals, out: Path, cfg: Config) -> None:
             f"sessions: kept by the log's own ids; one went on after another of its user "
             f"{sums.resumed:,} times"
         )
-    if not meta.can_rank:
+    if not meta.can_rank and not ListLog.open(out / LISTS).can_rank:
         counts = zip([None, *names], sums.actions[TRAIN].tolist(), strict=True)
         seen = {name: n for name, n in counts if n}
         found, advice = finding(

@@ -15,11 +15,12 @@ order was chosen, on validation), `queries.parquet`, `candidates.parquet` (K1), 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from rich.console import Console
 
 from hpgr.config import Config
@@ -31,10 +32,11 @@ from hpgr.evaluation.answer_tables import candidate_table, query_table
 from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.examples import Names, examples, pick
 from hpgr.evaluation.headline import protocol_label, terminal_table
+from hpgr.evaluation.judged import Judged, load_judged, open_log
 from hpgr.evaluation.metric_tables import WAYS, Tables, merged, ranking_tables, retrieval_tables
-from hpgr.evaluation.model_protocols import RankingModel, Retriever
+from hpgr.evaluation.model_protocols import Retriever
 from hpgr.evaluation.next_basket import judge_baskets, tuned_on_baskets
-from hpgr.evaluation.shown_lists import judge_lists
+from hpgr.evaluation.shown_lists import judge_lists, list_standing
 from hpgr.evaluation.simple_rankers import SimpleRankers
 from hpgr.metrics import RANKING_MONITORS, protocols_of
 from hpgr.runtime import UserError, atomic_folder, read_json, write_json
@@ -47,21 +49,6 @@ NO_LABELS = (
     "nothing learns to rank from a log with too few events of one label "
     "(sessionize.positive_from, sessionize.positive_actions)"
 )
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The trained network: its name, whether its ranking head was trained, what chose its weights.
-
-    `monitor` is the score on validation that early stopping watched; `temperature` that of the
-    softmax in its loss, None where it does not rank.
-    """
-
-    name: str
-    network: RankingModel
-    ranks: bool
-    monitor: str
-    temperature: float | None
 
 
 def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
@@ -89,7 +76,8 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     models: dict[str, Retriever] = {judged.name: judged.network, **baselines}
     simple = SimpleRankers(log, cfg.evaluate)
     for_baskets, basket_notes = tuned_on_baskets(log, models, cfg.evaluate)
-    standing = stand(cfg, log, judged, models, simple, for_baskets)
+    shown = read_impressions(workspace.sessions)
+    standing = stand(cfg, log, shown, judged, models, simple, for_baskets)
     choices = choose_like_weight(cfg, log, judged)
     choice = choices[log.meta.remove_history]
     tables, outcomes = judge_retrieval(cfg, log, queries, judged, models, choices, notes)
@@ -99,18 +87,31 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
         if why := no_ranking(log, candidates, judged):
             notes.append(f"{protocol_label('K1')} is left out: {why}.")
         else:
-            probabilities = score_candidates(cfg, log, candidates, judged, simple)
+            title = f"candidates, {judged.name}"
+            own = ranking.score(judged.network, log, candidates, title=title, **reach)
+            probabilities = {judged.name: own, **simple.probabilities(candidates)}
             tables.append(
                 ranking_tables("K1", log, candidates, probabilities, cfg.evaluate, main=judged.name)
             )
     baskets = judge_baskets(log, {**models, **for_baskets}, cfg.evaluate, main=judged.name, **reach)
-    shown = read_impressions(workspace.sessions)
     lists = judge_lists(
-        log, shown, models, judged.network, cfg.evaluate, ranks=judged.ranks, **reach
+        log,
+        shown,
+        models,
+        judged.network,
+        cfg.evaluate,
+        candidates=judged.candidates if judged.ranks else None,
+        **reach,
     )
     tables += baskets.tables + lists.tables
     anchors = mechanism.measure(
-        log, judged.network, cfg.evaluate, split=TEST, ranks=judged.ranks, **reach
+        log,
+        judged.network,
+        cfg.evaluate,
+        split=TEST,
+        ranks=judged.ranks,
+        labels=judged.ranks_events,
+        **reach,
     )
     notes += basket_notes + baskets.notes + lists.notes + simple.notes
     cards = examples(
@@ -169,44 +170,6 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
     if standing is not None:
         style = "bold red" if standing.serve_instead else "bold"
         console.print(cell(standing.sentence), style=style)
-
-
-def open_log(workspace: Workspace = HERE) -> EventLog:
-    """The sessionized log.
-
-    Raises:
-        UserError: it is missing or is not what the contract says.
-    """
-    try:
-        return EventLog.open(workspace.arrays)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} not found: run `hpgr sessionize` first") from error
-
-
-def load_judged(cfg: Config, workspace: Workspace) -> Judged:
-    """The trained network.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = workspace.finetuned / "config.json"
-    if not path.is_file():
-        raise UserError(f"{path} not found: run `hpgr finetune` first")
-    config = read_json(path)
-    return Judged(
-        name=config["model"]["name"],
-        network=load_network(workspace.finetuned, cfg.finetune.device),
-        ranks=config["ranking"],
-        monitor=config.get("training", {}).get("monitor", "validation_ndcg@10"),
-        temperature=config["finetune"]["temperature"] if config["ranking"] else None,
-    )
-
-
-def load_network(folder: Path, device: str) -> RankingModel:
-    """A trained network; torch is imported here, so that the command line stays light."""
-    from hpgr.model.scoring import Scorer
-
-    return Scorer.load(folder, device)
 
 
 def judge_retrieval(
@@ -272,6 +235,7 @@ def judge_retrieval(
 def stand(
     cfg: Config,
     log: EventLog,
+    shown: pa.Table,
     judged: Judged,
     models: Mapping[str, Retriever],
     simple: SimpleRankers,
@@ -287,9 +251,12 @@ def stand(
         if found is not None:
             return found
     if judged.monitor in RANKING_MONITORS and judged.ranks:
-        found = rivals.ranking_standing(
-            log, judged.name, judged.network, simple, cfg.evaluate, **reach
-        )
+        if judged.ranks_events:
+            found = rivals.ranking_standing(
+                log, judged.name, judged.network, simple, cfg.evaluate, **reach
+            )
+        else:
+            found = list_standing(log, shown, models, judged.network, cfg.evaluate, **reach)
         if found is not None:
             return found
     metric = "hr" if judged.monitor.startswith("validation_hr") else "ndcg"
@@ -330,27 +297,17 @@ def no_ranking(log: EventLog, candidates: protocols.LabelledQueries, judged: Jud
         return NO_LABELS
     if not judged.ranks:
         return f"{judged.name} was trained without a ranking loss (finetune.ranking_weight)"
+    if not judged.ranks_events:
+        return (
+            f"pCTR of {judged.name} was trained on shown lists (finetune.candidates), and the "
+            "log's own labels are another question"
+        )
     if len(np.unique(candidates.label)) < 2:
         return (
             "all test events carry the same label (sessionize.positive_from, "
             "sessionize.positive_actions)"
         )
     return None
-
-
-def score_candidates(
-    cfg: Config,
-    log: EventLog,
-    candidates: protocols.LabelledQueries,
-    judged: Judged,
-    simple: SimpleRankers,
-) -> dict[str, np.ndarray]:
-    """K1: probability of every candidate, by model, the network first."""
-    title = f"candidates, {judged.name}"
-    own = ranking.score(
-        judged.network, log, candidates, max_history=cfg.model.max_history, title=title
-    )
-    return {judged.name: own, **simple.probabilities(candidates)}
 
 
 def training_endings(workspace: Workspace) -> dict[str, list[str]]:

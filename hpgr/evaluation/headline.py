@@ -26,9 +26,9 @@ LABELS = {
     "boosted_trees": "gradient-boosted trees",
     "position": "position as shown",
 }
-# Behind the name of the judged model, of its further rows: in the order that is served, and by the
-# score of retrieval where it also ranks.
-THEN_RANK, NEXT_ITEM = "_then_rank", "_next_item"
+# Behind the name of the judged model, of its further rows: in the order that is served, by the
+# score of retrieval where it also ranks, and with the odds of the place of a shown item.
+THEN_RANK, NEXT_ITEM, WITH_POSITION = "_then_rank", "_next_item", "_with_position"
 
 
 def label(model: str) -> str:
@@ -38,7 +38,7 @@ def label(model: str) -> str:
 
 def model_of(row: str) -> str:
     """The name of the model that a row of a table is about."""
-    return row.removesuffix(THEN_RANK).removesuffix(NEXT_ITEM)
+    return row.removesuffix(THEN_RANK).removesuffix(NEXT_ITEM).removesuffix(WITH_POSITION)
 
 
 def protocol_label(protocol: str) -> str:

@@ -154,6 +154,7 @@ def measure(
     split: int,
     max_history: int,
     ranks: bool,
+    labels: bool = True,
 ) -> Mechanism | None:
     """Measure `network` on `evaluate.mechanism_queries` queries of a split, at most.
 
@@ -164,6 +165,7 @@ def measure(
         split: VALIDATION or TEST of `hpgr.data.log`.
         max_history: newest events that the network reads.
         ranks: its ranking head was trained.
+        labels: on the log's own labels, so that they can judge it.
     """
     everything = protocols.next_item(log, split)
     if not settings.mechanism_queries or not len(everything) or not isinstance(network, Anchored):
@@ -173,7 +175,9 @@ def measure(
     one = queries.take(slice(0, 1)).histories(log, max_history)
     if not network.explain(one)[0].shape[1]:
         return None
-    candidates = protocols.sampled(protocols.labelled(log, split), few) if ranks else None
+    candidates = (
+        protocols.sampled(protocols.labelled(log, split), few) if ranks and labels else None
+    )
     if candidates is not None and len(np.unique(candidates.label)) < 2:
         candidates = None
     tables = interventions(network, log, queries, candidates, settings, max_history=max_history)

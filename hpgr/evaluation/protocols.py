@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 import numpy as np
 
 from hpgr.config import Evaluate
-from hpgr.data.baskets import Asking, Baskets
+from hpgr.data.baskets import Asking
 from hpgr.data.histories import runs
 from hpgr.data.log import EventLog
 
@@ -27,9 +27,9 @@ class Queries(Asking):
     row: np.ndarray
     target: np.ndarray
 
-    def take(self, index: np.ndarray | slice) -> Queries:
+    def take(self, index: np.ndarray | slice) -> Self:
         """The queries at `index`."""
-        return Queries(*(column[index] for column in vars(self).values()))
+        return type(self)(*(column[index] for column in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LabelledQueries(CandidateQueries):
     row: np.ndarray
 
 
-Asked = TypeVar("Asked", Queries, LabelledQueries, Baskets)
+Asked = TypeVar("Asked", bound=Asking)
 
 
 def sampled(queries: Asked, settings: Evaluate) -> Asked:

@@ -1,9 +1,9 @@
 """The trained model beside every other model on validation: the one to serve.
 
 Where sessions are baskets, NDCG of the next basket decides. Elsewhere the metric is the one that
-early stopping watched: NDCG or HR of retrieval, or AUC of labelled candidates. All models answer
-the same validation queries, and differences are paired. The test split plays no part. Reads the
-arrays of `hpgr.data.log`. Writes nothing.
+early stopping watched: NDCG or HR of retrieval, or AUC of labelled candidates (GAUC of shown lists:
+`hpgr.evaluation.shown_lists`). All models answer the same validation queries, and differences are
+paired. The test split plays no part. Reads the arrays of `hpgr.data.log`. Writes nothing.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def retrieval_standing(
     values = {model: {n: float(row[n].mean()) for n in names} for model, row in found.items()}
     deciding = np.stack([row[names[0]] for row in found.values()], axis=1)
     means = compare.bootstrap_means(queries.user, deciding, settings)
-    return _standing(names[0], len(queries), values, dict(zip(found, means.T, strict=True)))
+    return standing(names[0], len(queries), values, dict(zip(found, means.T, strict=True)))
 
 
 def basket_standing(
@@ -147,7 +147,7 @@ def basket_standing(
     deciding = np.stack([row[names[0]] for row in found.values()], axis=1)
     means = compare.bootstrap_means(queries.user, deciding, settings)
     samples = dict(zip(found, means.T, strict=True))
-    return _standing(f"{BASKET}{names[0]}", len(queries), values, samples, asked="baskets")
+    return standing(f"{BASKET}{names[0]}", len(queries), values, samples, asked="baskets")
 
 
 def ranking_standing(
@@ -172,17 +172,17 @@ def ranking_standing(
     values = {n: {"auc": metrics.auc(candidates.label, s) or 0.0} for n, s in scores.items()}
     user = candidates.candidate_user()
     samples = compare.bootstrap_auc(user, candidates.label, scores, settings)
-    return _standing("auc", len(candidates.label), values, samples)
+    return standing("auc", len(candidates.label), values, samples)
 
 
-def _standing(
+def standing(
     metric: str,
     queries: int,
     values: Values,
     samples: Mapping[str, np.ndarray],
     asked: str = "queries",
 ) -> Standing:
-    """The first model of `values` is judged; `samples` are bootstrap means of `metric`."""
+    """The first model of `values` among the others; `samples` are bootstrap means of `metric`."""
     main, *rivals = values
     differences = {
         rival: compare.estimate(

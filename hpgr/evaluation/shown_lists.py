@@ -22,16 +22,20 @@ from tqdm import tqdm
 
 from hpgr.config import Evaluate
 from hpgr.data.impressions import NO_SPLIT, NO_USER
-from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, EventLog
+from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, VALIDATION, EventLog
 from hpgr.evaluation.answer_tables import candidate_columns
-from hpgr.evaluation.headline import NEXT_ITEM, protocol_label
+from hpgr.evaluation.compare import bootstrap_means
+from hpgr.evaluation.headline import NEXT_ITEM, WITH_POSITION, protocol_label
+from hpgr.evaluation.list_metrics import list_metrics
 from hpgr.evaluation.metric_tables import Tables, impression_tables
 from hpgr.evaluation.model_protocols import Ranker, Retriever
-from hpgr.evaluation.protocols import CandidateQueries
+from hpgr.evaluation.protocols import CandidateQueries, sampled
 from hpgr.evaluation.retrieval import blocks
+from hpgr.evaluation.rivals import Standing, standing
 from hpgr.evaluation.slices import reported_slices
 
 PROTOCOL = "I1"
+CLIP = 1e-6  # of a probability, before its log odds
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class ShownLists(CandidateQueries):
             external=column["external"].astype(np.int64),
             position=column["position"].astype(np.float64),
         )
+
+    @property
+    def placed(self) -> bool:
+        """The place of every item is known."""
+        return bool(len(self.position)) and not np.isnan(self.position).any()
 
     def with_both_labels(self) -> ShownLists:
         """The lists in which something was taken and something was not."""
@@ -105,7 +114,7 @@ def judge_lists(
     network: Ranker,
     settings: Evaluate,
     *,
-    ranks: bool,
+    candidates: str | None,
     max_history: int,
 ) -> JudgedLists:
     """Judge the test lists by every model.
@@ -116,7 +125,7 @@ def judge_lists(
         models: for retrieval, by name; the first is the judged network.
         network: the judged network.
         settings: of the stage.
-        ranks: its ranking head was trained.
+        candidates: events or impressions, what its pCTR was trained on; None: it ranks nothing.
         max_history: newest events that a model reads.
     """
     if not len(shown):
@@ -132,12 +141,22 @@ def judge_lists(
         return JudgedLists(notes=[why])
     found = retrieval_scores(log, lists, models, max_history=max_history)
     scores, remark = {main: found.pop(main)}, None
-    if ranks:
+    if candidates is not None:
         chances = ranking_scores(log, lists, network, max_history=max_history)
         scores = {main: chances, f"{main}{NEXT_ITEM}": scores[main]}
+        if candidates == "events":
+            remark = (
+                f"pCTR of {main} was trained on the log's own labels, which may be another "
+                "question (finetune.candidates)."
+            )
     else:
         remark = f"{main} has no ranking head: its lists are in the order of the next item."
-    scores |= simple_scores(lists, ShownLists.of(shown, TRAIN), settings) | found
+    train = ShownLists.of(shown, TRAIN)
+    place = place_odds(lists, train, settings)
+    if candidates is not None and place is not None:
+        sure = np.clip(chances.astype(np.float64), CLIP, 1 - CLIP)
+        scores[f"{main}{WITH_POSITION}"] = logit(sure) + place
+    scores |= simple_scores(lists, train, settings) | found
     counts = {
         "lists_of_one_label": len(test) - len(lists),
         "lists_without_user": _lists_without_user(shown),
@@ -156,6 +175,40 @@ def judge_lists(
         slices=reported_slices(log, lists.user, lists.visible(log)),
     )
     return JudgedLists(lists, scores, [tables])
+
+
+def list_standing(
+    log: EventLog,
+    shown: pa.Table,
+    models: Mapping[str, Retriever],
+    network: Ranker,
+    settings: Evaluate,
+    *,
+    max_history: int,
+) -> Standing | None:
+    """By GAUC of a sample of validation lists; arguments as `judge_lists`.
+
+    Rivals are those that could serve in the network's place: the baselines of retrieval and the
+    share of lists in which an item was taken. The place in a list is no model of what to show. None
+    where no validation list holds both labels.
+    """
+    lists = sampled(ShownLists.of(shown, VALIDATION).with_both_labels(), settings)
+    if not len(lists):
+        return None
+    main, *baselines = models
+    rivals = {name: models[name] for name in baselines}
+    scores = {main: ranking_scores(log, lists, network, max_history=max_history)}
+    scores |= retrieval_scores(log, lists, rivals, max_history=max_history)
+    simple = simple_scores(lists, ShownLists.of(shown, TRAIN), settings)
+    scores |= {name: score for name, score in simple.items() if name == "item_mean"}
+    size = np.diff(lists.offsets).astype(float)
+    inside = {
+        name: list_metrics(lists.offsets, lists.label, score, settings.list_cutoffs)["auc"]
+        for name, score in scores.items()
+    }
+    values = {n: {"gauc": float(np.average(area, weights=size))} for n, area in inside.items()}
+    means = bootstrap_means(lists.user, np.stack([*inside.values()], axis=1), settings, weight=size)
+    return standing("gauc", len(lists), values, dict(zip(inside, means.T, strict=True)))
 
 
 def retrieval_scores(
@@ -213,16 +266,25 @@ def simple_scores(
     `item_plus_position` adds the log odds of the same share of the position. Items that the log
     does not know are told apart here: they were shown.
     """
-    known = bool(len(lists.position)) and not np.isnan(lists.position).any()
-    found = {"position": -lists.position} if known else {}
+    found = {"position": -lists.position} if lists.placed else {}
     if not 0 < train.label.sum() < len(train.label):
         return found
-    prior = settings.prior_events
-    item = _share_taken(train.external, train.label, lists.external, prior)
-    if known:
-        place = _share_taken(train.position, train.label, lists.position, prior)
-        found["item_plus_position"] = logit(item) + logit(place)
+    item = _share_taken(train.external, train.label, lists.external, settings.prior_events)
+    place = place_odds(lists, train, settings)
+    if place is not None:
+        found["item_plus_position"] = logit(item) + place
     return {**found, "item_mean": item}
+
+
+def place_odds(lists: ShownLists, train: ShownLists, settings: Evaluate) -> np.ndarray | None:
+    """Log odds that what training lists show at the place of an item is taken, float64 [C].
+
+    None where places are not known, or training lists have one label.
+    """
+    if not lists.placed or not 0 < train.label.sum() < len(train.label):
+        return None
+    share = _share_taken(train.position, train.label, lists.position, settings.prior_events)
+    return np.asarray(logit(share))
 
 
 def _share_taken(key: np.ndarray, label: np.ndarray, asked: np.ndarray, prior: float) -> np.ndarray:

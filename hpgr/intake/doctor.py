@@ -327,4 +327,6 @@ def _training_notes(
     if not labels.can_rank(positives, events, cfg.sessionize):
         found, fix = labels.finding(positives, events, counts, cfg.sessionize)
         expected = "enough events of both labels; the model retrieves and learns no ranking"
+        if cfg.data.impressions is not None:
+            expected += " from them, but may from shown lists (finetune.candidates)"
         yield note(file, "one label", columns[ACTION], found, expected, fix)

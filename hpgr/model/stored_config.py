@@ -51,6 +51,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise DamagedFile(path, "expected an object")
     config = upgraded(config)
     check_value(path, "ranking", config.get("ranking"), (bool,))
+    check_value(path, "candidates", config["candidates"], ("events", "impressions"))
     model = config["model"] if isinstance(config.get("model"), dict) else {}
     check_value(path, "model.name", model.get("name"), tuple(ZOO))
     section = section_class(model["name"])
@@ -71,9 +72,10 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config.json in today's form.
 
     Before, `encoder` named the network and the section `model` held the keys of all networks; pCTR
-    was not calibrated, and what was taken before did not count.
+    was that of events and not calibrated, and what was taken before did not count.
     """
     config = {
+        "candidates": "events",
         "calibration": {"slope": 1.0, "shift": 0.0},
         "repeats": dict(NO_REPEATS),
         **config,

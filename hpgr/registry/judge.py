@@ -123,7 +123,7 @@ def _decide(
     cfg: Config, champion: int, challenger: ModelVersion, workspace: Workspace
 ) -> tuple[Contest, Verdict]:
     from hpgr.evaluation.contest import contest  # late, as it imports SciPy
-    from hpgr.evaluation.evaluate import open_log  # and pandas
+    from hpgr.evaluation.judged import open_log  # and pandas
 
     log, name, version = open_log(workspace), challenger.name, int(challenger.version)
     with bundle_of(name, champion) as old, bundle_of(name, version) as new:
@@ -142,7 +142,7 @@ def contestant(bundle: Path, device: str, workspace: Workspace = HERE) -> Contes
         UserError: a file of the bundle is missing or wrong.
     """
     from hpgr.evaluation.contest import Contestant
-    from hpgr.evaluation.evaluate import load_network
+    from hpgr.evaluation.judged import load_network
 
     serving = check_bundle(bundle)
     return Contestant(

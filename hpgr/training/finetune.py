@@ -2,9 +2,9 @@
 
 The weights of stage 1 are inherited and learn more slowly; they are not frozen. The loss is
 next-item softmax over the catalogue plus, weighted, the pCTR cross-entropy of labelled candidates
-and the order of pairs of one user; early stopping on validation.
+and the order of pairs of one user or shown list; early stopping on validation.
 With a model below base/ every other weight starts as that model's, for `warm_steps` steps.
-Reads: artifacts/sessions/arrays, artifacts/pretrain, base/. Writes: artifacts/finetune.
+Reads: artifacts/sessions/{arrays,lists}, artifacts/pretrain, base/. Writes: artifacts/finetune.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.data.batches import Batch, TrainingWindows
-from hpgr.data.log import FIRST_ITEM, TRAIN, EventLog
+from hpgr.data.log import FIRST_ITEM, EventLog
 from hpgr.metrics import BASKET_MONITOR, RANKING_MONITORS
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import Network, build
 from hpgr.model.packed import pack, place_candidates
-from hpgr.model.readout import ItemFactors
 from hpgr.model.stored_config import CATALOGUE, NO_REPEATS
 from hpgr.runtime import UserError
 from hpgr.training.adamw import AdamW
+from hpgr.training.candidates import TOO_FEW_EVENTS, CandidateSource
 from hpgr.training.checkpoint import scratch_folder
 from hpgr.training.device import Device, choose_device
 from hpgr.training.length import Schedule
@@ -64,8 +64,10 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     log = EventLog.open(workspace.arrays)
     device = choose_device(settings.device, settings.precision)
     torch.manual_seed(settings.seed)
-    ranking = settings.ranking_weight > 0 and log.meta.can_rank
-    _check_ranking(cfg, log, ranking=ranking)
+    source = CandidateSource.of(settings.candidates, log, workspace.lists)
+    ranking = settings.ranking_weight > 0 and source.can_rank
+    _check_ranking(cfg, ranking=ranking)
+    lists = source.lists if ranking else None
     windows = TrainingWindows(
         log,
         max_history=cfg.model.max_history,
@@ -73,25 +75,32 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         num_candidates=settings.num_candidates if ranking else 0,
         random_windows=settings.random_windows,
         seed=settings.seed,
+        lists=lists,
     )
     catalogue = Catalogue.of(log)
     model = build(cfg.model, catalogue, ranking=ranking)
     inputs = [*workspace.arrays.iterdir(), *(base.files if base else ())]
+    inputs += workspace.lists.iterdir() if lists is not None else ()
     pretrained: dict[str, Tensor] = {}
     factors = None
     if settings.inherit:
         pretrained, factors = read_stage_one(cfg.model.name, base, workspace.pretrained)
         inputs.append(workspace.pretrained / WEIGHTS)
     if ranking:
-        _start_ranking(model, log, factors)
+        events, positive = (torch.from_numpy(count).float() for count in source.item_counts())
+        model.start_ranking(events, positive, factors)
     if base:
-        base.check_kind(cfg.model.name, ranking=ranking, enough_labels=log.meta.can_rank)
+        base.check_kind(cfg.model.name, ranking=ranking, enough_labels=source.can_rank)
         base.start(model, catalogue, vars(cfg.model))
+        if ranking and (was := base.config["candidates"]) != source.name:
+            print(f"finetune: pCTR of {base.title} was trained on {was}, now on {source.name}")
     if settings.inherit:
         model.inherit(pretrained, fresh=base is None)
     model.to(device.device)
     if device.rank == 0:
         print(f"finetune: {describe_loss(settings, catalogue.num_items)}", flush=True)
+        if ranking:
+            print(f"finetune: {source.describe()}", flush=True)
         if attention := model.attention(device.device):
             print(f"finetune: {attention}", flush=True)
     scratch = scratch_folder("finetune", cfg, inputs, workspace)
@@ -103,6 +112,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         num_baskets=settings.validation_queries if settings.monitor == BASKET_MONITOR else 0,
         seed=settings.seed,
         among=device,
+        lists=lists,
     )
     if validation.baskets and not len(validation.baskets.queries):
         raise UserError(
@@ -143,6 +153,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
             )
         config = {
             "ranking": ranking,
+            "candidates": source.name,
             "calibration": calibration._asdict(),
             "repeats": repeats,
             "model": vars(cfg.model),
@@ -182,13 +193,10 @@ def _repeats(
     return chosen
 
 
-def _check_ranking(cfg: Config, log: EventLog, *, ranking: bool) -> None:
+def _check_ranking(cfg: Config, *, ranking: bool) -> None:
     """Report that no ranking is trained, and why; refuse to monitor one that is not trained."""
     settings = cfg.finetune
-    why = "finetune.ranking_weight is 0"
-    if not log.meta.can_rank:
-        why = "the log has too few training events of one label (sessionize.positive_from, "
-        why += "positive_actions; `hpgr doctor` says more)"
+    why = TOO_FEW_EVENTS if settings.ranking_weight > 0 else "finetune.ranking_weight is 0"
     if settings.monitor in RANKING_MONITORS and not ranking:
         raise UserError(
             f"finetune.monitor is {settings.monitor}, but no ranking is trained: {why}. Set "
@@ -196,18 +204,6 @@ def _check_ranking(cfg: Config, log: EventLog, *, ranking: bool) -> None:
         )
     if settings.ranking_weight > 0 and not ranking:
         print(f"retrieval only, no ranking is trained: {why}", flush=True)
-
-
-def _start_ranking(model: Network, log: EventLog, factors: ItemFactors | None) -> None:
-    """Start the ranking head at each item's rate of positive events and the factors of stage 1."""
-    rows = np.asarray(log.split) == TRAIN
-    label = np.asarray(log.label[rows], dtype=np.float32)
-    num_items = log.meta.num_items
-    events = np.bincount(log.item[rows], minlength=num_items)
-    positive = np.bincount(log.item[rows], weights=label, minlength=num_items)
-    model.start_ranking(
-        torch.from_numpy(events).float(), torch.from_numpy(positive).float(), factors
-    )
 
 
 def _optimizer(model: Network, cfg: Config) -> torch.optim.Optimizer:
@@ -244,6 +240,7 @@ def _loss(
         )
     states, items, logits = model(pack(batch.histories, place), candidates)
     target = torch.from_numpy(batch.target).to(place, torch.int64)
+    states = states[: len(target)]  # behind them are the histories of shown lists
     states, items = normalised(states, items, settings.temperature)
     if settings.loss == "sampled":
         shape = (len(target), settings.num_negatives)

@@ -22,7 +22,8 @@ STEPS = 2  # to a window: the fewer, the fewer windows to read
 class LabelledValidation:
     """A fixed, seeded sample of users with labelled validation events.
 
-    `rows` are the events, `new` says whether the user of each has no training event.
+    `rows` are the events, `label` theirs, `new` says whether the user of each has no training
+    event.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class LabelledValidation:
         drawn = np.random.default_rng(seed).permutation(np.flatnonzero(count))
         drawn = drawn[np.cumsum(count[drawn]) - count[drawn] < num_events]
         self.rows = rows[np.isin(user[rows], drawn)]
+        self.label = np.asarray(log.label[self.rows])
         self.user = user[self.rows]
         trained = np.zeros(log.meta.num_users, dtype=bool)
         trained[user[split == TRAIN]] = True
@@ -65,7 +67,7 @@ class LabelledValidation:
         if not len(self.rows):
             return {}
         score = self.scores(scorer)
-        label = np.asarray(self.log.label[self.rows])
+        label = self.label
         groups = {
             "auc_new": auc(label[self.new], score[self.new]),
             "auc_returning": auc(label[~self.new], score[~self.new]),

@@ -1,4 +1,4 @@
-"""Losses: softmax over the catalogue, full or sampled, and the order of pairs of one user.
+"""Losses: softmax over the catalogue, full or sampled, and the order of pairs.
 
 The softmax never holds all logits at once. Its gradient is computed in the forward pass, chunk by
 chunk of rows, while the logits are still in the cache: three matrix products, no T x V matrix. All
@@ -180,7 +180,7 @@ def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Te
 
 
 def pairwise(logits: Tensor, label: Tensor, offsets: Tensor) -> Tensor:
-    """Compute the mean logistic loss of pairs of a window that differ in their label.
+    """Compute the mean logistic loss of pairs of a window or list that differ in their label.
 
     One partner is drawn for each candidate. Source: Burges et al., "Learning to Rank using Gradient
     Descent" (RankNet), ICML 2005.
@@ -188,7 +188,7 @@ def pairwise(logits: Tensor, label: Tensor, offsets: Tensor) -> Tensor:
     Args:
         logits: [C].
         label: 0 or 1, [C].
-        offsets: candidates of window b are offsets[b]:offsets[b + 1], int64 [B + 1].
+        offsets: candidates of window or list b are offsets[b]:offsets[b + 1], int64 [B + 1].
     """
     count = offsets.diff()
     count_C = count.repeat_interleave(count)

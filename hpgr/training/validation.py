@@ -2,9 +2,9 @@
 
 Retrieval: HR@10 and NDCG@10 of the user's validation event; where items seen before are removed
 (`remove_history` of `hpgr.data.log.Meta`), an event that repeats one is a miss.
-Ranking: see `hpgr.training.labelled_validation`; baskets: `hpgr.training.basket_validation`.
-Several processes share the work and get the scores of one, bit for bit: it is cut into the same
-parts.
+Ranking: see `hpgr.training.labelled_validation` and, of shown lists, `list_validation`; baskets:
+`hpgr.training.basket_validation`. Several processes share the work and get the scores of one, bit
+for bit: it is cut into the same parts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from hpgr.data.histories import bounded, histories
+from hpgr.data.list_log import ListLog
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.metrics import MISS, hit_rate, ndcg, ranks_of
 from hpgr.model.interface import Network
@@ -25,6 +26,7 @@ from hpgr.training.basket_validation import BasketValidation
 from hpgr.training.calibration import fitted
 from hpgr.training.device import ALONE, Device
 from hpgr.training.labelled_validation import LabelledValidation
+from hpgr.training.list_validation import ListValidation
 
 CUTOFF = 10
 QUERIES_AT_A_TIME = 512
@@ -45,16 +47,21 @@ class Validation:
         num_baskets: int = 0,
         seed: int,
         among: Device = ALONE,
+        lists: ListLog | None = None,
     ) -> None:
         """`num_queries` events are asked for the next item, `num_labelled` for their label.
 
-        `num_baskets` sessions are asked for all of their items. All processes of `among` call
-        every method together.
+        With `lists` shown items are asked for theirs in place of events; `num_baskets` sessions
+        are asked for all of their items. All processes of `among` call every method together.
         """
         self.log, self.max_history, self.among = log, max_history, among
         self.num_queries, self.seed = num_queries, seed
-        self.labelled: LabelledValidation | None = None
-        if num_labelled:
+        self.labelled: LabelledValidation | ListValidation | None = None
+        if num_labelled and lists is not None:
+            self.labelled = ListValidation(
+                log, lists, max_history=max_history, num_items=num_labelled, seed=seed, among=among
+            )
+        elif num_labelled:
             self.labelled = LabelledValidation(
                 log, max_history=max_history, num_events=num_labelled, seed=seed, among=among
             )
@@ -88,10 +95,9 @@ class Validation:
     def calibration(self, model: Network, device: torch.device) -> Calibration:
         """Fit the calibration of `model`; without labelled events it is none."""
         found = self.labelled
-        if found is None or not len(found.rows):
+        if found is None or not len(found.label):
             return Calibration()
-        label = np.asarray(self.log.label[found.rows])
-        return fitted(found.scores(Scorer(model, device, self.max_history)), label)
+        return fitted(found.scores(Scorer(model, device, self.max_history)), found.label)
 
     def repeats(
         self, model: Network, device: torch.device, choices: Sequence[tuple[float, float]]

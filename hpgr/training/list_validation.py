@@ -1,0 +1,71 @@
+"""AUC and GAUC of shown validation lists, for early stopping. Never opens the test split.
+
+Whole lists are drawn. Each has a history of its own, as it has in training and evaluation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpgr.data.histories import bounded, histories
+from hpgr.data.list_log import ListLog
+from hpgr.data.log import VALIDATION, EventLog
+from hpgr.metrics import auc, gauc
+from hpgr.model.scoring import Scorer
+from hpgr.training.device import ALONE, Device
+
+ROWS_AT_A_TIME = 8192  # of histories and shown items; several processes share them
+
+
+class ListValidation:
+    """A fixed, seeded sample of validation lists; `label` [N] is that of their shown items."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        lists: ListLog,
+        *,
+        max_history: int,
+        num_items: int,
+        seed: int,
+        among: Device = ALONE,
+    ) -> None:
+        """`num_items` bounds the shown items, but for the list that reaches it."""
+        self.log, self.lists, self.max_history, self.among = log, lists, max_history, among
+        drawn = np.random.default_rng(seed).permutation(lists.of(VALIDATION))
+        size = lists.size[drawn]
+        self.drawn = np.sort(drawn[np.cumsum(size) - size < num_items])
+        self.offsets, self.rows = lists.items_of(self.drawn)
+        self.label = np.asarray(lists.label[self.rows])
+
+    def __call__(self, scorer: Scorer) -> dict[str, float]:
+        """Return AUC of all shown items and GAUC, the AUC inside each list weighted by its items.
+
+        `validation_ranking` is GAUC: the order inside a list is what is asked. .5 where labels
+        are all alike.
+        """
+        score = self.scores(scorer)
+        of_list = np.repeat(np.arange(len(self.drawn)), np.diff(self.offsets))
+        overall, inside = auc(self.label, score), gauc(of_list, self.label, score)
+        inside = 0.5 if inside is None else inside
+        return {
+            "validation_auc": 0.5 if overall is None else overall,
+            "validation_gauc": inside,
+            "validation_ranking": inside,
+        }
+
+    def scores(self, scorer: Scorer) -> np.ndarray:
+        """Return pCTR of the shown items, float32 [N], the same in every process."""
+        log, lists, scores_N = self.log, self.lists, np.zeros(len(self.rows), dtype=np.float32)
+        user, end, time = (
+            column[self.drawn] for column in (lists.user, lists.end, lists.timestamp)
+        )
+        read = np.minimum(end - log.user_offsets[user], self.max_history) + np.diff(self.offsets)
+        parts = bounded(read, queries=max(1, len(read)), most=ROWS_AT_A_TIME)
+        for part in self.among.own(parts):
+            bounds = self.offsets[part.start : part.stop + 1]
+            shown = slice(bounds[0], bounds[-1])
+            past = histories(log, user[part], end[part], time[part], self.max_history)
+            item = lists.item[self.rows[shown]]
+            scores_N[shown] = scorer.rank(past, bounds - bounds[0], item)
+        return self.among.summed(scores_N)
