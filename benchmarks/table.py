@@ -119,6 +119,8 @@ class Row(NamedTuple):
         """Its name in a table, in Markdown; `quick` is a profile of leave-one-out alone."""
         found = NAMES.get(self.name, self.name)
         of_time = self.trained and self.trained[-1].get("split") == "global-time"
+        if self.name == "hpgr" and self.trained and not of_time:
+            return f"{found}, profile full"
         return found.removesuffix(", profile quick") if of_time else found
 
     def values(self, column: str) -> list[float]:

@@ -82,7 +82,7 @@ def test_a_single_value_wins_over_the_profile_it_comes_with(params):
     set_params({"pretrain.steps": 7}, "smoke")
     assert load_config().pretrain.steps == 7
     set_params(profile="full")
-    assert load_config().pretrain.steps == 1280
+    assert load_config().pretrain.steps == 160
 
 
 def test_what_changes_nothing_leaves_the_file_alone(params):
