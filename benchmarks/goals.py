@@ -173,7 +173,7 @@ def of_models() -> Iterator[Standing]:
         yield Standing(subject, "K1-ml-1m-hpgr-0", ratio - 1, bound, most=False)
     for model, (profile, rival, bounds) in PUBLISHED.items():
         files = sorted(RESULTS.glob(f"R1-ml-1m-{model}-[0-9].json"))
-        for metric, bound in bounds.items():
+        for metric, bound in bounds.items() if files else ():
             subject = (
                 f"next item on ML-1M, profile {profile}: {metric_label(metric)} beside {rival}"
             )
