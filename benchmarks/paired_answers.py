@@ -87,7 +87,8 @@ def of_candidates(first: Seeds, second: Seeds, settings: Evaluate) -> dict[str, 
         np.mean([sampled[f"{side} {seed}"] for seed in range(len(scores[side]))], axis=0)
         for side in (0, 1)
     ]
-    found = {"auc": estimate(np.mean(areas[0]) - np.mean(areas[1]), drawn[0] - drawn[1])}
+    difference = float(np.mean(areas[0]) - np.mean(areas[1]))
+    found = {"auc": estimate(difference, drawn[0] - drawn[1])}
     groups = [[metrics.group_auc(user, label, score) for score in side] for side in scores]
     users, _, weight = groups[0][0]
     if len(users):

@@ -200,8 +200,10 @@ def against_best(
             if best is None or best.name != one["against"]:
                 continue
             sides = ((own, one["seeds"]), (best, one["against_seeds"]))
-            means = [mean(of_seeds(row, one["metric"], seeds)) for row, seeds in sides]
-            if None not in means and abs(means[0] - means[1] - one["difference"]) < 2e-5:
+            own_mean, other = (mean(of_seeds(row, one["metric"], seeds)) for row, seeds in sides)
+            if own_mean is None or other is None:
+                continue
+            if abs(own_mean - other - one["difference"]) < 2e-5:
                 current.append(one)
     return current
 
