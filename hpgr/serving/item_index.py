@@ -1,7 +1,7 @@
 """An approximate search of large catalogues: faiss' inverted file over the items' unit vectors.
 
 K-means puts the items into as many cells as the root of their number, and a state looks only into
-the cells nearest to it. How many is chosen when a model is loaded: the fewest, by doubling, with
+the cells nearest to it. How many is chosen when a model is loaded: the fewest with
 which made-up histories find the wanted share (`serve.index_recall`) of what an exact search finds.
 Source: Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", TPAMI 33(1),
 2011, without their compression. Needs the extra `index`. Reads and writes nothing.
@@ -11,6 +11,7 @@ Shape legend (suffixes of names): Q queries, V items, D width, n items found.
 
 from __future__ import annotations
 
+import bisect
 from typing import Any
 
 import numpy as np
@@ -75,11 +76,12 @@ class ItemIndex:
         """Choose the cells to look into; return the recall@`count` that these states then have."""
         self.probes = self.cells
         exact_Qn, _ = self.search(state_QD, count)
-        self.probes = 1
-        while True:
-            item_Qn, _ = self.search(state_QD, count)
-            pairs = zip(item_Qn, exact_Qn, strict=True)
-            found = float(np.mean([np.isin(exact, item).mean() for item, exact in pairs]))
-            if found >= recall or self.probes >= self.cells:
-                return found
-            self.probes = min(2 * self.probes, self.cells)
+
+        def found(probes: int) -> float:
+            self.probes = probes
+            pairs = zip(self.search(state_QD, count)[0], exact_Qn, strict=True)
+            return float(np.mean([np.isin(exact, item).mean() for item, exact in pairs]))
+
+        # More cells never find less.
+        fewest = bisect.bisect_left(range(1, self.cells), recall, key=found) + 1
+        return found(fewest)
