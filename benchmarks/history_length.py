@@ -12,24 +12,21 @@ users. All events leave the answers, read or not. The last line is a JSON object
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads OpenMP
 
 import numpy as np
-import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.noise import METRICS, opened, rounded, some  # noqa: E402
-from benchmarks.results_file import write_measured  # noqa: E402
+from benchmarks.noise import METRICS, measure_cells, opened, rounded, some  # noqa: E402
 from hpgr.cli import run  # noqa: E402
 from hpgr.config import Evaluate, load_config  # noqa: E402
 from hpgr.data.log import TEST, EventLog  # noqa: E402
@@ -50,8 +47,7 @@ USERS, QUICK_USERS = 150, 20  # whose candidates are judged
 
 def long_ones(log: EventLog, queries: Asked, least: int) -> np.ndarray:
     """Mark the queries that see at least so many events, bool [Q]."""
-    marked: np.ndarray = queries.end - log.user_offsets[queries.user] >= least
-    return marked
+    return queries.visible(log) >= least
 
 
 def retrieved(
@@ -139,21 +135,5 @@ def measure(folders: Sequence[Path], *, quick: bool) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure some cells."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    figures = measure(asked.folders, quick=asked.quick)
-    if asked.out:
-        write_measured(asked.out, "history_length.py", figures)
-    print(json.dumps(figures))
-
-
 if __name__ == "__main__":
-    run(main)
+    run(partial(measure_cells, __doc__, "history_length.py", measure))

@@ -27,7 +27,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +212,10 @@ def rounded(figures: Any) -> Any:
     return None if figures is None else round(float(figures), 4)
 
 
-def main() -> None:
-    """Measure some cells."""
+def measure_cells(text: str, script: str, measure: Callable[..., dict[str, Any]]) -> None:
+    """The command of a script that measures cells; `text` is its help."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=text, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--quick", action="store_true")
@@ -223,9 +224,9 @@ def main() -> None:
     torch.set_num_threads(1)
     figures = measure(asked.folders, quick=asked.quick)
     if asked.out:
-        write_measured(asked.out, "noise.py", figures)
+        write_measured(asked.out, script, figures)
     print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    run(main)
+    run(partial(measure_cells, __doc__, "noise.py", measure))

@@ -77,13 +77,13 @@ class Asked:
     """States as a network's reading gives them."""
 
     def __init__(self, states, items):
-        self.states, self.items = states, items
+        self.own, self.vectors = states, items
 
-    def cosines(self):
-        return self.states, self.items
+    def states(self):
+        return self.own
 
     def retrieve(self, items=slice(None)):
-        scores = self.states @ self.items[items].T
+        scores = self.own @ self.vectors[items].T
         scores[:, : max(0, FIRST_ITEM - (items.start or 0))] = -np.inf
         return scores
 
@@ -107,7 +107,7 @@ def test_a_finder_with_an_index_leaves_out_what_was_met(vectors):
 def test_where_scores_hold_more_than_cosines_an_index_does_not_answer(vectors):
     _, items = vectors
     finder = Finder(None, Serving(1800, 200, COUNT, True, False), np.zeros(ITEMS))
-    counting = SimpleNamespace(cosines=lambda: None)
+    counting = SimpleNamespace(states=lambda: None)
     assert finder._from_index(ItemIndex(items), counting, None, COUNT) is None
 
 

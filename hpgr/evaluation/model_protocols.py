@@ -55,11 +55,14 @@ class Answering(Protocol):
         Some query has a history.
         """
 
-    def cosines(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """States and items of length one, float32 [Q, D] and [num_items, D].
+    def states(self) -> np.ndarray | None:
+        """States of length one, float32 [Q, D], whose products with `items` are the scores.
 
-        Their dot products are the scores. None where the scores hold more than that.
+        None where the scores hold more than that.
         """
+
+    def items(self) -> np.ndarray:
+        """Vectors of items of length one, float32 [num_items, D]; some query has a history."""
 
     def explain(self) -> tuple[np.ndarray, np.ndarray]:
         """As `RankingModel.explain`, of the queries that have a history."""

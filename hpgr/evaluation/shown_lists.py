@@ -264,7 +264,7 @@ def simple_scores(
     `position` is the order as shown. `item_mean` is the share of the training lists with the item
     in which it was taken, drawn to the common share with the weight of `prior_events` rows;
     `item_plus_position` adds the log odds of the same share of the position. Items that the log
-    does not know are told apart here: they were shown.
+    does not know are distinct here: they were shown.
     """
     found = {"position": -lists.position} if lists.placed else {}
     if not 0 < train.label.sum() < len(train.label):

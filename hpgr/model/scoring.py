@@ -264,8 +264,8 @@ class ReadHistories:
         return self.scorer.repeats.add(scores, self.histories, items)
 
     @torch.inference_mode()
-    def cosines(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """States and items, float32 [Q, D] and [V, D], whose dot products `retrieve` gives.
+    def states(self) -> np.ndarray | None:
+        """States of length one, float32 [Q, D], whose products with `items` are the scores.
 
         None where a query has no history, or what was taken before scores higher.
         """
@@ -273,7 +273,13 @@ class ReadHistories:
         if not self.scorer.repeats.idle or not known or not (self.histories.length > 0).all():
             return None
         state_QD = functional.normalize(torch.cat([one.states for one in known]).float(), dim=-1)
-        return state_QD.cpu().numpy(), self.scorer._unit_items(known[0].items).cpu().numpy()
+        return np.asarray(state_QD.cpu())
+
+    def items(self) -> np.ndarray:
+        """Vectors of the catalogue of length one, float32 [V, D]; some query has a history."""
+        readings = (reading for *_, reading in self.parts)
+        first = next(reading for reading in readings if len(reading.states))
+        return np.asarray(self.scorer._unit_items(first.items).cpu())
 
     def explain(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the anchors of the queries that have a history, as `Scorer.explain` does."""

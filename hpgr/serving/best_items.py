@@ -128,16 +128,15 @@ class Finder:
         places: int,
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """As `_nearest`, most of them; None where an index cannot tell."""
-        vectors = asked.cosines()
-        if vectors is None:
+        state, width = asked.states(), len(self.popularity)
+        if state is None:
             return None
-        state, unit = vectors
         query, gone = removed or (np.zeros(0, np.int64),) * 2
         seen = int(np.bincount(query, minlength=1).max())
         if seen > SEEN_AT_MOST:
             return None
         item, near = index.search(state, places + seen)
-        met = np.isin(np.arange(len(item))[:, None] * len(unit) + item, query * len(unit) + gone)
+        met = np.isin(np.arange(len(item))[:, None] * width + item, query * width + gone)
         near[met | (item < 0)] = -np.inf
         order = np.argsort(-near, axis=1, kind="stable")[:, :places]
         item, near = (np.take_along_axis(one, order, axis=1) for one in (item, near))

@@ -1,8 +1,8 @@
 """The processes of `hpgr serve`: one address, and the application of server.py in each worker.
 
 With one worker (`serve.workers`) that is this process. With more, uvicorn starts them, each with a
-model of its own, and starts one anew that ends or hangs; whichever is free takes the next
-connection. Reads the registry. Writes nothing.
+model of its own, and starts one anew that ends or hangs; one of them takes each connection. Reads
+the registry. Writes nothing.
 """
 
 from __future__ import annotations

@@ -167,11 +167,12 @@ class Recommender:
         times = [60 * n for n in range(PROBE_EVENTS)]
         asked = [Request(times[-1], [known[i] for i in row], times) for row in drawn.tolist()]
         histories = encode(asked, self.item, self.actions, gap_s=self.serving.gap_s)
-        vectors = self.scorer.read(histories.last(self.serving.max_history)).cosines()
-        if vectors is None:
+        read = self.scorer.read(histories.last(self.serving.max_history))
+        states = read.states()
+        if states is None:
             logger.info("the model counts what was taken before: its catalogue is searched exactly")
             return
-        states, items = vectors
+        items = read.items()
         index = ItemIndex(items)
         found = index.tune(states, self.serving.retrieve, recall)
         logger.info(
