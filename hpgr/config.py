@@ -179,6 +179,8 @@ class Finetune(Section):
     full_items: int = Field(ge=1)
     shared_negatives: int = Field(ge=1)
     num_negatives: int = Field(ge=1)
+    adagrad_rows: int = Field(ge=1)
+    adagrad_scale: float = Field(gt=0)
     # The softmax subtracts no maximum: beyond 1 / 80 its exponentials overflow.
     temperature: float = Field(ge=1 / 80)
     candidates: Literal["auto", "events", "impressions"]

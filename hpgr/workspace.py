@@ -65,6 +65,8 @@ STAGES = {
             "finetune.loss",
             "finetune.full_items",
             "finetune.shared_negatives",
+            "finetune.adagrad_rows",
+            "finetune.adagrad_scale",
         ),
     ),
     "finetune": Stage(

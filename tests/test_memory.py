@@ -23,7 +23,7 @@ def training(tmp_path, monkeypatch):
     def train(model, optimizer, windows, **kwargs):
         found.model, found.optimizer, found.windows = model, optimizer, windows
         found.loss = kwargs["loss"]
-        found.memory = MemoryNeed.of(model, windows, found.loss, ALONE)
+        found.memory = MemoryNeed.of(model, optimizer, windows, found.loss, ALONE)
         return plain(model, optimizer, windows, **kwargs)
 
     monkeypatch.setattr(stage_two, "train", train)
@@ -67,7 +67,9 @@ def test_counting_leaves_weights_averages_and_random_state(training):
     stage_two.finetune(training.cfg)
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     state = torch.get_rng_state()
-    MemoryNeed.of(training.model.train(), training.windows, training.loss, ALONE)
+    MemoryNeed.of(
+        training.model.train(), training.optimizer, training.windows, training.loss, ALONE
+    )
     assert all(torch.equal(before[name], v) for name, v in training.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state) and training.model.training
 

@@ -16,9 +16,9 @@ from hpgr.data.batches import TrainingWindows
 from hpgr.data.histories import histories
 from hpgr.model.attention import select
 from hpgr.model.scoring import Scorer
-from hpgr.training.adamw import AdamW
 from hpgr.training.device import Device
 from hpgr.training.loop import Stopped
+from hpgr.training.table_optimizer import TableAdamW
 from hpgr.workspace import HERE
 
 NETWORKS = {
@@ -45,7 +45,9 @@ def training_on(device, monkeypatch):
         for stage in (hpgr.training.pretrain, hpgr.training.finetune):
             patch.setattr(stage, "choose_device", lambda *_: chosen)
             # The fused kernel asks for a device that it knows.
-            patch.setattr(stage, "AdamW", lambda *a, **kw: AdamW(*a, **kw | {"fused": False}))
+            patch.setattr(
+                stage, "TableAdamW", lambda *a, **kw: TableAdamW(*a, **kw | {"fused": False})
+            )
         yield patch
 
 

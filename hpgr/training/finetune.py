@@ -25,7 +25,6 @@ from hpgr.model.interface import Network, build
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.stored_config import CATALOGUE, NO_REPEATS
 from hpgr.runtime import UserError
-from hpgr.training.adamw import AdamW
 from hpgr.training.candidates import TOO_FEW_EVENTS, CandidateSource
 from hpgr.training.checkpoint import scratch_folder
 from hpgr.training.device import Device, choose_device
@@ -40,6 +39,7 @@ from hpgr.training.losses import (
 )
 from hpgr.training.memory import MemoryNeed
 from hpgr.training.outputs import finish, write_outputs
+from hpgr.training.table_optimizer import TableAdamW
 from hpgr.training.validation import Validation
 from hpgr.training.warm import WEIGHTS, Base, read_stage_one
 from hpgr.workspace import HERE, Workspace
@@ -120,12 +120,13 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
             "an earlier one of its user. Set finetune.monitor: validation_ndcg@10"
         )
     loss = partial(_loss, cfg, catalogue.num_items, device.device)
-    memory = MemoryNeed.of(model, windows, loss, device).require(device, "finetune")
+    optimizer = _optimizer(model, cfg)
+    memory = MemoryNeed.of(model, optimizer, windows, loss, device).require(device, "finetune")
     if device.rank == 0:
-        print(f"finetune: {memory}", flush=True)
+        print(f"finetune: {memory}{optimizer.describe()}", flush=True)
     outcome = train(
         model,
-        _optimizer(model, cfg),
+        optimizer,
         windows,
         loss=loss,
         validate=lambda: validation(model, device.device),
@@ -206,8 +207,8 @@ def _check_ranking(cfg: Config, *, ranking: bool) -> None:
         print(f"retrieval only, no ranking is trained: {why}", flush=True)
 
 
-def _optimizer(model: Network, cfg: Config) -> torch.optim.Optimizer:
-    """Make AdamW as in HSTU, with rates of their own for what stage 1 trained and fitted."""
+def _optimizer(model: Network, cfg: Config) -> TableAdamW:
+    """Make the optimizer, with rates of their own for what stage 1 trained and fitted."""
     settings, inherited, fitted = cfg.finetune, [], []
     if settings.inherit:
         inherited = list(model.inherited.parameters()) if model.inherited is not None else []
@@ -215,12 +216,7 @@ def _optimizer(model: Network, cfg: Config) -> torch.optim.Optimizer:
     started = {*inherited, *fitted}
     others = [p for p in model.parameters() if p.requires_grad and p not in started]
     scales = [(others, 1.0), (inherited, settings.inherited_scale), (fitted, settings.factor_scale)]
-    return AdamW(
-        [{"params": p, "lr": settings.learning_rate * scale} for p, scale in scales if p],
-        betas=(0.9, 0.98),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    return TableAdamW(scales, settings, settings, fused=True)
 
 
 def _loss(

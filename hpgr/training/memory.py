@@ -1,8 +1,8 @@
 """Memory of a training, estimated before its first step: one that cannot fit is refused.
 
-Weights, gradients and AdamW's moments are counted exactly, activations on two parts of a batch, so
-that what grows with the batch and what does not are known apart. Backward passes need more for a
-moment: the estimate is a lower bound. Reads /proc and /sys; writes nothing.
+Weights, gradients and the optimizer's state are counted exactly, activations on two parts of a
+batch, so that what grows with the batch and what does not are known apart. Backward passes need
+more for a moment: the estimate is a lower bound. Reads /proc and /sys; writes nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from hpgr.data.batches import Batch, TrainingWindows
 from hpgr.runtime import UserError
 from hpgr.training.device import Device
 from hpgr.training.losses import logits_bytes
+from hpgr.training.table_optimizer import TableAdamW
 
 PARTS = 8  # of a batch; activations are counted on one and on two of them
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -38,21 +39,21 @@ class MemoryNeed:
     def of(
         cls,
         model: nn.Module,
+        optimizer: TableAdamW,
         windows: TrainingWindows,
         loss: Callable[[nn.Module, Batch, int, int], dict[str, Tensor]],
         device: Device,
     ) -> MemoryNeed:
-        """Count for a model on its device, with the loss and the windows of `train`.
+        """Count for a model on its device, with optimizer, loss and windows of `train`.
 
         The random state of the process is as before afterwards, and the model's averages too.
         """
-        trained = [w for w in model.parameters() if w.requires_grad]
-        gradients = size(trained)
+        gradients = size([w for w in model.parameters() if w.requires_grad])
         return cls(
             weights=size([*model.parameters(), *model.buffers()]),
             # Where several processes train, gradients are summed in copies (DDP's buckets).
             gradients=gradients * (2 if device.world > 1 else 1),
-            optimizer=2 * gradients + 4 * len(trained),  # two moments, and a step count each
+            optimizer=optimizer.state_bytes(),
             activations=_activations(model, windows, loss, device),
             logits=logits_bytes(windows.log.meta.num_items, device.device),
         )
@@ -71,6 +72,8 @@ class MemoryNeed:
             fix = f"lower {section}.batch_tokens"
             if largest != "activations":
                 fix = "lower model.dim, or have fewer items (sessionize.min_item_events)"
+            if largest == "optimizer":
+                fix += ", or lower finetune.adagrad_rows"
             raise UserError(
                 f"{section} needs at least {gib(needed)} GiB more memory, but {device.device} has "
                 f"{gib(found)} GiB for this process (GiB: {listed}); {fix}"

@@ -25,7 +25,6 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import network_class
 from hpgr.model.packed import pack
 from hpgr.torchrun import launched
-from hpgr.training.adamw import AdamW
 from hpgr.training.checkpoint import scratch_folder
 from hpgr.training.cooccurrence import directions, ppmi_svd
 from hpgr.training.device import Device, choose_device
@@ -36,6 +35,7 @@ from hpgr.training.loop import train
 from hpgr.training.losses import catalogue_softmax, normalised
 from hpgr.training.memory import MemoryNeed
 from hpgr.training.outputs import finish, write_outputs, write_untrained
+from hpgr.training.table_optimizer import TableAdamW
 from hpgr.training.warm import Base, pack_factors
 from hpgr.workspace import HERE, Workspace
 
@@ -117,17 +117,12 @@ def pretrain(cfg: Config, workspace: Workspace = HERE) -> None:
     model.to(device.device)
     inputs = [*workspace.arrays.iterdir(), *(base.files if base else ())]
     scratch = scratch_folder("pretrain", cfg, inputs, workspace)
-    optimizer = AdamW(
-        model.parameters(),
-        lr=settings.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=settings.weight_decay,
-    )
+    optimizer = TableAdamW([([*model.parameters()], 1.0)], settings, cfg.finetune)
     probe = SessionProbe(log, seed=settings.seed, among=device)
     loss = partial(_loss, cfg, device)
-    memory = MemoryNeed.of(model, windows, loss, device).require(device, "pretrain")
+    memory = MemoryNeed.of(model, optimizer, windows, loss, device).require(device, "pretrain")
     if device.rank == 0:
-        print(f"pretrain: {memory}", flush=True)
+        print(f"pretrain: {memory}{optimizer.describe()}", flush=True)
     outcome = train(
         model,
         optimizer,
