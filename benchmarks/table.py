@@ -53,7 +53,7 @@ COMPARED = {
 }
 # Others stand in docs/ablations.md.
 HEADLINES = (
-    "hpgr", "hpgr-long", "hpgr-quick", "hstu", "hstu-plain", "hstu-readout", "sasrec",
+    "hpgr", "hpgr-long", "hpgr-quick", "hstu", "hstu-large", "hstu-plain", "hstu-readout", "sasrec",
     "esasrec", "mtgr", "mtgr-residual", "mtgr-readout",
 )  # fmt: skip
 NAMES = {
@@ -65,6 +65,7 @@ NAMES = {
     "hpgr-quick_then_rank": "HPGR, top 50 as served",
     "hpgr-quick_next_item": "HPGR, as next item",
     "hstu": "HSTU",
+    "hstu-large": "HSTU-large",
     "hstu-plain": "HSTU, trained as HPGR",
     "hstu-readout": "HSTU with HPGR's read-out",
     "sasrec": "SASRec",
