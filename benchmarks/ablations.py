@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results_file import split_of
 from benchmarks.table import NAMES, RESULTS, ROOT, TITLES, between_markers, spans
 from hpgr.params_file import read_params
 from hpgr.runtime import read_json, write_text
@@ -25,36 +27,46 @@ COLUMNS = {
     "R2": {"ndcg@10": "NDCG@10", "hr@10": "HR@10"},
     "K1": {"auc": "AUC", "gauc": "GAUC"},  # log loss would also show how a run was calibrated
 }
-WHOLE = {"R1": "hpgr-quick", "R2": "hpgr", "K1": "hpgr"}  # what the part is taken from
+# What a part is taken from: the model with the same profile, else the first.
+WHOLES = {"R1": ("hpgr-quick", "hpgr"), "R2": ("hpgr",), "K1": ("hpgr",)}
 Runs = dict[int, dict[str, Any]]  # seed -> result
 
 
-def described(path: Path = ROOT / "benchmarks/params.yaml") -> list[str]:
-    """Models that differ from their profile: those with a part taken away."""
-    return [name for name, model in read_params(path)["models"].items() if "set" in model]
+def described(protocol: str, path: Path = ROOT / "benchmarks/params.yaml") -> dict[str, str]:
+    """Models that differ from their profile, as one without a part does, and their wholes."""
+    models, split = read_params(path)["models"], split_of(protocol)
+    found = {}
+    for name, model in models.items():
+        if "set" in model:
+            same = [w for w in WHOLES[protocol] if models[w][split] == model.get(split)]
+            found[name] = (same or WHOLES[protocol])[0]
+    return found
 
 
 def tables() -> str:
     """All tables, one after the other."""
     return "\n".join(
-        table(f"{TITLES[protocol]}, {dataset}", protocol, whole, runs)
-        for protocol, dataset, whole, runs in comparisons()
+        table(f"{TITLES[protocol]}, {dataset}", protocol, name, whole, runs)
+        for protocol, dataset, name, whole, runs in comparisons()
     )
 
 
-def comparisons() -> Iterator[tuple[str, str, Runs, dict[str, Runs]]]:
-    """Protocol, data set, the runs of the whole and those of each model beside it, by seed."""
+def comparisons() -> Iterator[tuple[str, str, str, Runs, dict[str, Runs]]]:
+    """Protocol, data set, the whole's name and runs, and those of each model beside it, by seed."""
     for protocol in COLUMNS:
         found: dict[tuple[str, str], Runs] = {}
         for path in sorted(RESULTS.glob(f"{protocol}-*.json")):
             result = read_json(path)
             found.setdefault((result["dataset"], result["model"]), {})[result["seed"]] = result
-        for dataset in sorted({dataset for dataset, _ in found}):
-            runs = {name: found.get((dataset, name), {}) for name in described()}
-            whole = found.get((dataset, WHOLE[protocol]), {})
-            runs = {name: own for name, own in runs.items() if own.keys() & whole.keys()}
+        beside = described(protocol)
+        for dataset, whole in product(sorted({dataset for dataset, _ in found}), WHOLES[protocol]):
+            of_whole = found.get((dataset, whole), {})
+            runs = {
+                name: found.get((dataset, name), {}) for name, w in beside.items() if w == whole
+            }
+            runs = {name: own for name, own in runs.items() if own.keys() & of_whole.keys()}
             if runs:
-                yield protocol, dataset, whole, runs
+                yield protocol, dataset, whole, of_whole, runs
 
 
 def distances(metric: str, whole: Runs, own: Runs) -> list[float]:
@@ -63,7 +75,7 @@ def distances(metric: str, whole: Runs, own: Runs) -> list[float]:
     return [own[seed]["metrics"][metric] - whole[seed]["metrics"][metric] for seed in seeds]
 
 
-def table(title: str, protocol: str, whole: Runs, runs: dict[str, Runs]) -> str:
+def table(title: str, protocol: str, name: str, whole: Runs, runs: dict[str, Runs]) -> str:
     """One protocol and data set: the whole, then each model and its distance from the whole."""
     columns = COLUMNS[protocol]
     lines = [
@@ -73,10 +85,10 @@ def table(title: str, protocol: str, whole: Runs, runs: dict[str, Runs]) -> str:
     ]
     values = {c: [run["metrics"][c] for run in whole.values()] for c in columns}
     cells = [spread(values[c]) for c in columns]
-    lines.append(row(NAMES.get(WHOLE[protocol], WHOLE[protocol]), cells, whole))
-    for name, own in runs.items():
+    lines.append(row(NAMES.get(name, name), cells, whole))
+    for other, own in runs.items():
         cells = [spread(distances(c, whole, own), signed=True) for c in columns]
-        lines.append(row(name, cells, own))
+        lines.append(row(other, cells, own))
     judged = [run for own in (whole, *runs.values()) for run in own.values()]
     machines = spans(judged, "machine")
     lines.append(f"\n{machines}; a row below the first is the distance from it.\n")

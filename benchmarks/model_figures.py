@@ -49,11 +49,11 @@ def plain(model: str) -> str:
 
 def parts() -> Iterator[Drawing]:
     """A picture of each comparison of models without a part."""
-    for protocol, dataset, whole, runs in ablations.comparisons():
+    for protocol, dataset, name, whole, runs in ablations.comparisons():
         yield Drawing(
-            f"parts-{protocol}-{dataset}",
+            f"parts-{protocol}-{dataset}-{name}",
             f"{TITLES[protocol]}, {dataset}",
-            f"The whole: {plain(ablations.WHOLE[protocol])}, seeds: {len(whole)}.",
+            f"The whole: {plain(name)}, seeds: {len(whole)}.",
             partial(part_bars, protocol, whole, runs),
         )
 

@@ -20,10 +20,10 @@ def varied() -> Iterator[tuple[str, str, str, float, Points]]:
     The whole's own results are among them; a model counts where nothing else differs.
     """
     matrix, known = read_matrix(), {}
-    for protocol, dataset, whole, runs in ablations.comparisons():
+    for protocol, dataset, name_of_whole, whole, runs in ablations.comparisons():
         if dataset not in matrix.datasets:
             continue
-        of_whole = Cell(dataset, split_of(protocol), ablations.WHOLE[protocol], "0")
+        of_whole = Cell(dataset, split_of(protocol), name_of_whole, "0")
         found: dict[tuple[str, float], Points] = {}
         for model, own in runs.items():
             cell = of_whole._replace(model=model)

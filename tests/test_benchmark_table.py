@@ -53,7 +53,7 @@ def test_a_baseline_stands_with_the_run_that_gave_it_most():
 def test_a_part_that_is_taken_away_is_compared_seed_by_seed():
     whole = {seed: result(seed, ndcg, 0.2) for seed, ndcg in ((0, 0.2), (1, 0.3), (2, 0.9))}
     without = {"hpgr-no-sessions": {0: result(0, 0.19, 0.2), 1: result(1, 0.27, 0.2)}}
-    text = ablations.table("T", "R1", whole, without)
+    text = ablations.table("T", "R1", "hpgr-quick", whole, without)
     base, ablation = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert base == (
         "| **HPGR**, profile quick | .4667 ± .3786 | .1000 ± .0000 | 3 | 300, 300, 300 |"
@@ -62,5 +62,9 @@ def test_a_part_that_is_taken_away_is_compared_seed_by_seed():
 
 
 def test_an_ablation_is_a_model_that_differs_from_its_profile():
-    assert "hpgr-no-sessions" in ablations.described()
-    assert not {"hpgr", "hpgr-quick", "hstu"} & {*ablations.described()}
+    found = {protocol: ablations.described(protocol) for protocol in ("R1", "K1")}
+    assert not {"hpgr", "hpgr-quick", "hstu"} & {*found["R1"]}
+    # Each is held against the model of its own profile.
+    assert found["R1"]["hpgr-no-sessions"] == "hpgr-quick"
+    assert found["K1"]["hpgr-no-sessions"] == found["K1"]["hstu-plain"] == "hpgr"
+    assert found["R1"]["hpgr-full-no-sessions"] == "hpgr"
