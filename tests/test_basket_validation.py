@@ -8,18 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from evaluation_log import log_of_baskets, random_log
 from test_next_basket import Levels, by_places, shown
 from training_runs import parameters, write_project
 
 from hpgr.data.baskets import next_basket
 from hpgr.data.log import FIRST_ITEM, VALIDATION
+from hpgr.model.catalogue import Catalogue
+from hpgr.model.interface import build
 from hpgr.model.repeat_counts import Repeats
 from hpgr.model.scoring import Scorer
 from hpgr.runtime import UserError
 from hpgr.training import basket_validation
 from hpgr.training.basket_validation import BasketValidation
 from hpgr.training.finetune import finetune
+from hpgr.training.validation import Validation
 
 MONITOR = "validation_basket_ndcg@10"
 ALL = {"max_history": 50, "num_baskets": 10**6, "seed": 0}
@@ -95,6 +99,25 @@ def test_the_weights_that_find_baskets_best_are_kept(tmp_path, monkeypatch):
     scorer.repeats = Repeats()
     assert curve[best] == pytest.approx(gains(log, scorer)[1], abs=1e-5)
     assert len(set(curve.values())) > 1
+
+
+def test_what_was_taken_before_counts_as_finds_baskets_best():
+    """After a pause; the scores of each choice are those of each basket by itself."""
+    log = log_of_baskets()
+    log = replace(log, meta=replace(log.meta, remove_history=False, gap_s=1800))
+    cfg = parameters(model__max_history=50)
+    model = build(cfg.model, Catalogue.of(log), ranking=False)
+    choices = [(0.0, 1.0), (0.5, 1.0), (0.5, 0.5)]
+    validation = Validation(
+        log, num_queries=9, num_labelled=0, num_baskets=10**6, max_history=50, seed=0
+    )
+    found = validation.repeats(model, torch.device("cpu"), choices)
+    scorer, expected = Scorer(model, torch.device("cpu"), 50), []
+    for choice in choices:
+        scorer.repeats = Repeats(0.0, 1.0, *choice, 1800)
+        expected.append(gains(log, scorer)[1])
+    assert found[1] == pytest.approx(expected, abs=1e-6)
+    assert len({*expected}) == 3
 
 
 def test_a_log_without_a_validation_basket_cannot_stop_by_them(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from hpgr.metrics import MISS, hit_rate, ndcg, ranks_of
 from hpgr.model.interface import Network
 from hpgr.model.repeat_counts import Repeats
 from hpgr.model.scoring import Calibration, Scorer
-from hpgr.training.basket_validation import BasketValidation
+from hpgr.training.basket_validation import NDCG, BasketValidation
 from hpgr.training.calibration import fitted
 from hpgr.training.device import ALONE, Device
 from hpgr.training.labelled_validation import LabelledValidation
@@ -111,7 +111,8 @@ class Validation:
 
         Returns:
             NDCG@10 of each choice, float64 [choices], for events within a session and for those
-            after a pause: samples of their own, without events all 0.
+            after a pause: samples of their own, without events all 0. Where baskets are asked, the
+            second is that of whole baskets.
         """
         log, gap_s = self.log, self.log.meta.gap_s
         if log.meta.remove_history:
@@ -120,13 +121,16 @@ class Validation:
         rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
         pause = np.asarray(log.timestamp[rows]) - log.timestamp[rows - 1] > gap_s
         found = []
+        scorer = Scorer(model, device, self.max_history)
         for asked, chosen in ((copy(self), ~pause), (copy(self), pause)):
             asked._ask(rows[chosen])
             scores = np.zeros(len(ways))
             if len(asked.rows):
-                ranks = asked._ranks(Scorer(model, device, self.max_history), ways)
-                scores = ndcg(ranks, CUTOFF).mean(axis=1)
+                scores = ndcg(asked._ranks(scorer, ways), CUTOFF).mean(axis=1)
             found.append(scores)
+        if self.baskets:
+            rests = [Repeats(0.0, 1.0, *choice, gap_s) for choice in choices]
+            found[1] = self.baskets.means(scorer, rests)[:, NDCG]
         return found[0], found[1]
 
     def _retrieval(self, scorer: Scorer) -> dict[str, float]:
