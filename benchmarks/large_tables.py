@@ -39,7 +39,7 @@ from hpgr.runtime import read_json, write_json
 from hpgr.training.table_optimizer import TableAdamW
 
 ROWS, WIDTH, IN_USE, STEPS = 1_000_000, 64, 41_000, 9
-SCALES = (1.0, 3.0, 10.0, 30.0)
+SCALES = (1.0, 3.0, 10.0, 30.0, 100.0)
 CELL = Cell("ml-1m", "leave-one-out", "hstu", "0")
 EVERY = {
     "model.dim": 64, "finetune.loss": "shared", "finetune.learning_rate": 0.002,
