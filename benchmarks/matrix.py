@@ -31,6 +31,7 @@ from benchmarks.results_file import complete, publish, write_results
 from benchmarks.stage_code import code_digests
 from hpgr.cli import run, run_stage
 from hpgr.config import ConfigError
+from hpgr.metrics import BASKET_MONITOR
 from hpgr.params_file import read_params
 from hpgr.profiles import with_params
 from hpgr.runtime import UserError, write_text
@@ -252,6 +253,8 @@ def settings(
         values[f"{stage}.max_minutes"] = None
         if cell.seed:
             values[f"{stage}.seed"] = int(cell.seed)
+    if cell.split != "global-time" and values.get("finetune.monitor") == BASKET_MONITOR:
+        values["finetune.monitor"] = "validation_ndcg@10"  # the split holds out single events
     values |= changes or {}
     try:
         return with_params(values, profile).model_dump(mode="json", by_alias=True)

@@ -105,6 +105,15 @@ def test_logs_of_baskets_are_judged_by_baskets_and_others_are_not(monkeypatch, d
     assert not values["evaluate"]["remove_history"]
 
 
+@pytest.mark.parametrize("split", ["", "leave-one-out", "global-time"])
+def test_only_where_baskets_are_held_out_do_they_stop_training(monkeypatch, split):
+    monkeypatch.chdir(ROOT)
+    cell = Cell("online-retail", split, *(("hpgr-quick", "0") if split else ()))
+    monitor = settings(cell, read_matrix())["finetune"]["monitor"]
+    baskets = split == "global-time"
+    assert monitor == ("validation_basket_ndcg@10" if baskets else "validation_ndcg@10")
+
+
 def test_every_result_names_the_commit_that_made_it():
     for path in (ROOT / "benchmarks/results").glob("*.json"):
         assert len(json.loads(path.read_text())["commit"].rstrip("+")) == 40, path
