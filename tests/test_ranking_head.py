@@ -2,11 +2,13 @@
 
 import numpy as np
 import torch
+from scipy.stats import norm
 from test_leaks import random_histories
 
 from hpgr.data.batches import events_before
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.ranking_head import PRIOR_EVENTS, RankingHead
+from hpgr.model.readout import ItemFactors, PreferenceReadout
 
 CPU = torch.device("cpu")
 
@@ -25,6 +27,16 @@ def test_the_items_part_is_the_smoothed_log_odds_of_training():
     assert np.isclose(rates[2].item(), (80 + PRIOR_EVENTS * common) / (100 + PRIOR_EVENTS))
     assert np.isclose(rates[3].item(), PRIOR_EVENTS * common / (2 + PRIOR_EVENTS))
     assert np.isclose(rates[4].item(), common)
+
+
+def test_a_fitted_bias_starts_at_the_chance_that_a_value_is_high():
+    bias = torch.linspace(-1.5, 1.5, 50)
+    none = torch.zeros(50, 2)
+    factors = ItemFactors(none, bias, none, torch.zeros(6), torch.ones(6), noise=0.64)
+    made = RankingHead(4, 50, 6, PreferenceReadout(50, 6, 2, num_anchors=4))
+    made.start_from(torch.full((50,), 10.0), torch.full((50,), 5.0), factors)
+    chance = torch.sigmoid(made.item_bias.detach()).numpy()
+    assert np.allclose(chance, norm.cdf(bias.numpy() / 0.8), atol=0.01)
 
 
 def test_the_users_part_is_the_shrunk_mean_of_the_visible_actions():

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from evaluation_log import make_log, random_log
-from scipy.stats import multivariate_normal
+from scipy.optimize import minimize
+from scipy.stats import norm
 from training_runs import parameters
 
 import hpgr.model.discounting
 from hpgr.data.batches import TrainingWindows
-from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, EventLog
+from hpgr.data.log import FIRST_ITEM, TEST, EventLog
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.discounting import discounted_sums, product_sums
 from hpgr.model.interface import build
@@ -214,28 +215,77 @@ def test_fitted_factors_predict_values_of_users_that_were_not_fitted():
     assert np.mean(error) < 0.6 * np.mean(plain)
 
 
-def test_every_round_raises_the_posterior_of_factors_and_biases(monkeypatch):
-    monkeypatch.setattr(item_factors, "HINT_ROUNDS", ())  # the prior of tastes has mean 0
+def evidence(user, item, value, items, prior):
+    """Lower bound of the log evidence under the posterior of the items, user by user."""
+    mean, covariance = items.mean.numpy(), items.covariance.numpy()
+    second = covariance + mean[:, :, None] * mean[:, None, :]
+    total = 0.0
+    for u in np.unique(user):
+        own, y = item[user == u], value[user == u]
+        square = second[own][:, :-1, :-1].sum(0) / items.noise
+        mixed = (y[:, None] * mean[own, :-1] - second[own][:, :-1, -1]).sum(0) / items.noise
+        rest = (y**2 - 2 * y * mean[own, -1] + second[own][:, -1, -1]).sum() / items.noise
+        precision = np.eye(len(square)) + square
+        total += 0.5 * (mixed @ np.linalg.solve(precision, mixed) - rest)
+        total -= 0.5 * np.linalg.slogdet(precision)[1]
+        total -= 0.5 * len(y) * np.log(2 * np.pi * items.noise)
+    normal = torch.distributions.MultivariateNormal
+    found = normal(items.mean, items.covariance)
+    expected = normal(prior.mean, precision_matrix=prior.precision.diag())
+    return total - torch.distributions.kl_divergence(found, expected).sum().item()
+
+
+def test_every_round_raises_the_bound_of_the_evidence():
     log = planted(1, num_users=60, num_items=12)
-    kept = np.asarray(log.split) == TRAIN
-    user, item = log.user_of_event()[kept], np.asarray(log.item)[kept]
+    user, item = torch.from_numpy(log.user_of_event()), torch.from_numpy(log.item).long()
+    value = torch.from_numpy(log.action_value[log.action].astype(np.float64))
+    value = (value - value.mean()) / value.std(correction=0)
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(log.meta.num_items, 2, generator=generator, dtype=torch.float64)
+    items, prior = item_factors._Items.start(0.3 * factor), item_factors._Prior.start(2)
+    expected = torch.zeros(60, 2, dtype=torch.float64)
+    bounds = []
+    for _ in range(8):
+        items, _ = item_factors._round(user, item, value, items, expected, prior)
+        bounds.append(evidence(user.numpy(), item.numpy(), value.numpy(), items, prior))
+    assert bounds == sorted(bounds)
 
-    def objective(rounds):
-        monkeypatch.setattr(item_factors, "ROUNDS", rounds)
-        found = fit_item_factors(log, 2, seed=0)
-        factor, bias = found.factor.double().numpy(), found.bias.double().numpy()
-        value = found.value.double().numpy()[np.asarray(log.action)[kept]]
-        total = 0.0
-        for u in range(60):
-            own = item[user == u]
-            covariance = factor[own] @ factor[own].T + found.noise * np.eye(len(own))
-            total += multivariate_normal.logpdf(value[user == u], bias[own], covariance)
-        prior = np.array([item_factors.FIRST_FACTOR, 0.0])
-        total -= 0.5 * item_factors.FACTOR_PRECISION * np.square(factor - prior).sum()
-        return total - 0.5 * item_factors.BIAS_PRECISION * np.square(bias).sum()
 
-    values = [objective(rounds) for rounds in (1, 2, 4, 8, 16)]
-    assert values == sorted(values)
+def test_the_fitted_prior_is_the_likeliest():
+    """Observations of known noise, of which the posteriors are exact."""
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(0.05, 2.0, (400, 2))
+    seen = np.array([0.3, -1.0]) + rng.normal(0, [0.4, 1.5], (400, 2)) + rng.normal(0, noise**0.5)
+    prior = item_factors._Prior.start(1)
+    for _ in range(100):
+        variance = 1 / (1 / torch.from_numpy(noise) + prior.precision)
+        mean = variance * (torch.from_numpy(seen / noise) + prior.precision * prior.mean)
+        prior = prior.fitted(mean, torch.diag_embed(variance))
+    for n in range(2):
+
+        def surprise(x, n=n):
+            return -norm.logpdf(seen[:, n], x[0], np.sqrt(np.exp(-x[1]) + noise[:, n])).sum()
+
+        best = minimize(surprise, [0.0, 0.0], tol=1e-9).x
+        assert prior.mean[n].item() == pytest.approx(best[0], abs=1e-3)
+        assert prior.precision[n].item() == pytest.approx(np.exp(best[1]), rel=1e-2)
+
+
+def test_a_log_without_kinds_of_taste_keeps_one_factor():
+    """Users differ in how much they like anything, items in how much anybody likes them."""
+    rng = np.random.default_rng(0)
+    level, quality = rng.normal(0, 0.7, 500), rng.normal(0, 0.7, 20)
+    items = np.stack([rng.permutation(20)[:12] for _ in range(500)])
+    value = level[:, None] + quality[items] + rng.normal(0, 1.0, items.shape)
+    users = [[(int(i) + FIRST_ITEM, 10**9 + n, 1) for n, i in enumerate(row)] for row in items]
+    log = make_log(users, num_items=20 + FIRST_ITEM)
+    valued = {
+        "action": np.clip(np.round(value * 1.5) + 3, 1, 5).astype(np.int16).ravel(),
+        "action_value": np.array([np.nan, 1, 2, 3, 4, 5], dtype=np.float32),
+    }
+    factor = fit_item_factors(EventLog(**log.__dict__ | valued), 4, seed=0).factor[FIRST_ITEM:]
+    assert (factor[:, 1:].std(0) < 0.01).all()
+    assert (fit_item_factors(planted(1), 4, seed=0).factor[FIRST_ITEM:].std(0) > 0.1).sum() >= 2
 
 
 def test_a_warm_fit_stays_near_the_factors_that_it_started_from():

@@ -88,7 +88,9 @@ class RankingHead(nn.Module):
         positive_V: Float[Tensor, "V"],
         factors: ItemFactors | None,
     ) -> None:
-        """Set each item's bias to the smoothed log odds of its training events.
+        """Set each item's bias: to what the fit says, else to the smoothed log odds of its events.
+
+        The fit's biases are of values, at equal tastes; the items' likes also tell who met them.
 
         Args:
             events_V: number of training events of each item, [V].
@@ -96,10 +98,12 @@ class RankingHead(nn.Module):
             factors: start of the read-out; None leaves it random.
         """
         common = (positive_V.sum() / events_V.sum().clamp_min(1)).clamp(1e-6, 1 - 1e-6)
-        rate_V = (positive_V + PRIOR_EVENTS * common) / (events_V + PRIOR_EVENTS)
-        self.item_bias.copy_(torch.logit(rate_V.clamp(1e-6, 1 - 1e-6)))
         if self.readout is not None and factors is not None:
             self.readout.start_from(factors)
+            self.item_bias.copy_(torch.logit(common) + self.readout.log_odds(factors.bias))
+            return
+        rate_V = (positive_V + PRIOR_EVENTS * common) / (events_V + PRIOR_EVENTS)
+        self.item_bias.copy_(torch.logit(rate_V.clamp(1e-6, 1 - 1e-6)))
 
     def forward(
         self,

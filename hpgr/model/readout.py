@@ -42,7 +42,10 @@ CLOCKS = (0.99, 0.9995)  # discounts of an event by one place, to start from
 KERNELS = (8.0, 16.0)  # kappa, to start from
 PRIOR_EVENTS = 5.0  # of a user's mean residual
 PRIOR_ANCHORS = 2.0  # weight of the prior of a mean over anchors, to start from
-SLOPES = (1.2, 0.5, 0.3)  # of fold-in by clock and of the anchors, to start from
+# Log odds of fold-in by clock and of the anchors, to start from, where the noise has variance 1. A
+# value is high with a normal's probability, near the logistic one of 1.7 times as much: Bowling et
+# al., "A logistic approximation to the cumulative normal distribution", 2009.
+SLOPES = (1.2, 0.5, 0.3)
 PACES = (0.8, 0.97, 1.0)  # discounts of the summaries of actions
 ACTION_DIM = 8
 CATEGORY_DIM = 32
@@ -128,6 +131,11 @@ class PreferenceReadout(nn.Module):
         self.value.copy_(factors.value)
         self.valued.copy_(factors.valued)
         self.log_noise.fill_(math.log(factors.noise))
+        self.slope.copy_(torch.tensor(SLOPES) / math.sqrt(factors.noise))
+
+    def log_odds(self, value: Tensor) -> Tensor:
+        """Log odds that fold-in by all clocks gives to a predicted value, any shape."""
+        return value * self.slope[: len(CLOCKS)].sum()
 
     def space(self, categories_VK: Float[Tensor, "V K"] | None = None) -> Float[Tensor, "V W"]:
         """Compute the vectors by which `select` compares items.

@@ -3,9 +3,11 @@
     value = bias of the item + factor of the item . taste of the user + noise
     taste ~ N(sum of the hints of the user's n items / sqrt(n), I)
 
-Tastes are integrated out by expectation maximisation; factors and biases are maximum a posteriori.
-This is probabilistic matrix factorisation (Salakhutdinov and Mnih, 2007) with exact posteriors of
-the users. Hints say what it means to meet an item, whatever the action, as the implicit feedback of
+Variational Bayes: posteriors of tastes, and of factors and biases, each given the other (Lim and
+Teh, "Variational Bayesian approach to movie rating prediction", 2007). The prior of factors and
+biases is fitted too, by its evidence (MacKay, "Bayesian interpolation", 1992): a factor that says
+no more than chance gets the same value for every item, so a log has as many as it can tell.
+Hints say what it means to meet an item, whatever the action, as the implicit feedback of
 SVD++ (Koren, 2008); they are a ridge regression of the tastes on the items. Items are near each
 other where the same people like them, not where they are watched together. Training events only.
 Reads the arrays of `hpgr.data.log`. Writes nothing.
@@ -16,6 +18,7 @@ Shapes: E events, U users, V items, d width of the factors, S entries of a symme
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +28,12 @@ from torch.nn import functional
 from hpgr.data.log import TRAIN, EventLog
 from hpgr.model.readout import ItemFactors
 
+# To start from; variances are relative to that of the values.
 FIRST_FACTOR = 0.4  # prior mean of the first factor: people differ in how much they like anything
 FACTOR_PRECISION = 125.0  # of the prior of a factor
 BIAS_PRECISION = 3.75
-NOISE = 0.6  # variance to start from; that of the values is one
+NOISE = 0.6
+MOST_PRECISION = 1e6  # of a factor that says nothing
 ROUNDS = 16
 HINT_ROUNDS = range(3, ROUNDS, 3)  # after which the hints are fitted anew
 HINT_DIRECTIONS = 128  # of the ridge regression
@@ -61,24 +66,72 @@ def fit_item_factors(
     values = (values - mean) / deviation
 
     generator = torch.Generator().manual_seed(seed)
-    prior = torch.zeros(dim + 1, dtype=torch.float64)
-    prior[0] = FIRST_FACTOR
+    prior = _Prior.start(dim)
     shape = (log.meta.num_items, dim)
-    factor = 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64) + prior[:dim]
+    factor = 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64) + prior.mean[:dim]
     if start is not None:
         factor[: len(start)] = start.double()
-    bias, hint, noise = factor.new_zeros(log.meta.num_items), torch.zeros_like(factor), NOISE
+    items = _Items.start(factor)
+    met = torch.bincount(item, minlength=log.meta.num_items) > 0
+    hint = torch.zeros_like(factor)
     ridge = _Ridge(user, item, log.meta.num_items, seed=seed) if len(values) else None
     expected = factor.new_zeros(len(user.unique_consecutive()), dim)
     for number in range(ROUNDS if len(values) else 0):
-        factor, bias, noise, tastes = _round(
-            user, item, values, factor, bias, noise, expected, prior
-        )
+        items, tastes = _round(user, item, values, items, expected, prior)
+        prior = prior.fitted(items.mean[met], items.covariance[met])
         if number in HINT_ROUNDS and ridge is not None:
             hint, expected = ridge(tastes)
     value = ((raw - mean) / deviation).nan_to_num(0.0)
     valued = raw.isfinite().float()
-    return ItemFactors(factor.float(), bias.float(), hint.float(), value.float(), valued, noise)
+    factor, bias = items.mean.float().split([dim, 1], 1)
+    return ItemFactors(factor, bias.squeeze(1), hint.float(), value.float(), valued, items.noise)
+
+
+class _Prior(NamedTuple):
+    """Normal prior of an item's factors and bias: `mean` and `precision`, [d + 1]."""
+
+    mean: Tensor
+    precision: Tensor
+
+    @classmethod
+    def start(cls, dim: int) -> _Prior:
+        mean = torch.zeros(dim + 1, dtype=torch.float64)
+        mean[0] = FIRST_FACTOR
+        precision = torch.full_like(mean, FACTOR_PRECISION)
+        precision[-1] = BIAS_PRECISION
+        return cls(mean, precision)
+
+    def fitted(self, mean: Tensor, covariance: Tensor) -> _Prior:
+        """Step towards the prior under which the posteriors' evidence is greatest.
+
+        Both steps end where those of expectation maximisation do, and get there sooner: what the
+        data say of an item counts, from 0 (nothing, the posterior is the prior) to 1.
+
+        Args:
+            mean: of the posteriors of the items that have values, [V, d + 1].
+            covariance: [V, d + 1, d + 1].
+        """
+        said = (1 - self.precision * covariance.diagonal(dim1=1, dim2=2)).sum(0).clamp_min(1.0)
+        centre = self.mean + (mean - self.mean).sum(0) / said
+        precision = said / (mean - centre).square().sum(0).clamp_min(1e-9)
+        return _Prior(centre, precision.clamp_max(MOST_PRECISION))
+
+
+class _Items(NamedTuple):
+    """Posterior of the items and the variance of the noise.
+
+    `mean` [V, d + 1] holds factors and, last, biases; `covariance` [V, d + 1, d + 1] is theirs.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    noise: float
+
+    @classmethod
+    def start(cls, factor: Tensor) -> _Items:
+        """Start at known factors [V, d]."""
+        mean = functional.pad(factor, (0, 1))
+        return cls(mean, mean.new_zeros(*mean.shape, mean.shape[1]), NOISE)
 
 
 class _Ridge:
@@ -112,27 +165,20 @@ class _Ridge:
 
 
 def _round(
-    user: Tensor,
-    item: Tensor,
-    values: Tensor,
-    factor: Tensor,
-    bias: Tensor,
-    noise: float,
-    expected: Tensor,
-    prior: Tensor,
-) -> tuple[Tensor, Tensor, float, Tensor]:
-    """One round: posteriors of the users, then factors, biases and noise given them.
+    user: Tensor, item: Tensor, values: Tensor, items: _Items, expected: Tensor, prior: _Prior
+) -> tuple[_Items, Tensor]:
+    """One round: posteriors of the users, then of the items and the noise given them.
 
-    The last of the results are the users' mean tastes [U, d]; `expected` are those of their prior.
+    The second result are the users' mean tastes [U, d]; `expected` are those of their prior.
     """
-    num_items, dim = factor.shape
-    upper = torch.triu_indices(dim + 1, dim + 1)
-    moments = factor.new_zeros(num_items, upper.shape[1])  # sums of E[t t'], t = (taste, 1)
-    products = factor.new_zeros(num_items, dim + 1)  # sums of value * E[t]
+    num_items, size = items.mean.shape
+    upper = torch.triu_indices(size, size)
+    moments = items.mean.new_zeros(num_items, upper.shape[1])  # sums of E[t t'], t = (taste, 1)
+    products = torch.zeros_like(items.mean)  # sums of value * E[t]
     tastes = torch.empty_like(expected)
     for events, row, users in _blocks(user):
         seen, value = item[events], values[events]
-        mean, covariance = _posterior(row, seen, value - bias[seen], factor, noise, expected[users])
+        mean, covariance = _posterior(row, seen, value, items, expected[users])
         tastes[users] = mean
         second = functional.pad(covariance, (0, 1, 0, 1))
         mean = functional.pad(mean, (0, 1), value=1.0)
@@ -142,15 +188,13 @@ def _round(
         moments += _sums(*by_item, torch.ones_like(value), second[:, upper[0], upper[1]])
         products += _sums(*by_item, value[order], mean)
     sums = _symmetric(moments, upper)
-    precision = torch.full_like(prior, FACTOR_PRECISION)
-    precision[-1] = BIAS_PRECISION
-    solved = torch.linalg.solve(
-        sums / noise + precision.diag(), products / noise + precision * prior
-    )
+    covariance = torch.linalg.inv(sums / items.noise + prior.precision.diag())
+    right = products / items.noise + prior.precision * prior.mean
+    solved = torch.einsum("vij,vj->vi", covariance, right)
     # Expected squared error of all values, from the same sums.
-    error = values.square().sum() - 2 * (solved * products).sum()
-    error += torch.einsum("vi,vij,vj->", solved, sums, solved)
-    return solved[:, :dim], solved[:, dim], max(float(error) / len(values), 1e-3), tastes
+    second = covariance + solved[:, :, None] * solved[:, None, :]
+    error = values.square().sum() - 2 * (solved * products).sum() + (second * sums).sum()
+    return _Items(solved, covariance, max(float(error) / len(values), 1e-3)), tastes
 
 
 def _blocks(user: Tensor) -> Iterator[tuple[slice, Tensor, slice]]:
@@ -164,20 +208,19 @@ def _blocks(user: Tensor) -> Iterator[tuple[slice, Tensor, slice]]:
 
 
 def _posterior(
-    row: Tensor,
-    seen: Tensor,
-    residual: Tensor,
-    factor: Tensor,
-    noise: float,
-    expected: Tensor,
+    row: Tensor, seen: Tensor, value: Tensor, items: _Items, expected: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean [U, d] and covariance [U, d, d] of the users' tastes, of prior mean `expected`."""
     count, dim = expected.shape
     upper = torch.triu_indices(dim, dim)
-    pairs = factor[:, upper[0]] * factor[:, upper[1]]
-    summed = _symmetric(_sums(row, seen, count, torch.ones_like(residual), pairs), upper)
-    covariance = torch.linalg.inv(summed / noise + torch.eye(dim, dtype=factor.dtype))
-    weighted = _sums(row, seen, count, residual, factor) / noise + expected
+    second = items.covariance + items.mean[:, :, None] * items.mean[:, None, :]
+    factor, ones = items.mean[:, :dim], torch.ones_like(value)
+    pairs = second[:, upper[0], upper[1]]
+    summed = _symmetric(_sums(row, seen, count, ones, pairs), upper)
+    covariance = torch.linalg.inv(summed / items.noise + torch.eye(dim, dtype=factor.dtype))
+    weighted = _sums(row, seen, count, value, factor)
+    weighted = weighted - _sums(row, seen, count, ones, second[:, :dim, dim])  # the biases' part
+    weighted = weighted / items.noise + expected
     return torch.einsum("uij,uj->ui", covariance, weighted), covariance
 
 
