@@ -18,6 +18,7 @@ def make_lists(lists, *, can_rank=True):
         "offsets": offsets_of([len(own) for own in shown]), "user": user, "end": end,
         "timestamp": time, "split": split,
         "item": [item for item, _ in items], "label": [label for _, label in items],
+        "place": [place for own in shown for place in range(len(own))],
     }  # fmt: skip
     return ListLog(
         can_rank=can_rank,

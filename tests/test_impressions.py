@@ -12,7 +12,7 @@ import pytest
 from sample_log import config, contents, table_of_events, write_validated
 
 from hpgr.data.impressions import TABLE, split_of
-from hpgr.data.list_log import ListLog
+from hpgr.data.list_log import NO_PLACE, ListLog
 from hpgr.data.log import EventLog
 from hpgr.data.sessionize import sessionize
 from hpgr.data.sessions import TimeCuts
@@ -168,8 +168,20 @@ def test_training_reads_the_training_and_validation_lists_of_the_table(events):
         shown = slice(*lists.offsets[n : n + 2])
         assert lists.item[shown].tolist() == own["item"].tolist()
         assert lists.label[shown].tolist() == own["label"].tolist()
+        assert lists.place[shown].tolist() == (own["position"].rank(method="min") - 1).tolist()
         for name in ("user", "end", "timestamp", "split"):
             assert set(own[name]) == {getattr(lists, name)[n]}, name
+
+
+def test_items_at_one_position_share_a_place_and_without_positions_none_is_known(events):
+    rows = shown_rows(events)
+    write_shown(rows.assign(position=rows["position"] // 2 + 7))
+    sessionize(config(**TEMPORAL))
+    first = ListLog.open(HERE.lists)
+    assert set(first.place) == {0, 2, 4}
+    write_shown(rows.assign(position=pd.array([None] * len(rows), dtype="Int64")))
+    sessionize(config(**TEMPORAL))
+    assert set(ListLog.open(HERE.lists).place) == {NO_PLACE}
 
 
 def test_lists_that_cross_record_batches_stay_whole(events, monkeypatch):

@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 from hpgr.data.batches import events_before
 from hpgr.data.histories import Histories
 from hpgr.data.labels import can_rank
-from hpgr.data.list_log import LIST_DTYPES, ListLog
+from hpgr.data.list_log import LIST_DTYPES, OF_ITEMS, ListLog, places
 from hpgr.data.log import FIRST_ITEM, TEST, TRAIN, UNKNOWN, VALIDATION, EventLog
 from hpgr.data.parquet import write_parquet
 from hpgr.runtime import write_json
@@ -116,11 +116,12 @@ def write_impressions(
 
 
 class _Kept:
-    """Lists of which training reads, in memory until all are known: six bytes a shown item."""
+    """Lists of which training reads, in memory until all are known: 14 bytes a shown item."""
 
     def __init__(self) -> None:
         self.num_items = 0
         self.parts: dict[str, list[np.ndarray]] = {name: [] for name in LIST_DTYPES}
+        self.position: list[np.ndarray] = []  # as the source counts it; a batch may cut a list
 
     def add(self, opens: np.ndarray, kept: np.ndarray, columns: Mapping[str, Any]) -> None:
         """Add the rows of a batch that are `kept`, bool [R]; `opens` [R] says which begin a list.
@@ -131,14 +132,18 @@ class _Kept:
         self.parts["offsets"].append(self.num_items + (np.cumsum(kept) - kept)[first])
         self.num_items += int(kept.sum())
         for name, dtype in LIST_DTYPES.items():
-            if name != "offsets":
-                rows = kept if name in ("item", "label") else first
+            if name not in ("offsets", "place"):
+                rows = kept if name in OF_ITEMS else first
                 self.parts[name].append(np.asarray(columns[name])[rows].astype(dtype))
+        position = columns["position"].to_numpy(zero_copy_only=False)[kept]
+        self.position.append(position.astype(np.float64))
 
     def write(self, folder: Path, settings: Sessionize) -> None:
         """Write the arrays and the decision whether a ranking can be learned from them."""
         self.parts["offsets"].append(np.array([self.num_items]))
         folder.mkdir()
+        position = np.concatenate([np.zeros(0), *self.position])
+        self.parts["place"].append(places(np.concatenate(self.parts["offsets"]), position))
         arrays = {}
         for name, dtype in LIST_DTYPES.items():
             arrays[name] = np.concatenate([np.zeros(0, dtype), *self.parts[name]]).astype(dtype)

@@ -13,6 +13,7 @@ table alone. Notation: L lists, N shown items in all.
 | split     | int8  | L     | 0 train, 1 validation                                          |
 | item      | int32 | N     | dense item id; 1 where no event before the list has the item   |
 | label     | int8  | N     | 1 taken, 0 passed over                                         |
+| place     | int32 | N     | number of items that were shown before it; -1: not known       |
 
 `meta.json` beside them holds `can_rank`. Imports numpy only.
 """
@@ -36,7 +37,10 @@ LIST_DTYPES = {
     "split": np.int8,
     "item": np.int32,
     "label": np.int8,
+    "place": np.int32,
 }
+OF_ITEMS = ("item", "label", "place")
+NO_PLACE = -1
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class ListLog:
     split: np.ndarray
     item: np.ndarray
     label: np.ndarray
+    place: np.ndarray
 
     @classmethod
     def open(cls, folder: Path) -> ListLog:
@@ -67,7 +72,7 @@ class ListLog:
         arrays = mapped(folder, LIST_DTYPES)
         lists = len(arrays["offsets"]) - 1
         expected = {name: lists for name in ("user", "end", "timestamp", "split")}
-        expected |= dict.fromkeys(("item", "label"), int(arrays["offsets"][-1]))
+        expected |= dict.fromkeys(OF_ITEMS, int(arrays["offsets"][-1]))
         for name, rows in expected.items():
             if len(arrays[name]) != rows:
                 found = len(arrays[name])
@@ -90,3 +95,22 @@ class ListLog:
         """Bounds of `lists` [Q] among their shown items, int64 [Q + 1], and the rows of those."""
         start = self.offsets[lists]
         return runs(start, self.offsets[lists + 1] - start)
+
+
+def places(offsets: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Count the items that were shown before each item of its list, int32 [N].
+
+    Items at one position share a place: the order of their rows may be one by label. Whatever a
+    log counts positions from, the first place is 0.
+
+    Args:
+        offsets: items of list l are rows offsets[l] .. offsets[l + 1], int64 [L + 1].
+        position: as shown, ascending in each list, float64 [N], NaN where it is not known: the
+            whole list then has NO_PLACE.
+    """
+    size = np.diff(offsets)
+    row, start = np.arange(len(position)), np.repeat(offsets[:-1], size)
+    new = (row == start) | (np.diff(position, prepend=np.nan) != 0)
+    before = np.maximum.accumulate(np.where(new, row, 0)) - start
+    unknown = np.append(0, np.cumsum(np.isnan(position)))[offsets]
+    return np.where(np.repeat(np.diff(unknown) > 0, size), NO_PLACE, before).astype(np.int32)
