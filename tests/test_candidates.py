@@ -7,7 +7,9 @@ import pytest
 from evaluation_log import random_log
 from shown_log import random_lists, write_lists
 
+from hpgr.data.list_log import NO_PLACE
 from hpgr.data.log import TRAIN, UNKNOWN
+from hpgr.model.list_features import NUM_PLACES
 from hpgr.runtime import DamagedFile, UserError
 from hpgr.training.candidates import CandidateSource
 
@@ -63,6 +65,22 @@ def test_item_counts_are_those_of_training_lists(log, lists, tmp_path):
                 expected[:, lists.item[row]] += (1, lists.label[row])
     assert np.array([events, positive]).tolist() == expected.tolist()
     assert events[UNKNOWN] > 0  # one rate for all that are unknown
+
+
+def test_place_counts_are_those_of_training_lists(log, lists, tmp_path):
+    """Places far down count as the last one, and those that are not known do not count."""
+    place = np.where(lists.place == 3, 10**6, lists.place)
+    place[: lists.offsets[4]] = NO_PLACE
+    write_lists(replace(lists, place=place.astype(np.int32)), tmp_path / "far")
+    shown, taken = CandidateSource.of("auto", log, tmp_path / "far").place_counts()
+    expected = np.zeros((2, NUM_PLACES))
+    for n in range(4, len(lists)):
+        for row in range(*lists.offsets[n : n + 2]):
+            if lists.split[n] == TRAIN:
+                last = -1 if lists.place[row] == 3 else lists.place[row]
+                expected[:, last] += (1, lists.label[row])
+    assert np.array([shown, taken]).tolist() == expected.tolist()
+    assert expected[0, -1] > 0
 
 
 def test_cut_off_arrays_are_named(log, lists, tmp_path):

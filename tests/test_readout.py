@@ -15,8 +15,8 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.discounting import discounted_sums, product_sums
 from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
-from hpgr.model.ranking_head import Standardise
 from hpgr.model.readout import CLOCKS, KERNELS, PreferenceReadout
+from hpgr.model.standardise import Standardise
 from hpgr.training import item_factors
 from hpgr.training.finetune import _optimizer
 from hpgr.training.item_factors import fit_item_factors

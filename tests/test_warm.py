@@ -21,7 +21,7 @@ from hpgr.data.histories import Histories
 from hpgr.data.log import FIRST_ITEM
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.hpgr import HPGR
-from hpgr.model.interface import build
+from hpgr.model.interface import LISTS, build
 from hpgr.model.scoring import Scorer
 from hpgr.model.zoo import section_class
 from hpgr.runtime import UserError, write_json
@@ -72,10 +72,10 @@ def named(name):
     return SimpleNamespace(**{key: values[key] for key in own})
 
 
-def network(name, sizes, seed):
+def network(name, sizes, seed, *, lists=False):
     """A network whose weights are all random, also those that start at zero."""
     torch.manual_seed(seed)
-    model = build(named(name), sizes, ranking=True)
+    model = build(named(name), sizes, ranking=True, lists=lists)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.1 * torch.rand_like(weight))  # counts and variances are not negative
@@ -128,6 +128,19 @@ def test_growing_keeps_old_rows_and_adds_fresh_ones(sizes, name, seed):
         assert torch.equal(value[:known], was[key][:known]), key
         assert torch.equal(value[known : known + added], fresh[key][known : known + added]), key
         assert torch.equal(value[known + added :], was[key][known:]), key
+
+
+@pytest.mark.parametrize("ranked", [(False, True), (True, False), (True, True)])
+def test_weights_of_shown_lists_come_and_go_with_what_pctr_is_of(ranked):
+    sizes = catalogue(20, 3, 4)
+    old, new = (network("hpgr", sizes, seed, lists=lists) for seed, lists in enumerate(ranked))
+    fresh = {k: v.clone() for k, v in new.state_dict().items()}
+    start(base_of(old, "hpgr", sizes), new, sizes)
+    was, got = old.state_dict(), new.state_dict()
+    for key, value in got.items():
+        assert torch.equal(value, was.get(key, fresh[key])), key
+    added = got.keys() - was.keys()
+    assert all(key.startswith(LISTS) for key in added) and bool(added) == (ranked == (False, True))
 
 
 @pytest.mark.parametrize("name", ["hpgr", "hstu", "mtgr"])

@@ -13,17 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpgr.data.histories import Histories, runs
-from hpgr.data.list_log import ListLog
+from hpgr.data.list_log import NO_PLACE, ListLog
 from hpgr.data.log import TRAIN, EventLog
 from hpgr.data.training_lists import TrainingLists
 from hpgr.runtime import UserError
+
+HIDDEN = 0.5  # share of drawn lists whose places are left out, as serving does not know them
 
 
 @dataclass(frozen=True)
 class CandidateRows:
     """Candidates of a batch: jagged by `offsets` int64 [B + 1], C in all.
 
-    `visible` counts the oldest events of the history that happened strictly before `time`.
+    `visible` counts the oldest events of the history that happened strictly before `time`. `place`
+    counts the items that were shown before the candidate, -1 where that is not known, as it is
+    where `place` is None.
     """
 
     offsets: np.ndarray
@@ -31,6 +35,26 @@ class CandidateRows:
     visible: np.ndarray
     time: np.ndarray
     label: np.ndarray
+    place: np.ndarray | None = None
+
+    @classmethod
+    def at_request(
+        cls,
+        histories: Histories,
+        offsets: np.ndarray,
+        item: np.ndarray,
+        place: np.ndarray | None = None,
+    ) -> CandidateRows:
+        """Candidates of each query at its request time, which see its whole history."""
+        count = np.diff(offsets)
+        return cls(
+            offsets=np.asarray(offsets),
+            item=item,
+            visible=np.repeat(histories.length, count),
+            time=np.repeat(histories.request_time, count),
+            label=np.zeros(len(item), np.int8),
+            place=place,
+        )
 
 
 @dataclass(frozen=True)
@@ -137,12 +161,14 @@ class TrainingWindows:
         """Add drawn lists, whose items see all of their list's own history."""
         past, offsets, rows = lists.draw(random)
         size = np.diff(offsets)
+        hidden = np.repeat(random.random(len(size)) < HIDDEN, size)
         candidates = CandidateRows(
             offsets=np.concatenate([np.zeros(len(histories), dtype=np.int64), offsets]),
             item=lists.lists.item[rows],
             visible=np.repeat(past.length, size),
             time=np.repeat(past.request_time, size),
             label=lists.lists.label[rows],
+            place=np.where(hidden, NO_PLACE, lists.lists.place[rows]),
         )
         return Batch(Histories.joined([histories, past]), target, candidates)
 

@@ -18,11 +18,14 @@ from hpgr.model.zoo import ZOO, resolve_class
 
 if TYPE_CHECKING:
     from hpgr.model.preference import PreferenceMask
+    from hpgr.model.ranking_head import RankingHead
     from hpgr.model.readout import ItemFactors
 
+LISTS = "click.lists."  # begins the names of the ranking head's weights for shown lists
 # Weights that start at counts and at the item factors of stage 1, where a network has them.
 FITTED = (
     "click.item_bias",
+    f"{LISTS}bias",
     "click.readout.factor",
     "click.readout.bias",
     "click.readout.hint",
@@ -174,6 +177,11 @@ class Network(nn.Module):
         """
 
     @property
+    def list_head(self) -> RankingHead | None:
+        """The ranking head, where it is the zoo's own: it knows features of shown lists."""
+        return getattr(self, "click", None)
+
+    @property
     def inherited(self) -> nn.Module | None:
         """The submodule that `inherits` names."""
         return self.get_submodule(self.inherits) if self.inherits else None
@@ -207,6 +215,16 @@ def network_class(name: str) -> type[Network]:
     return resolve_class(ZOO[name].network)
 
 
-def build(settings: Any, catalogue: Catalogue, *, ranking: bool) -> Network:
-    """Make the network that `settings.name` names, with fresh weights."""
-    return network_class(settings.name)(settings, catalogue, ranking=ranking)
+def build(settings: Any, catalogue: Catalogue, *, ranking: bool, lists: bool = False) -> Network:
+    """Make the network that `settings.name` names, with fresh weights.
+
+    Args:
+        settings: the section `model`.
+        catalogue: of the log that is trained on.
+        ranking: pCTR is trained too.
+        lists: pCTR is that of items in shown lists; a network without a head for it goes without.
+    """
+    network = network_class(settings.name)(settings, catalogue, ranking=ranking)
+    if lists and (head := network.list_head) is not None:
+        head.add_lists()
+    return network

@@ -37,9 +37,10 @@ from hpgr.model.embedding import ItemEmbedding, TimeAwarePosition, embedding_tab
 from hpgr.model.hstu import ANCHORS, EPSILON, history_tiles
 from hpgr.model.interface import Growth, Judgement, Network, Reading
 from hpgr.model.packed import Candidates, Packed, Readers
-from hpgr.model.ranking_head import Standardise, ranking_head
+from hpgr.model.ranking_head import ranking_head
 from hpgr.model.readout import READOUT_GROWTH, ItemFactors
 from hpgr.model.shapes import Float, Int
+from hpgr.model.standardise import Standardise
 
 STATIC, REAL_TIME, CANDIDATE = range(3)  # domains
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hpgr.data.histories import Histories
+from hpgr.data.list_log import NO_PLACE
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,13 @@ class Readers:
 
 @dataclass(frozen=True)
 class Candidates(Readers):
-    """C candidates of the packed histories; a candidate stands behind the rows that it sees."""
+    """C candidates of the packed histories; a candidate stands behind the rows that it sees.
+
+    `place` int64 [C] counts the items shown before each, -1 where that is not known.
+    """
 
     item: Tensor
+    place: Tensor
 
 
 def pack(histories: Histories, device: torch.device) -> Packed:
@@ -144,6 +149,7 @@ def place_candidates(
     visible: np.ndarray,
     time: np.ndarray,
     device: torch.device,
+    place: np.ndarray | None = None,
 ) -> Candidates:
     """Make candidates of `item` [C]; those of history b are at offsets[b]:offsets[b + 1].
 
@@ -154,11 +160,18 @@ def place_candidates(
         visible: number of its history's oldest events that each candidate sees, [C].
         time: request time of each candidate, seconds, [C].
         device: of the result.
+        place: number of items shown before each candidate, -1 not known, [C]; None: none is known.
     """
+    place = np.full(len(item), NO_PLACE) if place is None else place
     first = np.repeat(histories.offsets[:-1], np.diff(offsets))
     end = _tensor(first + visible, device)
     return Candidates(
-        _tensor(first, device), end, _tensor(time, device), end, _tensor(item, device)
+        _tensor(first, device),
+        end,
+        _tensor(time, device),
+        end,
+        _tensor(item, device),
+        _tensor(place, device),
     )
 
 

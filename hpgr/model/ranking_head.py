@@ -20,39 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpgr.model.catalogue import Catalogue
+from hpgr.model.list_features import ListFeatures, log_odds
 from hpgr.model.packed import Candidates, Packed
 from hpgr.model.readout import ItemFactors, PreferenceReadout
 from hpgr.model.shapes import Float
+from hpgr.model.standardise import Standardise
 
 PRIOR_EVENTS = 5.0  # of an item's mean; initial value of the learned prior of a user's mean
-CLIP = 6.0  # standard deviations
-MOMENTUM = 0.02  # of the running mean and variance of the features
-
-
-class Standardise(nn.Module):
-    """Features at mean 0 and variance 1, by the batch in training and by its running average after.
-
-    The averages are parameters without a gradient: a warm start keeps them.
-    """
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(num_features), requires_grad=False)
-        self.variance = nn.Parameter(torch.ones(num_features), requires_grad=False)
-        self.seen = nn.Parameter(torch.zeros(()), requires_grad=False)
-
-    def forward(self, x_CF: Float[Tensor, "C F"]) -> Float[Tensor, "C F"]:
-        """Standardise and clip the rows."""
-        mean: Tensor = self.mean
-        variance: Tensor = self.variance
-        if self.training and len(x_CF) > 1:
-            mean, variance = x_CF.mean(0), x_CF.var(0, correction=0)
-            with torch.no_grad():
-                share = torch.clamp(1 / (self.seen + 1), min=MOMENTUM)
-                self.mean.lerp_(mean, share)
-                self.variance.lerp_(variance, share)
-                self.seen.add_(1)
-        return ((x_CF - mean) / (variance + 1e-6).sqrt()).clamp(-CLIP, CLIP)
+# Of the mean of an item in shown lists: where lists show an item a few times, its rate tells the
+# label of each, and the rest of the head would learn that nothing else matters.
+PRIOR_SHOWN = 100.0
 
 
 class RankingHead(nn.Module):
@@ -62,7 +39,7 @@ class RankingHead(nn.Module):
         self, dim: int, num_items: int, num_actions: int, readout: PreferenceReadout | None = None
     ) -> None:
         super().__init__()
-        self.readout = readout
+        self.dim, self.readout = dim, readout
         num_features = readout.num_features if readout else 0
         self.standardise = Standardise(num_features) if readout else None
         last = nn.Linear(2 * dim, 1)
@@ -75,11 +52,21 @@ class RankingHead(nn.Module):
             nn.SiLU(),
             last,
         )
+        self.lists: ListFeatures | None = None
         self.item_bias = nn.Parameter(torch.zeros(num_items))
         if readout is None:
             self.action_value = nn.Parameter(torch.zeros(num_actions))
             self.prior = nn.Parameter(torch.tensor(math.log(math.expm1(PRIOR_EVENTS))))
             self.scale = math.sqrt(dim)  # so that the user's scalars move as fast as vectors do
+
+    def add_lists(self) -> None:
+        """Let the head read the features of shown lists; what it has stays as it is."""
+        self.lists = ListFeatures(2 * self.dim)
+
+    def start_places(self, shown_P: Float[Tensor, "P"], taken_P: Float[Tensor, "P"]) -> None:
+        """Start at the shares taken at each place; see `ListFeatures.start_from`."""
+        assert self.lists is not None
+        self.lists.start_from(shown_P, taken_P)
 
     @torch.no_grad()
     def start_from(
@@ -88,22 +75,24 @@ class RankingHead(nn.Module):
         positive_V: Float[Tensor, "V"],
         factors: ItemFactors | None,
     ) -> None:
-        """Set each item's bias: to what the fit says, else to the smoothed log odds of its events.
+        """Set each item's bias: to what the fit says, else to the smoothed log odds of its counts.
 
         The fit's biases are of values, at equal tastes; the items' likes also tell who met them.
+        What was shown has a label of its own, of which the fit says nothing.
 
         Args:
             events_V: number of training events of each item, [V].
             positive_V: number of positive ones among them, [V].
             factors: start of the read-out; None leaves it random.
         """
-        common = (positive_V.sum() / events_V.sum().clamp_min(1)).clamp(1e-6, 1 - 1e-6)
         if self.readout is not None and factors is not None:
             self.readout.start_from(factors)
-            self.item_bias.copy_(torch.logit(common) + self.readout.log_odds(factors.bias))
-            return
-        rate_V = (positive_V + PRIOR_EVENTS * common) / (events_V + PRIOR_EVENTS)
-        self.item_bias.copy_(torch.logit(rate_V.clamp(1e-6, 1 - 1e-6)))
+            if self.lists is None:
+                common = (positive_V.sum() / events_V.sum().clamp_min(1)).clamp(1e-6, 1 - 1e-6)
+                self.item_bias.copy_(torch.logit(common) + self.readout.log_odds(factors.bias))
+                return
+        prior = PRIOR_EVENTS if self.lists is None else PRIOR_SHOWN
+        self.item_bias.copy_(log_odds(events_V, positive_V, prior))
 
     def forward(
         self,
@@ -131,8 +120,14 @@ class RankingHead(nn.Module):
             deep.append(self.standardise(evidence.features))
         else:
             user_C = self._mean_value(packed, candidates)
-        deep_C = self.deep(torch.cat(deep, dim=-1)).squeeze(-1)
-        return deep_C + self.item_bias[candidates.item] + user_C
+        first, *others = self.deep
+        hidden, wide_C = first(torch.cat(deep, dim=-1)), self.item_bias[candidates.item] + user_C
+        if self.lists is not None:
+            place_C, of_list = self.lists(packed, candidates)
+            hidden, wide_C = hidden + of_list, wide_C + place_C
+        for layer in others:
+            hidden = layer(hidden)
+        return hidden.squeeze(-1) + wide_C
 
     def _mean_value(self, packed: Packed, candidates: Candidates) -> Tensor:
         """Shrunk mean value of the actions that each candidate sees, [C]."""

@@ -79,7 +79,7 @@ class Scorer:
         weights = load_file(folder / WEIGHTS)
         check_weights(folder / WEIGHTS, weights, config["catalogue"]["num_categories"])
         settings, catalogue = settings_of(config), catalogue_of(config, weights)
-        model = build(settings, catalogue, ranking=config["ranking"])
+        model = build(settings, catalogue, ranking=config["ranking"], lists=config["lists"])
         model.load_state_dict(weights)
         place = torch.device(found_device(device))
         calibration = Calibration(**config["calibration"])
@@ -145,12 +145,20 @@ class Scorer:
             return scores
         return self.repeats.add(scores, prefixes(histories, rows, request_time))
 
-    def rank(self, histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    def rank(
+        self,
+        histories: Histories,
+        offsets: np.ndarray,
+        candidates: np.ndarray,
+        place: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Predict the CTR of candidates, float32 [C]; those of query b: offsets[b]:offsets[b + 1].
 
-        Every candidate has its query's request time and sees the whole history.
+        Every candidate has its query's request time and sees the whole history. `place` [C] counts
+        the items shown before each, -1 where that is not known; None: none is known.
         """
-        return self.rank_rows(histories, _at_request(histories, offsets, candidates))
+        rows = CandidateRows.at_request(histories, offsets, candidates, place)
+        return self.rank_rows(histories, rows)
 
     @torch.inference_mode()
     def rank_rows(self, histories: Histories, rows: CandidateRows) -> np.ndarray:
@@ -210,7 +218,7 @@ class Scorer:
         """Positions, heights and cosines of the anchors, each [N, A]; see `explain`."""
         rows = None
         if offsets is not None and candidates is not None:
-            rows = _at_request(histories, offsets, candidates)
+            rows = CandidateRows.at_request(histories, offsets, candidates)
         extra = None if rows is None else np.diff(rows.offsets)
         positions, weights, cosines = [], [], []
         for chunk, queries in _chunks(histories, extra=extra):
@@ -238,6 +246,7 @@ class Scorer:
             rows.visible[part],
             rows.time[part],
             self.device,
+            None if rows.place is None else rows.place[part],
         )
 
 
@@ -298,7 +307,7 @@ class ReadHistories:
 
         Anchors are those of `Scorer.explain`: positions [C, A], -1 for none, and weights [C, A].
         """
-        rows = _at_request(self.histories, offsets, candidates)
+        rows = CandidateRows.at_request(self.histories, offsets, candidates)
         chances, found = [], []
         for chunk, queries, packed, reading in self.parts:
             placed = self.scorer._placed(chunk, queries, rows)
@@ -370,18 +379,6 @@ def _wide(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarr
         )
         for position, weight in parts
     ]
-
-
-def _at_request(histories: Histories, offsets: np.ndarray, candidates: np.ndarray) -> CandidateRows:
-    """Candidates of each query at its request time, which see its whole history."""
-    count = np.diff(offsets)
-    return CandidateRows(
-        offsets=np.asarray(offsets),
-        item=candidates,
-        visible=np.repeat(histories.length, count),
-        time=np.repeat(histories.request_time, count),
-        label=np.zeros(len(candidates), np.int8),
-    )
 
 
 def _chunks(

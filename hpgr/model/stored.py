@@ -36,7 +36,7 @@ def check_network(folder: Path) -> dict[str, Any]:
     try:
         with torch.device("meta"), _Unfilled():
             settings, catalogue = settings_of(config), catalogue_of(config, outline)
-            network = build(settings, catalogue, ranking=config["ranking"])
+            network = build(settings, catalogue, ranking=config["ranking"], lists=config["lists"])
         network.load_state_dict(outline)
     except (RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise DamagedFile(folder / WEIGHTS, error) from error

@@ -52,6 +52,7 @@ def read_config(path: Path) -> dict[str, Any]:
     config = upgraded(config)
     check_value(path, "ranking", config.get("ranking"), (bool,))
     check_value(path, "candidates", config["candidates"], ("events", "impressions"))
+    check_value(path, "lists", config["lists"], (bool,))
     model = config["model"] if isinstance(config.get("model"), dict) else {}
     check_value(path, "model.name", model.get("name"), tuple(ZOO))
     section = section_class(model["name"])
@@ -76,6 +77,7 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """
     config = {
         "candidates": "events",
+        "lists": False,
         "calibration": {"slope": 1.0, "shift": 0.0},
         "repeats": dict(NO_REPEATS),
         **config,

@@ -13,6 +13,7 @@ import numpy as np
 
 from hpgr.data.list_log import ListLog
 from hpgr.data.log import TRAIN, EventLog
+from hpgr.model.list_features import NUM_PLACES
 from hpgr.runtime import UserError
 
 TOO_FEW_EVENTS = (
@@ -84,6 +85,20 @@ class CandidateSource:
             np.bincount(item, minlength=num_items),
             np.bincount(item, weights=weights, minlength=num_items),
         )
+
+    def place_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Count the items of training lists at each place and those taken, float64 [NUM_PLACES].
+
+        Places beyond count as the last one; items whose place is not known are left out.
+        """
+        if self.lists is None:
+            return np.zeros(NUM_PLACES), np.zeros(NUM_PLACES)
+        rows = self.lists.items_of(self.lists.of(TRAIN))[1]
+        rows = rows[self.lists.place[rows] >= 0]
+        place = np.minimum(self.lists.place[rows], NUM_PLACES - 1)
+        weights = np.stack([np.ones(len(rows)), self.lists.label[rows]])
+        shown, taken = (np.bincount(place, one, NUM_PLACES) for one in weights)
+        return shown, taken
 
     def describe(self) -> str:
         """Say in words what pCTR is learned from."""

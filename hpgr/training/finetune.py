@@ -78,7 +78,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         lists=lists,
     )
     catalogue = Catalogue.of(log)
-    model = build(cfg.model, catalogue, ranking=ranking)
+    model = build(cfg.model, catalogue, ranking=ranking, lists=lists is not None)
     inputs = [*workspace.arrays.iterdir(), *(base.files if base else ())]
     inputs += workspace.lists.iterdir() if lists is not None else ()
     pretrained: dict[str, Tensor] = {}
@@ -89,6 +89,8 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     if ranking:
         events, positive = (torch.from_numpy(count).float() for count in source.item_counts())
         model.start_ranking(events, positive, factors)
+        if lists is not None and (head := model.list_head) is not None:
+            head.start_places(*(torch.from_numpy(c).float() for c in source.place_counts()))
     if base:
         base.check_kind(cfg.model.name, ranking=ranking, enough_labels=source.can_rank)
         base.start(model, catalogue, vars(cfg.model))
@@ -155,6 +157,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         config = {
             "ranking": ranking,
             "candidates": source.name,
+            "lists": lists is not None and model.list_head is not None,
             "calibration": calibration._asdict(),
             "repeats": repeats,
             "model": vars(cfg.model),
@@ -232,7 +235,7 @@ def _loss(
     settings, rows, candidates = cfg.finetune, batch.candidates, None
     if rows is not None:
         candidates = place_candidates(
-            batch.histories, rows.offsets, rows.item, rows.visible, rows.time, place
+            batch.histories, rows.offsets, rows.item, rows.visible, rows.time, place, rows.place
         )
     states, items, logits = model(pack(batch.histories, place), candidates)
     target = torch.from_numpy(batch.target).to(place, torch.int64)

@@ -18,7 +18,10 @@ ROWS_AT_A_TIME = 8192  # of histories and shown items; several processes share t
 
 
 class ListValidation:
-    """A fixed, seeded sample of validation lists; `label` [N] is that of their shown items."""
+    """A fixed, seeded sample of validation lists with their N shown items.
+
+    `label`, `place` and `of_list`, the number of the list in the sample, are theirs, each [N].
+    """
 
     def __init__(
         self,
@@ -36,26 +39,34 @@ class ListValidation:
         size = lists.size[drawn]
         self.drawn = np.sort(drawn[np.cumsum(size) - size < num_items])
         self.offsets, self.rows = lists.items_of(self.drawn)
-        self.label = np.asarray(lists.label[self.rows])
+        self.of_list = np.repeat(np.arange(len(self.drawn)), np.diff(self.offsets))
+        self.label, self.place = (column[self.rows] for column in (lists.label, lists.place))
 
     def __call__(self, scorer: Scorer) -> dict[str, float]:
         """Return AUC of all shown items and GAUC, the AUC inside each list weighted by its items.
 
-        `validation_ranking` is GAUC: the order inside a list is what is asked. .5 where labels
-        are all alike.
+        `placed` is behind the names of those of a scorer that knows the places, where the lists
+        have them. `validation_ranking` is GAUC, the mean of both: the order inside a list is what
+        is asked, of lists as they are shown and before they are. .5 where labels are all alike.
         """
-        score = self.scores(scorer)
-        of_list = np.repeat(np.arange(len(self.drawn)), np.diff(self.offsets))
-        overall, inside = auc(self.label, score), gauc(of_list, self.label, score)
-        inside = 0.5 if inside is None else inside
-        return {
-            "validation_auc": 0.5 if overall is None else overall,
-            "validation_gauc": inside,
-            "validation_ranking": inside,
-        }
+        found, inside = {}, []
+        for suffix, placed in (("", False), ("_placed", True)):
+            if placed and (self.place < 0).all():
+                continue
+            score = self.scores(scorer, placed=placed)
+            for name, area in (
+                ("auc", auc(self.label, score)),
+                ("gauc", gauc(self.of_list, self.label, score)),
+            ):
+                found[f"validation_{name}{suffix}"] = 0.5 if area is None else area
+            inside.append(found[f"validation_gauc{suffix}"])
+        return {**found, "validation_ranking": float(np.mean(inside))}
 
-    def scores(self, scorer: Scorer) -> np.ndarray:
-        """Return pCTR of the shown items, float32 [N], the same in every process."""
+    def scores(self, scorer: Scorer, *, placed: bool = False) -> np.ndarray:
+        """Return pCTR of the shown items, float32 [N], the same in every process.
+
+        If `placed`, the scorer knows their places.
+        """
         log, lists, scores_N = self.log, self.lists, np.zeros(len(self.rows), dtype=np.float32)
         user, end, time = (
             column[self.drawn] for column in (lists.user, lists.end, lists.timestamp)
@@ -67,5 +78,6 @@ class ListValidation:
             shown = slice(bounds[0], bounds[-1])
             past = histories(log, user[part], end[part], time[part], self.max_history)
             item = lists.item[self.rows[shown]]
-            scores_N[shown] = scorer.rank(past, bounds - bounds[0], item)
+            place = self.place[shown] if placed else None
+            scores_N[shown] = scorer.rank(past, bounds - bounds[0], item, place)
         return self.among.summed(scores_N)

@@ -1,7 +1,9 @@
 """Warm start: the weights below base/, grown to the vocabulary of the log that is trained on.
 
 Rows of known items stay bit for bit; rows that the base lacks are those of a fresh network.
-Buffers describe the catalogue and are the new log's. Reads: base/ (see `hpgr.data.base_folder`).
+Buffers describe the catalogue and are the new log's. Weights for shown lists are fresh where the
+base's pCTR was that of events, and go where no lists are ranked. Reads: base/ (see
+`hpgr.data.base_folder`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from hpgr.data.base_folder import MODEL, RECORD, is_filled
 from hpgr.model.catalogue import Catalogue
-from hpgr.model.interface import network_class
+from hpgr.model.interface import LISTS, network_class
 from hpgr.model.readout import ItemFactors
 from hpgr.model.stored_config import CONFIG, read_config
 from hpgr.runtime import UserError, read_json
@@ -84,7 +86,9 @@ class Base:
         grows = network_class(self.config["model"]["name"]).grows
         fresh = {prefix + name: value for name, value in network.state_dict().items()}
         buffers = {prefix + name for name, _ in network.named_buffers()}
-        old = {k: v for k, v in self.weights.items() if k.startswith(prefix) and k not in buffers}
+        known = {k: v for k, v in self.weights.items() if not k.startswith(LISTS) or k in fresh}
+        known |= {k: v for k, v in fresh.items() if k.startswith(LISTS) and k not in known}
+        old = {k: v for k, v in known.items() if k.startswith(prefix) and k not in buffers}
         new = {k: v for k, v in fresh.items() if k not in buffers}
         before = {name: int(self.config["catalogue"][name]) for name in VOCABULARIES}
         now = {name: int(getattr(catalogue, name)) for name in VOCABULARIES}
