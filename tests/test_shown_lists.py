@@ -63,9 +63,14 @@ def planted(seed=0, num_users=60):
 
 
 class Follower(OneByOne):
-    """Likes the item after that of the newest event it sees, and would take what it saw."""
+    """Likes the item after that of the newest event it sees, and would take what it saw.
 
-    def rank(self, histories, offsets, candidates):
+    Where it knows the place it likes what stands first.
+    """
+
+    def rank(self, histories, offsets, candidates, place=None):
+        if place is not None:
+            return np.where(place == 0, 0.8, 0.2).astype(np.float32)
         newest = histories.item[histories.offsets[1:] - 1] - FIRST_ITEM
         wanted = np.repeat((newest + 1) % NUM_ITEMS + FIRST_ITEM, np.diff(offsets))
         return np.where(candidates == wanted, 0.9, 0.1).astype(np.float32)
@@ -77,10 +82,11 @@ class Follower(OneByOne):
         return scores
 
 
-def judged(log, table, network, *, candidates="impressions"):
+def judged(log, table, network, *, candidates="impressions", places=True):
     return shown_lists.judge_lists(
-        log, table, {"hpgr": network}, network, SETTINGS, candidates=candidates, max_history=50
-    )
+        log, table, {"hpgr": network}, network, SETTINGS, candidates=candidates, places=places,
+        max_history=50,
+    )  # fmt: skip
 
 
 def test_a_network_that_reads_the_history_puts_what_was_taken_first():
@@ -167,7 +173,7 @@ def test_a_user_without_earlier_events_is_asked_with_an_empty_history():
     table = table_of([(0, 1000, 2, TEST, [(2, 1), (3, 0)]), (1, 1, 4, TEST, [(2, 1), (3, 0)])])
 
     class Patient(Follower):
-        def rank(self, histories, offsets, candidates):
+        def rank(self, histories, offsets, candidates, place=None):
             return np.full(len(candidates), 0.5, dtype=np.float32)
 
     found = judged(log, table, Patient())
@@ -194,16 +200,16 @@ def test_simple_scores_are_the_smoothed_shares_of_training_lists():
     assert found["item_plus_position"] == pytest.approx(odds)
 
 
-def test_the_row_with_position_adds_the_odds_of_the_place_to_those_of_the_network():
-    log, table = planted(num_users=3)
-    train = [(0, t, 0, TRAIN, [(2, int(t < 3)), (3, int(t == 3)), (4, 0)]) for t in range(4)]
-    table = table_of([*train, (2, 1020, 10, TEST, [(4, 0), (2, 1), (9, 0)])])
-    found = judged(log, table, Follower()).scores
-    prior, common = SETTINGS.prior_events, 4 / 12
-    place = (np.array([3, 1, 0]) + prior * common) / (4 + prior)
-    chance = found["hpgr"].astype(float)
-    expected = np.log(chance / (1 - chance)) + np.log(place / (1 - place))
-    assert found["hpgr_with_position"] == pytest.approx(expected)
+def test_the_row_with_position_is_of_a_network_that_knows_the_places():
+    log, table = planted()
+    found = judged(log, table, Follower()).scores["hpgr_with_position"]
+    assert found == pytest.approx(np.where(table["position"].to_numpy() == 0, 0.8, 0.2))
+    unknown = table.set_column(
+        table.column_names.index("position"), "position", pa.nulls(len(table), pa.int64())
+    )
+    for others in ({"places": False}, {"candidates": None, "places": False}):
+        assert "hpgr_with_position" not in judged(log, table, Follower(), **others).scores
+    assert "hpgr_with_position" not in judged(log, unknown, Follower()).scores
 
 
 def test_the_stage_writes_the_protocol_everywhere(monkeypatch, tmp_path, capsys):
@@ -262,7 +268,7 @@ def test_validation_names_a_model_that_orders_lists_better():
             return scores
 
     class Constant(Follower):
-        def rank(self, histories, offsets, candidates):
+        def rank(self, histories, offsets, candidates, place=None):
             return np.full(len(candidates), 0.5, dtype=np.float32)
 
     for network, ahead in ((Follower(), None), (Constant(), "transitions")):

@@ -101,6 +101,7 @@ def evaluate(cfg: Config, workspace: Workspace = HERE) -> None:
         judged.network,
         cfg.evaluate,
         candidates=judged.candidates if judged.ranks else None,
+        places=judged.places,
         **reach,
     )
     tables += baskets.tables + lists.tables

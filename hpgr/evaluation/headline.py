@@ -26,14 +26,15 @@ LABELS = {
     "boosted_trees": "gradient-boosted trees",
     "position": "position as shown",
 }
-# Behind the name of the judged model, of its further rows: in the order that is served, by the
-# score of retrieval where it also ranks, and with the odds of the place of a shown item.
+# Behind the name of a model, of its further rows: in the order that is served, by the score of
+# retrieval where it also ranks, and with the places of shown items.
 THEN_RANK, NEXT_ITEM, WITH_POSITION = "_then_rank", "_next_item", "_with_position"
 
 
 def label(model: str) -> str:
     """A model's name as a person reads it."""
-    return LABELS.get(model, model.replace("_", " "))
+    stem = model.removesuffix(WITH_POSITION)
+    return LABELS.get(stem, stem.replace("_", " ")) + model[len(stem) :].replace("_", " ")
 
 
 def model_of(row: str) -> str:

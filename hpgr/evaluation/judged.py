@@ -19,15 +19,16 @@ from hpgr.workspace import HERE, Workspace
 class Judged:
     """The trained network: its name, whether its ranking head was trained, what chose its weights.
 
-    `candidates` says what pCTR was trained on (`finetune.candidates`, never auto); `monitor` is the
-    score on validation that early stopping watched; `temperature` that of the softmax in its loss,
-    None where it does not rank.
+    `candidates` says what pCTR was trained on (`finetune.candidates`, never auto), `places` whether
+    it reads the place of an item in its list; `monitor` is the score on validation that early
+    stopping watched; `temperature` that of the softmax in its loss, None where it does not rank.
     """
 
     name: str
     network: RankingModel
     ranks: bool
     candidates: str
+    places: bool
     monitor: str
     temperature: float | None
 
@@ -64,6 +65,7 @@ def load_judged(cfg: Config, workspace: Workspace) -> Judged:
         network=load_network(workspace.finetuned, cfg.finetune.device),
         ranks=config["ranking"],
         candidates=config.get("candidates", "events"),
+        places=config.get("lists", False),
         monitor=config.get("training", {}).get("monitor", "validation_ndcg@10"),
         temperature=config["finetune"]["temperature"] if config["ranking"] else None,
     )

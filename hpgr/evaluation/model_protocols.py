@@ -46,6 +46,22 @@ class Ranker(Retriever, WindowReader, Protocol):
         """Probability (pCTR) of the jagged candidates of each query, float32 [C]."""
 
 
+class ListRanker(Ranker, Protocol):
+    """A model that may know where its candidates were shown."""
+
+    def rank(
+        self,
+        histories: Histories,
+        offsets: np.ndarray,
+        candidates: np.ndarray,
+        place: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Probability (pCTR) of the jagged candidates of each query, float32 [C].
+
+        `place` [C] counts the items shown before each, -1 not known; None: none is known.
+        """
+
+
 class Answering(Protocol):
     """Histories of Q queries that a network has read, to be asked several things."""
 
@@ -73,7 +89,7 @@ class Answering(Protocol):
         """As `Ranker.rank` [C], with the anchors of candidates and their weights, [C, A]."""
 
 
-class RankingModel(Ranker, Protocol):
+class RankingModel(ListRanker, Protocol):
     """A network, which also says what it looked at."""
 
     def read(self, histories: Histories) -> Answering:

@@ -1,10 +1,11 @@
 """Ranking inside an impression (I1): lists that were shown, in the order of every model.
 
 Candidates are the items that a user really saw together, so that those passed over are real
-negatives. A list sees the events of its user strictly before its own second. Simple models to beat
-are the place at which an item was shown, how often it was taken where it was shown before, and the
-baselines of retrieval. Reads `artifacts/sessions/impressions.parquet` (`hpgr.data.impressions`) and
-the arrays of `hpgr.data.log`. Writes `impressions.parquet` of the evaluation.
+negatives. A list sees the events of its user strictly before its own second. Models to beat are
+boosted trees, the place at which an item was shown, how often it was taken where it was shown
+before, and the baselines of retrieval. Network and trees are judged with and without the places.
+Reads `artifacts/sessions/impressions.parquet` (`hpgr.data.impressions`) and the arrays of
+`hpgr.data.log`. Writes `impressions.parquet` of the evaluation.
 """
 
 from __future__ import annotations
@@ -27,60 +28,16 @@ from hpgr.evaluation.answer_tables import candidate_columns
 from hpgr.evaluation.compare import bootstrap_means
 from hpgr.evaluation.headline import NEXT_ITEM, WITH_POSITION, protocol_label
 from hpgr.evaluation.list_metrics import list_metrics
+from hpgr.evaluation.list_trees import tree_scores
 from hpgr.evaluation.metric_tables import Tables, impression_tables
-from hpgr.evaluation.model_protocols import Ranker, Retriever
-from hpgr.evaluation.protocols import CandidateQueries, sampled
+from hpgr.evaluation.model_protocols import ListRanker, Retriever
+from hpgr.evaluation.protocols import sampled
 from hpgr.evaluation.retrieval import blocks
 from hpgr.evaluation.rivals import Standing, standing
+from hpgr.evaluation.shown_queries import ShownLists
 from hpgr.evaluation.slices import reported_slices
 
 PROTOCOL = "I1"
-CLIP = 1e-6  # of a probability, before its log odds
-
-
-@dataclass(frozen=True)
-class ShownLists(CandidateQueries):
-    """Q lists with C shown items.
-
-    Of each item, [C]: `number` int64 of its list in the table; `external` int64, which tells apart
-    items that are unknown to the log; `position` float64, NaN where it is not known.
-    """
-
-    number: np.ndarray
-    external: np.ndarray
-    position: np.ndarray
-
-    @classmethod
-    def of(cls, table: pa.Table, split: int) -> ShownLists:
-        """The lists of `split` whose user the log has."""
-        coded = table["item_id"].combine_chunks().dictionary_encode().indices
-        table = table.drop_columns(["item_id", "impression_id"]).append_column("external", coded)
-        kept = pc.and_(pc.equal(table["split"], split), pc.not_equal(table["user"], NO_USER))
-        column = {name: table.filter(kept)[name].to_numpy() for name in table.column_names}
-        number = column["impression"]
-        first = np.flatnonzero(np.diff(number, prepend=-1))
-        return cls(
-            user=column["user"][first].astype(np.int64),
-            end=column["end"][first],
-            request_time=column["timestamp"][first],
-            offsets=np.append(first, len(number)).astype(np.int64),
-            item=column["item"].astype(np.int64),
-            label=column["label"],
-            number=number,
-            external=column["external"].astype(np.int64),
-            position=column["position"].astype(np.float64),
-        )
-
-    @property
-    def placed(self) -> bool:
-        """The place of every item is known."""
-        return bool(len(self.position)) and not np.isnan(self.position).any()
-
-    def with_both_labels(self) -> ShownLists:
-        """The lists in which something was taken and something was not."""
-        taken = np.append(0, np.cumsum(self.label == 1))
-        positives, size = np.diff(taken[self.offsets]), np.diff(self.offsets)
-        return self.take(np.flatnonzero((positives > 0) & (positives < size)))
 
 
 @dataclass(frozen=True)
@@ -111,10 +68,11 @@ def judge_lists(
     log: EventLog,
     shown: pa.Table,
     models: Mapping[str, Retriever],
-    network: Ranker,
+    network: ListRanker,
     settings: Evaluate,
     *,
     candidates: str | None,
+    places: bool,
     max_history: int,
 ) -> JudgedLists:
     """Judge the test lists by every model.
@@ -126,6 +84,7 @@ def judge_lists(
         network: the judged network.
         settings: of the stage.
         candidates: events or impressions, what its pCTR was trained on; None: it ranks nothing.
+        places: pCTR reads the place of an item in its list.
         max_history: newest events that a model reads.
     """
     if not len(shown):
@@ -144,6 +103,10 @@ def judge_lists(
     if candidates is not None:
         chances = ranking_scores(log, lists, network, max_history=max_history)
         scores = {main: chances, f"{main}{NEXT_ITEM}": scores[main]}
+        if places and lists.placed:
+            scores[f"{main}{WITH_POSITION}"] = ranking_scores(
+                log, lists, network, max_history=max_history, placed=True
+            )
         if candidates == "events":
             remark = (
                 f"pCTR of {main} was trained on the log's own labels, which may be another "
@@ -151,12 +114,9 @@ def judge_lists(
             )
     else:
         remark = f"{main} has no ranking head: its lists are in the order of the next item."
-    train = ShownLists.of(shown, TRAIN)
-    place = place_odds(lists, train, settings)
-    if candidates is not None and place is not None:
-        sure = np.clip(chances.astype(np.float64), CLIP, 1 - CLIP)
-        scores[f"{main}{WITH_POSITION}"] = logit(sure) + place
-    scores |= simple_scores(lists, train, settings) | found
+    parts = {part: ShownLists.of(shown, part) for part in (TRAIN, VALIDATION)}
+    scores |= tree_scores(log, lists, parts, settings)
+    scores |= simple_scores(lists, parts[TRAIN], settings) | found
     counts = {
         "lists_of_one_label": len(test) - len(lists),
         "lists_without_user": _lists_without_user(shown),
@@ -181,7 +141,7 @@ def list_standing(
     log: EventLog,
     shown: pa.Table,
     models: Mapping[str, Retriever],
-    network: Ranker,
+    network: ListRanker,
     settings: Evaluate,
     *,
     max_history: int,
@@ -232,15 +192,20 @@ def retrieval_scores(
 
 
 def ranking_scores(
-    log: EventLog, lists: ShownLists, network: Ranker, *, max_history: int
+    log: EventLog,
+    lists: ShownLists,
+    network: ListRanker,
+    *,
+    max_history: int,
+    placed: bool = False,
 ) -> np.ndarray:
-    """PCTR of every shown item, float32 [C]."""
-    return np.concatenate(
-        [
-            network.rank(asked.histories(log, max_history), asked.offsets, asked.item)
-            for asked in _asked(log, lists, max_history)
-        ]
-    )
+    """PCTR of every shown item, float32 [C]; if `placed`, with its place in the list."""
+    found = []
+    for asked in _asked(log, lists, max_history):
+        known = {"place": asked.place} if placed else {}
+        past = asked.histories(log, max_history)
+        found.append(network.rank(past, asked.offsets, asked.item, **known))
+    return np.concatenate(found)
 
 
 def _asked(log: EventLog, lists: ShownLists, max_history: int) -> Iterator[ShownLists]:
@@ -270,21 +235,10 @@ def simple_scores(
     if not 0 < train.label.sum() < len(train.label):
         return found
     item = _share_taken(train.external, train.label, lists.external, settings.prior_events)
-    place = place_odds(lists, train, settings)
-    if place is not None:
-        found["item_plus_position"] = logit(item) + place
+    if lists.placed:
+        place = _share_taken(train.place, train.label, lists.place, settings.prior_events)
+        found["item_plus_position"] = logit(item) + logit(place)
     return {**found, "item_mean": item}
-
-
-def place_odds(lists: ShownLists, train: ShownLists, settings: Evaluate) -> np.ndarray | None:
-    """Log odds that what training lists show at the place of an item is taken, float64 [C].
-
-    None where places are not known, or training lists have one label.
-    """
-    if not lists.placed or not 0 < train.label.sum() < len(train.label):
-        return None
-    share = _share_taken(train.position, train.label, lists.position, settings.prior_events)
-    return np.asarray(logit(share))
 
 
 def _share_taken(key: np.ndarray, label: np.ndarray, asked: np.ndarray, prior: float) -> np.ndarray:
