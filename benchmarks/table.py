@@ -168,8 +168,9 @@ def rows(columns: Mapping[str, str], results: list[dict[str, Any]]) -> list[Row]
         metrics.setdefault(result["model"], []).append(result["metrics"])
     for result in results:
         for other, own in result["same_queries"].items():
-            if further := other.removeprefix(model_of(other)):
-                metrics.setdefault(result["model"] + further, []).append(own)
+            stem = model_of(other)
+            if stem != other and result["model"].startswith(stem):  # another order of the model
+                metrics.setdefault(result["model"] + other.removeprefix(stem), []).append(own)
             elif other not in metrics or own.get(key, 0.0) > metrics[other][0].get(key, 0.0):
                 # Baselines have no seed. Trees that learnt from more events are the better ones.
                 metrics[other] = [own]

@@ -68,3 +68,15 @@ def test_an_ablation_is_a_model_that_differs_from_its_profile():
     assert found["R1"]["hpgr-no-sessions"] == "hpgr-quick"
     assert found["K1"]["hpgr-no-sessions"] == found["K1"]["hstu-plain"] == "hpgr"
     assert found["R1"]["hpgr-full-no-sessions"] == "hpgr"
+
+
+def test_trees_with_positions_are_not_the_model_with_positions():
+    row = dict.fromkeys(COLUMNS["I1"], 0.1)
+    beside = {f"{name}_with_position": row | {"gauc": gauc} for name, gauc in
+              (("hpgr", 0.6), ("boosted_trees", 0.7))}  # fmt: skip
+    judged = result(0, 0.0, 0.0) | {"model": "hpgr", "metrics": row, "same_queries": beside}
+    lines = table("T", COLUMNS["I1"], [judged]).splitlines()
+    assert any(line.startswith("| HPGR, with positions | .6000 |") for line in lines)
+    assert any(
+        line.startswith("| gradient-boosted trees, with positions | **.7000** |") for line in lines
+    )
