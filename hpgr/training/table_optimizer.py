@@ -48,11 +48,10 @@ class TableAdamW(AdamW):
     ) -> None:
         groups = []
         for weights, scale in parts:
-            large = [w for w in weights if w.dim() and len(w) >= tables.adagrad_rows]
-            others = [w for w in weights if not any(w is table for table in large)]
-            rate = settings.learning_rate * scale
-            groups.append({"params": others, "lr": rate, "rowwise": False})
-            groups.append({"params": large, "lr": rate * tables.adagrad_scale, "rowwise": True})
+            for rowwise, factor in ((False, 1.0), (True, tables.adagrad_scale)):
+                chosen = [w for w in weights if _is_large(w, tables.adagrad_rows) == rowwise]
+                rate = settings.learning_rate * scale * factor
+                groups.append({"params": chosen, "lr": rate, "rowwise": rowwise})
         super().__init__(
             [group for group in groups if group["params"]],
             lr=settings.learning_rate,
@@ -105,3 +104,7 @@ class TableAdamW(AdamW):
         if weight_decay:
             rows_VD.mul_(1 - rate * weight_decay * (square_V > 0)[:, None])
         rows_VD.addcdiv_(grad_VD, sum_V.sqrt().add_(EPSILON)[:, None], value=-rate)
+
+
+def _is_large(weight: Tensor, rows: int) -> bool:
+    return weight.dim() > 0 and len(weight) >= rows
