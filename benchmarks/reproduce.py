@@ -1,6 +1,6 @@
 """Run rows of the table again and hold them against what is committed.
 
-    python -m benchmarks.reproduce DATASET/SPLIT/MODEL/SEED ... [--out FILE]
+    python benchmarks/reproduce.py DATASET/SPLIT/MODEL/SEED ... [--out FILE]
 
 To be run in a fresh clone: each cell trains from nothing, and its results replace the committed
 ones of the working copy. A metric agrees where it lies within two standard deviations of the seeds
@@ -15,8 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.matrix import Cell, run_cell
 from benchmarks.results_file import RESULTS, write_measured
