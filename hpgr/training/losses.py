@@ -9,6 +9,7 @@ Shape legend: T rows, V items, D width, R negatives, C candidates.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,25 +23,11 @@ from hpgr.model.unit import unit
 ROWS_AT_A_TIME, BYTES_AT_A_TIME = 512, 1 << 28  # logits on a CPU, at most
 
 
-class _CosineSoftmax(torch.autograd.Function):
+class _GradientInForward(torch.autograd.Function):
+    """Mean loss of rows against a table, of which subclasses sum the gradients in `forward`."""
+
     @staticmethod
-    def forward(ctx, states, items, target):  # type: ignore[override]
-        rows_all, table = states.float(), items.float()
-        loss = torch.zeros((), device=states.device)
-        grad_states = torch.empty_like(rows_all)
-        grad_items = torch.zeros_like(table)
-        step = min(_at_a_time(items), len(states))
-        memory = table.new_empty(step, len(table))  # fresh pages cost more than a product
-        for low in range(0, len(states), max(1, step)):
-            part = slice(low, low + step)
-            rows, wanted = rows_all[part], table[target[part]]
-            weight = torch.mm(rows, table.T, out=memory[: len(rows)]).exp_()
-            total = weight.sum(dim=1, keepdim=True)
-            loss += (total.log().squeeze(1) - (rows * wanted).sum(1)).sum()
-            # The softmax is never divided out: its denominator moves to the D-wide factors.
-            grad_states[part] = (weight @ table) / total - wanted
-            grad_items.addmm_(weight.T, rows / total)
-        grad_items.index_add_(0, target, rows_all, alpha=-1)
+    def keep(ctx, states, items, loss, grad_states, grad_items):  # type: ignore[no-untyped-def]
         count = max(1, len(states))
         ctx.save_for_backward(grad_states.div_(count), grad_items.div_(count))
         ctx.dtypes = states.dtype, items.dtype
@@ -49,7 +36,56 @@ class _CosineSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
         grad_states, grad_items = ctx.saved_tensors
-        return (grad_states * grad).to(ctx.dtypes[0]), (grad_items * grad).to(ctx.dtypes[1]), None
+        both = (grad_states * grad).to(ctx.dtypes[0]), (grad_items * grad).to(ctx.dtypes[1])
+        return *both, *[None] * (len(ctx.needs_input_grad) - 2)
+
+
+class _CosineSoftmax(_GradientInForward):
+    @staticmethod
+    def forward(ctx, states, items, target):  # type: ignore[override]
+        rows_all, table = wide(states), wide(items)
+        loss = rows_all.new_zeros(())
+        grad_states, grad_items = torch.empty_like(rows_all), torch.zeros_like(table)
+        for part, memory in _chunks(rows_all, table):
+            rows, wanted = rows_all[part], table[target[part]]
+            weight = torch.mm(rows, table.T, out=memory).exp_()
+            total = weight.sum(dim=1, keepdim=True)
+            loss += (total.log().squeeze(1) - (rows * wanted).sum(1)).sum()
+            # The softmax is never divided out: its denominator moves to the D-wide factors.
+            grad_states[part] = (weight @ table) / total - wanted
+            grad_items.addmm_(weight.T, rows / total)
+        grad_items.index_add_(0, target, rows_all, alpha=-1)
+        return _CosineSoftmax.keep(ctx, states, items, loss, grad_states, grad_items)
+
+
+class _SampledSoftmax(_GradientInForward):
+    @staticmethod
+    def forward(ctx, states, items, target, negatives):  # type: ignore[override]
+        rows_all, table = wide(states), wide(items)
+        loss = rows_all.new_zeros(())
+        grad_states, grad_items = torch.empty_like(rows_all), torch.zeros_like(table)
+        for part, memory in _chunks(rows_all, table):
+            rows, wanted = rows_all[part], target[part, None]
+            chosen = torch.cat([wanted, negatives[part]], 1)
+            score = torch.mm(rows, table.T, out=memory).gather(1, chosen)
+            score[:, 1:].masked_fill_(chosen[:, 1:] == wanted, -torch.inf)
+            weight = score.log_softmax(1)
+            loss -= weight[:, 0].sum()
+            weight.exp_()[:, 0] -= 1
+            # An item that was drawn twice counts twice.
+            weight_all = memory.zero_().scatter_add_(1, chosen, weight)
+            torch.mm(weight_all, table, out=grad_states[part])
+            grad_items.addmm_(weight_all.T, rows)
+        return _SampledSoftmax.keep(ctx, states, items, loss, grad_states, grad_items)
+
+
+def _chunks(states: Tensor, items: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Give the rows of each chunk, and memory for their logits, which all chunks share."""
+    step = max(1, min(_at_a_time(items), len(states)))
+    memory = items.new_empty(step, len(items))  # fresh pages cost more than a product
+    for low in range(0, len(states), step):
+        part = slice(low, min(low + step, len(states)))
+        yield part, memory[: part.stop - low]
 
 
 def full_softmax(states: Tensor, items: Tensor, target: Tensor, *, first_item: int) -> Tensor:
@@ -154,7 +190,7 @@ def draw_shared(
 def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
     """Compute the mean cross-entropy of `target` against its negatives, as HSTU's research code.
 
-    A negative equal to the target is masked. Scores against the whole catalogue are one product
+    A negative equal to the target is left out. Scores against the whole catalogue are one product
     for a chunk of rows, of which R are picked: on small catalogues much cheaper than gathering
     R vectors a row.
 
@@ -165,18 +201,7 @@ def sampled_softmax(states: Tensor, items: Tensor, target: Tensor, negatives: Te
         negatives: int64 [T, R].
     """
     with autocast_off(states):
-        states, items = wide(states), wide(items)
-        total = states.new_zeros(())
-        step = _at_a_time(items)
-        for low in range(0, len(states), step):
-            part = slice(low, low + step)
-            logits = states[part] @ items.T
-            positive = logits.gather(1, target[part, None])
-            negative = logits.gather(1, negatives[part])
-            negative = negative.masked_fill(negatives[part] == target[part, None], -5e4)
-            chosen = torch.cat([positive, negative], 1)
-            total = total - functional.log_softmax(chosen, 1)[:, 0].sum()
-        return total / max(1, len(states))
+        return _SampledSoftmax.apply(states, items, target, negatives)
 
 
 def pairwise(logits: Tensor, label: Tensor, offsets: Tensor) -> Tensor:
