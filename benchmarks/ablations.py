@@ -25,10 +25,12 @@ PAGE = ROOT / "docs" / "ablations.md"
 COLUMNS = {
     "R1": {"ndcg@10": "NDCG@10", "hr@10": "HR@10"},
     "R2": {"ndcg@10": "NDCG@10", "hr@10": "HR@10"},
+    "B1": {"ndcg@10": "NDCG@10", "recall@10": "recall@10"},
     "K1": {"auc": "AUC", "gauc": "GAUC"},  # log loss would also show how a run was calibrated
 }
 # What a part is taken from: the model with the same profile, else the first.
-WHOLES = {"R1": ("hpgr-quick", "hpgr"), "R2": ("hpgr",), "K1": ("hpgr",)}
+RANKING = ("hpgr", "hpgr-short")
+WHOLES = {"R1": ("hpgr-quick", "hpgr"), "R2": RANKING, "B1": ("hpgr",), "K1": RANKING}
 Runs = dict[int, dict[str, Any]]  # seed -> result
 
 

@@ -53,12 +53,16 @@ COMPARED = {
 }
 # Others stand in docs/ablations.md.
 HEADLINES = (
-    "hpgr", "hpgr-long", "hpgr-quick", "hstu", "hstu-large", "hstu-plain", "hstu-readout", "sasrec",
-    "esasrec", "mtgr", "mtgr-residual", "mtgr-readout",
+    "hpgr", "hpgr-long", "hpgr-short", "hpgr-quick", "hstu", "hstu-large", "hstu-plain",
+    "hstu-readout", "sasrec", "esasrec", "mtgr", "mtgr-residual", "mtgr-readout",
 )  # fmt: skip
 NAMES = {
     "hpgr": "**HPGR**",
-    "hpgr-long": "**HPGR**, trained for the next item",
+    "hpgr-long": "**HPGR**, factors trained, stopped by the next item",
+    "hpgr-short": "**HPGR**, factors trained, 400 steps",
+    "hpgr-short_then_rank": "HPGR, top 50 as served",
+    "hpgr-short_next_item": "HPGR, as next item",
+    "hpgr-short_with_position": "HPGR, with positions",
     "hpgr_then_rank": "HPGR, top 50 as served",
     "hpgr_next_item": "HPGR, as next item",
     "hpgr_with_position": "HPGR, with positions",

@@ -184,6 +184,7 @@ class Finetune(Section):
     # The softmax subtracts no maximum: beyond 1 / 80 its exponentials overflow.
     temperature: float = Field(ge=1 / 80)
     candidates: Literal["auto", "events", "impressions"]
+    basket_weight: float = Field(ge=0)
     ranking_weight: float = Field(ge=0)
     pairwise_weight: float = Field(ge=0)
     num_candidates: int | None = Field(ge=1)

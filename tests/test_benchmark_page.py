@@ -105,7 +105,8 @@ def test_a_model_has_its_mean_its_spread_and_what_training_cost(made):
 def test_bars_show_the_distance_from_the_whole(made):
     _, reader, files = made
     for protocol, metric in (("R2", "ndcg@10"), ("K1", "auc")):
-        own, whole = (files[f"{protocol}-ml-1m-{m}-0.json"] for m in ("hpgr-no-readout", "hpgr"))
+        names = ("hpgr-no-readout", "hpgr-short")
+        own, whole = (files[f"{protocol}-ml-1m-{name}-0.json"] for name in names)
         distance = own["metrics"][metric] - whole["metrics"][metric]
         assert f"{distance:+.4f}".replace("0.", ".") in reader.labels
 

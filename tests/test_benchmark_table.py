@@ -66,7 +66,8 @@ def test_an_ablation_is_a_model_that_differs_from_its_profile():
     assert not {"hpgr", "hpgr-quick", "hstu"} & {*found["R1"]}
     # Each is held against the model of its own profile.
     assert found["R1"]["hpgr-no-sessions"] == "hpgr-quick"
-    assert found["K1"]["hpgr-no-sessions"] == found["K1"]["hstu-plain"] == "hpgr"
+    assert found["K1"]["hpgr-no-sessions"] == "hpgr-short"
+    assert found["K1"]["hpgr-long"] == found["K1"]["hstu-plain"] == "hpgr"
     assert found["R1"]["hpgr-full-no-sessions"] == "hpgr"
 
 

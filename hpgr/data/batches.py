@@ -8,7 +8,7 @@ current batch. Imports numpy only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from hpgr.data.log import TRAIN, EventLog
 from hpgr.data.training_lists import TrainingLists
 from hpgr.runtime import UserError
 
+BASKET_ITEMS = 8  # drawn of each next session: a large one counts as much as a small one
+LONGEST_BASKET = 512  # events of a session that are drawn from
 HIDDEN = 0.5  # share of drawn lists whose places are left out, as serving does not know them
 
 
@@ -58,6 +60,18 @@ class CandidateRows:
 
 
 @dataclass(frozen=True)
+class NextSessions:
+    """Items of the sessions that follow R of a batch's events, which end one.
+
+    `row` int64 [R] are places among the T events; `item` [R, BASKET_ITEMS] is drawn evenly from
+    the events of the next session.
+    """
+
+    row: np.ndarray
+    item: np.ndarray
+
+
+@dataclass(frozen=True)
 class Batch:
     """Histories of B users, the item that follows each of their T events, and candidates.
 
@@ -68,6 +82,7 @@ class Batch:
     histories: Histories
     target: np.ndarray
     candidates: CandidateRows | None
+    next_sessions: NextSessions | None = None
 
 
 class TrainingWindows:
@@ -88,17 +103,19 @@ class TrainingWindows:
         random_windows: bool,
         seed: int,
         lists: ListLog | None = None,
+        baskets: bool = False,
     ) -> None:
         """`num_candidates` is per window, None for each of its events, 0 for none.
 
-        With `lists` it is not read: a batch holds lists of as many tokens again.
+        With `lists` it is not read: a batch holds lists of as many tokens again. With `baskets` a
+        batch holds items of next sessions.
 
         Raises:
             UserError: no user has two training events.
         """
         self.log, self.max_history, self.seed = log, max_history, seed
         self.batch_tokens, self.num_candidates = batch_tokens, num_candidates
-        self.random_windows = random_windows
+        self.random_windows, self.baskets = random_windows, baskets
         start = np.asarray(log.user_offsets[:-1])
         train_before = np.concatenate([[0], np.cumsum(np.asarray(log.split) == TRAIN)])
         # Training events come first within a user in every split, so they are one run of rows.
@@ -143,34 +160,52 @@ class TrainingWindows:
         offsets, rows = runs(first, length)
         log = self.log
         histories = Histories.gather(log, offsets, rows, log.timestamp[last])
-        target = log.item[rows + 1]
+        batch = Batch(histories, log.item[rows + 1], None)
         if self.lists is not None:
-            return self._with_lists(histories, target, self.lists, random)
-        candidates = None
-        if self.num_candidates != 0:
+            batch = self._with_lists(batch, self.lists, random)
+        elif self.num_candidates != 0:
             candidates = self._candidates(histories, first, length, random)
-        return Batch(histories, target, candidates)
+            batch = replace(batch, candidates=candidates)
+        if self.baskets:
+            end = np.repeat(self.end[windows], length)
+            batch = replace(batch, next_sessions=self._next_sessions(rows, end, random))
+        return batch
 
-    def _with_lists(
-        self,
-        histories: Histories,
-        target: np.ndarray,
-        lists: TrainingLists,
-        random: np.random.Generator,
-    ) -> Batch:
+    def _next_sessions(
+        self, rows: np.ndarray, end: np.ndarray, random: np.random.Generator
+    ) -> NextSessions:
+        """Draw from the sessions behind `rows` of the log [T], of users who train up to `end` [T].
+
+        A session that begins in the second of the row before is not asked for there.
+        """
+        log = self.log
+        new = log.session[rows + 1] != log.session[rows]
+        ends = np.flatnonzero(new & (log.timestamp[rows + 1] > log.timestamp[rows]))
+        first = rows[ends] + 1
+        offsets, ahead = runs(first, np.minimum(end[ends] - first, LONGEST_BASKET))
+        other = log.session[ahead] != np.repeat(log.session[first], np.diff(offsets))
+        # Up to the first event of another session: there, the count of them is still 0.
+        before = np.append(0, np.cumsum(other))
+        own = before[1:] == np.repeat(before[offsets[:-1]], np.diff(offsets))
+        size = np.diff(np.append(0, np.cumsum(own))[offsets])
+        drawn = random.random((len(first), BASKET_ITEMS)) * size[:, None]
+        return NextSessions(ends, log.item[first[:, None] + drawn.astype(np.int64)])
+
+    def _with_lists(self, batch: Batch, lists: TrainingLists, random: np.random.Generator) -> Batch:
         """Add drawn lists, whose items see all of their list's own history."""
         past, offsets, rows = lists.draw(random)
         size = np.diff(offsets)
         hidden = np.repeat(random.random(len(size)) < HIDDEN, size)
         candidates = CandidateRows(
-            offsets=np.concatenate([np.zeros(len(histories), dtype=np.int64), offsets]),
+            offsets=np.concatenate([np.zeros(len(batch.histories), dtype=np.int64), offsets]),
             item=lists.lists.item[rows],
             visible=np.repeat(past.length, size),
             time=np.repeat(past.request_time, size),
             label=lists.lists.label[rows],
             place=np.where(hidden, NO_PLACE, lists.lists.place[rows]),
         )
-        return Batch(Histories.joined([histories, past]), target, candidates)
+        histories = Histories.joined([batch.histories, past])
+        return replace(batch, histories=histories, candidates=candidates)
 
     def _candidates(
         self,

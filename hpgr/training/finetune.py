@@ -1,8 +1,9 @@
 """Stage 2: retrieval and ranking with the network that `model.name` picks.
 
 The weights of stage 1 are inherited and learn more slowly; they are not frozen. The loss is
-next-item softmax over the catalogue plus, weighted, the pCTR cross-entropy of labelled candidates
-and the order of pairs of one user or shown list; early stopping on validation.
+next-item softmax over the catalogue plus, weighted, that of items of the next session, the pCTR
+cross-entropy of labelled candidates and the order of pairs of one user or shown list; early
+stopping on validation.
 With a model below base/ every other weight starts as that model's, for `warm_steps` steps.
 Reads: artifacts/sessions/{arrays,lists}, artifacts/pretrain, base/. Writes: artifacts/finetune.
 """
@@ -76,6 +77,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
         random_windows=settings.random_windows,
         seed=settings.seed,
         lists=lists,
+        baskets=settings.basket_weight > 0 and settings.monitor == BASKET_MONITOR,
     )
     catalogue = Catalogue.of(log)
     model = build(cfg.model, catalogue, ranking=ranking, lists=lists is not None)
@@ -121,7 +123,7 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
             f"finetune.monitor is {settings.monitor}, but no session that begins in validation has "
             "an earlier one of its user. Set finetune.monitor: validation_ndcg@10"
         )
-    loss = partial(_loss, cfg, catalogue.num_items, device.device)
+    loss = partial(_loss, cfg, device.device)
     optimizer = _optimizer(model, cfg)
     memory = MemoryNeed.of(model, optimizer, windows, loss, device).require(device, "finetune")
     if device.rank == 0:
@@ -224,7 +226,6 @@ def _optimizer(model: Network, cfg: Config) -> TableAdamW:
 
 def _loss(
     cfg: Config,
-    num_items: int,
     place: torch.device,
     model: nn.Module,
     batch: Batch,
@@ -241,13 +242,17 @@ def _loss(
     target = torch.from_numpy(batch.target).to(place, torch.int64)
     states = states[: len(target)]  # behind them are the histories of shown lists
     states, items = normalised(states, items, settings.temperature)
-    if settings.loss == "sampled":
-        shape = (len(target), settings.num_negatives)
-        negatives = torch.randint(FIRST_ITEM, num_items, shape, device=place)
-        retrieval = sampled_softmax(states, items, target, negatives)
-    else:
-        retrieval = catalogue_softmax(settings, states, items, target, first_item=FIRST_ITEM)
+    retrieval = _retrieval(cfg, states, items, target)
     losses = {"loss": retrieval, "retrieval_loss": retrieval}
+    if (following := batch.next_sessions) is not None:
+        row = torch.from_numpy(following.row).to(place)
+        wanted = torch.from_numpy(following.item).to(place, torch.int64)
+        basket = retrieval.new_zeros(())
+        if len(row):
+            asked = states[row].repeat_interleave(wanted.shape[1], dim=0)
+            basket = _retrieval(cfg, asked, items, wanted.flatten())
+        losses["basket_loss"] = basket
+        losses["loss"] = retrieval + settings.basket_weight * losses["basket_loss"]
     if rows is not None and logits is not None:
         label = torch.from_numpy(rows.label).to(place, torch.float32)
         ranking = functional.binary_cross_entropy_with_logits(logits.float(), label)
@@ -256,5 +261,15 @@ def _loss(
             offsets = torch.from_numpy(rows.offsets).to(place)
             losses["pairwise_loss"] = pairwise(logits.float(), label, offsets)
             ranking = ranking + settings.pairwise_weight * losses["pairwise_loss"]
-        losses["loss"] = retrieval + settings.ranking_weight * ranking
+        losses["loss"] = losses["loss"] + settings.ranking_weight * ranking
     return losses
+
+
+def _retrieval(cfg: Config, states: Tensor, items: Tensor, target: Tensor) -> Tensor:
+    """Compute the mean cross-entropy of `target` [T] given normalised states and items."""
+    settings = cfg.finetune
+    if settings.loss != "sampled":
+        return catalogue_softmax(settings, states, items, target, first_item=FIRST_ITEM)
+    shape = (len(target), settings.num_negatives)
+    negatives = torch.randint(FIRST_ITEM, len(items), shape, device=target.device)
+    return sampled_softmax(states, items, target, negatives)
