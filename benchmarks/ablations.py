@@ -30,7 +30,7 @@ COLUMNS = {
 }
 # What a part is taken from: the model with the same profile, else the first.
 RANKING = ("hpgr", "hpgr-short")
-WHOLES = {"R1": ("hpgr-quick", "hpgr"), "R2": RANKING, "B1": ("hpgr",), "K1": RANKING}
+WHOLES = {"R1": ("hpgr-quick", "hpgr"), "R2": RANKING, "B1": RANKING, "K1": RANKING}
 Runs = dict[int, dict[str, Any]]  # seed -> result
 
 

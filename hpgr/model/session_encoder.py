@@ -92,6 +92,12 @@ class SessionEncoder(nn.Module):
         self.from_inter = nn.Linear(dim, dim)
         self.gate = nn.Linear(2 * dim, dim)
 
+    def start_at_zero(self) -> None:
+        """Add nothing to the items until training finds what to add."""
+        for layer in (self.from_intra, self.from_inter):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
     def forward(
         self, x_TD: Float[Tensor, "T D"], packed: Packed, *, tile: int, causal: bool
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T_and_P D"]]:
