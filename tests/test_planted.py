@@ -63,7 +63,6 @@ def test_the_item_of_the_last_session_is_what_follows(sessions):
 def test_the_session_module_knows_what_position_and_time_do_not_tell(sessions):
     def ndcg(**changes):
         change = {f"model.{key}": value for key, value in changes.items()}
-        change["finetune.steps"] = 160  # two thirds of the benchmark's: enough for the lead
         scorer, validation = planted.train(planted.settings(planted.SESSIONS, change), sessions)
         return validation(scorer.model, scorer.device)["validation_ndcg@10"]
 

@@ -113,15 +113,15 @@ class HPGR(Network):
         """Start the trunk at the weights of stage 1; a fresh stage 2 turns its items at full rate.
 
         The longer a vector is, the less a step turns it. So items keep their directions and take
-        the mean length of a fresh table. What sessions add to items starts at zero: stage 1 looked
-        both ways when it learned to add it.
+        the mean length of a fresh table. What sessions add to items starts at a tenth: stage 1
+        looked both ways when it learned to add it.
         """
         before = self.trunk.items.table().detach().norm(dim=1).mean()
         super().inherit(weights, fresh=fresh)
         if fresh:
             self.trunk.items.scale(before / self.trunk.items.table().detach().norm(dim=1).mean())
             if self.trunk.sessions is not None:
-                self.trunk.sessions.start_at_zero()
+                self.trunk.sessions.quieten()
 
     def start_ranking(self, events: Tensor, positive: Tensor, factors: ItemFactors | None) -> None:
         """Start the ranking head at what was counted and fitted."""

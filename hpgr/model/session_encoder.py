@@ -29,6 +29,7 @@ from hpgr.model.shapes import Bool, Float, Int
 from hpgr.model.unit import unit
 
 FEED_FORWARD = 2  # width of the hidden layer, in multiples of D
+QUIET = 0.1  # of what stage 1 adds to the items, where stage 2 starts
 MAX_SCORE = 20.0  # of the pooling attention, so that exp needs no maximum
 
 
@@ -92,11 +93,12 @@ class SessionEncoder(nn.Module):
         self.from_inter = nn.Linear(dim, dim)
         self.gate = nn.Linear(2 * dim, dim)
 
-    def start_at_zero(self) -> None:
-        """Add nothing to the items until training finds what to add."""
+    @torch.no_grad()
+    def quieten(self) -> None:
+        """Add to the items only a share, `QUIET`, of what is added now."""
         for layer in (self.from_intra, self.from_inter):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            layer.weight.mul_(QUIET)
+            layer.bias.mul_(QUIET)
 
     def forward(
         self, x_TD: Float[Tensor, "T D"], packed: Packed, *, tile: int, causal: bool
