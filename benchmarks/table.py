@@ -58,8 +58,8 @@ HEADLINES = (
 )  # fmt: skip
 NAMES = {
     "hpgr": "**HPGR**",
-    "hpgr-long": "**HPGR**, factors trained, stopped by the next item",
-    "hpgr-short": "**HPGR**, factors trained, 400 steps",
+    "hpgr-long": "**HPGR**, stopped by the next item",
+    "hpgr-short": "**HPGR**, profile ranking-short",
     "hpgr-short_then_rank": "HPGR, top 50 as served",
     "hpgr-short_next_item": "HPGR, as next item",
     "hpgr-short_with_position": "HPGR, with positions",
@@ -183,8 +183,15 @@ def rows(columns: Mapping[str, str], results: list[dict[str, Any]]) -> list[Row]
 
 
 def best_other(row: Row, metric: str, found: Iterable[Row]) -> Row | None:
-    """The model with the best mean but for the row's own; other orders of a model are none."""
-    others = [r for r in found if r.values(metric) and r.name == model_of(r.name) != row.name]
+    """The model with the best mean but for the row's own; forms of HPGR are none to each other."""
+    own = ("hpgr",) if row.name.startswith("hpgr") else ()
+    others = [
+        r
+        for r in found
+        if r.values(metric)
+        and r.name == model_of(r.name) != row.name
+        and not r.name.startswith(own)
+    ]
     return max(others, key=lambda other: mean(other.values(metric)) or 0.0, default=None)
 
 

@@ -1,7 +1,7 @@
 """The README's tables: what several seeds of a model and the baselines beside them become."""
 
 from benchmarks import ablations
-from benchmarks.table import COLUMNS, table
+from benchmarks.table import COLUMNS, best_other, rows, table
 
 
 def result(seed, ndcg, baseline):
@@ -81,3 +81,15 @@ def test_trees_with_positions_are_not_the_model_with_positions():
     assert any(
         line.startswith("| gradient-boosted trees, with positions | **.7000** |") for line in lines
     )
+
+
+def test_forms_of_hpgr_are_not_held_against_each_other():
+    models = {"hpgr": 0.5, "hpgr-short": 0.4, "mtgr": 0.2, "mtgr-residual": 0.3}
+    found = rows(
+        COLUMNS["R1"], [result(0, value, 0.0) | {"model": m} for m, value in models.items()]
+    )
+    others = {row.name: best_other(row, "ndcg@10", found).name for row in found if row.trained}
+    assert others == {
+        "hpgr": "mtgr-residual", "hpgr-short": "mtgr-residual", "mtgr": "hpgr",
+        "mtgr-residual": "hpgr",
+    }  # fmt: skip
