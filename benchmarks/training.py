@@ -89,7 +89,7 @@ def stepper(cfg: Config, log: EventLog) -> Step:
     )
     model = build(cfg.model, Catalogue.of(log), ranking=ranking).train()
     optimizer = _optimizer(model, cfg)
-    loss = partial(_loss, cfg, log.meta.num_items, torch.device("cpu"), model)
+    loss = partial(_loss, cfg, torch.device("cpu"), model)
     batches = (
         windows.batch(rows, epoch, index)
         for epoch in itertools.count()

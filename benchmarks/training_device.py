@@ -136,7 +136,7 @@ class Run:
         self.model = build(cfg.model, catalogue, ranking=True).to(device.device)
         self.model.train()
         self.optimizer = finetune._optimizer(self.model, cfg)
-        self.loss = partial(finetune._loss, cfg, catalogue.num_items, device.device)
+        self.loss = partial(finetune._loss, cfg, device.device)
 
     def step(self) -> float:
         """One step; its loss."""
