@@ -28,8 +28,8 @@ COLUMNS = {
     "B1": {"ndcg@10": "NDCG@10", "recall@10": "recall@10"},
     "K1": {"auc": "AUC", "gauc": "GAUC"},  # log loss would also show how a run was calibrated
 }
+RANKING = ("hpgr", "hpgr-short")  # both trained for rankings
 # What a part is taken from: the model with the same profile, else the first.
-RANKING = ("hpgr", "hpgr-short")
 WHOLES = {"R1": ("hpgr-quick", "hpgr"), "R2": RANKING, "B1": RANKING, "K1": RANKING}
 Runs = dict[int, dict[str, Any]]  # seed -> result
 

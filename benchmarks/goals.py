@@ -182,7 +182,7 @@ def of_models() -> Iterator[Standing]:
             )
             found = statistics.fmean(read_json(file)["metrics"][metric] for file in files)
             yield Standing(subject, files[0].stem, found, bound, most=False)
-    if files := sorted(RESULTS.glob("K1-rechorus-ml-1m-hpgr-[0-9].json")):
+    if files := sorted(RESULTS.glob("K1-rechorus-ml-1m-hpgr-short-[0-9].json")):
         found = statistics.fmean(read_json(file)["metrics"]["auc"] for file in files)
         subject = "ranking on ReChorus' task of ML-1M: AUC beside the best of its own table"
         yield Standing(subject, files[0].stem, found, RECHORUS_AUC, most=False)

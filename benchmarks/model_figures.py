@@ -230,8 +230,12 @@ def setting_points(protocol: str, name: str, own: float, points: sensitivity.Poi
 def style(model: str) -> dict[str, Any]:
     """Colour and line of a model, the same in every picture; what was not trained is dashed."""
     if model.startswith("hpgr"):
-        second = model in ("hpgr-long", "hpgr-short")
-        return {"color": SECOND if second else MAIN, "linewidth": 2.2, "zorder": 3}
+        return {
+            "color": SECOND if model in ("hpgr-long", "hpgr-short") else MAIN,
+            "linestyle": ":" if model == "hpgr-short" else "-",
+            "linewidth": 2.2,
+            "zorder": 3,
+        }
     trained = [name for name in table.HEADLINES if not name.startswith("hpgr")]
     names = trained if model in trained else [name for name in NAMES if name not in trained]
     place = names.index(model) if model in names else len(names)

@@ -19,7 +19,7 @@ from hpgr.data.training_lists import TrainingLists
 from hpgr.runtime import UserError
 
 BASKET_ITEMS = 8  # drawn of each next session: a large one counts as much as a small one
-LONGEST_BASKET = 512  # events of a session that are drawn from
+LONGEST_BASKET = 512  # of a next session, so many events at most are drawn from
 HIDDEN = 0.5  # share of drawn lists whose places are left out, as serving does not know them
 
 
