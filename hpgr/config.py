@@ -170,6 +170,7 @@ class Finetune(Section):
         "validation_hr@10",
         "validation_auc",
         "validation_ranking",
+        "validation_heads",
         "validation_basket_ndcg@10",
     ]
     validation_queries: int = Field(ge=1)

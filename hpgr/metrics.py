@@ -21,6 +21,7 @@ LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error"})
 RANKING_MONITORS = (
     "validation_auc",
     "validation_ranking",
+    "validation_heads",
 )  # need a ranking
 LABELS = {
     "hr": "HR",

@@ -83,13 +83,19 @@ class Validation:
         self.start = self.log.user_offsets[self.user]
 
     def __call__(self, model: Network, device: torch.device) -> dict[str, float]:
-        """Return named scores of `model`; an empty validation split gives none."""
+        """Return named scores of `model`; an empty validation split gives none.
+
+        `validation_heads` is the mean of `validation_ranking` and NDCG@10: the order of next items
+        gains long after pCTR is as good as it gets.
+        """
         if not len(self.rows):
             return {}
         scorer = Scorer(model, device, self.max_history)
         scores = self._retrieval(scorer)
         for others in (self.labelled, self.baskets):
             scores |= others(scorer) if others else {}
+        if (ranking := scores.get("validation_ranking")) is not None:
+            scores["validation_heads"] = (ranking + scores[f"validation_ndcg@{CUTOFF}"]) / 2
         return scores
 
     def calibration(self, model: Network, device: torch.device) -> Calibration:
