@@ -4,7 +4,8 @@
 
 To be run in a fresh clone: each cell trains from nothing, and its results replace the committed
 ones of the working copy. A metric agrees where it lies within two standard deviations of the seeds
-that are committed for its model, or, with fewer than two seeds, within one hundredth of its value.
+that are committed for its model. Fewer than three seeds can understate that: one hundredth of the
+value is then allowed where it is more.
 
 Writes benchmarks/results/reproduced.json: each metric as committed and as found. The exit code is
 not 0 where one does not agree. The last line is a JSON object of the figures.
@@ -27,7 +28,7 @@ from benchmarks.table import COLUMNS
 from hpgr.cli import run
 from hpgr.runtime import UserError, read_json
 
-ALONE = 0.01  # relative, of a model with one seed
+FEW = 0.01  # relative, of a model with one seed or two
 
 
 def committed(cell: Cell) -> dict[str, list[dict[str, Any]]]:
@@ -55,7 +56,9 @@ def agreement(before: list[dict[str, Any]], after: dict[str, Any]) -> dict[str, 
     rows = {}
     for metric in COLUMNS[after["protocol"]]:
         values = [result["metrics"][metric] for result in before]
-        allowed = 2 * statistics.stdev(values) if len(values) > 1 else ALONE * abs(values[0])
+        allowed = 2 * statistics.stdev(values) if len(values) > 1 else 0.0
+        if len(values) < 3:
+            allowed = max(allowed, FEW * abs(values[0]))
         distance = abs(after["metrics"][metric] - values[0])
         rows[metric] = {
             "committed": values[0],

@@ -25,6 +25,9 @@ def result(value, seed=0):
     [
         ([0.3, 0.32, 0.34], 0.33, True),  # their deviation is .02
         ([0.3, 0.32, 0.34], 0.345, False),
+        ([0.3, 0.3], 0.3029, True),  # equal by chance, as two seeds can be
+        ([0.3, 0.3], 0.304, False),
+        ([0.3, 0.32], 0.327, True),
         ([0.3], 0.3029, True),
         ([0.3], 0.304, False),
     ],
