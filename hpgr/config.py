@@ -191,6 +191,9 @@ class Finetune(Section):
     num_candidates: int | None = Field(ge=1)
     repeat_weights: tuple[Annotated[float, Field(ge=0, le=100)], ...]
     repeat_decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
+    successor_weights: tuple[Annotated[float, Field(ge=0, le=100)], ...]
+    successor_decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(min_length=1)
+    successors: int = Field(ge=1)
     batch_tokens: int = Field(ge=64)
     warmup_steps: int = Field(ge=0)
     clip_norm: float = Field(gt=0)

@@ -42,11 +42,12 @@ def gate_metrics(evaluate: Evaluate, split: str) -> list[str]:
 
 def _training(cfg: Config) -> Iterator[str]:
     monitor = cfg.finetune.monitor
-    if 0 not in cfg.finetune.repeat_weights:
-        yield (
-            f"  finetune.repeat_weights: found {list(cfg.finetune.repeat_weights)}, expected 0 "
-            "among them: not every log repeats"
-        )
+    for name, why in (
+        ("repeat_weights", "not every log repeats"),
+        ("successor_weights", "not every log has an order"),
+    ):
+        if 0 not in (found := getattr(cfg.finetune, name)):
+            yield f"  finetune.{name}: found {list(found)}, expected 0 among them: {why}"
     if monitor in RANKING_MONITORS and cfg.finetune.ranking_weight == 0:
         yield (
             f"  finetune.monitor: {monitor} needs a ranking head, and finetune.ranking_weight "

@@ -19,6 +19,7 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import build
 from hpgr.model.repeat_counts import Repeats
 from hpgr.model.scoring import Scorer
+from hpgr.model.successors import Additions
 from hpgr.runtime import UserError
 from hpgr.training import basket_validation
 from hpgr.training.basket_validation import BasketValidation
@@ -96,7 +97,7 @@ def test_the_weights_that_find_baskets_best_are_kept(tmp_path, monkeypatch):
     best = max(curve, key=lambda step: curve[step])
     assert (config["training"]["monitor"], config["training"]["best_step"]) == (MONITOR, best)
     scorer = Scorer.load(Path("artifacts/finetune"))
-    scorer.repeats = Repeats()
+    scorer.additions = Additions()
     assert curve[best] == pytest.approx(gains(log, scorer)[1], abs=1e-5)
     assert len(set(curve.values())) > 1
 
@@ -111,10 +112,11 @@ def test_what_was_taken_before_counts_as_finds_baskets_best():
     validation = Validation(
         log, num_queries=9, num_labelled=0, num_baskets=10**6, max_history=50, seed=0
     )
-    found = validation.repeats(model, torch.device("cpu"), choices)
+    ways = [Additions(Repeats(0.0, 1.0, *choice, 1800)) for choice in choices]
+    found = validation.compare(model, torch.device("cpu"), ways, ways)
     scorer, expected = Scorer(model, torch.device("cpu"), 50), []
-    for choice in choices:
-        scorer.repeats = Repeats(0.0, 1.0, *choice, 1800)
+    for way in ways:
+        scorer.additions = way
         expected.append(gains(log, scorer)[1])
     assert found[1] == pytest.approx(expected, abs=1e-6)
     assert len({*expected}) == 3

@@ -9,6 +9,7 @@ import pytest
 import torch
 from evaluation_log import make_log
 from test_leaks import catalogue, random_histories, settings, trained_looking
+from training_runs import parameters
 
 import hpgr.model.scoring
 from hpgr.data.histories import Histories
@@ -17,6 +18,8 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import build
 from hpgr.model.repeat_counts import Repeats, prefixes, session_counts
 from hpgr.model.scoring import Scorer
+from hpgr.model.successors import Additions
+from hpgr.training.additions import choose_additions
 from hpgr.training.validation import Validation
 
 CPU = torch.device("cpu")
@@ -79,7 +82,7 @@ def test_the_score_is_the_cosine_and_the_weighted_count(scorer, past):
     newest = past.timestamp[np.maximum(past.offsets[1:] - 1, 0)]
     past = replace(past, request_time=newest + np.array([1800, 0, 1801, 5, 10**6]))
     expected = expected_scores(scorer.retrieve(past), past)
-    scorer.repeats = SOME
+    scorer.additions = Additions(SOME)
     np.testing.assert_allclose(scorer.retrieve(past), expected, atol=1e-5)
     read = scorer.read(past)
     for part in (slice(None), slice(0, 3), slice(3, 40)):
@@ -91,7 +94,7 @@ def test_a_row_inside_counts_what_came_up_to_it(scorer):
     time = histories.timestamp[rows] + np.array([5, 10**6, 1800])
     past = prefixes(histories, rows, time)
     expected = expected_scores(scorer.retrieve_rows(histories, rows), past)
-    scorer.repeats = SOME
+    scorer.additions = Additions(SOME)
     np.testing.assert_allclose(scorer.retrieve_rows(histories, rows, time), expected, atol=1e-5)
 
 
@@ -110,24 +113,30 @@ def log_of_habits(*, remove_history):
 CHOICES = [(0.0, 1.0), (5.0, 1.0)]
 
 
-def scores(*, remove_history):
-    log = log_of_habits(remove_history=remove_history)
+def scores():
+    log = log_of_habits(remove_history=False)
     validation = Validation(log, max_history=40, num_queries=10**6, num_labelled=0, seed=0)
     model = build(settings(), Catalogue.of(log), ranking=False)
-    return validation.repeats(model, CPU, CHOICES)
+    ways = [Additions(Repeats(*choice, *choice, log.meta.gap_s)) for choice in CHOICES]
+    return validation.compare(model, CPU, ways, ways)
 
 
 def test_after_a_pause_the_item_that_is_always_taken_is_found():
     """It is one of two: no other is above both."""
-    _, after = scores(remove_history=False)
+    _, after = scores()
     assert after[1] > max(after[0], 1 / np.log2(3) - 1e-9)
 
 
 def test_in_a_session_validation_sees_the_other_two():
     """One of them is new, the other is in every earlier session: half of them are found."""
-    within, _ = scores(remove_history=False)
+    within, _ = scores()
     assert 0.5 / np.log2(3) - 1e-9 < within[1] < 0.6
 
 
 def test_nothing_is_weighed_where_what_was_seen_is_removed():
-    assert scores(remove_history=True) is None
+    log = log_of_habits(remove_history=True)
+    validation = Validation(log, max_history=40, num_queries=10**6, num_labelled=0, seed=0)
+    model = build(settings(), Catalogue.of(log), ranking=False)
+    cfg = parameters(finetune__successor_weights=(0,))
+    chosen = choose_additions(log, cfg.finetune, validation, model, CPU)
+    assert (chosen.additions.idle, chosen.sentences) == (True, ())

@@ -215,11 +215,11 @@ def test_pctr_is_calibrated_and_repeats_count_as_the_config_says(tmp_path):
     with pytest.raises(DamagedFile, match=r"calibration\.slope"):
         Scorer.load(tmp_path)
     del config["calibration"]
-    assert loaded.repeats.idle  # of a network that knew none
+    assert loaded.additions.idle  # of a network that knew none
     repeats = {"weight": 0.2, "decay": 0.5, "weight_after_pause": 0.3, "decay_after_pause": 1.0}
     config["repeats"] = repeats
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert Scorer.load(tmp_path).repeats == Repeats(0.2, 0.5, 0.3, 1.0, sizes.gap_s)
+    assert Scorer.load(tmp_path).additions.repeats == Repeats(0.2, 0.5, 0.3, 1.0, sizes.gap_s)
     config["repeats"]["decay"] = 1.5
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(DamagedFile, match=r"repeats\.decay"):

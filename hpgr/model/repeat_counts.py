@@ -44,18 +44,25 @@ class Repeats(NamedTuple):
         """Add the counts of `past` to `scores` [Q, part] of a part of the catalogue, in place."""
         if self.idle or not len(past.item):
             return scores
-        start, pause = items.start or 0, after_pause(past, self.gap_s)
+        pause = after_pause(past, self.gap_s)
         for weight, decay, asked in (
             (self.weight, self.decay, np.flatnonzero(~pause)),
             (self.weight_after_pause, self.decay_after_pause, np.flatnonzero(pause)),
         ):
             if weight and len(asked):
                 query, item, count = session_counts(past.take(asked), decay)
-                inside = (start <= item) & (item < start + scores.shape[1])
-                added = (weight * np.log1p(count[inside])).astype(scores.dtype)
-                # Pairs are distinct.
-                scores[asked[query[inside]], item[inside] - start] += added
+                add_pairs(scores, asked[query], item, weight * np.log1p(count), items)
         return scores
+
+
+def add_pairs(
+    scores: np.ndarray, query: np.ndarray, item: np.ndarray, added: np.ndarray, items: slice
+) -> np.ndarray:
+    """Add to `scores` [Q, part] of a part of the catalogue, in place; pairs are distinct."""
+    start = items.start or 0
+    inside = (start <= item) & (item < start + scores.shape[1])
+    scores[query[inside], item[inside] - start] += added[inside].astype(scores.dtype)
+    return scores
 
 
 def after_pause(past: Histories, gap_s: int) -> np.ndarray:

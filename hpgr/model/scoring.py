@@ -33,6 +33,8 @@ from hpgr.model.repeat_counts import Repeats, prefixes
 from hpgr.model.shapes import Float
 from hpgr.model.stored import WEIGHTS, catalogue_of, check_network, check_weights
 from hpgr.model.stored_config import settings_of
+from hpgr.model.stored_table import take_successors
+from hpgr.model.successors import Additions
 
 TOKENS_AT_A_TIME = 16384
 
@@ -60,10 +62,10 @@ class Scorer:
         device: torch.device,
         max_history: int,
         calibration: Calibration = Calibration(),  # noqa: B008 - immutable
-        repeats: Repeats = Repeats(),  # noqa: B008 - immutable
+        additions: Additions = Additions(),  # noqa: B008 - immutable
     ) -> None:
         self.model, self.device, self.max_history = model.eval(), device, max_history
-        self.calibration, self.repeats = calibration, repeats
+        self.calibration, self.additions = calibration, additions
         self._unit: Tensor | None = None
 
     @classmethod
@@ -76,15 +78,16 @@ class Scorer:
             DamagedFile: one of the files is incomplete or holds impossible values.
         """
         config = check_network(folder)
-        weights = load_file(folder / WEIGHTS)
-        check_weights(folder / WEIGHTS, weights, config["catalogue"]["num_categories"])
+        weights, sizes = load_file(folder / WEIGHTS), config["catalogue"]
+        successors = take_successors(folder / WEIGHTS, weights, config)
+        check_weights(folder / WEIGHTS, weights, sizes["num_categories"])
         settings, catalogue = settings_of(config), catalogue_of(config, weights)
         model = build(settings, catalogue, ranking=config["ranking"], lists=config["lists"])
         model.load_state_dict(weights)
         place = torch.device(found_device(device))
         calibration = Calibration(**config["calibration"])
-        repeats = Repeats(**config["repeats"], gap_s=config["catalogue"]["gap_s"])
-        return cls(model.to(place), place, settings.max_history, calibration, repeats)
+        added = Additions(Repeats(**config["repeats"], gap_s=sizes["gap_s"]), successors)
+        return cls(model.to(place), place, settings.max_history, calibration, added)
 
     @cached_property
     def _tables(self) -> dict[str, Any]:
@@ -113,8 +116,8 @@ class Scorer:
     def retrieve(self, histories: Histories) -> np.ndarray:
         """Score items by cosine with each query's state, float32 [Q, V]; reserved ids are -inf.
 
-        What was taken before scores higher by `repeats`. A query without history scores every item
-        0: it has no state to compare.
+        Those of `additions` score higher. A query without history scores every item 0: it has no
+        state to compare.
         """
         full = np.diff(histories.offsets) > 0
         return _spread(self.retrieve_rows(histories, histories.offsets[1:][full] - 1), full)
@@ -141,9 +144,9 @@ class Scorer:
                 reading = self.read_rows(pack(chunk, self.device), asked.to(self.device))
                 readings.append(reading._replace(mask=None, memory=None))
         scores = self.similarities(readings)
-        if self.repeats.idle:
+        if self.additions.idle:
             return scores
-        return self.repeats.add(scores, prefixes(histories, rows, request_time))
+        return self.additions.add(scores, prefixes(histories, rows, request_time))
 
     def rank(
         self,
@@ -270,16 +273,16 @@ class ReadHistories:
         full = self.histories.length > 0
         known = [reading for *_, reading in self.parts if len(reading.states)]
         scores = _spread(self.scorer.similarities(known, items), full, items)
-        return self.scorer.repeats.add(scores, self.histories, items)
+        return self.scorer.additions.add(scores, self.histories, items)
 
     @torch.inference_mode()
     def states(self) -> np.ndarray | None:
         """States of length one, float32 [Q, D], whose products with `items` are the scores.
 
-        None where a query has no history, or what was taken before scores higher.
+        None where a query has no history, or something is added to the cosines.
         """
         known = [reading for *_, reading in self.parts if len(reading.states)]
-        if not self.scorer.repeats.idle or not known or not (self.histories.length > 0).all():
+        if not self.scorer.additions.idle or not known or not (self.histories.length > 0).all():
             return None
         state_QD = functional.normalize(torch.cat([one.states for one in known]).float(), dim=-1)
         return np.asarray(state_QD.cpu())

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import build
 from hpgr.model.stored_config import CONFIG, read_config, settings_of
+from hpgr.model.stored_table import PREFIX
 from hpgr.runtime import DamagedFile
 
 WEIGHTS = "model.safetensors"
@@ -97,6 +98,8 @@ def _outline(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
+                if name.startswith(PREFIX):
+                    continue
                 part = file.get_slice(name)
                 whole = part.get_dtype() == "I64"
                 if whole != name.endswith((OFFSETS, CATEGORY)) or not part.get_dtype().startswith(

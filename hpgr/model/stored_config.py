@@ -34,6 +34,12 @@ REPEATS: dict[str, tuple[Any, ...]] = {
     "decay_after_pause": (float, 0, 1),
 }
 NO_REPEATS = {"weight": 0.0, "decay": 1.0, "weight_after_pause": 0.0, "decay_after_pause": 1.0}
+SUCCESSORS: dict[str, tuple[Any, ...]] = {
+    "weight": (float, 0, 1e3),
+    "weight_after_pause": (float, 0, 1e3),
+    "decay": (float, 0, 1),
+}
+NO_SUCCESSORS = {"weight": 0.0, "weight_after_pause": 0.0, "decay": 1.0}
 ADDED = {"own_sessions": False}  # keys that older networks lack, with their implied values
 
 
@@ -60,6 +66,7 @@ def read_config(path: Path) -> dict[str, Any]:
     _check_section(path, "catalogue", config.get("catalogue"), CATALOGUE)
     _check_section(path, "calibration", config["calibration"], CALIBRATION)
     _check_section(path, "repeats", config["repeats"], REPEATS)
+    _check_section(path, "successors", config["successors"], SUCCESSORS)
     for field in fields(section):
         value = model[field.name]
         if value in (field.metadata.get("gt"), field.metadata.get("lt")):
@@ -73,13 +80,14 @@ def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config.json in today's form.
 
     Before, `encoder` named the network and the section `model` held the keys of all networks; pCTR
-    was that of events and not calibrated, and what was taken before did not count.
+    was that of events and not calibrated, and nothing was added to the cosines.
     """
     config = {
         "candidates": "events",
         "lists": False,
         "calibration": {"slope": 1.0, "shift": 0.0},
         "repeats": dict(NO_REPEATS),
+        "successors": dict(NO_SUCCESSORS),
         **config,
     }
     if isinstance(config.get("catalogue"), dict):

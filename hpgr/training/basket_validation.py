@@ -15,8 +15,8 @@ from hpgr.basket_metrics import basket_metrics
 from hpgr.data.baskets import next_basket
 from hpgr.data.histories import bounded
 from hpgr.data.log import VALIDATION, EventLog
-from hpgr.model.repeat_counts import Repeats
 from hpgr.model.scoring import Scorer
+from hpgr.model.successors import Additions
 from hpgr.training.device import ALONE, Device
 
 CUTOFF = 10
@@ -51,11 +51,11 @@ class BasketValidation:
         """Return the means of recall and NDCG; without a basket none."""
         if not len(self.queries):
             return {}
-        (means,) = self.means(scorer, [Repeats()])
+        (means,) = self.means(scorer, [Additions()])
         return {f"validation_basket_{n}": float(m) for n, m in zip(NAMES, means, strict=True)}
 
-    def means(self, scorer: Scorer, ways: Sequence[Repeats]) -> np.ndarray:
-        """Return the means of `NAMES` with each way of counting, float64 [ways, 2]."""
+    def means(self, scorer: Scorer, ways: Sequence[Additions]) -> np.ndarray:
+        """Return the means of `NAMES` with each way of adding to the cosines, float64 [ways, 2]."""
         gains = np.zeros((len(ways), len(NAMES), len(self.queries)))
         past = self.queries.end - self.log.user_offsets[self.queries.user]
         most = max(1, min(BASKETS_AT_A_TIME, CELLS // self.log.meta.num_items))

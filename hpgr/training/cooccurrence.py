@@ -84,6 +84,25 @@ def session_ppmi(log: EventLog, *, seed: int) -> Tensor:
 
 def _training_events(log: EventLog, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Session and item of each training event, int64; events of a session are neighbours."""
+    kept, user = _drawn(log, seed)
+    session = (user[kept] << 32) | np.asarray(log.session)[kept]
+    order = np.argsort(session, kind="stable")  # sessions of a user may interleave
+    return session[order], np.asarray(log.item)[kept][order].astype(np.int64)
+
+
+def drawn_events(log: EventLog, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return user and item of each training event in the log's order, int64.
+
+    Args:
+        log: the sessionized log.
+        seed: of the users drawn from a log with more than MOST_EVENTS training events.
+    """
+    kept, user = _drawn(log, seed)
+    return user[kept], np.asarray(log.item)[kept].astype(np.int64)
+
+
+def _drawn(log: EventLog, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mark the training events, of drawn users in a large log; and the user of every event."""
     kept, user = np.asarray(log.split) == TRAIN, log.user_of_event()
     if kept.sum() > MOST_EVENTS:
         order = np.random.default_rng(seed).permutation(log.meta.num_users)
@@ -91,6 +110,4 @@ def _training_events(log: EventLog, seed: int) -> tuple[np.ndarray, np.ndarray]:
         drawn = np.zeros(log.meta.num_users, dtype=bool)
         drawn[order[np.cumsum(events) <= MOST_EVENTS]] = True
         kept &= drawn[user]
-    session = (user[kept] << 32) | np.asarray(log.session)[kept]
-    order = np.argsort(session, kind="stable")  # sessions of a user may interleave
-    return session[order], np.asarray(log.item)[kept][order].astype(np.int64)
+    return kept, user

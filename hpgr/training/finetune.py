@@ -13,7 +13,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,11 +23,13 @@ from hpgr.metrics import BASKET_MONITOR, RANKING_MONITORS
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import Network, build
 from hpgr.model.packed import pack, place_candidates
-from hpgr.model.stored_config import CATALOGUE, NO_REPEATS
+from hpgr.model.stored_config import CATALOGUE
+from hpgr.model.stored_table import pack_table
 from hpgr.runtime import UserError
+from hpgr.training.additions import choose_additions
 from hpgr.training.candidates import TOO_FEW_EVENTS, CandidateSource
 from hpgr.training.checkpoint import scratch_folder
-from hpgr.training.device import Device, choose_device
+from hpgr.training.device import choose_device
 from hpgr.training.length import Schedule
 from hpgr.training.loop import train
 from hpgr.training.losses import (
@@ -147,8 +148,10 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
     best = {name: weight.to(device.device) for name, weight in outcome.best_weights.items()}
     model.load_state_dict(best, assign=True)
     calibration = validation.calibration(model, device.device)
-    repeats = _repeats(cfg, validation, model, device)
+    added = choose_additions(log, settings, validation, model, device.device)
     if device.rank == 0:
+        for sentence in added.sentences:
+            print(f"finetune: {sentence}", flush=True)
         if ranking:
             print(
                 "finetune: calibration on validation: slope {:.3f}, shift {:.3f}".format(
@@ -161,42 +164,18 @@ def finetune(cfg: Config, workspace: Workspace = HERE) -> None:
             "candidates": source.name,
             "lists": lists is not None and model.list_head is not None,
             "calibration": calibration._asdict(),
-            "repeats": repeats,
+            **added.config,
             "model": vars(cfg.model),
             "finetune": vars(settings),
             "catalogue": {name: getattr(catalogue, name) for name in CATALOGUE},
         }
         config |= {"base": base.origin} if base else {}
-        write_outputs(workspace.finetuned, outcome.best_weights, config, outcome, device)
+        votes = added.additions.successors.table
+        tables = None if votes is None else pack_table(votes)
+        write_outputs(
+            workspace.finetuned, outcome.best_weights, config, outcome, device, tables=tables
+        )
     finish(scratch, device)
-
-
-def _repeats(
-    cfg: Config, validation: Validation, model: Network, device: Device
-) -> dict[str, float]:
-    """Weights and decays of what was taken before, best on validation; of equal ones the first."""
-    settings = cfg.finetune
-    choices = [
-        (weight * settings.temperature, decay)
-        for weight in sorted(settings.repeat_weights)
-        for decay in (settings.repeat_decays if weight else (1.0,))
-    ]
-    scores = validation.repeats(model, device.device, choices)
-    if scores is None:
-        return dict(NO_REPEATS)
-    chosen: dict[str, float] = {}
-    for suffix, found in zip(("", "_after_pause"), scores, strict=True):
-        best = int(np.argmax(found))
-        weight, decay = choices[best]
-        chosen |= {f"weight{suffix}": weight, f"decay{suffix}": decay}
-        if device.rank == 0:
-            print(
-                f"finetune: what was taken before, {'after a pause' if suffix else 'in a session'}"
-                f": weight {weight / settings.temperature:g}, decay {decay:g}; NDCG@10 on "
-                f"validation {found[best]:.4f}, without {found[0]:.4f}",
-                flush=True,
-            )
-    return chosen
 
 
 def _check_ranking(cfg: Config, *, ranking: bool) -> None:

@@ -24,11 +24,13 @@ def write_outputs(
     outcome: Outcome,
     device: Device,
     beside: dict[str, float] | None = None,
+    tables: dict[str, Tensor] | None = None,
 ) -> None:
     """Write `model.safetensors`, `config.json`, `metrics.json` and `curves.csv` to `folder`.
 
     config.json also says how the training ended, as `training`; it holds no timing. metrics.json
-    holds the scores of the best weights, and those `beside` them.
+    holds the scores of the best weights, and those `beside` them; `tables` lie beside the weights
+    and are not counted as parameters.
     """
     best = outcome.curves[outcome.best] if outcome.curves else {}
     ending = outcome.ending
@@ -46,6 +48,7 @@ def write_outputs(
         **{k: round(v, 6) for k, v in best.items() if k not in ("epoch", "step")},
         **{k: round(v, 6) for k, v in (beside or {}).items()},
     }
+    weights = {**weights, **(tables or {})}
     _write(folder, weights, {**config, "training": asdict(ending)}, metrics, outcome.curves)
     for sentence in ending.sentences(folder.name):
         print(sentence, flush=True)

@@ -20,8 +20,8 @@ from hpgr.data.list_log import ListLog
 from hpgr.data.log import VALIDATION, EventLog
 from hpgr.metrics import MISS, hit_rate, ndcg, ranks_of
 from hpgr.model.interface import Network
-from hpgr.model.repeat_counts import Repeats
 from hpgr.model.scoring import Calibration, Scorer
+from hpgr.model.successors import Additions
 from hpgr.training.basket_validation import NDCG, BasketValidation
 from hpgr.training.calibration import fitted
 from hpgr.training.device import ALONE, Device
@@ -105,25 +105,27 @@ class Validation:
             return Calibration()
         return fitted(found.scores(Scorer(model, device, self.max_history)), found.label)
 
-    def repeats(
-        self, model: Network, device: torch.device, choices: Sequence[tuple[float, float]]
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Score ways of counting what was taken before; None where what was seen is removed.
+    def compare(
+        self,
+        model: Network,
+        device: torch.device,
+        ways: Sequence[Additions],
+        pauses: Sequence[Additions],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Score ways of adding to the cosines of `model`.
 
         Args:
             model: the network.
             device: where it computes.
-            choices: weights, in units of the cosine, and decays; see `Repeats`.
+            ways: additions to compare.
+            pauses: the same for whole baskets.
 
         Returns:
-            NDCG@10 of each choice, float64 [choices], for events within a session and for those
-            after a pause: samples of their own, without events all 0. Where baskets are asked, the
-            second is that of whole baskets.
+            NDCG@10 of each way, float64 [ways], for events within a session and for those after a
+            pause: samples of their own, without events all 0. Where baskets are asked, the second
+            is that of whole baskets.
         """
         log, gap_s = self.log, self.log.meta.gap_s
-        if log.meta.remove_history:
-            return None
-        ways = [Repeats(*choice, *choice, gap_s) for choice in choices]
         rows = np.flatnonzero(np.asarray(log.split) == VALIDATION)
         pause = np.asarray(log.timestamp[rows]) - log.timestamp[rows - 1] > gap_s
         found = []
@@ -135,18 +137,17 @@ class Validation:
                 scores = ndcg(asked._ranks(scorer, ways), CUTOFF).mean(axis=1)
             found.append(scores)
         if self.baskets:
-            rests = [Repeats(0.0, 1.0, *choice, gap_s) for choice in choices]
-            found[1] = self.baskets.means(scorer, rests)[:, NDCG]
+            found[1] = self.baskets.means(scorer, pauses)[:, NDCG]
         return found[0], found[1]
 
     def _retrieval(self, scorer: Scorer) -> dict[str, float]:
-        (ranks_Q,) = self._ranks(scorer, [Repeats()])
+        (ranks_Q,) = self._ranks(scorer, [Additions()])
         return {
             f"validation_hr@{CUTOFF}": float(hit_rate(ranks_Q, CUTOFF).mean()),
             f"validation_ndcg@{CUTOFF}": float(ndcg(ranks_Q, CUTOFF).mean()),
         }
 
-    def _ranks(self, scorer: Scorer, choices: Sequence[Repeats]) -> np.ndarray:
+    def _ranks(self, scorer: Scorer, choices: Sequence[Additions]) -> np.ndarray:
         """Ranks of the queries' items with each of `choices`, int64 [choices, Q]."""
         log = self.log
         ranks = np.zeros((len(choices), len(self.rows)), dtype=np.int64)

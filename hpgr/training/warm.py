@@ -20,6 +20,7 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import LISTS, network_class
 from hpgr.model.readout import ItemFactors
 from hpgr.model.stored_config import CONFIG, read_config
+from hpgr.model.stored_table import PREFIX as TABLE_PREFIX
 from hpgr.runtime import UserError, read_json
 from hpgr.training.checkpoint import load_tensors
 from hpgr.workspace import HERE, Workspace
@@ -52,7 +53,8 @@ class Base:
         filled = read_json(note)
         origin = {name: filled[name] for name in ("name", "version", "run_id", "key")}
         try:
-            weights, _ = load_tensors(model / WEIGHTS)
+            weights, _ = load_tensors(model / WEIGHTS)  # without what is counted anew
+            weights = {k: v for k, v in weights.items() if not k.startswith(TABLE_PREFIX)}
         except ValueError as error:
             raise UserError(
                 f"{model / WEIGHTS} is damaged: `hpgr base {origin['version']}` fetches it again"
