@@ -89,8 +89,8 @@ def test_both_stages_train_and_score_there_as_on_the_cpu(name, tmp_path, monkeyp
     scorer = Scorer.load(HERE.finetuned)
     plain = [scorer.retrieve(asked), scorer.rank(asked, offsets, items)]
     with PretendDevice():
-        model, calibration = scorer.model.to(ELSEWHERE), scorer.calibration
-        there = Scorer(model, ELSEWHERE, scorer.max_history, calibration)
+        model, added = scorer.model.to(ELSEWHERE), (scorer.calibration, scorer.additions)
+        there = Scorer(model, ELSEWHERE, scorer.max_history, *added)
         answers = [there.retrieve(asked), there.rank(asked, offsets, items)]
         there.explain(asked, offsets, items)
     for got, want in zip(answers, plain, strict=True):

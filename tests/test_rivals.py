@@ -21,6 +21,7 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import build
 from hpgr.model.repeat_counts import Repeats
 from hpgr.model.scoring import Scorer
+from hpgr.model.successors import Additions
 
 SETTINGS = CONFIG.evaluate
 REACH = {"max_history": 200}
@@ -206,7 +207,7 @@ def test_a_network_is_judged_with_its_count_of_what_was_taken_before():
     network = build(settings(), Catalogue.of(log), ranking=False)
     counts = Repeats(weight_after_pause=5.0, gap_s=GAP_S)
     for repeats, found in ((counts, True), (Repeats(), False)):
-        scorer = Scorer(network, torch.device("cpu"), 40, repeats=repeats)
+        scorer = Scorer(network, torch.device("cpu"), 40, additions=Additions(repeats))
         gain = basket_standing(scorer, log)[1].values["hpgr"]["basket.ndcg@4"]
         assert (gain > 1 - 1e-9) == found
 

@@ -21,6 +21,7 @@ from hpgr.config import ConfigError, load_config, resolve
 from hpgr.model.interface import Growth, Judgement, Network, Reading
 from hpgr.model.sections import ModelSection, limited
 from hpgr.model.stored_config import read_config
+from hpgr.model.stored_table import PREFIX
 from hpgr.model.zoo import ZOO, Entry
 from hpgr.registry.fill_base import fill_base
 from hpgr.registry.register import register
@@ -77,7 +78,9 @@ def raw(model=TOY, **changes):
 
 
 def weights():
-    return load_file("artifacts/finetune/model.safetensors")
+    """The network's, without the table beside them."""
+    found = load_file("artifacts/finetune/model.safetensors")
+    return {name: weight for name, weight in found.items() if not name.startswith(PREFIX)}
 
 
 @pytest.fixture(scope="module")

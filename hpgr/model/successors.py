@@ -124,7 +124,7 @@ class Successors(NamedTuple):
 
 
 class Additions(NamedTuple):
-    """What is added to the cosines of the next item."""
+    """Additions to the cosines of the next item."""
 
     repeats: Repeats = Repeats()
     successors: Successors = Successors()

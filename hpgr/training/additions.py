@@ -1,4 +1,4 @@
-"""What is added to the cosines of the next item, chosen on validation when training has ended.
+"""Additions to the cosines of the next item, chosen on validation when training has ended.
 
 First the count of what a user took before, then the votes of the newest events' successors beside
 it (`hpgr.model.repeat_counts`, `hpgr.model.successors`). Each kind of request, within a session and
