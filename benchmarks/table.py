@@ -53,12 +53,12 @@ COMPARED = {
 }
 # Others stand in docs/ablations.md.
 HEADLINES = (
-    "hpgr", "hpgr-long", "hpgr-short", "hpgr-quick", "hstu", "hstu-large", "hstu-plain",
-    "hstu-readout", "sasrec", "esasrec", "mtgr", "mtgr-residual", "mtgr-readout",
+    "hpgr", "hpgr-no-successors", "hpgr-short", "hpgr-quick", "hstu", "hstu-large", "hstu-plain",
+    "hstu-readout", "sasrec", "esasrec", "mtgr", "mtgr-residual", "mtgr-successors", "mtgr-readout",
 )  # fmt: skip
 NAMES = {
     "hpgr": "**HPGR**",
-    "hpgr-long": "**HPGR**, stopped by the next item",
+    "hpgr-no-successors": "**HPGR**, without successors",
     "hpgr-short": "**HPGR**, profile ranking-short",
     "hpgr-short_then_rank": "HPGR, top 50 as served",
     "hpgr-short_next_item": "HPGR, as next item",
@@ -78,6 +78,7 @@ NAMES = {
     "esasrec": "eSASRec",
     "mtgr": "MTGR",
     "mtgr-residual": "MTGR with our cross features",
+    "mtgr-successors": "MTGR with HPGR's successors",
     "mtgr-readout": "MTGR with HPGR's read-out",
     "transitions": "transitions, decayed",
     "ease": "EASE, recency-weighted",
