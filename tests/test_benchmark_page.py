@@ -117,10 +117,10 @@ def test_a_comparison_stands_with_its_interval(made):
     own = next(
         one
         for one in files["paired-ml-1m-global-time.json"]["comparisons"]
-        if (one["protocol"], one["model"], one["metric"]) == ("K1", "mtgr", "auc")
+        if (one["protocol"], one["model"], one["metric"]) == ("K1", "mtgr-successors", "auc")
     )
     numbers = [f"{own[key]:+.4f}".replace("-", "\N{MINUS SIGN}") for key in ("low", "high")]
-    (row,) = [c for c in reader.rows if c[1:4] == ["MTGR", "HPGR", "AUC"]]
+    (row,) = [c for c in reader.rows if c[1:4] == ["MTGR with HPGR's successors", "HPGR", "AUC"]]
     assert row[5] == " to ".join(numbers)
 
 
