@@ -156,7 +156,7 @@ class Recommender:
     def use_index(self, recall: float) -> None:
         """Search the catalogue by an index from now on; see `hpgr.serving.item_index`.
 
-        A model that counts what was taken before goes on searching exactly.
+        A model that adds to its cosines, as counts or successors, goes on searching exactly.
 
         Raises:
             UserError: faiss is not installed.
@@ -170,7 +170,7 @@ class Recommender:
         read = self.scorer.read(histories.last(self.serving.max_history))
         states = read.states()
         if states is None:
-            logger.info("the model counts what was taken before: its catalogue is searched exactly")
+            logger.info("the model adds to its cosines: its catalogue is searched exactly")
             return
         items = read.items()
         index = ItemIndex(items)
