@@ -33,9 +33,10 @@ from benchmarks.planted import write  # noqa: E402
 from benchmarks.results_file import write_measured  # noqa: E402
 from benchmarks.training import generated  # noqa: E402
 from hpgr.config import resolve  # noqa: E402
-from hpgr.data.log import EventLog  # noqa: E402
+from hpgr.data.log import FIRST_ITEM, EventLog  # noqa: E402
 from hpgr.model.catalogue import Catalogue  # noqa: E402
 from hpgr.model.interface import build  # noqa: E402
+from hpgr.model.repeat_counts import Pairs  # noqa: E402
 from hpgr.model.scoring import Scorer, similarities  # noqa: E402
 from hpgr.params_file import read_params  # noqa: E402
 from hpgr.registry.bundle import Serving  # noqa: E402
@@ -46,6 +47,8 @@ from hpgr.serving.recommender import Item, Recommender  # noqa: E402
 
 PLACES, WIDTH = 50, 64
 QUERIES, RECALL = 256, 0.98  # of the index
+ADDED = 2_000  # items that successors of ten events add something to
+NOTHING = Pairs.of([])
 CATALOGUES = {"4k": 4_000, "100k": 100_000, "1m": 1_000_000}
 
 
@@ -79,14 +82,27 @@ def users_per_second(folder: Path, users: int) -> float:
 
 
 class States:
-    """States that wait for their nearest items."""
+    """States that wait for their nearest items, as a network that has read holds them."""
 
-    def __init__(self, states: torch.Tensor, unit: torch.Tensor) -> None:
-        self.states, self.unit = states, unit
+    def __init__(
+        self,
+        states: torch.Tensor,
+        unit: torch.Tensor,
+        added: Pairs = NOTHING,
+    ) -> None:
+        self.own, self.unit, self.added = states, unit, added
 
     def retrieve(self, items: slice) -> np.ndarray:
-        """Scores of a part of the catalogue, as a network that has read gives them."""
-        return similarities(self.states, self.unit, items)
+        """Scores of a part of the catalogue."""
+        return self.added.add(similarities(self.own, self.unit, items), items)
+
+    def states(self) -> np.ndarray:
+        """States of length one."""
+        return self.own.numpy()
+
+    def items(self) -> np.ndarray:
+        """Items of length one."""
+        return self.unit.numpy()
 
 
 def catalogue(items: int, rounds: int) -> tuple[float, float]:
@@ -110,7 +126,10 @@ def catalogue(items: int, rounds: int) -> tuple[float, float]:
 
 
 def indexed(items: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of a state alone, exactly and by an index, and the share that it finds."""
+    """Milliseconds of a state alone, exactly and by an index, and the share that it finds.
+
+    Both without and with what ten events' successors add.
+    """
     centres = functional.normalize(torch.randn(round(items**0.5), WIDTH), dim=-1)
     drawn = torch.randint(len(centres), (items + QUERIES,))
     spread = 1.5 * torch.randn(items + QUERIES, WIDTH) / WIDTH**0.5
@@ -119,22 +138,31 @@ def indexed(items: int, rounds: int) -> dict[str, float]:
     finder, full = catalogue_finder(items), np.zeros(1, dtype=bool)
     index = ItemIndex(table.numpy())
     recall = index.tune(states[: QUERIES // 2].numpy(), PLACES, RECALL)
-    exact, found, shared = [], [], []
-    for state in states[QUERIES // 2 :][:rounds].split(1):
-        began = time.process_time()
-        best, _ = finder._nearest(States(state, table), full, None, None, PLACES)  # type: ignore[arg-type]
-        exact.append(time.process_time() - began)
-        began = time.process_time()
-        item, _ = index.search(state.numpy(), PLACES)
-        found.append(time.process_time() - began)
-        shared.append(float(np.isin(best, item).mean()))
-    return {
-        "exact_ms": round(1000 * float(np.median(exact)), 2),
-        "index_ms": round(1000 * float(np.median(found)), 2),
+    figures = {
         "index_cells": index.probes / index.cells,
         "index_recall_tuned": round(recall, 3),
-        "index_recall": round(float(np.mean(shared)), 3),
     }
+    for suffix, pairs in (("", 0), ("_added", ADDED)):
+        exact, found, shared = [], [], []
+        for state in states[QUERIES // 2 :][:rounds].split(1):
+            which = torch.randint(FIRST_ITEM, items, (pairs,)).numpy()
+            amount = (0.2 * torch.rand(pairs)).double().numpy()
+            added = Pairs(np.zeros(pairs, np.int64), which, amount)
+            asked = States(state, table, added)
+            began = time.process_time()
+            best, _ = finder._nearest(asked, full, None, None, PLACES)  # type: ignore[arg-type]
+            exact.append(time.process_time() - began)
+            began = time.process_time()
+            answer = finder._from_index(index, asked, None, PLACES)  # type: ignore[arg-type]
+            found.append(time.process_time() - began)
+            assert answer is not None
+            shared.append(float(np.isin(best, answer[0]).mean()))
+        figures |= {
+            f"exact{suffix}_ms": round(1000 * float(np.median(exact)), 2),
+            f"index{suffix}_ms": round(1000 * float(np.median(found)), 2),
+            f"index{suffix}_recall": round(float(np.mean(shared)), 3),
+        }
+    return figures
 
 
 def catalogue_finder(items: int) -> Finder:

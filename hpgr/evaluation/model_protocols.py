@@ -12,6 +12,7 @@ import numpy as np
 
 from hpgr.data.batches import CandidateRows
 from hpgr.data.histories import Histories
+from hpgr.model.repeat_counts import Pairs
 
 REASONS = 2  # heaviest anchors of an item, which are shown beside it
 
@@ -72,10 +73,14 @@ class Answering(Protocol):
         """
 
     def states(self) -> np.ndarray | None:
-        """States of length one, float32 [Q, D], whose products with `items` are the scores.
+        """States of length one, float32 [Q, D]; None where a query has no history.
 
-        None where the scores hold more than that.
+        Their products with `items` and what is `added` are the scores.
         """
+
+    @property
+    def added(self) -> Pairs:
+        """What is added to the products, never negative; a pair may come twice."""
 
     def items(self) -> np.ndarray:
         """Vectors of items of length one, float32 [num_items, D]; some query has a history."""

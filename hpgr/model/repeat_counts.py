@@ -14,6 +14,7 @@ Next-basket Recommendation", SIGIR 2020. Imports numpy only. Reads and writes no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,29 +41,59 @@ class Repeats(NamedTuple):
         """True if no score changes."""
         return not (self.weight or self.weight_after_pause)
 
-    def add(self, scores: np.ndarray, past: Histories, items: slice = slice(None)) -> np.ndarray:
-        """Add the counts of `past` to `scores` [Q, part] of a part of the catalogue, in place."""
-        if self.idle or not len(past.item):
-            return scores
+    def pairs(self, past: Histories) -> Pairs:
+        """What the counts of `past` add, each pair once."""
         pause = after_pause(past, self.gap_s)
+        parts = []
         for weight, decay, asked in (
             (self.weight, self.decay, np.flatnonzero(~pause)),
             (self.weight_after_pause, self.decay_after_pause, np.flatnonzero(pause)),
         ):
             if weight and len(asked):
                 query, item, count = session_counts(past.take(asked), decay)
-                add_pairs(scores, asked[query], item, weight * np.log1p(count), items)
+                parts.append(Pairs(asked[query], item, weight * np.log1p(count)))
+        return Pairs.of(parts)
+
+
+class Pairs(NamedTuple):
+    """Amounts that are added to the scores of some items: query, item, added [pairs].
+
+    int64, int64 and float64; no amount is negative.
+    """
+
+    query: np.ndarray
+    item: np.ndarray
+    added: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Sequence[Pairs]) -> Pairs:
+        """Those of several parts, one after the other."""
+        if not parts:
+            return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def add(self, scores: np.ndarray, items: slice = slice(None)) -> np.ndarray:
+        """Add them to `scores` [Q, part] of a part of the catalogue, in place."""
+        start = items.start or 0
+        inside = (start <= self.item) & (self.item < start + scores.shape[1])
+        where = self.query[inside], self.item[inside] - start
+        np.add.at(scores, where, self.added[inside].astype(scores.dtype))
         return scores
 
+    def summed(self, num_items: int) -> Pairs:
+        """The same amounts with each pair once, ordered by query and item."""
+        key, place = np.unique(self.key(num_items), return_inverse=True)
+        added = np.bincount(place, self.added, minlength=len(key))
+        return Pairs(*np.divmod(key, num_items), added)
 
-def add_pairs(
-    scores: np.ndarray, query: np.ndarray, item: np.ndarray, added: np.ndarray, items: slice
-) -> np.ndarray:
-    """Add to `scores` [Q, part] of a part of the catalogue, in place; pairs are distinct."""
-    start = items.start or 0
-    inside = (start <= item) & (item < start + scores.shape[1])
-    scores[query[inside], item[inside] - start] += added[inside].astype(scores.dtype)
-    return scores
+    def key(self, num_items: int) -> np.ndarray:
+        """One number for query and item, int64 [pairs]."""
+        keys: np.ndarray = self.query * num_items + self.item
+        return keys
+
+    def take(self, places: np.ndarray) -> Pairs:
+        """Some of them, by places or by a mask."""
+        return Pairs(*(column[places] for column in self))
 
 
 def after_pause(past: Histories, gap_s: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from hpgr.model.interface import Network, Reading, build
 from hpgr.model.packed import Candidates, Packed, pack, place_candidates
 from hpgr.model.placement import found_device
 from hpgr.model.preference import PreferenceMask
-from hpgr.model.repeat_counts import Repeats, prefixes
+from hpgr.model.repeat_counts import Pairs, Repeats, prefixes
 from hpgr.model.shapes import Float
 from hpgr.model.stored import WEIGHTS, catalogue_of, check_network, check_weights
 from hpgr.model.stored_config import settings_of
@@ -273,16 +273,18 @@ class ReadHistories:
         full = self.histories.length > 0
         known = [reading for *_, reading in self.parts if len(reading.states)]
         scores = _spread(self.scorer.similarities(known, items), full, items)
-        return self.scorer.additions.add(scores, self.histories, items)
+        return self.added.add(scores, items)
+
+    @cached_property
+    def added(self) -> Pairs:
+        """See `hpgr.evaluation.model_protocols.Answering`."""
+        return self.scorer.additions.pairs(self.histories)
 
     @torch.inference_mode()
     def states(self) -> np.ndarray | None:
-        """States of length one, float32 [Q, D], whose products with `items` are the scores.
-
-        None where a query has no history, or something is added to the cosines.
-        """
+        """States of length one, float32 [Q, D]; None where a query has no history."""
         known = [reading for *_, reading in self.parts if len(reading.states)]
-        if not self.scorer.additions.idle or not known or not (self.histories.length > 0).all():
+        if not known or not (self.histories.length > 0).all():
             return None
         state_QD = functional.normalize(torch.cat([one.states for one in known]).float(), dim=-1)
         return np.asarray(state_QD.cpu())

@@ -22,7 +22,7 @@ import numpy as np
 
 from hpgr.data.histories import Histories, runs
 from hpgr.data.log import FIRST_ITEM
-from hpgr.model.repeat_counts import Repeats, add_pairs, after_pause
+from hpgr.model.repeat_counts import Pairs, Repeats, after_pause
 
 EVENTS = 10  # newest events that vote, and events after one that are its successors
 SCALE = 100.0  # of the votes inside the logarithm: a share of a hundredth counts log 2
@@ -110,17 +110,16 @@ class Successors(NamedTuple):
         """True if no score changes."""
         return self.table is None or not (self.weight or self.weight_after_pause)
 
-    def add(self, scores: np.ndarray, past: Histories, items: slice = slice(None)) -> np.ndarray:
-        """Add the votes of `past` to `scores` [Q, part] of a part of the catalogue, in place."""
-        if self.table is None or self.idle or not len(past.item):
-            return scores
+    def pairs(self, past: Histories) -> Pairs:
+        """What the votes of `past` add, each pair once."""
+        if self.table is None:
+            return Pairs.of([])
         pause = after_pause(past, self.gap_s)
         weight = np.where(pause, self.weight_after_pause, self.weight)
         asked = np.flatnonzero(weight)
         query, item, votes = self.table.votes(past.take(asked))
         query = asked[query]
-        added = weight[query] * np.log1p(SCALE * votes)
-        return add_pairs(scores, query, item, added, items)
+        return Pairs(query, item, weight[query] * np.log1p(SCALE * votes))
 
 
 class Additions(NamedTuple):
@@ -134,6 +133,11 @@ class Additions(NamedTuple):
         """True if no score changes."""
         return self.repeats.idle and self.successors.idle
 
-    def add(self, scores: np.ndarray, past: Histories, items: slice = slice(None)) -> np.ndarray:
-        """Add all of it to `scores` [Q, part] of a part of the catalogue, in place."""
-        return self.successors.add(self.repeats.add(scores, past, items), past, items)
+    def pairs(self, past: Histories) -> Pairs:
+        """What is added for `past`; a pair may come twice, once from each part."""
+        parts = (self.repeats, self.successors)
+        return Pairs.of([one.pairs(past) for one in parts if len(past.item) and not one.idle])
+
+    def add(self, scores: np.ndarray, past: Histories) -> np.ndarray:
+        """Add all of it to `scores` [Q, V], in place."""
+        return self.pairs(past).add(scores)

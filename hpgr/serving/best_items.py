@@ -15,6 +15,7 @@ from hpgr.data.log import FIRST_ITEM
 from hpgr.evaluation.blend import Blend
 from hpgr.evaluation.model_protocols import Answering, RankingModel
 from hpgr.metrics import removed_pairs, take_top
+from hpgr.model.repeat_counts import Pairs
 from hpgr.registry.bundle import Serving
 from hpgr.serving.item_index import ItemIndex
 
@@ -127,7 +128,12 @@ class Finder:
         removed: tuple[np.ndarray, np.ndarray] | None,
         places: int,
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """As `_nearest`, most of them; None where an index cannot tell."""
+        """As `_nearest`, most of them; None where a history is empty or too much was met.
+
+        An item is among the best `places` by score if it is among as many by cosine, or something
+        is added to it: all that stand above an item by cosine alone stand above it by score too,
+        as no addition is negative. So the index adds no error of its own to the additions.
+        """
         state, width = asked.states(), len(self.popularity)
         if state is None:
             return None
@@ -135,12 +141,21 @@ class Finder:
         seen = int(np.bincount(query, minlength=1).max())
         if seen > SEEN_AT_MOST:
             return None
-        item, near = index.search(state, places + seen)
-        met = np.isin(np.arange(len(item))[:, None] * width + item, query * width + gone)
-        near[met | (item < 0)] = -np.inf
-        order = np.argsort(-near, axis=1, kind="stable")[:, :places]
-        item, near = (np.take_along_axis(one, order, axis=1) for one in (item, near))
-        return np.where(np.isneginf(near), -1, item), near
+        near, cosine = index.search(state, places + seen)
+        asks, place = np.nonzero(near >= 0)
+        found = Pairs(asks, near[asks, place], cosine[asks, place].astype(np.float64))
+        extra = asked.added.summed(width)
+        own = np.einsum("ij,ij->i", state[extra.query], asked.items()[extra.item])
+        missed = np.isin(extra.key(width), found.key(width), invert=True)
+        found = Pairs.of([found, extra, extra._replace(added=own).take(missed)]).summed(width)
+        found = found.take(np.isin(found.key(width), query * width + gone, invert=True))
+        found = found.take(np.lexsort((found.item, -found.added, found.query)))
+        rank = np.arange(len(found.query)) - np.searchsorted(found.query, found.query)
+        found, rank = found.take(rank < places), rank[rank < places]
+        item = np.full((len(state), places), -1, dtype=np.int64)
+        score = np.full(item.shape, -np.inf, dtype=np.float32)
+        item[found.query, rank], score[found.query, rank] = found.item, found.added
+        return item, score
 
     def _nearest(
         self,

@@ -156,8 +156,6 @@ class Recommender:
     def use_index(self, recall: float) -> None:
         """Search the catalogue by an index from now on; see `hpgr.serving.item_index`.
 
-        A model that adds to its cosines, as counts or successors, goes on searching exactly.
-
         Raises:
             UserError: faiss is not installed.
         """
@@ -169,9 +167,7 @@ class Recommender:
         histories = encode(asked, self.item, self.actions, gap_s=self.serving.gap_s)
         read = self.scorer.read(histories.last(self.serving.max_history))
         states = read.states()
-        if states is None:
-            logger.info("the model adds to its cosines: its catalogue is searched exactly")
-            return
+        assert states is not None  # no history is empty
         items = read.items()
         index = ItemIndex(items)
         found = index.tune(states, self.serving.retrieve, recall)
