@@ -80,7 +80,7 @@ class Answering(Protocol):
 
     @property
     def added(self) -> Pairs:
-        """What is added to the products, never negative; a pair may come twice."""
+        """Amounts that are added to the products, never negative; a pair may come twice."""
 
     def items(self) -> np.ndarray:
         """Vectors of items of length one, float32 [num_items, D]; some query has a history."""

@@ -42,7 +42,7 @@ class Repeats(NamedTuple):
         return not (self.weight or self.weight_after_pause)
 
     def pairs(self, past: Histories) -> Pairs:
-        """What the counts of `past` add, each pair once."""
+        """Amounts that the counts of `past` add, each pair once."""
         pause = after_pause(past, self.gap_s)
         parts = []
         for weight, decay, asked in (

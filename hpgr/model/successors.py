@@ -111,7 +111,7 @@ class Successors(NamedTuple):
         return self.table is None or not (self.weight or self.weight_after_pause)
 
     def pairs(self, past: Histories) -> Pairs:
-        """What the votes of `past` add, each pair once."""
+        """Amounts that the votes of `past` add, each pair once."""
         if self.table is None:
             return Pairs.of([])
         pause = after_pause(past, self.gap_s)
@@ -134,7 +134,7 @@ class Additions(NamedTuple):
         return self.repeats.idle and self.successors.idle
 
     def pairs(self, past: Histories) -> Pairs:
-        """What is added for `past`; a pair may come twice, once from each part."""
+        """Amounts that are added for `past`; a pair may come twice, once from each part."""
         parts = (self.repeats, self.successors)
         return Pairs.of([one.pairs(past) for one in parts if len(past.item) and not one.idle])
 
