@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from benchmarks.kuairand import convert
+from benchmarks.kuairand import LOGS, VIDEOS, convert, convert_own
 from hpgr.runtime import UserError
 
 
@@ -40,3 +40,30 @@ def test_a_table_that_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match=r"impressions.parquet not found: expected KuaiRand-Pure"):
         convert(tmp_path, tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+HEAD = "user_id,video_id,date,hourmin,time_ms,is_click,long_view,tab\n"
+
+
+def test_the_owners_logs_become_one_in_the_order_of_milliseconds(tmp_path):
+    (tmp_path / LOGS[0]).write_text(
+        HEAD + "1,7,20220408,0,1649347200900,1,0,1\n1,8,20220408,0,1649347200100,1,1,1\n"
+    )
+    (tmp_path / LOGS[1]).write_text(HEAD + "0,7,20220422,0,1650556800000,0,1,1\n")
+    (tmp_path / VIDEOS).write_text('video_id,author_id,tag\n7,3,"12,65"\n8,3,\n')
+    convert_own(tmp_path)
+    log = pd.read_parquet(tmp_path / "interactions.parquet")
+    assert log.columns.tolist() == ["user_id", "item_id", "timestamp", "long_view"]
+    assert log.to_numpy().tolist() == [
+        [0, 7, 1_650_556_800, 1],
+        [1, 8, 1_649_347_200, 1],
+        [1, 7, 1_649_347_200, 0],
+    ]
+    items = pd.read_parquet(tmp_path / "items.parquet").astype(object)
+    assert items.where(items.notna(), None).to_numpy().tolist() == [[7, "12,65"], [8, None]]
+
+
+def test_a_file_of_the_owner_that_is_missing_is_named(tmp_path):
+    (tmp_path / LOGS[0]).write_text(HEAD)
+    with pytest.raises(UserError, match=rf"{LOGS[1]} not found: fetch it with `hpgr fetch"):
+        convert_own(tmp_path)

