@@ -54,7 +54,8 @@ COMPARED = {
 # Others stand in docs/ablations.md.
 HEADLINES = (
     "hpgr", "hpgr-no-successors", "hpgr-short", "hpgr-quick", "hstu", "hstu-large", "hstu-plain",
-    "hstu-readout", "sasrec", "esasrec", "mtgr", "mtgr-residual", "mtgr-successors", "mtgr-readout",
+    "hstu-readout", "sasrec", "esasrec", "mtgr", "mtgr-residual", "mtgr-fold-in",
+    "mtgr-successors", "mtgr-readout",
 )  # fmt: skip
 NAMES = {
     "hpgr": "**HPGR**",
@@ -78,6 +79,7 @@ NAMES = {
     "esasrec": "eSASRec",
     "mtgr": "MTGR",
     "mtgr-residual": "MTGR with our cross features",
+    "mtgr-fold-in": "MTGR with our cross features and fold-in",
     "mtgr-successors": "MTGR with HPGR's successors",
     "mtgr-readout": "MTGR with HPGR's read-out",
     "transitions": "transitions, decayed",

@@ -35,7 +35,7 @@ def settings(**changes):
         "sessions": True,
         "intra_blocks": 1, "inter_blocks": 1, "preference": True, "history_rows": "causal",
         "num_anchors": 3, "sigma": 1.0, "recent_window": 4, "candidate_window": 4, "signal_dim": 6,
-        "tile": 8, "readout": True, "factors": 5, "cross": "residual",
+        "tile": 8, "readout": True, "factors": 5, "cross": "fold_in",
     }  # fmt: skip
     return SimpleNamespace(**{**base, **changes})
 

@@ -160,7 +160,7 @@ def replaced(histories, row, seed=0):
     return replace(histories, item=item, action=action)
 
 
-@pytest.mark.parametrize("cross", ["published", "residual"])
+@pytest.mark.parametrize("cross", ["published", "residual", "fold_in"])
 def test_a_logit_moves_with_each_earlier_event_and_with_no_other(cross):
     model = make(cross=cross, readout=False)
     with torch.no_grad():

@@ -8,7 +8,8 @@ from test_leaks import random_histories
 from hpgr.data.batches import events_before
 from hpgr.model.packed import pack, place_candidates
 from hpgr.model.ranking_head import PRIOR_EVENTS, RankingHead
-from hpgr.model.readout import ItemFactors, PreferenceReadout
+from hpgr.model.readout import PreferenceReadout
+from hpgr.model.tastes import ItemFactors
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,9 @@ from hpgr.model.catalogue import Catalogue
 from hpgr.model.discounting import discounted_sums, product_sums
 from hpgr.model.interface import build
 from hpgr.model.packed import pack, place_candidates
-from hpgr.model.readout import CLOCKS, KERNELS, PreferenceReadout
+from hpgr.model.readout import KERNELS, PreferenceReadout
 from hpgr.model.standardise import Standardise
+from hpgr.model.tastes import CLOCKS
 from hpgr.training import item_factors
 from hpgr.training.finetune import _optimizer
 from hpgr.training.item_factors import fit_item_factors

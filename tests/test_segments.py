@@ -94,7 +94,7 @@ def test_a_network_gives_the_same_over_segments(name, monkeypatch, any_waste):
     if name == "pretraining":
         network = MaskedItemModel(cfg.model, catalogue, mim_blocks=1)
     else:
-        cfg.model.name, cfg.model.cross = name, "residual"
+        cfg.model.name, cfg.model.cross = name, "fold_in"
         network = build(cfg.model, catalogue, ranking=True)
     windows = TrainingWindows(
         log, max_history=20, batch_tokens=300, num_candidates=4, random_windows=False, seed=0

@@ -68,7 +68,7 @@ def catalogue(num_items, num_actions, num_categories, seed=0):
 def named(name):
     """The section `model` of a network, from HPGR's."""
     own = [field.name for field in fields(section_class(name))]
-    values = CFG.model.model_dump() | {"name": name, "cross": "residual"}
+    values = CFG.model.model_dump() | {"name": name, "cross": "fold_in"}
     return SimpleNamespace(**{key: values[key] for key in own})
 
 

@@ -48,7 +48,7 @@ def parameters(**changes):
     for name, value in dotted.items():
         section, key = name.split(".")
         raw[section][key] = value
-    raw["model"].setdefault("cross", "residual")
+    raw["model"].setdefault("cross", "fold_in")
     own = fields(section_class(raw["model"]["name"]))  # of the keys, those that its network has
     raw["model"] = {field.name: raw["model"][field.name] for field in own}
     sections = {k: SimpleNamespace(**v) for k, v in raw.items() if isinstance(v, dict)}

@@ -12,8 +12,11 @@ each category shared).
   the time since the newest event. A residual is the value of an action less the bias of its item,
   as in `hpgr.model.readout`. These are ours. The candidate's own bias is left out: in training it
   holds the candidate's own label.
+- fold_in: also mean and variance of the value that the posterior of the user's taste predicts for
+  the candidate, for each clock (`hpgr.model.tastes`). Ours.
 
-Nothing here is learned: values and biases are those that stage 1 fitted (0 without it).
+Nothing here is learned: values, biases and factors are those that stage 1 fitted (without it 0,
+factors random).
 
 Shape legend (suffixes of names): T history rows, C candidates, N pairs of a row and one of its
 keys, M pairs of a candidate and one of its keys, V items, A actions, F features.
@@ -31,8 +34,8 @@ from hpgr.data.log import FIRST_ITEM
 from hpgr.model.discounting import discounted_sums
 from hpgr.model.embedding import ItemEmbedding
 from hpgr.model.packed import Candidates, Packed
-from hpgr.model.readout import ItemFactors
 from hpgr.model.shapes import Float, Int
+from hpgr.model.tastes import CLOCKS, PER_CLOCK, FoldedTastes, ItemFactors
 
 KINDS = 3  # all events of the user, those with the item, those with a category
 PRIOR_EVENTS = 2.0  # of a mean
@@ -85,12 +88,16 @@ class Matches:
 
 
 class CrossFeatures(nn.Module):
-    """Computes the features; `form` is published or residual."""
+    """Computes the features; `form` is published, residual or fold_in."""
 
-    def __init__(self, num_items: int, num_actions: int, form: str) -> None:
+    def __init__(self, num_items: int, num_actions: int, form: str, factors: int) -> None:
         super().__init__()
-        self.residual = form == "residual"
+        self.residual = form != "published"
         self.num_features = KINDS * (4 + len(PACES) if self.residual else 2)
+        self.tastes = None
+        if form == "fold_in":
+            self.tastes = FoldedTastes(num_items, num_actions, factors).requires_grad_(False)
+            self.num_features += PER_CLOCK * len(CLOCKS)
         # Set by stage 1, not learned; parameters, so that a warm start keeps them.
         self.value = nn.Parameter(torch.zeros(num_actions), requires_grad=False)
         self.valued = nn.Parameter(torch.zeros(num_actions), requires_grad=False)
@@ -102,6 +109,8 @@ class CrossFeatures(nn.Module):
         self.value.copy_(factors.value)
         self.valued.copy_(factors.valued)
         self.bias.copy_(factors.bias)
+        if self.tastes is not None:
+            self.tastes.start_from(factors)
 
     @torch.no_grad()
     def forward(
@@ -141,7 +150,9 @@ class CrossFeatures(nn.Module):
             newest_C = matches.newest()
             since_C = torch.where(newest_C >= 0, candidates.time - time_T[newest_C], 0)
             features.append(since_C.double().log1p())
-        return torch.stack(features, 1).to(self.bias.dtype)
+        if self.tastes is not None:
+            features += self.tastes.folded(packed, candidates).features
+        return torch.stack([one.double() for one in features], 1).to(self.bias.dtype)
 
 
 def _one_each(key: Int[Tensor, "N"]) -> Keys:

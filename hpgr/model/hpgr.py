@@ -35,8 +35,9 @@ from hpgr.model.interface import Growth, Judgement, Network, Reading
 from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.preference import PreferenceMask, PreferenceSignals
 from hpgr.model.ranking_head import ranking_head
-from hpgr.model.readout import READOUT_GROWTH, ItemFactors
+from hpgr.model.readout import READOUT_GROWTH
 from hpgr.model.shapes import Float
+from hpgr.model.tastes import ItemFactors
 from hpgr.model.trunk import HPGRTrunk, MaskedItemModel, Trunk
 from hpgr.model.unit import unit
 

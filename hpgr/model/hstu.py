@@ -25,8 +25,9 @@ from hpgr.model.dropout import dropout
 from hpgr.model.interface import Growth, Judgement, Network, Reading
 from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.ranking_head import ranking_head
-from hpgr.model.readout import READOUT_GROWTH, ItemFactors
+from hpgr.model.readout import READOUT_GROWTH
 from hpgr.model.shapes import Float, Int
+from hpgr.model.tastes import ItemFactors
 
 EPSILON = 1e-6
 ANCHORS = 16  # of the read-out, where a model has one; as many as HPGR's by default

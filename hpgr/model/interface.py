@@ -19,7 +19,7 @@ from hpgr.model.zoo import ZOO, resolve_class
 if TYPE_CHECKING:
     from hpgr.model.preference import PreferenceMask
     from hpgr.model.ranking_head import RankingHead
-    from hpgr.model.readout import ItemFactors
+    from hpgr.model.tastes import ItemFactors
 
 LISTS = "click.lists."  # begins the names of the ranking head's weights for shown lists
 # Weights that start at counts and at the item factors of stage 1, where a network has them.

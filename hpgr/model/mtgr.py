@@ -38,9 +38,10 @@ from hpgr.model.hstu import ANCHORS, EPSILON, history_tiles
 from hpgr.model.interface import Growth, Judgement, Network, Reading
 from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.ranking_head import ranking_head
-from hpgr.model.readout import READOUT_GROWTH, ItemFactors
+from hpgr.model.readout import READOUT_GROWTH
 from hpgr.model.shapes import Float, Int
 from hpgr.model.standardise import Standardise
+from hpgr.model.tastes import ItemFactors
 
 STATIC, REAL_TIME, CANDIDATE = range(3)  # domains
 
@@ -137,6 +138,11 @@ class MTGR(Network):
         "cross.value": Growth("num_actions"),
         "cross.valued": Growth("num_actions"),
         "cross.bias": Growth("num_items"),
+        "cross.tastes.factor": Growth("num_items"),
+        "cross.tastes.bias": Growth("num_items"),
+        "cross.tastes.hint": Growth("num_items"),
+        "cross.tastes.value": Growth("num_actions"),
+        "cross.tastes.valued": Growth("num_actions"),
         "click.item_bias": Growth("num_items"),
         "click.action_value": Growth("num_actions"),
         **READOUT_GROWTH,
@@ -151,7 +157,9 @@ class MTGR(Network):
         self.items = ItemEmbedding(catalogue, dim, side_features=True)
         self.action = embedding_table(catalogue.num_actions, dim)
         self.place = TimeAwarePosition(num_positions, dim, request_time=settings.time_bias)
-        self.cross = CrossFeatures(catalogue.num_items, catalogue.num_actions, settings.cross)
+        self.cross = CrossFeatures(
+            catalogue.num_items, catalogue.num_actions, settings.cross, settings.factors
+        )
         self.cross_token = nn.Sequential(
             Standardise(self.cross.num_features),
             nn.Linear(self.cross.num_features, dim),

@@ -22,9 +22,10 @@ from torch.nn import functional
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.list_features import ListFeatures, log_odds
 from hpgr.model.packed import Candidates, Packed
-from hpgr.model.readout import ItemFactors, PreferenceReadout
+from hpgr.model.readout import PreferenceReadout
 from hpgr.model.shapes import Float
 from hpgr.model.standardise import Standardise
+from hpgr.model.tastes import ItemFactors
 
 PRIOR_EVENTS = 5.0  # of an item's mean; initial value of the learned prior of a user's mean
 # Of the mean of an item in shown lists: where lists show an item a few times, its rate tells the

@@ -27,8 +27,9 @@ from hpgr.model.interface import Growth, Judgement, Network, Reading
 from hpgr.model.packed import Candidates, Packed, Readers
 from hpgr.model.precision import wide
 from hpgr.model.ranking_head import ranking_head
-from hpgr.model.readout import READOUT_GROWTH, ItemFactors
+from hpgr.model.readout import READOUT_GROWTH
 from hpgr.model.shapes import Float
+from hpgr.model.tastes import ItemFactors
 
 FEED_FORWARD = 4  # width of eSASRec's hidden layer, in multiples of D; SASRec's has D
 MAX_SCORE = 60.0  # its exp, times any number of keys, is a float32

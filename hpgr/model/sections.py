@@ -93,7 +93,7 @@ class MTGRSection(HSTUSection):
             residual (also residuals, newer events weighing more, and times).
     """
 
-    cross: Literal["published", "residual"] = limited()
+    cross: Literal["published", "residual", "fold_in"] = limited()
 
 
 @dataclass(frozen=True)

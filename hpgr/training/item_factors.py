@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpgr.data.log import TRAIN, EventLog
-from hpgr.model.readout import ItemFactors
+from hpgr.model.tastes import ItemFactors
 
 # To start from; variances are relative to that of the values.
 FIRST_FACTOR = 0.4  # prior mean of the first factor: people differ in how much they like anything

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from hpgr.data.base_folder import MODEL, RECORD, is_filled
 from hpgr.model.catalogue import Catalogue
 from hpgr.model.interface import LISTS, network_class
-from hpgr.model.readout import ItemFactors
 from hpgr.model.stored_config import CONFIG, read_config
 from hpgr.model.stored_table import PREFIX as TABLE_PREFIX
+from hpgr.model.tastes import ItemFactors
 from hpgr.runtime import UserError, read_json
 from hpgr.training.checkpoint import load_tensors
 from hpgr.workspace import HERE, Workspace
