@@ -119,7 +119,8 @@ def test_a_comparison_stands_with_its_interval(made):
         if (one["protocol"], one["model"], one["metric"]) == ("K1", "mtgr-successors", "auc")
     )
     numbers = [f"{own[key]:+.4f}".replace("-", "\N{MINUS SIGN}") for key in ("low", "high")]
-    (row,) = [c for c in reader.rows if c[1:4] == ["MTGR with HPGR's successors", "HPGR", "AUC"]]
+    names = [table.NAMES[own[key]].replace("*", "") for key in ("model", "against")]
+    (row,) = [cells for cells in reader.rows if cells[1:4] == [*names, "AUC"]]
     assert row[5] == " to ".join(numbers)
 
 
