@@ -21,10 +21,12 @@ them.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
+from hpgr.cli import run
 from hpgr.runtime import UserError, atomic_path
 
 APART_S = 3600
@@ -81,8 +83,20 @@ def _write(target: Path, log: pd.DataFrame, items: pd.DataFrame) -> None:
     print(f"{target}: {len(log):,} events")
 
 
-if __name__ == "__main__":
-    if (Path(sys.argv[1]) / LOGS[0]).is_file():
-        convert_own(Path(sys.argv[1]))
+def main(arguments: list[str]) -> None:
+    """Convert the folder that the command line names.
+
+    Raises:
+        UserError: it names none, or a file is missing there.
+    """
+    if len(arguments) != 1:
+        raise UserError(f"found {' '.join(arguments)!r}, expected one folder of KuaiRand-Pure")
+    folder = Path(arguments[0])
+    if (folder / LOGS[0]).is_file():
+        convert_own(folder)
     else:
-        convert(Path(sys.argv[1]), LATE)
+        convert(folder, LATE)
+
+
+if __name__ == "__main__":
+    run(partial(main, sys.argv[1:]))

@@ -12,8 +12,8 @@ each category shared).
   the time since the newest event. A residual is the value of an action less the bias of its item,
   as in `hpgr.model.readout`. These are ours. The candidate's own bias is left out: in training it
   holds the candidate's own label.
-- fold_in: also mean and variance of the value that the posterior of the user's taste predicts for
-  the candidate, for each clock (`hpgr.model.tastes`). Ours.
+- fold_in: also, for each clock, what the posterior of the user's taste predicts for the candidate,
+  its variance, the ratio, and the user's mean residual (`hpgr.model.tastes`). Ours.
 
 Nothing here is learned: values, biases and factors are those that stage 1 fitted (without it 0,
 factors random).
